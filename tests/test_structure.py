@@ -1,0 +1,290 @@
+"""What holds for the package as a whole: import order, public names, sizes, quiet and quick import, ignores.
+
+The checkers are functions of source text, so that each is also shown to catch a planted offense.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lensteer"
+
+#: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
+ROOMS: list[tuple[str, list[str]]] = [
+    ("errors", ["errors"]),
+    ("values", ["behaviors", "tasks", "positions", "metrics"]),
+    ("model", ["models", "organism", "generation"]),
+    ("text", ["traces", "annotation", "alignment"]),
+    ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),
+    ("where", ["overlap", "attribution", "attention", "selection"]),
+    ("intervene", ["steering", "cache_steering", "calibration"]),
+    ("measure", ["evaluation"]),
+    ("doors", ["plots", "explorer", "report", "export", "distributed", "pipeline", "cli", "__main__"]),
+]
+ROOM_OF = {module: number for number, (_, modules) in enumerate(ROOMS) for module in modules}
+
+#: Imports against the order. Each has its reason and must stand inside a function.
+EXCEPTIONS = {
+    ("tasks", "organism"): "load_tasks('organism') asks the embedded grammar, which itself builds on Task",
+}
+
+MAX_LINES = 300
+IMPORT_SECONDS = 0.3
+
+
+def unit_of(path: Path) -> str:
+    """The entry of the layout that a file belongs to: its module, or the folder at the top of the package."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def library_imports(source: str, package: str) -> list[tuple[str, bool]]:
+    """Units of lensteer that `source` imports, each with whether the import stands inside a function.
+
+    `package` is the dotted package that holds the module. An import of the public namespace is unit `""`.
+    """
+    found: list[tuple[str, bool]] = []
+
+    def add(dotted: str, deferred: bool) -> None:
+        head, *rest = dotted.split(".")
+        if head == "lensteer":
+            found.append((rest[0] if rest else "", deferred))
+
+    def visit(node: ast.AST, deferred: bool) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                add(alias.name, deferred)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            if base == "lensteer":  # `from lensteer import x`: a module, or a name of the public namespace
+                for alias in node.names:
+                    add(f"lensteer.{alias.name}" if alias.name in ROOM_OF else "lensteer", deferred)
+            else:
+                add(base, deferred)
+        deferred = deferred or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            visit(child, deferred)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+def import_offenses(unit: str, source: str, package: str = "lensteer") -> list[str]:
+    """What the imports of one module of `unit` do against the layout, in words."""
+    offenses = []
+    for target, deferred in library_imports(source, package):
+        if target == unit:
+            continue
+        if target not in ROOM_OF:
+            offenses.append(
+                f"{unit} imports lensteer{'.' + target if target else ''}, which is not in the layout"
+            )
+        elif (unit, target) in EXCEPTIONS:
+            if not deferred:
+                offenses.append(f"{unit} imports {target} outside a function")
+        elif ROOM_OF[target] > ROOM_OF[unit]:
+            offenses.append(f"{unit} imports {target}, which stands below it")
+    return offenses
+
+
+def library_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_is_in_the_layout():
+    units = {unit_of(path) for path in library_files()} - {"__init__"}
+    assert units <= set(ROOM_OF), "give the new module its place in ROOMS (and in the documented layout)"
+
+
+def test_imports_go_downwards_or_stay_in_a_room():
+    offenses = []
+    for path in library_files():
+        if path != PACKAGE / "__init__.py":
+            package = ".".join(path.relative_to(ROOT).parent.parts)
+            offenses += import_offenses(unit_of(path), path.read_text(encoding="utf-8"), package)
+    assert offenses == []
+
+
+def test_no_import_cycle():
+    graph: dict[str, set[str]] = {}
+    for path in library_files():
+        unit = unit_of(path)
+        package = ".".join(path.relative_to(ROOT).parent.parts)
+        targets = {target for target, _ in library_imports(path.read_text(encoding="utf-8"), package)}
+        graph.setdefault(unit, set()).update(t for t in targets if t != unit and (unit, t) not in EXCEPTIONS)
+    while leaves := [unit for unit, targets in graph.items() if not targets & graph.keys()]:
+        for unit in leaves:
+            del graph[unit]
+    assert not graph, f"imports in a circle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize(
+    ("unit", "source", "package", "offense"),
+    [
+        ("metrics", "import lensteer.steering", "lensteer", "steering, which stands below"),
+        ("metrics", "from lensteer.steering import edit", "lensteer", "steering, which stands below"),
+        ("metrics", "from lensteer import steering", "lensteer", "steering, which stands below"),
+        ("metrics", "from .steering import edit", "lensteer", "steering, which stands below"),
+        ("metrics", "def f():\n    from . import steering", "lensteer", "steering, which stands below"),
+        ("organism", "from ..traces import Trace", "lensteer.organism", "traces, which stands below"),
+        ("plots", "import lensteer as ls", "lensteer", "imports lensteer, which is not in the layout"),
+        ("plots", "from lensteer import evaluate", "lensteer", "imports lensteer, which is not"),
+        ("plots", "from lensteer.nowhere import f", "lensteer", "lensteer.nowhere, which is not"),
+        ("tasks", "from lensteer.organism import grammar", "lensteer", "outside a function"),
+    ],
+)
+def test_planted_imports_are_caught(unit, source, package, offense):
+    (found,) = import_offenses(unit, source, package)
+    assert offense in found
+
+
+@pytest.mark.parametrize(
+    ("unit", "source", "package"),
+    [
+        ("steering", "from lensteer.models import resid_hook\nimport torch", "lensteer"),
+        ("annotation", "from lensteer.alignment import align", "lensteer"),
+        ("organism", "from .grammar import Grammar\nfrom ..errors import LensteerError", "lensteer.organism"),
+        ("tasks", "def load():\n    from lensteer.organism import grammar", "lensteer"),
+    ],
+)
+def test_rightful_imports_pass(unit, source, package):
+    assert import_offenses(unit, source, package) == []
+
+
+def test_public_names_are_exact():
+    import lensteer
+
+    declared = lensteer.__all__
+    assert len(declared) == len(set(declared)), "a name stands twice in __all__"
+    missing = [name for name in declared if not hasattr(lensteer, name)]
+    assert missing == []
+    # Submodules appear in the namespace as soon as anything imports them: public only where declared.
+    public = {
+        name
+        for name, value in vars(lensteer).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public - set(declared) == set(), "public in lensteer, but not in __all__"
+
+
+def test_modules_stay_short():
+    lines = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in library_files()
+    }
+    assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
+
+
+#: Run in a fresh interpreter: what importing lensteer adds to importing what it is built on. Processor time,
+#: not time on the wall, so that another job on the machine does not decide the test.
+IMPORT_PROBE = """
+import contextlib, io, json, socket, sys, time, warnings
+import torch, transformer_lens
+
+calls = []
+
+def refuse(*args, **kwargs):
+    calls.append(repr(args))
+    raise OSError("no network while importing")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+said = io.StringIO()
+before = time.process_time()
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    import {module}
+seconds = time.process_time() - before
+print("PROBE" + json.dumps(dict(seconds=seconds, calls=calls, said=said.getvalue())))
+"""
+
+
+def probe_import(module: str, folder: Path | None = None) -> dict:
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT_PROBE.format(module=module)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder or ROOT,
+    )
+    return json.loads(run.stdout.rsplit("PROBE", 1)[1])
+
+
+@pytest.mark.slow
+def test_import_is_quick_quiet_and_offline():
+    importlib.import_module("lensteer")  # compiled once, as after installation
+    probes = [probe_import("lensteer") for _ in range(3)]
+    assert [probe["calls"] for probe in probes] == [[], [], []]
+    assert [probe["said"] for probe in probes] == ["", "", ""]
+    assert statistics.median(probe["seconds"] for probe in probes) < IMPORT_SECONDS
+
+
+def test_the_import_probe_notices_a_noisy_slow_module_that_calls_home(tmp_path):
+    (tmp_path / "planted.py").write_text(
+        "import socket, time\n"
+        "print('hello')\n"
+        "try:\n    socket.create_connection(('127.0.0.1', 9))\nexcept OSError:\n    pass\n"
+        "end = time.process_time() + 0.31\nwhile time.process_time() < end:\n    pass\n"
+    )
+    probe = probe_import("planted", tmp_path)
+    assert probe["said"] == "hello\n"
+    assert len(probe["calls"]) == 1
+    assert probe["seconds"] > IMPORT_SECONDS
+
+
+IGNORE = re.compile(r"#\s*(?:type:\s*ignore|(?:ruff:\s*)?noqa)\b", re.IGNORECASE)
+EXPLAINED = re.compile(
+    r"#\s*(?:type:\s*ignore\[[\w\-, ]+\]|(?:ruff:\s*)?noqa:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)"  # which rule
+    r"\s*(?:#|--?|—|:)\s*\w.{4,}"  # why
+)
+
+
+def unexplained_ignores(source: str) -> list[str]:
+    """Comments that silence a checker without naming the rule, or without a reason."""
+    comments = [
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    return [text for text in comments if len(IGNORE.findall(text)) != len(EXPLAINED.findall(text))]
+
+
+def test_every_ignore_has_its_code_and_reason():
+    folders = ("lensteer", "tests", "analyses", "benchmarks")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    offenses = {
+        str(path.relative_to(ROOT)): found
+        for path in files
+        if (found := unexplained_ignores(path.read_text(encoding="utf-8")))
+    }
+    assert offenses == {}
+
+
+@pytest.mark.parametrize(
+    ("comment", "explained"),
+    [
+        ("# type: ignore", False),
+        ("# type: ignore[arg-type]", False),
+        ("# type: ignore[arg-type]  # the stub lacks None", True),
+        ("# noqa", False),
+        ("# noqa: F401", False),
+        ("# noqa: F401  # imported for its side effect", True),
+        ("# noqa: F401, E402 - set up first", True),
+        ("# ruff: noqa: E501", False),
+        ("# an ordinary comment", True),
+    ],
+)
+def test_the_check_of_ignores(comment, explained):
+    assert (unexplained_ignores(f"x = 1  {comment}\n") == []) is explained
