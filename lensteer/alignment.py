@@ -1,0 +1,302 @@
+"""Where the sentences that an annotator returned stand in the response, as characters and as tokens.
+
+Every annotator goes through here, whether it copies the text or, as language models do, mends typos, joins
+lines, swaps sentences and leaves some out. All sentences are placed together, as the chain of places in order
+that covers the most letters: a repeated sentence goes to its next occurrence, and a short one that recurs by
+chance far ahead does not carry the rest with it. Whatever is mended or left out is in the report.
+
+Knows nothing of models, of tokenizers or of what the labels mean. Owns the step from characters to tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from lensteer.behaviors import BEHAVIORS, Sentence, Span
+from lensteer.errors import LensteerError
+
+MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a mended place may be edits
+_LANDMARK = 16  # letters; a shorter sentence may stand anywhere by chance and does not bound a search
+_PIECE = 8  # letters in a row that must have survived in a long sentence for a search to find it
+_WORD_EDGE, _SENTENCE_EDGE = 2, 8  # edits that a mended place may cost more to begin or end at one
+_TOUCH = 0.25  # letters: it decides between equals only
+_ALIKE = str.maketrans("‘’‚‛′“”„‟″«»‐‑‒–—―−", "'" * 5 + '"' * 7 + "-" * 7)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A sentence that the annotator changed.
+
+    Attributes:
+        index: which of the sentences handed in.
+        text: the annotator's wording.
+        found: the response's wording, which is what the span covers.
+        similarity: 1 - edits / letters of the longer of the two, from MIN_SIMILARITY to 1. Blanks, case and
+            the shape of quotes and dashes do not count: 1 means that only these differ.
+    """
+
+    index: int
+    text: str
+    found: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A sentence that has no span, and why, in words."""
+
+    index: int
+    label: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class AlignmentReport:
+    """What became of every sentence: `matched` stand in the response as they are, the others are listed.
+
+    `pandas.DataFrame(report.dropped)` shows either list as a table.
+    """
+
+    matched: int
+    repaired: tuple[Repair, ...]
+    dropped: tuple[Drop, ...]
+
+    @property
+    def placed(self) -> float:
+        """Share of all sentences handed in that have a span (1.0 if there were none)."""
+        total = self.matched + len(self.repaired) + len(self.dropped)
+        return 1 - len(self.dropped) / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Spans in reading order, never overlapping, and the account of how they were found."""
+
+    spans: tuple[Span, ...]
+    report: AlignmentReport
+
+
+def align(
+    sentences: Sequence[Sentence],
+    response: str,
+    offsets: Sequence[int],
+    *,
+    prompt_length: int,
+    labels: Sequence[str] = BEHAVIORS,
+) -> Alignment:
+    """Place annotated sentences in a response.
+
+    A token belongs to a span if it shares a character with it; blanks around a sentence are not part of it. A
+    token that two spans share belongs to the first.
+
+    Args:
+        sentences: what the annotator returned, in reading order.
+        response: the generated text.
+        offsets: first character of each response token, never decreasing. Tokens that are bytes of one
+            character have the same offset and stay together.
+        prompt_length: number of prompt tokens, which is the absolute position of the first response token.
+        labels: the labels that may become spans.
+
+    Raises:
+        LensteerError: `offsets` decreases or leaves the response, or `prompt_length` is negative.
+    """
+    if prompt_length < 0:
+        raise LensteerError(f"prompt_length={prompt_length}: a number of tokens is 0 or more")
+    for i, (before, after) in enumerate(pairwise([0, *offsets, len(response)])):
+        if after < before:
+            limits = f"0 to {len(response)} (the response)"
+            raise LensteerError(
+                f"offsets go from {before} to {after} at token {i}: they may not fall, nor leave {limits}"
+            )
+    page = _Page(*_letters(response), response)
+    wanted = [_letters(s.text)[0] if s.label in labels else "" for s in sentences]
+    chain = _place(page, wanted, [s.text.strip() for s in sentences])
+
+    spans: list[Span] = []
+    repaired: list[Repair] = []
+    dropped: list[Drop] = []
+    cursor, token = 0, 0
+    for i, (sentence, place) in enumerate(zip(sentences, chain, strict=True)):
+        text, reason, start, end, first, last = sentence.text.strip(), "", 0, 0, 0, 0
+        if sentence.label not in labels:
+            reason = f"label {sentence.label!r} not in {', '.join(labels)}"
+        elif not text:
+            reason = "empty text"
+        elif place is None:
+            reason = f"no match at or after character {cursor} that keeps the order"
+            if (at := response.find(text)) >= 0:
+                reason += f"; the words at character {at} are out of order or another sentence's"
+        else:
+            start, end = page.origin[place.start], page.origin[place.end - 1] + 1
+            holder = bisect_right(offsets, start) - 1  # the last token that begins there or before
+            first = max(token, bisect_left(offsets, offsets[holder]) if holder >= 0 else 0)
+            last = bisect_left(offsets, end)
+            if first >= last:
+                reason = f"characters {start} to {end} have no token that is not the span's before"
+        if place is None or reason:
+            dropped.append(Drop(i, sentence.label, text, reason))
+            continue
+        spans.append(Span(sentence.label, prompt_length + first, prompt_length + last, start, end))
+        if response[start:end] != text:
+            repaired.append(Repair(i, text, response[start:end], place.similarity))
+        cursor, token = end, last
+    matched = len(spans) - len(repaired)
+    return Alignment(tuple(spans), AlignmentReport(matched, tuple(repaired), tuple(dropped)))
+
+
+class _Place(NamedTuple):
+    """Letters where a sentence may stand; `weight` is about how many of the sentence's letters are there."""
+
+    start: int
+    end: int
+    weight: float
+    similarity: float
+
+
+class _Page(NamedTuple):
+    """The response, its `letters` (see `_letters`) and the character that each one comes from."""
+
+    letters: str
+    origin: list[int]
+    response: str
+
+    def edge(self, at: int, *, opening: bool) -> int:
+        """Edits that a beginning (or end) before letter `at` is worth. A tag's bracket counts as a blank."""
+        if at in (0, len(self.letters)):
+            return _SENTENCE_EDGE
+        left, right = self.origin[at - 1], self.origin[at]
+        if right - left == 1 and self.response[left if opening else right] not in "><":
+            return 0
+        closed = self.letters[at - 1] in ".!?:>" or "\n" in self.response[left:right]
+        return _SENTENCE_EDGE if closed else _WORD_EDGE
+
+
+def _letters(text: str) -> tuple[str, list[int]]:
+    """Text without blanks, case and typographic variants, and which character each letter was."""
+    kept = [(c.lower() if len(c.lower()) == 1 else c, i) for i, c in enumerate(text) if not c.isspace()]
+    return "".join(c for c, _ in kept).translate(_ALIKE), [i for _, i in kept]
+
+
+def _place(page: _Page, wanted: list[str], texts: list[str]) -> list[_Place | None]:
+    """The place of each sentence, or None: unedited sentences first, then the others between sure ones."""
+    size = len(page.letters)
+    options = [list(_unedited(page, letters, text)) for letters, text in zip(wanted, texts, strict=True)]
+    chain = _best_chain(options, size)
+    claimed = {n for p in chain if p for n in range(p.start, p.end)}
+    sure = [p if len(options[i]) == 1 and len(wanted[i]) >= _LANDMARK else None for i, p in enumerate(chain)]
+    for i, letters in enumerate(wanted):
+        # One that stands unedited in text nobody claims was moved, not edited: a lookalike would be wrong.
+        if not letters or chain[i] or any(claimed.isdisjoint(range(o.start, o.end)) for o in options[i]):
+            continue
+        low = next((p.end for p in sure[i::-1] if p), 0)
+        high = next((p.start for p in sure[i:] if p), size)
+        options[i] += _edited(page, letters, low, high)
+    return _best_chain(options, size)
+
+
+def _best_chain(options: list[list[_Place]], size: int) -> list[_Place | None]:
+    """At most one place a sentence, in order and without overlap, of the greatest total weight.
+
+    Dynamic programming over the sentences; of equal chains the one that ends earliest wins. Places that touch
+    weigh a little more: of several occurrences, the one beside the sentence's neighbors is taken.
+    """
+    best = np.zeros(size + 1)  # the weight of the best chain that ends at or before each letter,
+    tip = np.full(size + 1, -1)  # its last node,
+    ending: dict[int, tuple[float, int]] = {}  # and the best chain that ends exactly there
+    nodes: list[tuple[int, _Place, int]] = []  # sentence, place, node before
+    for i, places in enumerate(options):
+        reached = []
+        for place in places:
+            apart = (float(best[place.start]), int(tip[place.start]))
+            weight, before = max(apart, ending.get(place.start, (0.0, -1)))
+            reached.append((weight + place.weight, before, place))
+        for weight, before, place in reached:
+            beaten = int(np.searchsorted(best, weight))
+            best[place.end : beaten], tip[place.end : beaten] = weight, len(nodes)
+            if ending.get(place.end, (0.0, -1))[0] < weight + _TOUCH:
+                ending[place.end] = (weight + _TOUCH, len(nodes))
+            nodes.append((i, place, before))
+    chain: list[_Place | None] = [None] * len(options)
+    node = int(tip[size])
+    while node >= 0:
+        i, place, node = nodes[node]
+        chain[i] = place
+    return chain
+
+
+def _occurrences(letters: str, within: str, low: int, high: int) -> Iterator[int]:
+    at = within.find(letters, low, high)
+    while at >= 0:
+        yield at
+        at = within.find(letters, at + 1, high)
+
+
+def _unedited(page: _Page, letters: str, text: str) -> Iterator[_Place]:
+    """Every place with the sentence's letters; the very characters, and whole words, weigh a little more."""
+    for start in _occurrences(letters, page.letters, 0, len(page.letters)) if letters else ():
+        end = start + len(letters)
+        whole = (page.edge(start, opening=True) > 0) + (page.edge(end, opening=False) > 0)
+        exact = page.response.startswith(text, page.origin[start])
+        yield _Place(start, end, len(letters) + 0.5 * whole + 0.5 * exact, 1.0)
+
+
+def _edited(page: _Page, letters: str, low: int, high: int) -> Iterator[_Place]:
+    """Places in [low, high) whose letters are similar enough, the best of each neighborhood."""
+    # Most edits allowed, which is when they all are letters that the response has and the sentence lacks.
+    budget = int(len(letters) * (1 / MIN_SIMILARITY - 1))
+    for left, right in _windows(page, letters, low, high, budget):
+        distances = _edit_distances(letters, page.letters[left:right])
+        near = [left + j for j, distance in enumerate(distances) if distance <= budget]
+        for run in np.split(near, np.flatnonzero(np.diff(near) > 1) + 1) if near else ():
+            end = max(run.tolist(), key=lambda e: (page.edge(e, opening=False) - distances[e - left], e))
+            backward = page.letters[max(left, end - len(letters) - budget) : end][::-1]
+            back = _edit_distances(letters[::-1], backward, anchored=True)
+            size = max(range(len(back)), key=lambda n: (page.edge(end - n, opening=True) - back[n], n))
+            similarity = 1 - back[size] / max(len(letters), size)
+            if size and similarity >= MIN_SIMILARITY:
+                yield _Place(end - size, end, len(letters) * similarity, similarity)
+
+
+def _windows(page: _Page, letters: str, low: int, high: int, budget: int) -> list[tuple[int, int]]:
+    """Parts of [low, high) worth a search: all for a short sentence, else around pieces that survived."""
+    if len(letters) < 4 * _PIECE or high - low < 4 * len(letters):
+        return [(low, high)]
+    pieces = [(k, letters[k : k + _PIECE]) for k in range(0, len(letters) - _PIECE + 1, _PIECE)]
+    windows: list[tuple[int, int]] = []
+    for start in sorted(at - k for k, piece in pieces for at in _occurrences(piece, page.letters, low, high)):
+        left, right = max(low, start - budget), min(high, start + len(letters) + budget)
+        if windows and left <= windows[-1][1]:
+            left = windows.pop()[0]
+        windows.append((left, right))
+    return windows
+
+
+def _edit_distances(pattern: str, text: str, *, anchored: bool = False) -> list[int]:
+    """Edits between `pattern` and the closest string that ends before text[j], for j = 0 .. len(text).
+
+    The string begins anywhere, or at text[0] if `anchored`. A column of the edit matrix is held as two
+    integers whose bits are its steps up and down: it costs a few operations (Myers 1999, J. ACM 46:395).
+    """
+    ones, top = (1 << len(pattern)) - 1, 1 << (len(pattern) - 1)
+    where: dict[str, int] = {}
+    for i, letter in enumerate(pattern):
+        where[letter] = where.get(letter, 0) | 1 << i
+    up, down, distance = ones, 0, len(pattern)
+    distances = [distance]
+    for letter in text:
+        equal = where.get(letter, 0)
+        diagonal = (((equal & up) + up) ^ up) | equal
+        grows, shrinks = down | ~(diagonal | up), up & diagonal
+        distance += bool(grows & top) - bool(shrinks & top)
+        distances.append(distance)
+        grows, shrinks = grows << 1 | anchored, shrinks << 1
+        equal |= down
+        up, down = (shrinks | ~(equal | grows)) & ones, grows & equal & ones
+    return distances
