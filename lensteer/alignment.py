@@ -111,14 +111,12 @@ def align(
         raise LensteerError(f"prompt_length={prompt_length}: a number of tokens is 0 or more")
     for i, (before, after) in enumerate(pairwise([0, *offsets, len(response)])):
         if after < before:
-            limits = f"0 to {len(response)} (the response)"
             raise LensteerError(
-                f"offsets go from {before} to {after} at token {i}: they may not fall, nor leave {limits}"
+                f"offsets go from {before} to {after} at token {i}: they may only rise, to {len(response)}"
             )
     page = _Page(*_letters(response), response)
     wanted = [_letters(s.text)[0] if s.label in labels else "" for s in sentences]
     chain = _place(page, wanted, [s.text.strip() for s in sentences])
-
     spans: list[Span] = []
     repaired: list[Repair] = []
     dropped: list[Drop] = []
