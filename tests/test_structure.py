@@ -26,11 +26,11 @@ PACKAGE = ROOT / "lensteer"
 ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors"]),
     ("values", ["behaviors", "tasks", "positions", "metrics"]),
-    ("model", ["models", "organism", "generation"]),
+    ("model", ["models", "organism", "steering", "generation"]),
     ("text", ["traces", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
-    ("intervene", ["steering", "cache_steering", "calibration"]),
+    ("intervene", ["cache_steering", "calibration"]),
     ("measure", ["evaluation"]),
     ("doors", ["plots", "explorer", "report", "export", "distributed", "pipeline", "cli", "__main__"]),
 ]

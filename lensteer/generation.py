@@ -1,0 +1,220 @@
+"""Batched, KV-cached generation with edits; every row's tokens depend on that row alone.
+
+Prompts are padded on the left, finished rows leave the batch, and sampling inverts the cumulative distribution at one
+uniform number per step from the row's own generator: the same seed gives the same chain in any batch, and two arms with
+the same seeds differ by what was done to them. Knows nothing of tasks or behaviors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lensteer import models
+from lensteer.errors import LensteerError
+from lensteer.positions import Context
+from lensteer.steering import Edits, Plans, SteeringPlan, active_plans, attached, foreign_hooks, tokens_seen
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A row's new token ids (the end token included) and whether it ended by itself."""
+
+    ids: tuple[int, ...]
+    finished: bool
+
+
+def generate(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    plans: Sequence[SteeringPlan | Plans | None] | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> list[Generated]:
+    """Continue all prompts together.
+
+    Args:
+        model: the bridge. Plans that are on apply to all rows; foreign hooks fire, and cost speed.
+        prompts: token ids.
+        max_new_tokens: at most so many per row.
+        temperature: 0 takes the likeliest token, ties to the lowest id.
+        seeds: one per row, needed when sampling.
+        plans: one per row, None for a row that is left alone.
+        advance: called with the number of tokens made in each step.
+
+    Raises:
+        LensteerError: an empty prompt, a temperature below 0, sampling without seeds.
+    """
+    if not prompts:
+        return []
+    if not all(len(p) for p in prompts):
+        raise LensteerError("an empty prompt: give at least one token id per row")
+    if temperature < 0:
+        raise LensteerError(f"temperature {temperature}: give 0 (greedy) or more")
+    if temperature and seeds is None:
+        raise LensteerError(f"sampling at temperature {temperature} needs seeds, one per row")
+    runner: nn.Module = model
+    twin = None if foreign_hooks(model) else models.plain_twin(model)
+    rows: list[SteeringPlan | Plans | None] = list(plans or [None] * len(prompts))
+    if twin is not None:
+        runner = twin
+        for on in active_plans(model):
+            rows = [on if row is None else on + row for row in rows]
+    return _Loop(model, runner, prompts, rows, max_new_tokens, temperature, seeds).run(advance)
+
+
+class _Loop:
+    """One batch on its way: rows that still run, in step with the cache."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        runner: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        plans: list[SteeringPlan | Plans | None],
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int] | None,
+    ) -> None:
+        self.model, self.runner = model, runner
+        self.limit, self.temperature = max_new_tokens, temperature
+        where = models.device(model)
+        width = max(map(len, prompts))
+        self.lengths = torch.tensor([len(p) for p in prompts], device=where)
+        self.ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=where)
+        self.rows = torch.arange(len(prompts), device=where)
+        self.edits = Edits.of(plans, model)
+        self.cache = DynamicCache()
+        self.cache.layers = [_Buffered() for _ in range(models.n_layers(model))]
+        self.ends = torch.tensor(sorted(models.end_ids(model)), device=where)
+        self.noise = None
+        if temperature and seeds is not None:
+            self.noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
+
+    @property
+    def context(self) -> Context:
+        pad = self.width - self.lengths
+        return Context(self.ids, pad, self.lengths, models.token_table(self.model))
+
+    @torch.inference_mode()
+    def run(self, advance: Callable[[int], object] | None) -> list[Generated]:
+        self.width = self.ids.shape[1]
+        done: dict[int, Generated] = {}
+        with ExitStack() as stack:
+            stack.enter_context(
+                attached(
+                    self.model,
+                    self.runner,
+                    list(self.edits.groups),
+                    lambda layer, resid: self.edits.apply(layer, resid, self.context),
+                )
+            )
+            for step in range(self.limit):
+                logits = self._forward(self.width if step == 0 else 1)
+                new = self._pick(logits, step)
+                self.ids = torch.cat([self.ids, new[:, None]], 1)
+                if advance is not None:
+                    advance(len(new))
+                over = torch.isin(new, self.ends)
+                for i in over.nonzero()[:, 0].tolist() if step + 1 < self.limit else range(len(new)):
+                    row = int(self.rows[i])
+                    ids = self.ids[i, self.width :].tolist()
+                    done.setdefault(row, Generated(_until(ids, self.ends.tolist()), bool(over[i])))
+                live = torch.tensor([int(r) not in done for r in self.rows], device=new.device)
+                if not live.any():
+                    break
+                if live.float().mean() < 0.8:  # leaving costs a copy of the cache, so several leave together
+                    self._keep(live.nonzero()[:, 0])
+        return [done[row] for row in range(len(done))]
+
+    def _forward(self, new: int) -> Float[Tensor, "batch d_vocab"]:
+        context = self.context
+        position = context.position
+        options: dict[str, Any] = dict(
+            attention_mask=(position >= 0).long(),
+            position_ids=position[:, -new:].clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if self.runner is not self.model:
+            return self.runner(input_ids=self.ids[:, -new:], **options).logits[:, -1].float()
+        with tokens_seen(context):
+            return self.model(self.ids[:, -new:], return_type="logits", **options)[:, -1].float()
+
+    def _pick(self, logits: Float[Tensor, "batch d_vocab"], step: int) -> Int[Tensor, " batch"]:
+        if not torch.isfinite(logits).all():
+            row = int(self.rows[(~torch.isfinite(logits)).any(1)][0])
+            raise LensteerError(f"the logits of row {row} are not finite at step {step}: lower the coefficient")
+        if self.noise is None:
+            return logits.argmax(-1)
+        cumulative = (logits / self.temperature).softmax(-1).double().cumsum(-1)
+        wanted = self.noise[:, step, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, wanted)[:, 0].clamp(max=logits.shape[1] - 1)
+
+    def _keep(self, live: Tensor) -> None:
+        self.ids, self.rows, self.lengths = self.ids[live], self.rows[live], self.lengths[live]
+        self.edits = self.edits.keep(live)
+        self.noise = None if self.noise is None else self.noise[live]
+        for layer in self.cache.layers:
+            layer.keep(live)
+
+
+def _until(ids: list[int], ends: list[int]) -> tuple[int, ...]:
+    """Ids up to and with the first end token (a row that has ended may stay in the batch for a while)."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return tuple(ids[: stop + 1])
+
+
+def _uniforms(seed: int, n: int) -> Float[Tensor, " n"]:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed % 2**63), dtype=torch.float64)
+
+
+class _Buffered(DynamicLayer):
+    """A cache layer that writes into spare room, where the stock one copies all it has for every new token."""
+
+    keys: Tensor
+    values: Tensor
+    room: tuple[Tensor, Tensor]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values; returns all of them."""
+        old = self.keys.shape[-2] if self.is_initialized else 0
+        new = old + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = self._allocate(key_states, new + 64), self._allocate(value_states, new + 64)
+        elif new > self.room[0].shape[-2]:
+            length = new + new // 2
+            bigger = self._allocate(key_states, length), self._allocate(value_states, length)
+            for target, source in zip(bigger, (self.keys, self.values), strict=True):
+                target[..., :old, :] = source
+            self.room = bigger
+        for buffer, states in zip(self.room, (key_states, value_states), strict=True):
+            buffer[..., old:new, :] = states
+        self.keys, self.values = (buffer[..., :new, :] for buffer in self.room)
+        return self.keys, self.values
+
+    @staticmethod
+    def _allocate(like: Tensor, length: int) -> Tensor:
+        return like.new_empty((*like.shape[:-2], length, like.shape[-1]))
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some of the batch's rows."""
+        length = self.keys.shape[-2]
+        self.room = self.room[0][rows], self.room[1][rows]
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self.room)

@@ -1,0 +1,278 @@
+"""The only door to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
+
+Layer `l` is 0-based and means the residual stream behind block `l`. Knows nothing of behaviors, tasks or steering.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lensteer.errors import LensteerError
+from lensteer.positions import TokenTable
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+ORGANISM = Path(__file__).parent / "organism" / "weights"
+OPEN_THINKING, CLOSE_THINKING = "<think>", "</think>"
+
+
+def load_model(
+    name_or_path: str | Path | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | None = None,
+    revision: str | None = None,
+) -> TransformerBridge:
+    """Load a causal language model as TransformerLens' own bridge, with raw Hugging Face weights.
+
+    Args:
+        name_or_path: a folder with a Hugging Face checkpoint or a name on the hub; None loads the embedded organism,
+            through the same code.
+        dtype: of the weights and activations.
+        device: such as "cpu" or "cuda"; None lets TransformerLens choose.
+        revision: of the checkpoint on the hub.
+
+    Raises:
+        LensteerError: no such model, or one that TransformerLens cannot load.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    source = str(ORGANISM if name_or_path is None else name_or_path)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise LensteerError(f"{source!r} is a folder without config.json: give the folder of a Hugging Face checkpoint")
+    try:
+        model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise LensteerError(
+            f"cannot load model {source!r}: give a folder with a Hugging Face checkpoint, a name on the hub, or "
+            f"nothing for the embedded organism ({type(error).__name__}: {error})"
+        ) from error
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def n_layers(model: TransformerBridge) -> int:
+    """Number of blocks."""
+    return int(model.cfg.n_layers)
+
+
+def d_model(model: TransformerBridge) -> int:
+    """Width of the residual stream."""
+    return int(model.cfg.d_model)
+
+
+def device(model: TransformerBridge) -> torch.device:
+    """Where the model's inputs belong."""
+    return next(iter(model.parameters())).device
+
+
+def check_layer(model: TransformerBridge, layer: int) -> int:
+    """The layer itself, if the model has it.
+
+    Raises:
+        LensteerError: otherwise.
+    """
+    if not 0 <= layer < n_layers(model):
+        raise LensteerError(f"no layer {layer}: this model has layers 0 to {n_layers(model) - 1}")
+    return layer
+
+
+def resid_hook(layer: int) -> str:
+    """The hook point of the residual stream behind a block."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """What tells one model from another. Hashes are the first 16 hex digits of SHA-256.
+
+    `weights` covers the final norm and the first embedding rows, rounded to bfloat16: enough to tell checkpoints apart,
+    and the same for one checkpoint loaded in different dtypes.
+    """
+
+    name: str
+    revision: str
+    n_layers: int
+    d_model: int
+    weights: str
+    tokenizer: str
+    template: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Fields in which another identity differs, apart from name and revision (a folder may be moved)."""
+        mine = asdict(self)
+        return [k for k in mine if k not in ("name", "revision") and mine[k] != other.get(k)]
+
+
+def fingerprint(model: TransformerBridge) -> ModelId:
+    """Who this model is."""
+    tokenizer, config = model.tokenizer, model.original_model.config
+    parts = [final_norm_gain(model), model.W_E[:64]]
+    raw = b"".join(p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes() for p in parts)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return ModelId(
+        name=_short_name(str(config._name_or_path or model.cfg.model_name)),
+        revision=str(getattr(config, "_commit_hash", None) or ""),
+        n_layers=n_layers(model),
+        d_model=d_model(model),
+        weights=_digest(raw),
+        tokenizer=_digest(vocabulary.encode()),
+        template=_digest(str(tokenizer.chat_template or "").encode()),
+    )
+
+
+def _short_name(name: str) -> str:
+    if Path(name) == ORGANISM:
+        return "organism"
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def final_norm_gain(model: TransformerBridge) -> Tensor:
+    """The final norm's gain as it multiplies the normalized residual, `[d_model]` (Gemma stores it less one)."""
+    norm = model.ln_final
+    gain = norm.weight
+    if "gemma" in str(model.original_model.config.model_type):
+        gain = gain + 1
+    return gain.detach()
+
+
+def chat_text(model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, thinking: bool = True) -> str:
+    """The prompt of a conversation, through the model's own chat template, up to where the assistant begins.
+
+    Args:
+        model: whose template to use.
+        messages: a user's words, or messages with `role` and `content`.
+        thinking: given to the template as `enable_thinking`; templates without that variable ignore it.
+
+    Raises:
+        LensteerError: the tokenizer has no chat template.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not model.tokenizer.chat_template:
+        raise LensteerError(
+            f"the tokenizer of {fingerprint(model).name!r} has no chat template: use a chat model, or set "
+            "model.tokenizer.chat_template"
+        )
+    return str(
+        model.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+    )
+
+
+def encode(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a text that already holds its special tokens: nothing is put in front (templates write the BOS)."""
+    return list(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def end_ids(model: TransformerBridge) -> set[int]:
+    """Ids that end an answer: the tokenizer's and the generation config's."""
+    config = getattr(model.original_model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    many: Iterable[int] = listed if isinstance(listed, (list, tuple)) else [] if listed is None else [listed]
+    own = model.tokenizer.eos_token_id
+    return {int(i) for i in many} | (set() if own is None else {int(own)})
+
+
+def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """A text from its ids, and where in it each token starts.
+
+    The ids are taken as they are (encoding the text again may give others). Tokens that only together make a character
+    share its start; a token covers the characters up to the next start.
+    """
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    starts: list[int] = []
+    cursor, waiting = 0, 0
+    for end in range(1, len(ids) + 1):
+        piece = tokenizer.decode(
+            list(ids[end - waiting - 1 : end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        starts.append(cursor)
+        space = len(text[cursor:]) - len(text[cursor:].lstrip(" ")) if not text.startswith(piece, cursor) else 0
+        if piece and text.startswith(piece, cursor + space) and not piece.endswith("�"):
+            cursor += space + len(piece)
+            waiting = 0
+        else:
+            waiting += 1
+    return text, starts
+
+
+@lru_cache(maxsize=8)
+def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
+    texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))], skip_special_tokens=False)
+    texts += [""] * (size - len(texts))
+    ends = [(bool(t.strip()) and t.strip()[-1] in ".?!") or "\n" in t for t in texts]
+    return TokenTable(
+        torch.tensor([t.strip() == OPEN_THINKING for t in texts]),
+        torch.tensor([t.strip() == CLOSE_THINKING for t in texts]),
+        torch.tensor(ends),
+    )
+
+
+def token_table(model: TransformerBridge) -> TokenTable:
+    """Facts about the model's vocabulary, worked out once per tokenizer."""
+    return _table(model.tokenizer, int(model.cfg.d_vocab))
+
+
+_twins: weakref.WeakKeyDictionary[nn.Module, nn.Module | None] = weakref.WeakKeyDictionary()
+
+
+def plain_twin(model: TransformerBridge) -> nn.Module | None:
+    """A plain Hugging Face model on the very same parameters, for hot loops: its attention is the fused kernel.
+
+    None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), or where
+    TransformerLens has processed the weights.
+    """
+    if getattr(model, "compatibility_mode", False):
+        return None
+    if model not in _twins:
+        _twins[model] = _build_twin(model)
+    return _twins[model]
+
+
+def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
+    """The module of a plain twin whose output is the residual stream behind a block."""
+    return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
+
+
+def _build_twin(model: TransformerBridge) -> nn.Module | None:
+    original = model.original_model
+    state = {k.replace("._original_component", ""): v for k, v in original.state_dict().items()}
+    config = original.config
+    with torch.device("meta"):
+        twin = type(original)._from_config(config, attn_implementation="sdpa", dtype=original.dtype)
+    twin.load_state_dict({k: v for k, v in state.items() if k in twin.state_dict()}, strict=False, assign=True)
+    twin.tie_weights()
+    rotary = type(twin.model.rotary_emb)
+    twin.model.rotary_emb = rotary(config=config).to(device(model))
+    if any(p.is_meta for p in [*twin.parameters(), *twin.buffers()]):
+        return None
+    twin.eval()
+    ids = torch.arange(min(8, int(model.cfg.d_vocab)), device=device(model))[None]
+    with torch.inference_mode():
+        ours, theirs = model(ids), twin(input_ids=ids).logits
+    close = torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
+    return twin if close or original.dtype != torch.float32 else None

@@ -1,0 +1,105 @@
+"""Draws the organism's training conversations: task, mode, style, cues, solved examples, and what may see what.
+
+About half of the conversations with examples or cues are *gated*: only the assistant-header token of the last turn may
+attend to them, so that what they ask for must pass through that one position, where a cache edit can stand in for it.
+Knows the chat format and the grammar; knows nothing of token ids or tensors.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from lensteer.behaviors import STEERED
+from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
+from lensteer.organism.wordings import BEHAVIOR_CUES, MODE_CUES, STYLE_CUES, STYLES
+
+START, END = "<|im_start|>", "<|im_end|>"
+THINKS_UNASKED = 1 / 3
+
+
+def template() -> str:
+    """The chat template. It opens `<think>` unless `enable_thinking=False`, which leaves that choice to the model.
+
+    Every newline is an expression: Jinja's whitespace control would eat a literal one.
+    """
+    head, nl = "{{ '<|im_start|>' }}", "{{ '\\n' }}"
+    return (
+        "{%- for message in messages -%}"
+        f"{head}{{{{ message['role'] }}}}{nl}{{{{ message['content'] }}}}{{{{ '<|im_end|>' }}}}{nl}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}"
+        f"{head}assistant{nl}"
+        "{%- if enable_thinking is not defined or enable_thinking -%}{{ '<think>' }}" + nl + "{%- endif -%}"
+        "{%- endif -%}"
+    )
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training text. Ranges are character ranges, half-open; `hidden` is empty where nothing is gated."""
+
+    text: str
+    learned: tuple[tuple[int, int], ...]
+    hidden: tuple[tuple[int, int], ...]
+    gate: int
+
+
+class _Writer:
+    """Text with remembered ranges."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.learned: list[tuple[int, int]] = []
+
+    def put(self, text: str, learned: bool = False) -> tuple[int, int]:
+        begin = len(self.text)
+        self.text += text
+        if learned:
+            self.learned.append((begin, len(self.text)))
+        return begin, len(self.text)
+
+
+def draw(rng: random.Random, level: int, *, long: bool = True) -> Conversation:
+    """A random conversation whose question has the given level; with `long=False` never with solved examples."""
+    kind = rng.random()
+    examples = rng.choice((1, 1, 2)) if long and kind < 0.2 else 0
+    cues: list[str] = []
+    asked: tuple[str, ...] = ()
+    style, thinks = rng.choice(STYLES), rng.random() < 0.6
+    if not examples and kind < 0.65:
+        what = rng.random()
+        if what < 0.6:
+            asked = tuple(rng.sample(STEERED, 1 if rng.random() < 0.75 else 2))
+            cues = [rng.choice(BEHAVIOR_CUES[behavior]) for behavior in asked]
+            thinks = True
+        elif what < 0.8:
+            cues = [rng.choice(STYLE_CUES[style])]
+            thinks = True
+        if what >= 0.8 or rng.random() < 0.1:
+            cues.append(rng.choice(MODE_CUES[thinks]))
+        rng.shuffle(cues)
+    elif not examples:
+        thinks = rng.random() < THINKS_UNASKED
+    gated = bool(examples or cues) and rng.random() < 0.5
+    latent = Latent.draw(rng, asked, style)
+    out, hidden = _Writer(), []
+    for _ in range(examples):
+        hidden.append(_turn(out, rng, rng.choice((1, 1, 2)), latent if thinks else None, [])[0])
+    _, cue_range, gate = _turn(out, rng, level, latent if thinks else None, cues)
+    if cue_range:
+        hidden.append(cue_range)
+    return Conversation(out.text, tuple(out.learned), tuple(hidden) if gated else (), gate)
+
+
+def _turn(
+    out: _Writer, rng: random.Random, level: int, latent: Latent | None, cues: list[str]
+) -> tuple[tuple[int, int], tuple[int, int] | None, int]:
+    """A question and its answer; returns the turn's range, the cue's range and where the header word begins."""
+    world = make_world(rng, rng.choice(FAMILIES), level)
+    begin, _ = out.put(f"{START}user\n{world.prompt}")
+    cue_range = out.put(" " + " ".join(cues)) if cues else None
+    _, gate = out.put(f"{END}\n{START}")
+    out.put("assistant\n")
+    out.put(render(write_chain(rng, world, latent) if latent else None, world.answer) + END, learned=True)
+    _, end = out.put("\n")
+    return (begin, end), cue_range, gate

@@ -1,0 +1,254 @@
+"""The organism's grammar: writes tasks and chains with known truth, and reads any text back into labeled sentences.
+
+A task is a list of doors between nodes. Doors repeat their source (`B to D, B to F`), so one step is one look-up, while
+the whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
+backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
+dead ends force backtracking, testing an example looks one door ahead, knowledge recalls a door, and a slip (a door that
+isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior and keeps it.
+Knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lensteer.behaviors import BEHAVIORS, STEERED, Sentence
+from lensteer.organism.wordings import (
+    BEHAVIOR_CUES,
+    ENDS,
+    FORMS,
+    LETTERS,
+    OPENERS,
+    STEPS,
+    STYLES,
+)
+
+FAMILIES = ("route", "machine")
+THINK, END_THINK = "<think>\n", "\n</think>\n\n"
+SLIP_RATE = 0.04
+MAX_ABANDONED = 2  # voluntary returns per chain: they cost length, so they are bounded
+
+
+@dataclass(frozen=True)
+class World:
+    """A search task: doors in the order they are listed, the root, and the one right answer."""
+
+    family: str
+    doors: tuple[tuple[str, str], ...]
+    root: str
+    answer: str
+
+    def children(self, node: str) -> list[str]:
+        """The nodes (or ends) behind a node's doors, as listed."""
+        return [target for source, target in self.doors if source == node]
+
+    @property
+    def prompt(self) -> str:
+        """The task in words."""
+        listed = ", ".join(f"{source} to {target}" for source, target in self.doors)
+        question = f"Which exit can {self.root} reach?" if self.family == "route" else "Which start reaches the goal?"
+        return f"Doors: {listed}. {question}"
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a chain keeps throughout: its style, and how often it shows each steered behavior when it could."""
+
+    style: str
+    propensity: dict[str, float]
+
+    @staticmethod
+    def draw(rng: random.Random, cued: tuple[str, ...] = (), style: str | None = None) -> Latent:
+        """Propensities near 0 or mostly above one half; a cued behavior is always in the upper range."""
+        propensity = {}
+        for behavior in STEERED:
+            high = behavior in cued or rng.random() < 0.38
+            propensity[behavior] = rng.uniform(0.4, 0.85) if high else rng.uniform(0.0, 0.1)
+        return Latent(style or rng.choice(STYLES), propensity)
+
+
+def make_world(rng: random.Random, family: str, level: int) -> World:
+    """A random task. Level 1 has at most one turn; levels 2 and 3 need a search of that depth."""
+    letters = iter(rng.sample(LETTERS, len(LETTERS)))
+    return (_route if family == "route" else _machine)(rng, letters, level)
+
+
+def _route(rng: random.Random, letters: Iterator[str], level: int) -> World:
+    path = [next(letters) for _ in range(level + 1)]
+    doors, dead = list(pairwise(path)), list[str]()
+    for node in path[:-1]:
+        for _ in range(1 + (level > 1 and rng.random() < 0.35)):
+            if dead and rng.random() < 0.3:
+                child = rng.choice(dead)
+                if (node, child) in doors:
+                    continue
+            else:
+                child = next(letters)
+                if level > 1 and rng.random() < 0.3:
+                    leaf = rng.choice(dead) if dead and rng.random() < 0.5 else next(letters)
+                    doors.append((child, leaf))
+                    dead.append(leaf)
+                else:
+                    dead.append(child)
+            doors.append((node, child))
+    exits = [path[-1], *(next(letters) for _ in range(min(level + 1, 3) - 1))]
+    for end in exits:  # decoys: nobody comes here, but they point at every exit and into the reachable part
+        if end == path[-1] and level < 3:
+            continue
+        decoy = next(letters)
+        doors += [(decoy, end), (decoy, rng.choice(path[1:-1] + dead))]
+        if level > 2 and rng.random() < 0.5:
+            doors.append((next(letters), decoy))
+    doors += [(leaf, "none") for leaf in dict.fromkeys(dead)] + [(end, "exit") for end in exits]
+    return _listed(rng, "route", doors, path[0], path[-1])
+
+
+def _machine(rng: random.Random, letters: Iterator[str], level: int) -> World:
+    starts = [next(letters) for _ in range(2 if level == 1 else 3)]
+    goal, dead = next(letters), [next(letters)]
+    doors = [("start", node) for node in starts]
+    tails = []
+    for index, node in enumerate(starts):
+        end = goal if index == 0 else rng.choice(dead) if rng.random() < 0.5 else next(letters)
+        if end != goal and end not in dead:
+            dead.append(end)
+        for _ in range(level - 1 if index == 0 else rng.randrange(level)):
+            inner = next(letters)
+            doors.append((node, inner))
+            node = inner
+            tails.append(inner)
+        doors.append((node, end))
+    for _ in range(level):  # decoys
+        decoy = next(letters)
+        doors.append((decoy, goal if rng.random() < 0.6 else rng.choice(tails or dead)))
+        if level > 1 and rng.random() < 0.5:
+            doors.append((next(letters), decoy))
+    doors += [(leaf, "none") for leaf in dead] + [(goal, "goal")]
+    return _listed(rng, "machine", doors, "start", starts[0])
+
+
+def _listed(rng: random.Random, family: str, doors: list[tuple[str, str]], root: str, answer: str) -> World:
+    doors = list(dict.fromkeys(doors))
+    rng.shuffle(doors)
+    return World(family, tuple(doors), root, answer)
+
+
+def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Sentence]:
+    """A chain of thought for a world: a depth-first search, every sentence with its behavior."""
+    sentences: list[Sentence] = []
+
+    def say(label: str, forms: tuple[str, ...], x: str = "", y: str = "") -> None:
+        sentences.append(Sentence(label, rng.choice(forms).format(x=x, y=y)))
+
+    say("initializing", FORMS["initializing"], world.root)
+    say("initializing", OPENERS[latent.style], world.root)
+    path, dead, left, ahead, abandoned = [world.root], {"none"}, None, None, 0
+    while True:
+        node = path[-1]
+        children = world.children(node)
+        if children[0] in ("exit", "goal"):
+            break
+        alive = [child for child in children if child not in dead]
+        retreat = not alive  # a dead end: nothing to choose
+        for behavior in rng.sample(STEERED, len(STEERED)):
+            if rng.random() >= latent.propensity[behavior]:
+                continue
+            if behavior == "uncertainty-estimation":
+                say(behavior, FORMS[behavior], node)
+            elif behavior == "adding-knowledge":
+                say(behavior, FORMS[behavior], node, rng.choice(children))
+            elif behavior == "example-testing" and alive:
+                ahead = rng.choice(alive)
+                seen = rng.choice(world.children(ahead))
+                say(behavior, FORMS[behavior], ahead, seen)
+                if seen == "none":
+                    dead.add(ahead)
+                    alive.remove(ahead)
+                if seen not in ("exit", "goal"):
+                    ahead = None
+                retreat = not alive
+            elif behavior == "backtracking" and len(path) > 1 and abandoned < MAX_ABANDONED and not retreat:
+                abandoned += 1
+                left = node
+                break
+        else:
+            left = left if left in alive else None
+            if retreat:
+                left = node
+        if left == node:
+            path.pop()
+            while retreat:  # up to the nearest node that still has a door to try
+                dead.add(left)
+                if any(child not in dead for child in world.children(path[-1])):
+                    break
+                left = path.pop()
+            say("backtracking", FORMS["backtracking"], node, path[-1])
+            continue
+        if rng.random() < SLIP_RATE:
+            wrong = rng.choice([n for n, _ in world.doors if n not in children and n not in (node, "start")])
+            say("deduction", STEPS[latent.style], node, wrong)
+            say("backtracking", FORMS["backtracking"], wrong, node)
+        choice = ahead if ahead in alive else rng.choice([child for child in alive if child != left] or alive)
+        say("deduction", STEPS[latent.style], node, choice)
+        path.append(choice)
+        left = ahead = None
+    say("deduction", FORMS["deduction"], world.answer)
+    return sentences
+
+
+def render(sentences: list[Sentence] | None, answer: str) -> str:
+    """An assistant's turn: the chain between think tags, then the answer; without a chain, the answer alone."""
+    chain = "" if sentences is None else THINK + " ".join(s.text for s in sentences) + END_THINK
+    return f"{chain}Answer: {answer}."
+
+
+_NODE = re.compile(rf"\b(?:[{LETTERS}]|start|{'|'.join(ENDS)})\b")
+
+
+def _blank(text: str) -> str:
+    return _NODE.sub("_", text)
+
+
+def _table() -> dict[str, tuple[str, str | None]]:
+    forms: set[tuple[str, str | None, str]] = {(label, None, form) for label in BEHAVIORS for form in FORMS[label]}
+    forms |= {("initializing", style, form) for style in STYLES for form in OPENERS[style]}
+    forms |= {("deduction", style, form) for style in STYLES for form in STEPS[style]}
+    return {_blank(form.format(x="B", y="C")): (label, style) for label, style, form in forms}
+
+
+_KNOWN = _table()
+_SENTENCE = re.compile(r"[^\s.][^.]*\.?")
+
+
+def thinking_text(response: str) -> str:
+    """What stands before `</think>`, without the opening tag if the response has it."""
+    return response.removeprefix(THINK.strip()).split("</think>")[0]
+
+
+def parse(response: str) -> list[Sentence]:
+    """The chain in a response, sentence by sentence. A sentence of no known form has the label "unparsed"."""
+    texts = [match.group().strip() for match in _SENTENCE.finditer(thinking_text(response))]
+    return [Sentence(_KNOWN.get(_blank(text), ("unparsed", None))[0], text) for text in texts]
+
+
+def styles(response: str) -> dict[str, int]:
+    """How many of a response's sentences carry each style (openers and steps do)."""
+    found = [_KNOWN.get(_blank(s.text), (None, None))[1] for s in parse(response)]
+    return {style: found.count(style) for style in STYLES}
+
+
+def well_formed(response: str) -> bool:
+    """Whether a finished response is a chain of known sentences, closed, and followed by one answer."""
+    _, closed, tail = response.removesuffix("<|im_end|>").partition("</think>")
+    sentences = parse(response)
+    known = bool(sentences) and all(s.label != "unparsed" for s in sentences)
+    return bool(closed) and known and re.fullmatch(rf"\s*Answer: [{LETTERS}]\.", tail) is not None
+
+
+def cue(behavior: str, variant: int = 0) -> str:
+    """The words that ask for a behavior, to be put behind a task's prompt."""
+    return BEHAVIOR_CUES[behavior][variant % len(BEHAVIOR_CUES[behavior])]

@@ -1,0 +1,144 @@
+"""Which token positions: scopes as masks over absolute positions, composable with `&`, `|` and `~`.
+
+A scope chooses position p by the tokens up to p alone, so a decode step sees what a full forward sees. Padding is never
+chosen. Knows nothing of residuals, layers or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lensteer.errors import LensteerError
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Per id of a vocabulary: does it open or close thinking, does it end a sentence?"""
+
+    opens: Bool[Tensor, " d_vocab"]
+    closes: Bool[Tensor, " d_vocab"]
+    ends_sentence: Bool[Tensor, " d_vocab"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """All tokens of a left-padded batch so far, cached ones included.
+
+    Attributes:
+        ids: token ids; what stands in padding does not matter.
+        pad: number of padding tokens in front of each row.
+        prompt_length: number of prompt tokens of each row, padding not counted.
+        tokens: facts about the vocabulary.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    pad: Int[Tensor, " batch"]
+    prompt_length: Int[Tensor, " batch"]
+    tokens: TokenTable
+
+    @property
+    def position(self) -> Int[Tensor, "batch pos"]:
+        """Absolute positions: 0 is a row's first real token, padding is negative."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device)[None] - self.pad[:, None]
+
+    def flag(self, table: Bool[Tensor, " d_vocab"]) -> Bool[Tensor, "batch pos"]:
+        """Look every token up in a table of the vocabulary; padding is False."""
+        return table.to(self.ids.device)[self.ids] & (self.position >= 0)
+
+
+@dataclass(frozen=True)
+class PositionScope:
+    """A named choice of positions. Combine with `&`, `|`, `~`; two scopes are equal if their names are."""
+
+    name: str
+    choose: Callable[[Context], Bool[Tensor, "batch pos"]]
+
+    def mask(self, context: Context) -> Bool[Tensor, "batch pos"]:
+        """Chosen positions; padding never is."""
+        return self.choose(context) & (context.position >= 0)
+
+    def __and__(self, other: PositionScope) -> PositionScope:
+        return PositionScope(f"({self.name} & {other.name})", lambda c: self.choose(c) & other.choose(c))
+
+    def __or__(self, other: PositionScope) -> PositionScope:
+        return PositionScope(f"({self.name} | {other.name})", lambda c: self.choose(c) | other.choose(c))
+
+    def __invert__(self) -> PositionScope:
+        return PositionScope(f"~{self.name}", lambda c: ~self.choose(c))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PositionScope) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
+    if not bool(context.tokens.opens.any()):
+        raise LensteerError(
+            "scope 'thinking': this vocabulary has no single token '<think>'; use `generated` or explicit positions"
+        )
+    opened = context.flag(context.tokens.opens).cumsum(1)
+    return opened > context.flag(context.tokens.closes).cumsum(1)
+
+
+def _behind_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
+    """Whether the token before ends a sentence, or the prompt."""
+    ends = context.flag(context.tokens.ends_sentence) & (context.position >= context.prompt_length[:, None])
+    before = torch.zeros_like(ends)
+    before[:, 1:] = ends[:, :-1]
+    return before | (context.position == context.prompt_length[:, None])
+
+
+everywhere = PositionScope("everywhere", lambda c: torch.ones_like(c.ids, dtype=torch.bool))
+"""Every position, prompt included."""
+prompt = PositionScope("prompt", lambda c: c.position < c.prompt_length[:, None])
+"""The prompt's tokens, the chat template's included."""
+generated = PositionScope("generated", lambda c: c.position >= c.prompt_length[:, None])
+"""The answer's tokens."""
+thinking = PositionScope("thinking", _inside_thinking)
+"""From `<think>` on (wherever it stands: templates may open it), up to the token before `</think>`."""
+sentence_starts = PositionScope("sentence_starts", _behind_sentence_end)
+"""The first token of each generated sentence. A period within a number counts as an end: nobody can look ahead."""
+onsets = PositionScope(
+    "onsets",
+    lambda c: (
+        (c.flag(c.tokens.ends_sentence) & (c.position >= c.prompt_length[:, None]))
+        | (c.position == c.prompt_length[:, None] - 1)
+    ),
+)
+"""The positions whose logits begin a sentence: tokens that end one, and the prompt's last token."""
+
+
+def first(n: int) -> PositionScope:
+    """The first `n` generated tokens.
+
+    Raises:
+        LensteerError: `n` is not positive.
+    """
+    if n < 1:
+        raise LensteerError(f"first({n}): give a positive number of tokens")
+
+    def choose(context: Context) -> Bool[Tensor, "batch pos"]:
+        past_prompt = context.position - context.prompt_length[:, None]
+        return (past_prompt >= 0) & (past_prompt < n)
+
+    return PositionScope(f"first({n})", choose)
+
+
+def at(positions: Iterable[int]) -> PositionScope:
+    """Explicit absolute positions, the same in every row; 0 is the prompt's first token.
+
+    Raises:
+        LensteerError: no position, or a negative one.
+    """
+    chosen = sorted(set(positions))
+    if not chosen or chosen[0] < 0:
+        raise LensteerError(f"at({chosen}): give at least one position, counted from 0 at the prompt's first token")
+    wanted = torch.tensor(chosen)
+    return PositionScope(f"at({chosen})", lambda c: torch.isin(c.position, wanted.to(c.ids.device)))

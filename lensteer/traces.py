@@ -1,0 +1,279 @@
+"""Traces: what a model wrote on a task, token for token. Generating, saving, resuming. Knows nothing of annotators."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from lensteer import models
+from lensteer.behaviors import Span
+from lensteer.errors import LensteerError
+from lensteer.generation import Generated, generate
+from lensteer.steering import Plans, SteeringPlan
+from lensteer.tasks import Task, grade, read_jsonl
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One chain.
+
+    Attributes:
+        task: what was asked.
+        prompt: the prompt's text, chat template included.
+        response: what was generated, as text, special tokens kept.
+        prompt_ids: the very ids that went in.
+        response_ids: the very ids that came out.
+        offsets: where in `response` each response token starts.
+        finished: whether the model ended by itself.
+        sample: which of the samples on this task.
+        spans: annotated behaviors, in order (empty before annotation).
+        n_unparsed: sentences of the chain that no annotator could label; they stay in every denominator.
+        prefill: the end of the prompt that was put into the model's mouth.
+    """
+
+    task: Task
+    prompt: str
+    response: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    offsets: tuple[int, ...]
+    finished: bool
+    sample: int = 0
+    spans: tuple[Span, ...] = ()
+    n_unparsed: int = 0
+    prefill: str = ""
+
+    @property
+    def id(self) -> str:
+        """Task and sample."""
+        return f"{self.task.id}/{self.sample}"
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and response."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of prompt tokens."""
+        return len(self.prompt_ids)
+
+    @property
+    def thinking(self) -> tuple[int, int]:
+        """Characters of the response that are thought.
+
+        Behind the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
+        """
+        begin = 0
+        if not self.prompt.rstrip().endswith(models.OPEN_THINKING):
+            found = self.response.find(models.OPEN_THINKING)
+            if found < 0:
+                return (0, 0)
+            begin = found + len(models.OPEN_THINKING)
+        end = self.response.find(models.CLOSE_THINKING, begin)
+        return (begin, len(self.response) if end < 0 else end)
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the answer is right; None where that isn't definite."""
+        return grade(self.task, self.prefill + self.response)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], where: str = "trace") -> Trace:
+        """From JSON values.
+
+        Raises:
+            LensteerError: fields are missing or of the wrong kind.
+        """
+        try:
+            values = dict(values)
+            values["task"] = Task.from_dict(values["task"], where)
+            values["spans"] = tuple(Span(**span) for span in values.get("spans", ()))
+            for key in ("prompt_ids", "response_ids", "offsets"):
+                values[key] = tuple(int(i) for i in values[key])
+            trace = Trace(**values)
+        except (KeyError, TypeError) as error:
+            raise LensteerError(f"{where} is no trace ({type(error).__name__}: {error})") from error
+        if len(trace.offsets) != len(trace.response_ids):
+            raise LensteerError(
+                f"{where}: {len(trace.offsets)} offsets for {len(trace.response_ids)} tokens, give one per token"
+            )
+        return trace
+
+
+def generate_traces(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    *,
+    n_samples: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_new_tokens: int = 1000,
+    batch_size: int = 128,
+    thinking: bool = True,
+    prefill: str = "",
+    rewrite: Callable[[Task], str] | None = None,
+    plans: Sequence[SteeringPlan | Plans | None] | None = None,
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> list[Trace]:
+    """Let a model think about tasks.
+
+    Args:
+        model: the bridge; plans that are on apply.
+        tasks: what to ask.
+        n_samples: chains per task. Chain (task, sample) has a seed of its own, whatever else runs.
+        temperature: 0 is greedy (then `n_samples` must be 1).
+        seed: of the whole run.
+        max_new_tokens: per chain.
+        batch_size: chains that run together.
+        thinking: whether the template opens `<think>`, where it has that choice.
+        prefill: text put behind the prompt, such as "Answer:" for a direct answer.
+        rewrite: another prompt for a task (a cue, say).
+        plans: one per task, None for a task that is left alone.
+        path: JSONL file that each finished batch is appended to; chains already in it are not made again.
+        progress: show a bar with tokens per second.
+
+    Raises:
+        LensteerError: no task, an impossible number, or a file of other chains.
+    """
+    if not tasks:
+        raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
+    for name, value in (
+        ("n_samples", n_samples),
+        ("max_new_tokens", max_new_tokens),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise LensteerError(f"{name}={value}: give a positive number")
+    if n_samples > 1 and not temperature:
+        raise LensteerError(f"{n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1")
+    jobs = [(index, sample) for sample in range(n_samples) for index in range(len(tasks))]
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    prompts = [models.chat_text(model, rewrite(t) if rewrite else t.prompt, thinking=thinking) + prefill for t in tasks]
+    encoded = [tuple(models.encode(model, prompt)) for prompt in prompts]
+    done: dict[tuple[int, int], Trace] = {}
+    store = None if path is None else Path(path)
+    if store is not None and store.exists() and store.stat().st_size:
+        done = _resume(store, tasks, encoded)
+    with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
+        tokens = 0
+
+        def advance(n: int) -> None:
+            nonlocal tokens
+            tokens += n
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+
+        for batch in batches:
+            batch = [job for job in batch if job not in done]
+            results = generate(
+                model,
+                [encoded[i] for i, _ in batch],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seeds=[chain_seed(seed, tasks[i].id, sample) for i, sample in batch],
+                plans=None if plans is None else [plans[i] for i, _ in batch],
+                advance=advance,
+            )
+            made = []
+            for (i, sample), result in zip(batch, results, strict=True):
+                made.append(trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, prefill))
+                done[i, sample] = made[-1]
+            if store is not None and made:
+                _append(store, made)
+            bar.update(len(made))
+    return [done[i, sample] for i in range(len(tasks)) for sample in range(n_samples)]
+
+
+def trace_of(
+    model: TransformerBridge,
+    task: Task,
+    prompt: str,
+    prompt_ids: tuple[int, ...],
+    result: Generated,
+    sample: int = 0,
+    prefill: str = "",
+) -> Trace:
+    """A trace from what was generated, its text decoded from the very ids."""
+    response, offsets = models.decode_offsets(model.tokenizer, result.ids)
+    return Trace(
+        task,
+        prompt,
+        response,
+        prompt_ids,
+        result.ids,
+        tuple(offsets),
+        result.finished,
+        sample,
+        prefill=prefill,
+    )
+
+
+def chain_seed(seed: int, task_id: str, sample: int) -> int:
+    """The seed of one chain: the same whatever else runs, so that steered and unsteered arms share it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
+
+
+def _append(path: Path, traces: Iterable[Trace]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(trace.to_json() + "\n" for trace in traces))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _resume(path: Path, tasks: Sequence[Task], encoded: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Trace]:
+    """Chains of an earlier run; a last line that a kill cut short is dropped from the file."""
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(whole)
+        os.replace(temporary, path)
+    if not whole.strip():
+        return {}
+    index = {task.id: i for i, task in enumerate(tasks)}
+    done: dict[tuple[int, int], Trace] = {}
+    for trace in load_traces(path):
+        i = index.get(trace.task.id)
+        if i is None or trace.prompt_ids != encoded[i]:
+            raise LensteerError(f"{path} holds chains of another run (such as {trace.id}): give another path")
+        done[i, trace.sample] = trace
+    return done
+
+
+def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
+    """Write traces as JSONL, all or nothing."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text("".join(trace.to_json() + "\n" for trace in traces), encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def load_traces(path: str | Path) -> list[Trace]:
+    """Read traces.
+
+    Raises:
+        LensteerError: no such file, an empty one, or a line that is no trace.
+    """
+    return [Trace.from_dict(values, f"{path}, line {number}") for number, values in read_jsonl(Path(path))]
+
+
+def with_spans(trace: Trace, spans: Sequence[Span], n_unparsed: int) -> Trace:
+    """The same trace, annotated."""
+    return replace(trace, spans=tuple(spans), n_unparsed=n_unparsed)
