@@ -1,0 +1,242 @@
+"""Residual-stream activations, streamed: a trace is reduced to a mean per span while its batch is in flight.
+
+One layer of one batch is held at a time, and no logits are computed. Knows what a span's window is, not what
+its label means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lensteer import models
+from lensteer.behaviors import Span
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace
+
+#: The published code reads at most so many tokens from a span's first one on.
+PUBLISHED_TOKENS = 10
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which positions stand for a span: their mean activation is the span's.
+
+    Attributes:
+        kind: "onset", "span" or "published".
+        radius: how far an onset window reaches to either side.
+    """
+
+    kind: str
+    radius: int = 0
+
+    @classmethod
+    def parse(cls, spec: str | Window) -> Window:
+        """Read a window's name.
+
+        Args:
+            spec: "onset", the token before the span, whose logits predict the span's first token;
+                "onset±k" or "onset+-k", it and its `k` neighbors on either side;
+                "span", the span's tokens and the one before it (arXiv 2506.18167, text);
+                "published", positions `start - 1` to `min(end - 1, start + 10)`, half-open (its code).
+
+        Raises:
+            LensteerError: any other name.
+        """
+        if isinstance(spec, Window):
+            return spec
+        match = re.fullmatch(r"onset(?:(?:±|\+-|\+/-)(\d+))?|span|published", spec)
+        if not match:
+            raise LensteerError(
+                f"unknown window {spec!r}: choose 'onset', 'onset±k' such as 'onset±2', 'span' or 'published'"
+            )
+        return cls("onset" if spec.startswith("onset") else spec, int(match[1] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}±{self.radius}" if self.radius else self.kind
+
+    def bounds(self, span: Span, n_tokens: int) -> tuple[int, int]:
+        """The window as a half-open range of absolute positions.
+
+        It may reach into the prompt (the first span's onset is the prompt's last token), but never holds
+        position 0, which is the BOS or another attention sink, with massive activations; and it ends with the
+        trace.
+
+        Raises:
+            LensteerError: nothing is left, because the span's onset is position 0.
+        """
+        onset = span.onset
+        if self.kind == "onset":
+            begin, end = onset - self.radius, onset + self.radius + 1
+        elif self.kind == "span":
+            begin, end = onset, span.end
+        else:
+            begin, end = onset, min(span.end - 1, span.start + PUBLISHED_TOKENS)
+        begin, end = max(begin, 1), min(end, n_tokens)
+        if begin >= end:
+            raise LensteerError(
+                f"window {str(self)!r} of the span at tokens [{span.start}, {span.end}) holds nothing but "
+                "position 0: a span needs a prompt of at least two tokens before it"
+            )
+        return begin, end
+
+
+@dataclass(frozen=True, eq=False)
+class TraceFeatures:
+    """What is kept of one trace's activations, on the CPU, in single precision.
+
+    "All tokens" are the thinking tokens: from the start of the first span to the end of the last.
+
+    Attributes:
+        index: of the trace among those that were passed.
+        key: names the trace whatever its place; it seeds what is random about the trace.
+        labels: of the spans.
+        layers: of the layer axis.
+        spans: mean activation of each span under each window.
+        lengths: number of tokens in each window.
+        tokens: mean activation of all tokens.
+        n_tokens: number of all tokens.
+    """
+
+    index: int
+    key: str
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    spans: Float[Tensor, "window span layer d_model"]
+    lengths: Int[Tensor, "window span"]
+    tokens: Float[Tensor, "layer d_model"]
+    n_tokens: int
+
+
+def stream_features(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    *,
+    windows: Sequence[str | Window] = ("onset",),
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> Iterator[TraceFeatures]:
+    """Run the model over annotated traces and yield each one's features, batch by batch.
+
+    Traces of similar length share a batch, padded on the right, so they come out of order. Traces without
+    spans are left out.
+
+    Args:
+        model: whose residual stream is read, behind each block.
+        traces: annotated.
+        windows: which positions stand for a span; see `Window.parse`.
+        layers: to read; all by default.
+        batch_size: traces per forward.
+
+    Raises:
+        LensteerError: an unknown window or layer, a span beyond its trace's end, or an activation that is not
+            finite (names the trace and the layer).
+    """
+    wanted = [Window.parse(window) for window in windows]
+    chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
+    if not chosen or not wanted or batch_size < 1:
+        raise LensteerError(
+            f"layers={layers!r}, windows={windows!r}, batch_size={batch_size}: give at least one of each"
+        )
+    for layer in chosen:
+        models.check_layer(model, layer)
+    order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        yield from _features(model, {i: traces[i] for i in numbers}, wanted, chosen)
+
+
+def _features(
+    model: TransformerBridge, batch: dict[int, Trace], windows: list[Window], layers: tuple[int, ...]
+) -> list[TraceFeatures]:
+    traces = list(batch.values())
+    ranges = [_ranges(trace, windows) for trace in traces]
+    longest = max(len(trace.ids) for trace in traces)
+    averaging = torch.zeros(len(traces), max(map(len, ranges)), longest)
+    for row, trace_ranges in enumerate(ranges):
+        for i, (begin, end) in enumerate(trace_ranges):
+            averaging[row, i, begin:end] = 1 / (end - begin)
+    means = _averaged(model, traces, averaging, layers)
+    out = []
+    for row, (index, trace) in enumerate(batch.items()):
+        rows = means[row, : len(ranges[row])]
+        finite = rows.isfinite().all(dim=2).all(dim=0)
+        if not finite.all():
+            layer = layers[int(finite.int().argmin())]
+            raise LensteerError(
+                f"activations of layer {layer} are not finite in trace {index} (task {trace.task.id!r}): "
+                "load the model with a dtype of wider range (float32 or bfloat16), or leave the trace out"
+            )
+        lengths = torch.tensor([end - begin for begin, end in ranges[row]])
+        out.append(
+            TraceFeatures(
+                index=index,
+                key=trace_key(trace),
+                labels=tuple(span.label for span in trace.spans),
+                layers=layers,
+                spans=rows[:-1].unflatten(0, (len(windows), len(trace.spans))),
+                lengths=lengths[:-1].view(len(windows), len(trace.spans)),
+                tokens=rows[-1],
+                n_tokens=int(lengths[-1]),
+            )
+        )
+    return out
+
+
+def trace_key(trace: Trace) -> str:
+    """A name of the trace that does not depend on its place: its task, and a hash of its tokens."""
+    return f"{trace.task.id}|{hashlib.sha256(repr(list(trace.ids)).encode()).hexdigest()[:16]}"
+
+
+def _ranges(trace: Trace, windows: list[Window]) -> list[tuple[int, int]]:
+    """Each window's range for each span, then that of all tokens."""
+    n_tokens = len(trace.ids)
+    begin, end = min(span.start for span in trace.spans), max(span.end for span in trace.spans)
+    if end > n_tokens:
+        raise LensteerError(
+            f"task {trace.task.id!r} has a span that ends at token {end}, but only {n_tokens} tokens: "
+            "annotate the trace as it was generated"
+        )
+    return [*(window.bounds(span, n_tokens) for window in windows for span in trace.spans), (begin, end)]
+
+
+def _averaged(
+    model: TransformerBridge,
+    traces: list[Trace],
+    averaging: Float[Tensor, "batch row pos"],
+    layers: tuple[int, ...],
+) -> Float[Tensor, "batch row layer d_model"]:
+    """Means over positions of each layer's residual stream, taken in its hook: no activations pile up."""
+    device = models.device(model)
+    n_tokens = averaging.shape[2]
+    ids = torch.zeros(len(traces), n_tokens, dtype=torch.long)
+    mask = torch.zeros(len(traces), n_tokens, dtype=torch.long)
+    for row, trace in enumerate(traces):
+        ids[row, : len(trace.ids)] = torch.tensor(list(trace.ids))
+        mask[row, : len(trace.ids)] = 1
+    positions = torch.arange(n_tokens).expand_as(ids)
+    means: dict[int, Tensor] = {}
+
+    def read(resid: Float[Tensor, "batch pos d_model"], hook: Any, layer: int) -> None:
+        weights = averaging.to(resid.device)
+        means[layer] = torch.bmm(weights, resid.float()).cpu()
+
+    hooks = [(models.resid_hook(layer), partial(read, layer=layer)) for layer in set(layers)]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            logits_to_keep=1,
+            stop_at_layer=stop if (stop := max(layers) + 1) < models.n_layers(model) else None,
+        )
+    return torch.stack([means[layer] for layer in layers], dim=2)

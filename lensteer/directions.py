@@ -1,0 +1,225 @@
+"""Difference of means, and its random controls: what a direction is made of, in one pass over features.
+
+Every construction here is linear in the spans' features, so all of them, nulls and bootstrap replicates
+included, are rows of one accumulator. Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lensteer.activations import TraceFeatures, Window
+from lensteer.behaviors import check_behavior
+from lensteer.errors import LensteerError
+from lensteer.statistics import WeightedSums, trace_generator
+
+NEGATIVES = ("all", "spans", "rest", "same_trace")
+AGGREGATIONS = ("token", "span", "trace")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a direction is computed from spans.
+
+    Attributes:
+        window: which positions stand for a span; see `Window.parse`.
+        negatives: what is subtracted: the mean over "all" thinking tokens; over all "spans", in the same
+            window; over the "rest", the spans of other behaviors; or "same_trace", the mean over all spans of
+            the positive's own trace.
+        aggregation: what counts equally on both sides: each "token" of a window, each "span", or each
+            "trace". The mean over "all" tokens is that of each trace first (as in the published code), but
+            for "token".
+
+    Raises:
+        LensteerError: an unknown name.
+    """
+
+    window: str = "onset"
+    negatives: str = "spans"
+    aggregation: str = "span"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "window", str(Window.parse(self.window)))
+        for name, value, known in (
+            ("negatives", self.negatives, NEGATIVES),
+            ("aggregation", self.aggregation, AGGREGATIONS),
+        ):
+            if value not in known:
+                raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, known))}")
+
+    def __str__(self) -> str:
+        return f"{self.window} − {self.negatives} per {self.aggregation}"
+
+
+def contrast_weights(
+    labels: Int[Tensor, "arm span"],
+    lengths: Float[Tensor, " span"],
+    n_tokens: int,
+    n_behaviors: int,
+    recipe: Recipe,
+) -> Float[Tensor, "arm sign behavior item"]:
+    """The weights of one trace's items in the positive and the negative mean of every behavior.
+
+    The items are the trace's spans, and last the mean of all its tokens.
+
+    Args:
+        labels: index of each span's behavior; one row per arm (the true labels, or shuffled ones).
+        lengths: number of tokens that stand for each span.
+        n_tokens: of all tokens.
+        n_behaviors: number of behaviors.
+        recipe: its negatives and aggregation.
+    """
+    own = torch.nn.functional.one_hot(labels, n_behaviors).transpose(1, 2).double()  # arm behavior span
+    base = lengths if recipe.aggregation == "token" else torch.ones_like(lengths)
+
+    def weigh(chosen: Tensor) -> Tensor:
+        weights = chosen * base
+        if recipe.aggregation == "trace":
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(1)
+        return weights
+
+    positive, everyone = weigh(own), weigh(torch.ones_like(own))
+    last = torch.zeros(*own.shape[:2], 1, dtype=own.dtype)
+    no_tokens, tokens = last, last
+    if recipe.negatives == "all":
+        negative = torch.zeros_like(own)
+        tokens = last + (n_tokens if recipe.aggregation == "token" else 1)
+    elif recipe.negatives == "spans":
+        negative = everyone
+    elif recipe.negatives == "rest":
+        negative = weigh(1 - own)
+    else:  # the positives' whole weight, spread over their own trace: Σ w (x − its trace's mean)
+        negative = everyone / everyone.sum(-1, keepdim=True) * positive.sum(-1, keepdim=True)
+    return torch.stack([torch.cat([positive, no_tokens], -1), torch.cat([negative, tokens], -1)], dim=1)
+
+
+class ContrastSums:
+    """Accumulates traces' features into the means that directions are made of. Two of them merge.
+
+    The arms of the contrast are the true labels, `n_controls` shuffles of the labels among each trace's
+    spans, and `n_bootstrap` reweightings of the traces by Poisson(1). Beside them run Gaussian combinations
+    of the spans, for the covariance-matched controls. All randomness belongs to the trace, so halves merge to
+    the whole.
+
+    Args:
+        recipe: of the contrast.
+        labels: the behaviors, in the order of the axis.
+        n_layers: size of the layer axis.
+        d_model: width of the residual stream.
+        n_controls: random vectors of each kind.
+        n_bootstrap: replicates.
+        seed: of all randomness.
+        window: which entry of the features' window axis is the recipe's.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        labels: Sequence[str],
+        n_layers: int,
+        d_model: int,
+        *,
+        n_controls: int = 0,
+        n_bootstrap: int = 0,
+        seed: int = 0,
+        window: int = 0,
+    ) -> None:
+        self.recipe, self.labels, self.seed, self.window = recipe, tuple(labels), seed, window
+        self.n_controls, self.n_bootstrap = n_controls, n_bootstrap
+        n_arms = 1 + n_controls + n_bootstrap
+        self.contrast = WeightedSums(n_arms * 2 * len(self.labels), n_layers, d_model)
+        self.noise = WeightedSums(1 + n_controls, n_layers, d_model)
+        self.tokens = WeightedSums(1, n_layers, d_model)
+        self.counts = torch.zeros(len(self.labels), dtype=torch.long)
+        self.n_traces = 0
+
+    def add(self, features: TraceFeatures) -> None:
+        """Take in one trace.
+
+        Raises:
+            LensteerError: a span's label is not among the behaviors.
+        """
+        spans = features.spans[self.window]
+        lengths = features.lengths[self.window].double()
+        index = {label: i for i, label in enumerate(self.labels)}
+        for label in features.labels:
+            check_behavior(label, self.labels)
+        labels = torch.tensor([index[label] for label in features.labels])
+        shuffle = trace_generator(self.seed, "shuffle", features.key)
+        orders = torch.rand(self.n_controls, len(labels), generator=shuffle).argsort(dim=1)
+        arms = torch.cat([labels[None], labels[orders]])
+        weights = contrast_weights(arms, lengths, features.n_tokens, len(self.labels), self.recipe)
+        resample = trace_generator(self.seed, "bootstrap", features.key)
+        drawn = torch.poisson(torch.ones(self.n_bootstrap, dtype=torch.float64), generator=resample)
+        weights = torch.cat([weights, drawn[:, None, None, None] * weights[:1]])
+        items = torch.cat([spans, features.tokens[None]])
+        self.contrast.add(weights.flatten(0, 2), items)
+        gauss = trace_generator(self.seed, "covariance", features.key)
+        noise = torch.randn(self.n_controls, len(labels), generator=gauss, dtype=torch.float64)
+        self.noise.add(torch.cat([torch.ones(1, len(labels), dtype=torch.float64), noise]), spans)
+        self.tokens.add(torch.ones(1, 1), features.tokens[None])
+        self.counts += torch.bincount(labels, minlength=len(self.labels))
+        self.n_traces += 1
+
+    def merge(self, other: ContrastSums) -> None:
+        """Take in the sums over other traces.
+
+        Raises:
+            LensteerError: the other one was made with another recipe, other behaviors, controls or seed.
+        """
+        for name in ("recipe", "labels", "seed", "n_controls", "n_bootstrap"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise LensteerError(f"cannot merge sums with {name} {theirs!r} into {mine!r}: they must be the same")
+        self.contrast.merge(other.contrast)
+        self.noise.merge(other.noise)
+        self.tokens.merge(other.tokens)
+        self.counts = self.counts + other.counts
+        self.n_traces += other.n_traces
+
+    def all_tokens(self) -> Float[Tensor, "layer d_model"]:
+        """Mean activation over all thinking tokens, each trace counting equally."""
+        return self.tokens.means()[0]
+
+    def _arms(self, begin: int, end: int) -> Float[Tensor, "arm behavior layer d_model"]:
+        positive, negative = self.contrast.means().unflatten(0, (-1, 2, len(self.labels)))[begin:end].unbind(1)
+        return positive - negative
+
+    def difference(self) -> Float[Tensor, "behavior layer d_model"]:
+        """Mean of the positives less mean of the negatives; NaN where one of them is empty."""
+        return self._arms(0, 1)[0]
+
+    def shuffled(self) -> Float[Tensor, "control behavior layer d_model"]:
+        """The same, with the labels permuted among the spans of each trace."""
+        return self._arms(1, 1 + self.n_controls)
+
+    def replicates(self) -> Float[Tensor, "replicate behavior layer d_model"]:
+        """The same, on resampled traces (Poisson bootstrap); NaN where none of them has a behavior."""
+        return self._arms(1 + self.n_controls, 1 + self.n_controls + self.n_bootstrap)
+
+    def covariance_matched(self) -> Float[Tensor, "control layer d_model"]:
+        """Gaussian vectors with the covariance of the spans' activations, in the recipe's window.
+
+        `Σᵢ gᵢ (xᵢ − x̄) / √(n − 1)` with `gᵢ ~ N(0, 1)` over all `n` spans: no covariance matrix is formed.
+
+        Raises:
+            LensteerError: fewer than two spans.
+        """
+        n = int(self.noise.mass[0])
+        if n < 2:
+            raise LensteerError(f"{n} span(s) have no covariance: annotate more traces")
+        center = self.noise.sums[0] / n
+        centered = self.noise.sums[1:] - self.noise.mass[1:, None, None] * center
+        return centered / (n - 1) ** 0.5
+
+
+def isotropic(n: int, n_layers: int, d_model: int, *, seed: int = 0) -> Float[Tensor, "control layer d_model"]:
+    """Random unit vectors, uniform over directions and independent between layers."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(n, n_layers, d_model, generator=generator, dtype=torch.float64)
+    return draws / draws.norm(dim=-1, keepdim=True)

@@ -1,0 +1,177 @@
+"""Sums that merge, seeds that belong to a trace, and bootstrap intervals.
+
+Everything that is averaged over traces goes through `WeightedSums`: one linear pass over values with many
+rows of weights, such as labels, shuffled labels, Gaussian noise or resampling. Knows nothing of models,
+tokens or behaviors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensteer.errors import LensteerError
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def trace_generator(seed: int, purpose: str, key: str) -> torch.Generator:
+    """A random generator that belongs to one trace: the order of traces and their split change no draw.
+
+    Args:
+        seed: of the whole computation.
+        purpose: what the numbers are for, so that two uses of one trace are independent.
+        key: of the trace.
+    """
+    digest = hashlib.sha256(f"{seed}|{purpose}|{key}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class WeightedSums:
+    """Running sums of values under several rows of weights, in double precision: `sums = Σ weights @ values`.
+
+    Because they are linear in the values, two accumulators over disjoint data merge into that of the whole.
+
+    Attributes:
+        sums: `[row layer d_model]`.
+        mass: `[row]`, the sum of each row's weights.
+    """
+
+    def __init__(self, n_rows: int, n_layers: int, d_model: int) -> None:
+        self.sums: Float[Tensor, "row layer d_model"] = torch.zeros(n_rows, n_layers, d_model, dtype=torch.float64)
+        self.mass: Float[Tensor, " row"] = torch.zeros(n_rows, dtype=torch.float64)
+
+    def add(
+        self,
+        weights: Float[Tensor, "row item"],
+        values: Float[Tensor, "item layer d_model"],
+    ) -> None:
+        """Add items, each under the weight that every row gives it."""
+        weights = weights.double()
+        self.sums += (weights @ values.double().flatten(1)).view_as(self.sums)
+        self.mass += weights.sum(1)
+
+    def merge(self, other: WeightedSums) -> None:
+        """Take in the sums over other data.
+
+        Raises:
+            LensteerError: the other one has other rows, layers or dimensions.
+        """
+        if other.sums.shape != self.sums.shape:
+            raise LensteerError(
+                f"cannot merge sums of shape {tuple(other.sums.shape)} into {tuple(self.sums.shape)}: "
+                "rows, layers and d_model must be the same"
+            )
+        self.sums += other.sums
+        self.mass += other.mass
+
+    def means(self) -> Float[Tensor, "row layer d_model"]:
+        """`sums / mass`; a row of no mass is NaN."""
+        return self.sums / self.mass[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """An estimate with its bootstrap percentile interval; scalars, or arrays with one entry per column.
+
+    Attributes:
+        estimate: on the data as they are.
+        low: lower end.
+        high: upper end.
+        n_units: how many units were resampled.
+        n_left_out: resamples that had no weight and so no estimate (the largest number over the columns).
+    """
+
+    estimate: Array
+    low: Array
+    high: Array
+    n_units: int
+    n_left_out: int
+
+    def excludes(self, value: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether the interval lies wholly on one side of `value`."""
+        return np.asarray((self.low > value) | (self.high < value))
+
+
+class Ratio(NamedTuple):
+    """Per unit, a numerator and the weight that it is out of: `Σ values / Σ weights` is the fraction.
+
+    Plain means have weight 1 in each unit: leave the weights out.
+    """
+
+    values: np.ndarray[Any, np.dtype[Any]]
+    weights: np.ndarray[Any, np.dtype[Any]] | None = None
+
+
+def bootstrap_interval(
+    values: Ratio | np.ndarray[Any, np.dtype[Any]],
+    minus: Ratio | np.ndarray[Any, np.dtype[Any]] | None = None,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Bootstrap a mean over units, a weighted fraction, or a paired difference of two of them.
+
+    Units (traces, tasks) are drawn with replacement; what belongs to one unit stays together. A fraction is a
+    ratio of sums, so that a long trace counts by its length: `bootstrap_interval(Ratio(hits, sentences))`.
+
+    Args:
+        values: `[unit]` or `[unit, column ...]`, or a `Ratio` of two such.
+        minus: the other arm on the same units in the same order; the interval is then of the difference.
+        n: number of resamples.
+        seed: of the resamples; the same seed draws the same units whatever the values.
+        level: of the interval, between 0 and 1.
+
+    Raises:
+        LensteerError: fewer than two units, arms of different size, values that are not finite, or a level
+            outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise LensteerError(f"level {level} is no confidence level: give a number between 0 and 1, such as 0.95")
+    arms = [_ratio(arm) for arm in (values, minus) if arm is not None]
+    n_units = len(arms[0].values)
+    if n_units < 2:
+        raise LensteerError(f"cannot resample {n_units} unit(s): an interval needs at least two")
+    if any(len(arm.values) != n_units for arm in arms):
+        sizes = " and ".join(str(len(arm.values)) for arm in arms)
+        raise LensteerError(f"arms have {sizes} units: a paired difference needs the same units in both")
+    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n)
+    estimate = np.asarray(_difference([_fraction(np.ones((1, n_units)), arm) for arm in arms])[0])
+    resampled = _difference([_fraction(drawn.astype(np.float64), arm) for arm in arms])
+    defined = np.isfinite(resampled)
+    low, high = np.full((2, *estimate.shape), np.nan)
+    if defined.any(axis=0).all():
+        low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(estimate, np.asarray(low), np.asarray(high), n_units, int((~defined).sum(0).max()))
+
+
+def _ratio(arm: Ratio | np.ndarray[Any, np.dtype[Any]]) -> Ratio:
+    values, weights = arm if isinstance(arm, Ratio) else Ratio(arm)
+    values = np.asarray(values, dtype=np.float64)
+    weights = np.ones(values.shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    if values.ndim == 0 or weights.shape != values.shape:
+        raise LensteerError(
+            f"values of shape {values.shape} with weights of shape {weights.shape}: give one of each per unit"
+        )
+    if not (np.isfinite(values).all() and np.isfinite(weights).all()):
+        raise LensteerError(
+            "values or weights that are not finite cannot be resampled: leave out the units that lack a value"
+        )
+    return Ratio(values, weights)
+
+
+def _fraction(counts: Array, arm: Ratio) -> Array:
+    assert arm.weights is not None
+    values, weights = np.tensordot(counts, arm.values, 1), np.tensordot(counts, arm.weights, 1)
+    return np.asarray(np.divide(values, weights, out=np.full(values.shape, np.nan), where=weights != 0))
+
+
+def _difference(arms: list[Array]) -> Array:
+    return np.asarray(arms[0] - arms[1] if len(arms) == 2 else arms[0])

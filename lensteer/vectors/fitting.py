@@ -1,0 +1,151 @@
+"""From annotated traces to behavior vectors, in one pass. Does not know what the recipes do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from lensteer import models
+from lensteer.activations import Window, stream_features, trace_key
+from lensteer.behaviors import BEHAVIORS
+from lensteer.directions import ContrastSums, Recipe, isotropic
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace
+from lensteer.vectors.values import BehaviorVectors, Controls
+
+SITE = "resid_post"
+_LIBRARIES = ("lensteer", "torch", "transformers", "transformer-lens")
+
+
+def fit_vectors(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    *,
+    window: str | Window = "onset",
+    negatives: str = "spans",
+    aggregation: str = "span",
+    labels: Sequence[str] = BEHAVIORS,
+    layers: Sequence[int] | None = None,
+    n_controls: int = 0,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> BehaviorVectors:
+    """Fit one direction per behavior and layer, by difference of means over the spans of annotated traces.
+
+    A behavior without a span has no vector; its count says so.
+
+    Args:
+        model: whose residual stream is read, behind each block.
+        traces: annotated.
+        window: which positions stand for a span; see `Window.parse`.
+        negatives: what is subtracted; see `Recipe`.
+        aggregation: what counts equally: each "token", "span" or "trace".
+        labels: the behaviors to look for.
+        layers: by default all.
+        n_controls: random vectors of each kind, from the same pass; see `Controls`.
+        n_bootstrap: replicates on resampled traces, from the same pass.
+        seed: of controls and replicates.
+        batch_size: traces per forward.
+
+    Raises:
+        LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite.
+    """
+    recipe = Recipe(str(window), negatives, aggregation)
+    (vectors,) = fit_recipes(
+        model,
+        traces,
+        [recipe],
+        labels=labels,
+        layers=layers,
+        n_controls=n_controls,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return vectors
+
+
+def fit_recipes(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    recipes: Sequence[Recipe],
+    *,
+    labels: Sequence[str] = BEHAVIORS,
+    layers: Sequence[int] | None = None,
+    n_controls: int = 0,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[BehaviorVectors]:
+    """Fit vectors by several recipes in the same pass: one forward per trace, whatever their number.
+
+    Arguments and errors are those of `fit_vectors`.
+    """
+    windows = list(dict.fromkeys(recipe.window for recipe in recipes))
+    chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
+    sums = [
+        ContrastSums(
+            recipe,
+            labels,
+            len(chosen),
+            models.d_model(model),
+            n_controls=n_controls,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+            window=windows.index(recipe.window),
+        )
+        for recipe in recipes
+    ]
+    for features in stream_features(model, traces, windows=windows, layers=chosen, batch_size=batch_size):
+        for each in sums:
+            each.add(features)
+    keys = sorted(trace_key(trace) for trace in traces if trace.spans)
+    provenance = {
+        "model": models.fingerprint(model).to_dict(),
+        "site": SITE,
+        "traces": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
+        "seed": seed,
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+    return [vectors_of(each, chosen, provenance) for each in sums]
+
+
+def vectors_of(sums: ContrastSums, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
+    """The vectors that accumulated sums stand for.
+
+    Raises:
+        LensteerError: no spans, or a behavior without negatives.
+    """
+    if sums.n_traces == 0:
+        raise LensteerError("no trace has a span to fit vectors on: annotate the traces first")
+    present = sums.counts > 0
+    raw = sums.difference()[present]
+    if not raw.isfinite().all():
+        raise LensteerError(
+            f"negatives {sums.recipe.negatives!r} leave nothing to subtract: all spans are of one behavior"
+        )
+    controls = replicates = None
+    if sums.n_controls:
+        draws = isotropic(sums.n_controls, len(layers), raw.shape[-1], seed=sums.seed)
+        shuffled = sums.shuffled()[:, present]
+        controls = Controls(draws.float(), sums.covariance_matched().float(), shuffled.float())
+    if sums.n_bootstrap:
+        replicates = sums.replicates()[:, present].float()
+        replicates = replicates[replicates.flatten(1).isfinite().all(dim=1)]
+    return BehaviorVectors(
+        raw=raw.float(),
+        mean_norm=torch.linalg.vector_norm(sums.all_tokens(), dim=-1).float(),
+        labels=tuple(label for label, there in zip(sums.labels, present.tolist(), strict=True) if there),
+        layers=tuple(layers),
+        counts=dict(zip(sums.labels, sums.counts.tolist(), strict=True)),
+        n_traces=sums.n_traces,
+        recipe=sums.recipe,
+        provenance=provenance,
+        controls=controls,
+        replicates=replicates,
+    )

@@ -1,0 +1,300 @@
+"""Behavior vectors: one direction per behavior and layer, with what it takes to use them rightly.
+
+Strength is no part of the tensor: `raw` is the difference as it is, `mean_norm` the length that coefficient 1
+means. Does not know how they are computed, which layer is a good one, or what steering does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from lensteer import models
+from lensteer.behaviors import check_behavior
+from lensteer.directions import Recipe
+from lensteer.errors import LensteerError
+from lensteer.vectors import storage
+
+_CONTROLS = ("isotropic", "covariance_matched", "shuffled")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One direction at every layer: of a behavior, or a control.
+
+    Attributes:
+        label: what it is called.
+        raw: as it was computed, unscaled.
+        mean_norm: length of the mean activation at each layer.
+        layers: of the layer axis.
+    """
+
+    label: str
+    raw: Float[Tensor, "layer d_model"]
+    mean_norm: Float[Tensor, " layer"]
+    layers: tuple[int, ...]
+
+    def _row(self, layer: int) -> int:
+        if layer not in self.layers:
+            raise LensteerError(f"{self.label!r} has no vector at layer {layer}: its layers are {list(self.layers)}")
+        return self.layers.index(layer)
+
+    def at(self, layer: int) -> Float[Tensor, " d_model"]:
+        """The raw vector of one layer.
+
+        Raises:
+            LensteerError: a layer that it does not have.
+        """
+        return self.raw[self._row(layer)]
+
+    def scaled(self, layer: int) -> Float[Tensor, " d_model"]:
+        """`raw / ‖raw‖ · mean_norm`: coefficient 1 adds a vector as long as the layer's mean activation.
+
+        Raises:
+            LensteerError: a layer that it does not have, or at which it is zero.
+        """
+        row = self._row(layer)
+        norm = self.raw[row].norm()
+        if norm == 0:
+            raise LensteerError(f"{self.label!r} is zero at layer {layer}: it has no direction to scale")
+        return self.raw[row] / norm * self.mean_norm[row]
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """Random vectors to hold against behavior vectors, from the same pass over the same activations.
+
+    Attributes:
+        isotropic: unit vectors, uniform over directions.
+        covariance_matched: Gaussian, with the covariance of the spans' activations in the vectors' window.
+        shuffled: the vectors' own recipe, with labels permuted among the spans of each trace.
+    """
+
+    isotropic: Float[Tensor, "control layer d_model"]
+    covariance_matched: Float[Tensor, "control layer d_model"]
+    shuffled: Float[Tensor, "control behavior layer d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class BehaviorVectors:
+    """A direction per behavior and layer. `vectors["backtracking"]` is one behavior's `Direction`.
+
+    Attributes:
+        raw: mean of the positives less mean of the negatives, unscaled.
+        mean_norm: length of the mean activation over all thinking tokens (each trace counting equally).
+        labels: of the behavior axis: those with at least one span.
+        layers: of the layer axis; `l` is the output of block `l`.
+        counts: spans of every behavior that was looked for; one without spans has 0 and no vector.
+        n_traces: traces with spans.
+        recipe: how they were computed.
+        provenance: model (id, revision, hashes of tokenizer and template), site, traces, library versions.
+        controls: random vectors, if they were asked for.
+        replicates: the same vectors on resampled traces, if they were asked for; a replicate with no span of
+            one of the behaviors is left out.
+
+    Raises:
+        LensteerError: shapes that do not fit one another, or values that are not finite.
+    """
+
+    raw: Float[Tensor, "behavior layer d_model"]
+    mean_norm: Float[Tensor, " layer"]
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    counts: Mapping[str, int]
+    n_traces: int
+    recipe: Recipe
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    controls: Controls | None = None
+    replicates: Float[Tensor, "replicate behavior layer d_model"] | None = None
+
+    def __post_init__(self) -> None:
+        _validate(self._tensors(), len(self.labels), len(self.layers))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"raw": self.raw, "mean_norm": self.mean_norm}
+        if self.replicates is not None:
+            tensors["replicates"] = self.replicates
+        if self.controls is not None:
+            tensors |= {f"controls.{kind}": getattr(self.controls, kind) for kind in _CONTROLS}
+        return tensors
+
+    def __getitem__(self, label: str) -> Direction:
+        if label not in self.labels and label in self.counts:
+            raise LensteerError(f"{label!r} had no span in the traces: there are {', '.join(map(repr, self.labels))}")
+        row = self.labels.index(check_behavior(label, self.labels))
+        return Direction(label, self.raw[row], self.mean_norm, self.layers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
+
+    def random(self, kind: str, label: str | None = None) -> list[Direction]:
+        """The random controls of one kind, ready to steer with.
+
+        Args:
+            kind: "isotropic", "covariance_matched" or "shuffled".
+            label: for "shuffled": the behavior in whose place the shuffled labels stand.
+
+        Raises:
+            LensteerError: no controls were fitted, an unknown kind or behavior, or a behavior missing for
+                "shuffled".
+        """
+        if self.controls is None:
+            raise LensteerError("these vectors have no random controls: fit them with n_controls=20")
+        if kind not in _CONTROLS:
+            raise LensteerError(f"unknown control {kind!r}: choose one of {', '.join(map(repr, _CONTROLS))}")
+        draws: Tensor = getattr(self.controls, kind)
+        if kind == "shuffled":
+            draws = draws[:, self.labels.index(check_behavior(str(label), self.labels))]
+        return [Direction(f"{kind}-{i}", draw, self.mean_norm, self.layers) for i, draw in enumerate(draws)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per behavior and layer: lengths, their ratio, the share of ‖raw‖² in three entries."""
+        raw, mean_norm = self.raw.double(), self.mean_norm.double()
+        norm = raw.norm(dim=-1)
+        top = raw.square().sort(dim=-1, descending=True).values[..., :3].sum(-1) / norm.square()
+        return pd.DataFrame(
+            [
+                dict(
+                    behavior=label,
+                    layer=layer,
+                    norm=float(norm[b, i]),
+                    mean_norm=float(mean_norm[i]),
+                    ratio=float(norm[b, i] / mean_norm[i]),
+                    top3_energy=float(top[b, i]),
+                    n_spans=self.counts.get(label),
+                )
+                for b, label in enumerate(self.labels)
+                for i, layer in enumerate(self.layers)
+            ]
+        )
+
+    @classmethod
+    def from_means(
+        cls,
+        means: Mapping[str, Float[Tensor, "layer d_model"]],
+        overall: Float[Tensor, "layer d_model"],
+        *,
+        counts: Mapping[str, int] | None = None,
+        n_traces: int = 0,
+        recipe: Recipe | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> BehaviorVectors:
+        """Vectors from mean activations that were computed elsewhere: `label − overall`, layers from 0 on.
+
+        Args:
+            means: mean activation of each behavior's spans.
+            overall: mean activation of all tokens; its length scales the vectors.
+            counts: spans of each behavior, where known.
+            n_traces: traces, where known.
+            recipe: how the means were computed; by default as in the published code.
+            provenance: where they are from.
+        """
+        return cls(
+            raw=torch.stack([mean.double() - overall.double() for mean in means.values()]).float(),
+            mean_norm=overall.double().norm(dim=-1).float(),
+            labels=tuple(means),
+            layers=tuple(range(len(overall))),
+            counts=dict(counts or {}),
+            n_traces=n_traces,
+            recipe=recipe or Recipe("published", "all", "span"),
+            provenance=dict(provenance or {}),
+        )
+
+    def check_model(self, model: TransformerBridge) -> None:
+        """Make sure that the vectors are of this model (a folder may have another name by now).
+
+        Raises:
+            LensteerError: they are of another one, or they do not say of which.
+        """
+        mine, theirs = self.provenance.get("model"), models.fingerprint(model)
+        if not isinstance(mine, Mapping):
+            raise LensteerError(f"these vectors do not say which model they are of; this one is {theirs.name!r}")
+        if wrong := theirs.differences(mine):
+            details = ", ".join(f"{name} {mine.get(name)!r} is not {getattr(theirs, name)!r}" for name in wrong)
+            raise LensteerError(
+                f"vectors of model {mine.get('name')!r} do not fit {theirs.name!r} ({details}): "
+                "fit vectors on this model"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file. At any moment either the old file or the whole new one is there.
+
+        Raises:
+            LensteerError: the file cannot be written.
+        """
+        header = {
+            "labels": self.labels,
+            "layers": self.layers,
+            "counts": dict(self.counts),
+            "n_traces": self.n_traces,
+            "recipe": asdict(self.recipe),
+            "provenance": dict(self.provenance),
+        }
+        storage.write(path, self._tensors(), header)
+
+    @classmethod
+    def load(cls, path: str | Path, model: TransformerBridge | None = None) -> BehaviorVectors:
+        """Read a file that `save` wrote.
+
+        Args:
+            path: of the file.
+            model: if given, the vectors must be of this very model.
+
+        Raises:
+            LensteerError: no such file, a truncated or corrupt one, one that holds something else, wrong
+                shapes, values that are not finite, or vectors of another model.
+        """
+        tensors, header = storage.read(path)
+        try:
+            _validate(tensors, len(header["labels"]), len(header["layers"]))
+            kinds = {kind: tensors[f"controls.{kind}"] for kind in _CONTROLS if f"controls.{kind}" in tensors}
+            vectors = cls(
+                raw=tensors["raw"],
+                mean_norm=tensors["mean_norm"],
+                labels=tuple(header["labels"]),
+                layers=tuple(header["layers"]),
+                counts=header["counts"],
+                n_traces=header["n_traces"],
+                recipe=Recipe(**header["recipe"]),
+                provenance=header["provenance"],
+                controls=Controls(**kinds) if kinds else None,
+                replicates=tensors.get("replicates"),
+            )
+        except LensteerError as error:
+            raise LensteerError(f"{str(path)!r}: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise LensteerError(
+                f"{str(path)!r} lacks a part of behavior vectors or has another ({error}): save them again"
+            ) from error
+        if model is not None:
+            vectors.check_model(model)
+        return vectors
+
+
+def _validate(tensors: Mapping[str, Tensor], n_behaviors: int, n_layers: int) -> None:
+    width = tensors["raw"].shape[-1]
+    expected: dict[str, tuple[int, ...]] = {
+        "raw": (n_behaviors, n_layers, width),
+        "mean_norm": (n_layers,),
+        "replicates": (-1, n_behaviors, n_layers, width),
+        "controls.shuffled": (-1, n_behaviors, n_layers, width),
+        "controls.isotropic": (-1, n_layers, width),
+        "controls.covariance_matched": (-1, n_layers, width),
+    }
+    for name, tensor in tensors.items():
+        shape, right = tuple(tensor.shape), expected[name]
+        if len(shape) != len(right) or any(m not in (n, -1) for n, m in zip(shape, right, strict=True)):
+            raise LensteerError(
+                f"{name} has shape {shape}, but {n_behaviors} behaviors, {n_layers} layers and d_model {width} "
+                f"make {right} (-1: any number)"
+            )
+        if not tensor.isfinite().all():
+            raise LensteerError(f"{name} holds values that are not finite: fit the vectors again")

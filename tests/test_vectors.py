@@ -1,0 +1,266 @@
+"""Fitting against the slow oracle on a random checkpoint, and files that are whole, wrong, cut or of another model."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lensteer import models
+from lensteer.behaviors import BEHAVIORS, STEERED
+from lensteer.directions import AGGREGATIONS, NEGATIVES, Recipe
+from lensteer.errors import LensteerError
+from lensteer.vectors import BehaviorVectors, fit_recipes, fit_vectors, storage
+from reference import kept_activations, slow_difference, slow_mean_norm
+from test_activations import WINDOWS, make_trace
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return models.load_model(tiny_checkpoint("qwen2"))
+
+
+@pytest.fixture(scope="module")
+def traces():
+    rng = random.Random(1)
+    made = [make_trace(rng, i, n_prompt=rng.choice([2, 5]), n_spans=rng.choice([2, 4, 7])) for i in range(9)]
+    made.append(replace(made[0], spans=()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def vectors(model, traces):
+    return fit_vectors(model, traces, n_controls=4, n_bootstrap=20, seed=3)
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+def test_every_recipe_is_the_slow_oracles(model, traces):
+    recipes = [Recipe(*options) for options in product(WINDOWS, NEGATIVES, AGGREGATIONS)]
+    kept = [kept_activations(model, trace) for trace in traces]
+    scale = float(kept[0].abs().mean())
+    fitted = fit_recipes(model, traces, recipes, batch_size=4)
+    for recipe, vectors in zip(recipes, fitted, strict=True):
+        truth = slow_difference(kept, traces, STEERED, recipe.window, recipe.negatives, recipe.aggregation)
+        error = (vectors.raw.double() - truth).abs().max()
+        assert error < 1e-5 * scale, recipe
+        assert truth.abs().max() > 0.01 * scale
+        torch.testing.assert_close(vectors.mean_norm.double(), slow_mean_norm(kept, traces), rtol=1e-5, atol=0)
+        assert vectors.recipe == recipe
+    distinct = {tuple(vectors.raw.flatten()[:9].tolist()) for vectors in fitted}
+    assert len(distinct) > 30  # per token and per span are one for onsets, and so on, but no more
+
+
+def test_batches_and_order_change_nothing(model, traces, vectors):
+    for other in (
+        fit_vectors(model, traces, n_controls=4, n_bootstrap=20, seed=3, batch_size=1),
+        fit_vectors(model, traces[::-1], n_controls=4, n_bootstrap=20, seed=3, batch_size=5),
+    ):
+        assert other.provenance["traces"] == vectors.provenance["traces"]
+        for name, tensor in vectors._tensors().items():
+            torch.testing.assert_close(other._tensors()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_subset_of_layers(model, traces, vectors):
+    some = fit_vectors(model, traces, layers=[3, 1])
+    torch.testing.assert_close(some.raw, vectors.raw[:, [3, 1]], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(some["backtracking"].at(1), vectors["backtracking"].at(1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(LensteerError, match=r"no vector at layer 2: its layers are \[3, 1\]"):
+        some["backtracking"].scaled(2)
+
+
+def test_what_the_vectors_say_of_themselves(model, traces, vectors):
+    assert vectors.labels == STEERED == tuple(vectors)
+    assert vectors.layers == (0, 1, 2, 3)
+    assert vectors.n_traces == 9
+    spans = [span.label for trace in traces for span in trace.spans]
+    assert vectors.counts == {label: spans.count(label) for label in BEHAVIORS}
+    assert vectors.provenance["model"] == models.fingerprint(model).to_dict()
+    assert vectors.provenance["site"] == "resid_post"
+    assert "torch" in vectors.provenance["versions"]
+    frame = vectors.to_dataframe()
+    assert len(frame) == 4 * 4
+    row = frame[(frame.behavior == "backtracking") & (frame.layer == 2)].iloc[0]
+    assert row.ratio == pytest.approx(float(vectors["backtracking"].at(2).norm() / vectors.mean_norm[2]), rel=1e-5)
+    assert row.n_spans == vectors.counts["backtracking"]
+    assert 3 / 32 < row.top3_energy < 1
+
+
+def test_coefficient_one_is_as_long_as_the_mean_activation(vectors):
+    for layer in vectors.layers:
+        direction = vectors["backtracking"]
+        scaled, raw = direction.scaled(layer), direction.at(layer)
+        assert float(scaled.norm()) == pytest.approx(float(vectors.mean_norm[layer]), rel=1e-5)
+        assert float(torch.cosine_similarity(scaled, raw, 0)) == pytest.approx(1)
+    flat = replace(direction, raw=torch.zeros_like(direction.raw))
+    with pytest.raises(LensteerError, match="'backtracking' is zero at layer 0"):
+        flat.scaled(0)
+
+
+def test_a_behavior_without_spans_is_left_out(model, traces):
+    bare = [replace(t, spans=tuple(s for s in t.spans if s.label != "backtracking")) for t in traces]
+    vectors = fit_vectors(model, bare, n_controls=2, n_bootstrap=5)
+    assert vectors.labels == STEERED[:3]
+    assert vectors.counts["backtracking"] == 0
+    assert vectors.raw.isfinite().all()
+    with pytest.raises(LensteerError, match="'backtracking' had no span in the traces: there are 'adding-know"):
+        vectors["backtracking"]
+    with pytest.raises(LensteerError, match="unknown behavior 'wandering'"):
+        vectors["wandering"]
+
+
+def test_replicates_without_a_behavior_are_left_out(model, traces):
+    rare = [
+        replace(t, spans=tuple(s for s in t.spans if i == 0 or s.label != "backtracking")) for i, t in enumerate(traces)
+    ]
+    while all(span.label != "backtracking" for span in rare[0].spans):
+        rare[0] = replace(rare[0], spans=(replace(rare[0].spans[0], label="backtracking"), *rare[0].spans[1:]))
+    vectors = fit_vectors(model, rare, n_bootstrap=200)
+    assert vectors.replicates is not None
+    assert 95 < len(vectors.replicates) < 155  # of 200, a share 1/e has the only such trace zero times
+
+
+def test_controls_are_directions_to_steer_with(vectors):
+    for kind, label in [("isotropic", None), ("covariance_matched", None), ("shuffled", "backtracking")]:
+        draws = vectors.random(kind, label)
+        assert [d.label for d in draws] == [f"{kind}-{i}" for i in range(4)]
+        for draw in draws:
+            assert float(draw.scaled(2).norm()) == pytest.approx(float(vectors.mean_norm[2]), rel=1e-5)
+    assert not torch.equal(
+        vectors.random("shuffled", "backtracking")[0].at(1),
+        vectors.random("shuffled", "adding-knowledge")[0].at(1),
+    )
+    with pytest.raises(LensteerError, match="unknown control 'gaussian': choose one of 'isotropic'"):
+        vectors.random("gaussian")
+    with pytest.raises(LensteerError, match="unknown behavior 'None': choose one of 'adding-knowledge'"):
+        vectors.random("shuffled")
+    with pytest.raises(LensteerError, match="n_controls=20"):
+        replace(vectors, controls=None).random("isotropic")
+
+
+def test_nothing_to_fit(model, traces):
+    with pytest.raises(LensteerError, match="annotate the traces first"):
+        fit_vectors(model, [replace(t, spans=()) for t in traces])
+    one = [replace(t, spans=tuple(s for s in t.spans if s.label == "backtracking")) for t in traces if t.spans]
+    with pytest.raises(LensteerError, match="negatives 'rest' leave nothing to subtract"):
+        fit_vectors(model, one, negatives="rest")
+    with pytest.raises(LensteerError, match="unknown negatives 'none'"):
+        fit_vectors(model, traces, negatives="none")
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def test_from_means():
+    means = {"deduction": torch.full((3, 2), 5.0), "backtracking": torch.tensor([[4.0, 8.0]] * 3)}
+    vectors = BehaviorVectors.from_means(means, torch.tensor([[3.0, 4.0]] * 3), counts={"deduction": 7})
+    assert vectors["backtracking"].at(2).tolist() == [1, 4]
+    assert vectors.mean_norm.tolist() == [5, 5, 5]
+    assert vectors.recipe == Recipe("published", "all", "span")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_must_be_finite(vectors, bad):
+    raw = vectors.raw.clone()
+    raw[1, 2, 3] = bad
+    with pytest.raises(LensteerError, match="raw holds values that are not finite"):
+        replace(vectors, raw=raw)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(vectors, tmp_path):
+    vectors.save(tmp_path / "vectors.safetensors")
+    return tmp_path / "vectors.safetensors"
+
+
+def test_a_file_gives_back_what_was_saved(model, vectors, path):
+    loaded = BehaviorVectors.load(path, model)
+    for name, tensor in vectors._tensors().items():
+        assert torch.equal(loaded._tensors()[name], tensor), name
+    for name in ("labels", "layers", "counts", "n_traces", "recipe", "provenance"):
+        assert getattr(loaded, name) == getattr(vectors, name), name
+    bare = replace(vectors, controls=None, replicates=None)
+    bare.save(path)
+    loaded = BehaviorVectors.load(path)
+    assert loaded.controls is None
+    assert loaded.replicates is None
+
+
+def test_vectors_of_another_model_are_refused(path, tiny_checkpoint):
+    for other in (
+        tiny_checkpoint("qwen2", seed=1),
+        tiny_checkpoint("qwen2", n_layers=2),
+        tiny_checkpoint("llama"),
+    ):
+        with pytest.raises(LensteerError, match=r"vectors of model .* do not fit .*weights '\w+' is not"):
+            BehaviorVectors.load(path, models.load_model(other))
+    nameless = replace(BehaviorVectors.load(path), provenance={})
+    with pytest.raises(LensteerError, match="do not say which model"):
+        nameless.check_model(models.load_model(tiny_checkpoint("qwen2")))
+
+
+def test_a_cut_file_is_refused_wherever_it_is_cut(path):
+    whole = path.read_bytes()
+    for length in [0, 4, 8, 100, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(LensteerError, match=r"vectors.safetensors' is truncated"):
+            BehaviorVectors.load(path)
+
+
+def rewrite(path, tensors=None, **header):
+    """Change parts of a file on disk, as something other than lensteer would."""
+    _, old = storage.read(path)
+    metadata = {"lensteer": json.dumps({**old, **header})}
+    save_file({**load_file(path), **(tensors or {})}, path, metadata)
+
+
+def test_wrong_contents_are_refused_by_name(path, vectors):
+    intact = path.read_bytes()
+    for change, message in [
+        (dict(tensors={"raw": torch.zeros(4, 3, 32)}), r"raw has shape \(4, 3, 32\), but 4 behaviors, 4 layers"),
+        (dict(tensors={"raw": torch.zeros(4, 32)}), "raw has shape"),
+        (dict(tensors={"mean_norm": torch.ones(3)}), "mean_norm has shape"),
+        (dict(tensors={"replicates": torch.zeros(9, 3, 4, 32)}), "replicates has shape"),
+        (dict(tensors={"controls.shuffled": torch.zeros(4, 4, 32)}), "controls.shuffled has shape"),
+        (dict(tensors={"controls.isotropic": torch.full((2, 4, 32), torch.inf)}), "controls.isotropic holds"),
+        (dict(tensors={"extra": torch.zeros(1)}), "lacks a part of behavior vectors or has another"),
+        (dict(tensors={"raw": torch.full_like(vectors.raw, torch.nan)}), "raw holds values that are not finite"),
+        (dict(labels=["backtracking"]), "has shape .* 1 behaviors"),
+        (dict(format=99), "has format 99"),
+        (dict(recipe={"window": "nowhere"}), "unknown window 'nowhere'"),
+        (dict(recipe={"power": 2}), "lacks a part of behavior vectors or has another"),
+    ]:
+        path.write_bytes(intact)
+        rewrite(path, **change)
+        with pytest.raises(LensteerError, match=message) as error:
+            BehaviorVectors.load(path)
+        assert str(path) in str(error.value)
+    save_file({"raw": torch.zeros(1)}, path)
+    with pytest.raises(LensteerError, match="holds no behavior vectors"):
+        BehaviorVectors.load(path)
+    with pytest.raises(LensteerError, match="no vectors at"):
+        BehaviorVectors.load(path.with_name("other.safetensors"))
+
+
+def test_a_failed_write_leaves_the_old_file(vectors, path, monkeypatch):
+    old = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(LensteerError, match=r"cannot write vectors to .*no space left"):
+        replace(vectors, n_traces=99).save(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(LensteerError, match="a folder that exists"):
+        vectors.save(path.parent / "nowhere" / "v.safetensors")
