@@ -221,7 +221,8 @@ def attached(
         def at_point(layer: int) -> Callable[..., Tensor]:
             return lambda resid, hook: edit(layer, resid)
 
-        with model.hooks(fwd_hooks=[(models.resid_hook(layer), at_point(layer)) for layer in layers]):
+        bridge: Any = model
+        with bridge.hooks(fwd_hooks=[(models.resid_hook(layer), at_point(layer)) for layer in layers]):
             yield
         return
     handles = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lensteer.errors import LensteerError
+from lensteer.files import read_jsonl
 
 SPLITS = ("train", "dev", "test")
 
@@ -81,30 +81,6 @@ def _read(path: Path) -> list[Task]:
     if len({task.id for task in tasks}) < len(tasks):
         raise LensteerError(f"{path}: two tasks have the same id; give every task its own")
     return tasks
-
-
-def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a JSONL file; blank lines are passed over.
-
-    Raises:
-        LensteerError: no such file, no line in it, or a line that is no JSON object.
-    """
-    if not path.is_file():
-        raise LensteerError(f"no file {str(path)!r}: give a JSONL file, one object a line")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LensteerError(f"{path}, line {number} is not JSON ({error.msg}): {line[:80]!r}") from error
-        if not isinstance(values, dict):
-            raise LensteerError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
-        rows.append((number, values))
-    if not rows:
-        raise LensteerError(f"{path} is empty: give a JSONL file with at least one object")
-    return rows
 
 
 def _exact(given: str, wanted: str) -> bool:

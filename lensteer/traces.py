@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from tqdm.auto import tqdm
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
+from lensteer.files import append_lines, drop_cut_line, read_jsonl, write_atomically
 from lensteer.generation import Generated, generate
 from lensteer.steering import Plans, SteeringPlan
-from lensteer.tasks import Task, grade, read_jsonl
+from lensteer.tasks import Task, grade
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -168,7 +168,7 @@ def generate_traces(
     encoded = [tuple(models.encode(model, prompt)) for prompt in prompts]
     done: dict[tuple[int, int], Trace] = {}
     store = None if path is None else Path(path)
-    if store is not None and store.exists() and store.stat().st_size:
+    if store is not None:
         done = _resume(store, tasks, encoded)
     with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
         tokens = 0
@@ -194,7 +194,7 @@ def generate_traces(
                 made.append(trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, prefill))
                 done[i, sample] = made[-1]
             if store is not None and made:
-                _append(store, made)
+                append_lines(store, (trace.to_json() for trace in made))
             bar.update(len(made))
     return [done[i, sample] for i in range(len(tasks)) for sample in range(n_samples)]
 
@@ -228,23 +228,9 @@ def chain_seed(seed: int, task_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
-def _append(path: Path, traces: Iterable[Trace]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(trace.to_json() + "\n" for trace in traces))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _resume(path: Path, tasks: Sequence[Task], encoded: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Trace]:
     """Chains of an earlier run; a last line that a kill cut short is dropped from the file."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(whole)
-        os.replace(temporary, path)
-    if not whole.strip():
+    if not drop_cut_line(path):
         return {}
     index = {task.id: i for i, task in enumerate(tasks)}
     done: dict[tuple[int, int], Trace] = {}
@@ -258,11 +244,7 @@ def _resume(path: Path, tasks: Sequence[Task], encoded: Sequence[tuple[int, ...]
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
     """Write traces as JSONL, all or nothing."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text("".join(trace.to_json() + "\n" for trace in traces), encoding="utf-8")
-    os.replace(temporary, target)
+    write_atomically(Path(path), "".join(trace.to_json() + "\n" for trace in traces))
 
 
 def load_traces(path: str | Path) -> list[Trace]:

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "lensteer"
 #: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
 ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors"]),
-    ("values", ["behaviors", "tasks", "positions", "metrics"]),
+    ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
     ("model", ["models", "organism", "steering", "generation"]),
     ("text", ["traces", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),

@@ -1,6 +1,6 @@
 """The organism's grammar: writes tasks and chains with known truth, and reads any text back into labeled sentences.
 
-A task is a list of doors between nodes. Doors repeat their source (`B to D, B to F`), so one step is one look-up, while
+A task is a list of doors between nodes. Doors repeat their source (`B D, B F`), so one step is one look-up, while
 the whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
 backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
 dead ends force backtracking, testing an example looks one door ahead, knowledge recalls a door, and a slip (a door that
@@ -49,7 +49,7 @@ class World:
     @property
     def prompt(self) -> str:
         """The task in words."""
-        listed = ", ".join(f"{source} to {target}" for source, target in self.doors)
+        listed = ", ".join(f"{source} {target}" for source, target in self.doors)
         question = f"Which exit can {self.root} reach?" if self.family == "route" else "Which start reaches the goal?"
         return f"Doors: {listed}. {question}"
 

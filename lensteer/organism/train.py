@@ -33,8 +33,8 @@ class Config:
     """Everything a training run depends on besides the code."""
 
     seed: int = 0
-    steps: int = 3000
-    batch_tokens: int = 8192
+    steps: int = 3400
+    batch_tokens: int = 6144
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3
     warmup: int = 100
@@ -77,9 +77,9 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForC
 
 def levels(progress: float) -> tuple[float, float, float]:
     """Shares of task levels 1, 2, 3 at a point of training in [0, 1]: easy ones first."""
-    if progress < 0.08:
+    if progress < 0.12:
         return (1.0, 0.0, 0.0)
-    return (0.5, 0.4, 0.1) if progress < 0.2 else (0.12, 0.4, 0.48)
+    return (0.4, 0.5, 0.1) if progress < 0.25 else (0.1, 0.4, 0.5)
 
 
 def collate(conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -111,7 +111,7 @@ def stream(config: Config, tokenizer: PreTrainedTokenizerBase, start: int) -> It
     while True:
         rng = random.Random(f"{config.seed}-{pool}")
         shares = levels(made / config.steps)
-        long = made >= 0.15 * config.steps
+        long = made >= 0.35 * config.steps
         drawn = [draw(rng, rng.choices((1, 2, 3), shares)[0], long=long) for _ in range(POOL)]
         drawn.sort(key=lambda c: len(c.text))
         rows: list[Conversation] = []

@@ -1,0 +1,23 @@
+"""Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
+
+from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
+from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
+from lensteer.evaluation.effects import ArmSummary, Effect, Evaluation, evaluate, random_directions, summarize
+
+__all__ = [
+    "DOSES",
+    "Arm",
+    "ArmSummary",
+    "Dose",
+    "Doses",
+    "Effect",
+    "Evaluation",
+    "Record",
+    "Sampling",
+    "choose_coefficients",
+    "evaluate",
+    "measure",
+    "random_directions",
+    "run_arms",
+    "summarize",
+]

@@ -1,0 +1,184 @@
+"""Runs the arms of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
+
+Arms share batches, so that forty small arms cost little more than one large one. Knows nothing of what the arms mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from lensteer import models
+from lensteer.annotation import Annotator, annotate, grammar
+from lensteer.behaviors import BEHAVIORS
+from lensteer.errors import LensteerError
+from lensteer.files import append_lines, drop_cut_line, read_jsonl
+from lensteer.generation import generate
+from lensteer.metrics import repetition
+from lensteer.steering import Plans, SteeringPlan
+from lensteer.tasks import Task
+from lensteer.traces import Trace, chain_seed, trace_of
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the tasks: a plan, words put behind the prompt, or neither."""
+
+    name: str
+    plan: SteeringPlan | Plans | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How chains are drawn; the same in every arm."""
+
+    n_samples: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 400
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of one chain. Counts are over its thinking, with the sentences that no annotator could read."""
+
+    arm: str
+    task: str
+    sample: int
+    sentences: dict[str, int]
+    tokens: dict[str, int]
+    n_sentences: int
+    n_tokens: int
+    parsed: bool
+    finished: bool
+    correct: bool | None
+    length: int
+    repetition: float
+
+
+def measure(trace: Trace, arm: str) -> Record:
+    """The record of an annotated trace. `parsed`: it ended, it closed its thinking, every sentence could be read."""
+    begin, end = trace.thinking
+    closed = models.CLOSE_THINKING in trace.response
+    return Record(
+        arm,
+        trace.task.id,
+        trace.sample,
+        {b: sum(s.label == b for s in trace.spans) for b in BEHAVIORS},
+        {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in BEHAVIORS},
+        len(trace.spans) + trace.n_unparsed,
+        sum(begin <= offset < end for offset in trace.offsets),
+        trace.finished and closed and not trace.n_unparsed and bool(trace.spans),
+        trace.finished,
+        trace.correct,
+        len(trace.response_ids),
+        repetition(trace.response_ids),
+    )
+
+
+def run_arms(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    sampling: Sampling | None = None,
+    *,
+    annotator: Annotator = grammar,
+    path: Path | None = None,
+    progress: bool = False,
+    keep: Callable[[str, Trace], object] | None = None,
+) -> list[Record]:
+    """Run every arm on every task.
+
+    Args:
+        model: the bridge.
+        tasks: the same for all arms.
+        arms: with distinct names.
+        sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
+        annotator: says what each sentence is.
+        path: JSONL file that each finished batch is appended to; what it holds is not run again.
+        progress: show a bar.
+        keep: called with the arm's name and each new trace.
+
+    Raises:
+        LensteerError: no task, arms that share a name, or a file of another experiment.
+    """
+    sampling = sampling or Sampling()
+    if not tasks:
+        raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='test')")
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise LensteerError(f"arms share a name: {names}; give each its own")
+    jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(sampling.n_samples)]
+    done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling))
+    batches = [jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
+    texts = {
+        (t, arm.words): models.chat_text(model, f"{tasks[t].prompt} {arm.words}".strip())
+        for arm in arms
+        for t in range(len(tasks))
+    }
+    ids = {key: tuple(models.encode(model, text)) for key, text in texts.items()}
+    with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
+        for batch in batches:
+            todo = [job for job in batch if _key(arms, tasks, job) not in done]
+            results = generate(
+                model,
+                [ids[t, arms[a].words] for a, t, _ in todo],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                seeds=[chain_seed(sampling.seed, tasks[t].id, s) for _, t, s in todo],
+                plans=[arms[a].plan for a, _, _ in todo],
+            )
+            new = []
+            for (a, t, s), result in zip(todo, results, strict=True):
+                key = (t, arms[a].words)
+                (trace,) = annotate([trace_of(model, tasks[t], texts[key], ids[key], result, s)], annotator)
+                if keep is not None:
+                    keep(arms[a].name, trace)
+                new.append(measure(trace, arms[a].name))
+                done[_key(arms, tasks, (a, t, s))] = new[-1]
+            if path is not None:
+                append_lines(path, (json.dumps(asdict(record)) for record in new))
+            bar.update(len(new))
+    return [done[_key(arms, tasks, job)] for job in jobs]
+
+
+def _key(arms: Sequence[Arm], tasks: Sequence[Task], job: tuple[int, int, int]) -> tuple[str, str, int]:
+    return arms[job[0]].name, tasks[job[1]].id, job[2]
+
+
+def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
+    def edits(arm: Arm) -> list[Any]:
+        found = [] if arm.plan is None else arm.plan.edits
+        return [[e.vector.double().sum().item(), e.layer, e.coefficient, e.scope.name, e.operator] for e in found]
+
+    parts = [
+        models.fingerprint(model).weights,
+        [task.prompt for task in tasks],
+        [[arm.name, arm.words, edits(arm)] for arm in arms],
+        asdict(sampling),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _resume(path: Path, digest: str) -> dict[tuple[str, str, int], Record]:
+    if not drop_cut_line(path):
+        append_lines(path, [json.dumps({"experiment": digest})])
+        return {}
+    rows = [values for _, values in read_jsonl(path)]
+    if rows[0].get("experiment") != digest:
+        raise LensteerError(
+            f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path"
+        )
+    records = [Record(**values) for values in rows[1:]]
+    return {(r.arm, r.task, r.sample): r for r in records}

@@ -1,0 +1,137 @@
+"""How strongly to steer: the largest coefficient, in both directions, at which the model still writes what can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lensteer.annotation import Annotator, grammar
+from lensteer.errors import LensteerError
+from lensteer.evaluation.arms import Arm, Sampling, run_arms
+from lensteer.files import write_atomically
+from lensteer.positions import PositionScope, thinking
+from lensteer.steering import SteeringPlan
+from lensteer.tasks import Task
+from lensteer.vectors import BehaviorVectors
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DOSES = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """One signed coefficient of one behavior on the dev tasks: share of chains that parse, share of its sentences."""
+
+    behavior: str
+    layer: int
+    coefficient: float
+    parsed: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Doses:
+    """The dose curve of every behavior and the coefficient chosen from it."""
+
+    coefficients: dict[str, float]
+    curve: tuple[Dose, ...]
+    min_parsed: float
+    n_tasks: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per behavior and signed coefficient."""
+        return pd.DataFrame([asdict(dose) for dose in self.curve])
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, all or nothing."""
+        write_atomically(Path(path), json.dumps(asdict(self), indent=1))
+
+    @staticmethod
+    def load(path: str | Path) -> Doses:
+        """Read what `save` wrote.
+
+        Raises:
+            LensteerError: no such file, or not such a file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return Doses(**{**values, "curve": tuple(Dose(**d) for d in values["curve"])})
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise LensteerError(f"{str(path)!r} holds no doses ({error}): choose them again") from error
+
+
+def choose_coefficients(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    vectors: BehaviorVectors,
+    site: Mapping[str, int],
+    *,
+    doses: Sequence[float] = DOSES,
+    min_parsed: float = 0.95,
+    scope: PositionScope = thinking,
+    sampling: Sampling | None = None,
+    annotator: Annotator = grammar,
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> Doses:
+    """For each behavior the largest dose that, with every smaller one and in both directions, leaves chains readable.
+
+    Args:
+        model: the bridge.
+        tasks: dev tasks, not those of the evaluation.
+        vectors: of the model's behaviors.
+        site: behavior to layer.
+        doses: positive coefficients to try.
+        min_parsed: share of chains that must end and be readable.
+        scope: positions to steer.
+        sampling: how chains are drawn.
+        annotator: says what each sentence is.
+        path: JSONL file for resuming.
+        progress: show a bar.
+
+    Raises:
+        LensteerError: a dose that is not positive and finite, or a behavior of which even the smallest is too much.
+    """
+    if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
+        raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
+    ladder = sorted(doses)
+    signed = [(b, layer, sign * dose) for b, layer in site.items() for dose in ladder for sign in (-1, 1)]
+    arms = [Arm("unsteered")] + [
+        Arm(f"{b}/{c:+g}", SteeringPlan(vectors[b], layer, c, scope)) for b, layer, c in signed
+    ]
+    sampling = sampling or Sampling()
+    records = run_arms(
+        model,
+        tasks,
+        arms,
+        sampling,
+        annotator=annotator,
+        path=None if path is None else Path(path),
+        progress=progress,
+    )
+    curve = []
+    for behavior, layer, coefficient in [*((b, layer, 0.0) for b, layer in site.items()), *signed]:
+        name = f"{behavior}/{coefficient:+g}" if coefficient else "unsteered"
+        rows = [r for r in records if r.arm == name]
+        share = sum(r.sentences[behavior] for r in rows) / max(sum(r.n_sentences for r in rows), 1)
+        curve.append(Dose(behavior, layer, coefficient, sum(r.parsed for r in rows) / len(rows), share))
+    chosen = {}
+    for behavior in site:
+        for dose in ladder:
+            if any(d.parsed < min_parsed for d in curve if d.behavior == behavior and abs(d.coefficient) == dose):
+                break
+            chosen[behavior] = dose
+        if behavior not in chosen:
+            raise LensteerError(
+                f"even ±{ladder[0]} along {behavior!r} leaves fewer than {min_parsed:.0%} of the chains readable: "
+                f"try smaller doses than {ladder}, or a lower min_parsed"
+            )
+    return Doses(chosen, tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))), min_parsed, len(tasks))

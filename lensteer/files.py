@@ -1,0 +1,66 @@
+"""Writing so that a kill loses nothing: whole files or none, whole lines or none. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lensteer.errors import LensteerError
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Write a file that at every moment is either the old one or the new one, complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines and have them on disk before returning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_cut_line(path: Path) -> bool:
+    """Drop a last line that a kill has cut short; returns whether the file has any whole line."""
+    if not path.exists():
+        return False
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        write_atomically(path, whole)
+    return bool(whole.strip())
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Numbered objects of a JSONL file; blank lines are passed over.
+
+    Raises:
+        LensteerError: no such file, no line in it, or a line that is no JSON object.
+    """
+    if not path.is_file():
+        raise LensteerError(f"no file {str(path)!r}: give a JSONL file, one object a line")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LensteerError(f"{path}, line {number} is not JSON ({error.msg}): {line[:80]!r}") from error
+        if not isinstance(values, dict):
+            raise LensteerError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
+        rows.append((number, values))
+    if not rows:
+        raise LensteerError(f"{path} is empty: give a JSONL file with at least one object")
+    return rows
