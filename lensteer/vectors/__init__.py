@@ -1,6 +1,7 @@
-"""Behavior vectors: what they are (`values`), how they are fitted (`fitting`), their file (`storage`)."""
+"""Behavior vectors: what they are, how they are fitted in one pass, their file."""
 
+from lensteer.vectors.direction import Direction
 from lensteer.vectors.fitting import fit_recipes, fit_vectors
-from lensteer.vectors.values import BehaviorVectors, Controls, Direction
+from lensteer.vectors.values import BehaviorVectors, Controls
 
 __all__ = ["BehaviorVectors", "Controls", "Direction", "fit_recipes", "fit_vectors"]
