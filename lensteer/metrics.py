@@ -28,13 +28,13 @@ def kl_divergence(
         logits_q: The distribution that is compared with it.
 
     Returns:
-        fp64, never below 0.
+        fp64, never below 0; NaN where a logit is.
     """
     log_p = logits_p.double().log_softmax(-1)
     log_q = logits_q.double().log_softmax(-1)
     p = log_p.exp()
     # A token that p excludes (logit −inf) adds 0, not 0 · inf.
-    terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
+    terms = torch.where(p == 0, 0.0, p * (log_p - log_q))
     return terms.sum(-1).clamp_min(0.0)
 
 
@@ -43,10 +43,10 @@ def perplexity(
     ids: Int[Tensor, "batch pos"],
     scored: Bool[Tensor, "batch pos"] | None = None,
 ) -> float:
-    """Exponential of the mean negative log-likelihood of `ids`, each under the logits of the position before it.
+    """Exponential of the mean negative log-likelihood of `ids`, in nats a token.
 
     Args:
-        logits: Logits of a forward pass over `ids`.
+        logits: Logits of a forward pass over `ids`: those at one position predict the next token.
         ids: The text.
         scored: Which tokens of `ids` count (leave out padding). The first of a row never counts: nothing
             predicts it.
@@ -57,9 +57,7 @@ def perplexity(
     log_p = logits[:, :-1].double().log_softmax(-1).gather(-1, ids[:, 1:, None].long())[..., 0]
     chosen = log_p if scored is None else log_p[scored[:, 1:]]
     if chosen.numel() == 0:
-        raise LensteerError(
-            f"no token to score among ids of shape {tuple(ids.shape)}: pass at least two a row"
-        )
+        raise LensteerError(f"no token to score among ids of shape {tuple(ids.shape)}: pass at least two a row")
     return float(chosen.mean().neg().exp())
 
 

@@ -2,3 +2,104 @@
 
 Nothing here calls the function that it is the reference for. Imported as `from reference import …`.
 """
+
+from __future__ import annotations
+
+import torch
+
+# --- vectors: one trace at a time, every activation kept ------------------------------------------
+
+
+def kept_activations(model, trace) -> torch.Tensor:
+    """Residual stream behind every block at every token of one trace, alone in its batch, `[layer pos d_model]`."""
+    ids = torch.tensor([list(trace.ids)])
+    with torch.no_grad():
+        _, cache = model.run_with_cache(ids, attention_mask=torch.ones_like(ids))
+    layers = range(model.cfg.n_layers)
+    return torch.stack([cache[f"blocks.{layer}.hook_resid_post"][0] for layer in layers]).double()
+
+
+def window_positions(span, window: str, n_tokens: int) -> list[int]:
+    if window == "onset":
+        chosen = [span.start - 1]
+    elif window == "span":
+        chosen = list(range(span.start - 1, span.end))
+    elif window == "published":
+        chosen = list(range(span.start - 1, min(span.end - 1, span.start + 10)))
+    else:
+        k = int(window.removeprefix("onset±"))
+        chosen = list(range(span.start - 1 - k, span.start - 1 + k + 1))
+    return [p for p in chosen if 1 <= p < n_tokens]
+
+
+def slow_difference(kept, traces, labels, window, negatives, aggregation) -> torch.Tensor:
+    """Difference of means by lists of rows, each with the number of its trace, `[behavior layer d_model]`.
+
+    `kept` holds each trace's `kept_activations`.
+    """
+
+    def mean(rows):  # of (trace, activation)
+        if aggregation != "trace":
+            return torch.stack([x for _, x in rows]).mean(0)
+        per_trace = [torch.stack([x for u, x in rows if u == t]).mean(0) for t in {t for t, _ in rows}]
+        return torch.stack(per_trace).mean(0)
+
+    rows, everything = [], []  # (trace, label, activation) and (trace, activations of all tokens)
+    for t, (acts, trace) in enumerate(zip(kept, traces, strict=True)):
+        if not trace.spans:
+            continue
+        for span in trace.spans:
+            positions = window_positions(span, window, len(trace.ids))
+            if aggregation == "token":
+                rows += [(t, span.label, acts[:, p]) for p in positions]
+            else:
+                rows.append((t, span.label, acts[:, positions].mean(1)))
+        begin, end = min(s.start for s in trace.spans), max(s.end for s in trace.spans)
+        everything.append((t, acts[:, begin:end]))
+    out = []
+    for label in labels:
+        positive = [(t, x) for t, name, x in rows if name == label]
+        if negatives == "all" and aggregation == "token":
+            negative = torch.cat([acts for _, acts in everything], dim=1).mean(1)
+        elif negatives == "all":
+            negative = torch.stack([acts.mean(1) for _, acts in everything]).mean(0)
+        elif negatives == "spans":
+            negative = mean([(t, x) for t, _, x in rows])
+        elif negatives == "rest":
+            negative = mean([(t, x) for t, name, x in rows if name != label])
+        else:
+            own = {t: torch.stack([x for u, _, x in rows if u == t]).mean(0) for t, _ in positive}
+            negative = mean([(t, own[t]) for t, _ in positive])
+        out.append(mean(positive) - negative)
+    return torch.stack(out)
+
+
+def slow_mean_norm(kept, traces) -> torch.Tensor:
+    means = []
+    for acts, trace in zip(kept, traces, strict=True):
+        if trace.spans:
+            begin, end = min(s.start for s in trace.spans), max(s.end for s in trace.spans)
+            means.append(acts[:, begin:end].mean(1))
+    return torch.stack(means).mean(0).norm(dim=-1)
+
+
+# --- attribution: one patched forward per cell ----------------------------------------------------
+
+
+def patched_forward_kl(model, ids, position, layer, added) -> float:
+    """KL(p ‖ p′) in nats at `position`, p′ from a full forward with `added` added there behind block `layer`."""
+    tokens = torch.tensor([list(ids)])
+
+    def patch(resid, hook):
+        resid = resid.clone()
+        resid[0, position] += added
+        return resid
+
+    with torch.no_grad():
+        plain = model(tokens)[0, position]
+        hooks = [(f"blocks.{layer}.hook_resid_post", patch)]
+        patched = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, position]
+    kl = 0.0
+    for log_p, log_q in zip(plain.double().log_softmax(-1), patched.double().log_softmax(-1), strict=True):
+        kl += float(log_p.exp() * (log_p - log_q))
+    return kl

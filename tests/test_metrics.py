@@ -51,9 +51,7 @@ def test_kl_of_nearby_rows_keeps_its_digits():
     for size in (1e-2, 1e-3):
         moved = p.double() + size * step
         variance = (prob * step.square()).sum() - (prob * step).sum().square()
-        assert kl_divergence(p.double(), moved).item() == pytest.approx(
-            0.5 * size**2 * variance.item(), rel=0.05
-        )
+        assert kl_divergence(p.double(), moved).item() == pytest.approx(0.5 * size**2 * variance.item(), rel=0.05)
 
 
 def test_kl_broadcasts_and_survives_excluded_tokens():
@@ -64,6 +62,9 @@ def test_kl_broadcasts_and_survives_excluded_tokens():
     assert kl_divergence(masked, masked).item() == 0.0
     assert 0 < kl_divergence(masked, open_).item() < math.inf
     assert kl_divergence(open_, masked).item() == math.inf
+    broken = torch.tensor([0.0, 1.0, torch.nan])
+    assert kl_divergence(open_, broken).isnan()
+    assert kl_divergence(broken, open_).isnan()
 
 
 def test_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary():

@@ -1,0 +1,209 @@
+"""One layer per behavior, and in words why that one. Reads scores and overlaps; knows nothing of models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lensteer.attribution import LayerScores
+from lensteer.behaviors import STEERED, check_behavior
+from lensteer.errors import LensteerError
+from lensteer.files import write_atomically
+from lensteer.overlap import EmbeddingOverlap
+
+#: The share of the model's last layers that is left out by default, rounded up. Mean activations grow with
+#: depth, so vectors as long as they are score highest where hardly any layer is left to use them.
+DROP_TRAILING = 0.125
+
+
+@dataclass(frozen=True, eq=False)
+class Site(Mapping[str, int]):
+    """The chosen layer of each behavior: `site["backtracking"]` is a layer.
+
+    Attributes:
+        layers: Behavior → layer; read-only.
+        why: Behavior → what spoke for that layer, in words; read-only.
+    """
+
+    layers: Mapping[str, int]
+    why: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if set(self.layers) != set(self.why):
+            raise LensteerError(f"layers for {sorted(self.layers)}, but reasons for {sorted(self.why)}")
+        # Frozen all the way down: a result must not change behind a plan that was made from it.
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "why", MappingProxyType(dict(self.why)))
+
+    def __getitem__(self, label: str) -> int:
+        return self.layers[check_behavior(label, tuple(self.layers))]
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.layers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """As JSON-ready values."""
+        return {"layers": dict(self.layers), "why": dict(self.why)}
+
+    @staticmethod
+    def from_dict(values: Any) -> Site:
+        """From what `to_dict` made.
+
+        Raises:
+            LensteerError: It is something else.
+        """
+        try:
+            layers = {str(label): int(layer) for label, layer in values["layers"].items()}
+            return Site(layers, {str(label): str(why) for label, why in values["why"].items()})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise LensteerError(f"no site: {error!r}; it needs the objects 'layers' and 'why'") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, all or nothing."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1))
+
+    @staticmethod
+    def load(path: str | Path) -> Site:
+        """Read what `save` wrote.
+
+        Raises:
+            LensteerError: There is no such file, or it holds no site.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LensteerError(f"cannot read a site from {str(path)!r}: {error}") from error
+        return Site.from_dict(values)
+
+
+def select_layers(
+    scores: LayerScores,
+    overlap: EmbeddingOverlap | None = None,
+    *,
+    behaviors: Sequence[str] | None = None,
+    drop_leading: bool | int = True,
+    drop_trailing: float | int = DROP_TRAILING,
+    factor: float = 1.2,
+) -> Site:
+    """For each behavior the layer with the largest mean score, first and last layers left out.
+
+    Args:
+        scores: Scores by behavior and layer.
+        overlap: Overlap of the same vectors; without it no leading layer is left out by rule.
+        behaviors: Which to choose for; by default the steered ones that were scored, or else all that were.
+        drop_leading: True leaves out those of `overlap.leading_layers(factor)`, False none, a number so many.
+        drop_trailing: How many of the model's last layers to leave out: a whole number of layers, or a
+            fraction below 1 of all of them, rounded up.
+        factor: The overlap of a leading layer exceeds so many times the median over layers.
+
+    Returns:
+        The layers, with a sentence each on why.
+
+    Raises:
+        LensteerError: A behavior without scores, an overlap of other layers, or no layer left.
+    """
+    if behaviors is None:
+        behaviors = [b for b in STEERED if b in scores.labels] or scores.labels
+    n_last = _trailing(drop_trailing, scores.n_layers)
+    last = [layer for layer in scores.layers if layer >= scores.n_layers - n_last]
+    layers, why = {}, {}
+    first: Sequence[int]
+    for label in dict.fromkeys(behaviors):
+        if not isinstance(drop_leading, bool):
+            first, reason = range(drop_leading), "left out by request"
+        elif not drop_leading:
+            first, reason = range(0), ""
+        elif overlap is None:
+            first, reason = range(0), "no overlap was given, so no leading layer was left out"
+        else:
+            first, reason = _leading(scores, overlap, label, factor)
+        layers[label], best = _best(scores, label, first, last)
+        skipped = [layer for layer in scores.layers if layer in first]
+        words = [
+            best,
+            f"{layer_names(skipped)} {reason}" if skipped else reason if drop_leading is True else "",
+        ]
+        if last:
+            words.append(f"{layer_names(last)} left out, because too few layers follow to use the vector")
+        why[label] = "; ".join(filter(None, words))
+    return Site(layers, why)
+
+
+def _leading(scores: LayerScores, overlap: EmbeddingOverlap, label: str, factor: float) -> tuple[Sequence[int], str]:
+    """The leading layers that are about the word that was read, and the figures that say so."""
+    check_behavior(label, overlap.labels)
+    if not set(scores.layers) <= set(overlap.layers):
+        raise LensteerError(
+            f"overlap at layers {list(overlap.layers)}, scores at {list(scores.layers)}: "
+            "pass the overlap of the vectors that were scored"
+        )
+    row = overlap.embedding.maximum[overlap.labels.index(label)].double()
+    first = overlap.layers[: overlap.leading_layers(factor)[label]]
+    rule = f"{factor:g} times the median over layers ({float(row.quantile(0.5)):.2f})"
+    cosines = ", ".join(f"{value:.2f}" for value in row[: len(first)].tolist())
+    if not first:
+        return (
+            first,
+            f"no leading layer left out: its overlap with the embedding ({row[0]:.2f}) is below {rule}",
+        )
+    return first, f"left out, because the overlap with the embedding ({cosines}) exceeds {rule}"
+
+
+def _trailing(drop: float | int, n_layers: int) -> int:
+    """How many last layers to leave out."""
+    if drop < 0 or (isinstance(drop, float) and drop >= 1) or drop >= n_layers:
+        raise LensteerError(
+            f"drop_trailing={drop} of {n_layers} layers: pass a number of layers below that, or a fraction below 1"
+        )
+    return math.ceil(drop * n_layers) if isinstance(drop, float) else drop
+
+
+def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int]) -> tuple[int, str]:
+    """The layer with the largest mean among those that remain, and what makes it so."""
+    b = scores.row(label)
+    kept = [i for i, layer in enumerate(scores.layers) if layer not in first and layer not in last]
+    if not kept:
+        raise LensteerError(
+            f"no layer is left for {label!r} of {layer_names(scores.layers)}: {layer_names(first)} left out "
+            f"in front, {layer_names(last)} behind; lower drop_leading or drop_trailing"
+        )
+    mean, low, high = (values[b].tolist() for values in (scores.mean, scores.low, scores.high))
+    if any(math.isnan(mean[i]) for i in kept):
+        raise LensteerError(
+            f"{label!r} has no scores ({scores.n_spans[b]} spans): attribute it on traces that contain it"
+        )
+    best = max(kept, key=lambda i: mean[i])
+    interval = "no interval" if math.isnan(low[best]) else f"95 % interval {low[best]:.2g} to {high[best]:.2g}"
+    words = (
+        f"layer {scores.layers[best]} of {scores.n_layers}: the largest {scores.method} KL "
+        f"({mean[best]:.2g} nats, {interval}, {scores.n_spans[b]} spans) "
+        f"among {layer_names([scores.layers[i] for i in kept])}"
+    )
+    rivals = [scores.layers[i] for i in kept if i != best and high[i] >= low[best]]
+    if len(rivals) == 1:
+        words += f"; the interval of {layer_names(rivals)} overlaps with it"
+    elif rivals:
+        words += f"; the intervals of {layer_names(rivals)} overlap with it"
+    if bool(scores.below_noise()[b, best]):
+        words += f"; under ten times the noise floor ({scores.noise_floor:.2g} nats), so this says little"
+    return scores.layers[best], words
+
+
+def layer_names(layers: Sequence[int]) -> str:
+    """Layers in words: "layer 3", "layers 1–6", "layers 1, 4 and 5"."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]}–{layers[-1]}"
+    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}" if layers else "no layers"
