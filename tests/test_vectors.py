@@ -144,6 +144,15 @@ def test_controls_are_directions_to_steer_with(vectors):
         replace(vectors, controls=None).random("isotropic")
 
 
+def test_the_seed_decides_all_that_is_random_and_nothing_else(model, traces, vectors):
+    other = fit_vectors(model, traces, n_controls=4, n_bootstrap=20, seed=4)
+    assert torch.equal(other.raw, vectors.raw)
+    for name in ("isotropic", "covariance_matched", "shuffled"):
+        assert not torch.allclose(getattr(other.controls, name), getattr(vectors.controls, name)), name
+    shared = min(len(other.replicates), len(vectors.replicates))
+    assert not torch.allclose(other.replicates[:shared], vectors.replicates[:shared])
+
+
 def test_nothing_to_fit(model, traces):
     with pytest.raises(LensteerError, match="annotate the traces first"):
         fit_vectors(model, [replace(t, spans=()) for t in traces])

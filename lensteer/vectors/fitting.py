@@ -37,7 +37,8 @@ def fit_vectors(
 ) -> BehaviorVectors:
     """Fit one direction per behavior and layer, by difference of means over the spans of annotated traces.
 
-    A behavior without a span has no vector; its count says so.
+    A behavior without a span has no vector; its count says so. The sums take `16 · behaviors · (1 + n_controls +
+    n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536.
 
     Args:
         model: whose residual stream is read, behind each block.
