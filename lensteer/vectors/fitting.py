@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from lensteer import models
 from lensteer.activations import Window, stream_features, trace_key
@@ -16,6 +16,9 @@ from lensteer.directions import ContrastSums, Recipe, isotropic
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 from lensteer.vectors.values import BehaviorVectors, Controls
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 SITE = "resid_post"
 _LIBRARIES = ("lensteer", "torch", "transformers", "transformer-lens")

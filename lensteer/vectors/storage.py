@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.files import write_atomically
 
 #: Raised when a reader of today's files could not read tomorrow's.
 FORMAT = 1
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a file beside the target, then put it in the target's place.
+    """Write a file, whole or not at all.
 
     Raises:
         LensteerError: the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     metadata = {"lensteer": json.dumps({"format": FORMAT, **header})}
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
+        write_atomically(Path(path), data)
     except OSError as error:
-        raise LensteerError(
-            f"cannot write vectors to {str(path)!r} ({error}): give a file in a folder that exists"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise LensteerError(f"cannot write vectors to {str(path)!r} ({error}): give a file to write") from error
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

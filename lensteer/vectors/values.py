@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lensteer import models
 from lensteer.behaviors import check_behavior
@@ -23,6 +22,9 @@ from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.vectors import storage
 from lensteer.vectors.direction import Direction
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 _CONTROLS = ("isotropic", "covariance_matched", "shuffled")
 
