@@ -1,11 +1,81 @@
 """lensteer: find, locate, steer and verify behavior directions in reasoning models."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from lensteer import models
+from lensteer._version import __version__
 from lensteer.annotation import annotate
+from lensteer.attribution import LayerScores, attribute
 from lensteer.behaviors import BEHAVIORS, STEERED, Span
 from lensteer.errors import LensteerError
+from lensteer.evaluation import Evaluation, Sampling, choose_coefficients, evaluate
+from lensteer.geometry import CosineMatrix, cosine_matrix
 from lensteer.models import load_model
-from lensteer.positions import at, everywhere, first, generated, onsets, prompt, sentence_starts, thinking
+from lensteer.overlap import EmbeddingOverlap, embedding_overlap
+from lensteer.positions import (
+    PositionScope,
+    at,
+    everywhere,
+    first,
+    generated,
+    onsets,
+    prompt,
+    sentence_starts,
+    thinking,
+)
+from lensteer.selection import Site, select_layers
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import Trace, generate_traces, load_traces, save_traces
+from lensteer.vectors import BehaviorVectors, Direction, fit_vectors
+
+__all__ = [
+    "BEHAVIORS",
+    "STEERED",
+    "BehaviorVectors",
+    "CosineMatrix",
+    "Direction",
+    "EmbeddingOverlap",
+    "Evaluation",
+    "LayerScores",
+    "LensteerError",
+    "PositionScope",
+    "Sampling",
+    "Site",
+    "Span",
+    "SteeringPlan",
+    "Task",
+    "Trace",
+    "__version__",
+    "annotate",
+    "at",
+    "attribute",
+    "choose_coefficients",
+    "cosine_matrix",
+    "embedding_overlap",
+    "evaluate",
+    "everywhere",
+    "first",
+    "fit_vectors",
+    "generate_traces",
+    "generated",
+    "load_model",
+    "load_tasks",
+    "load_traces",
+    "models",
+    "onsets",
+    "plots",
+    "prompt",
+    "save_traces",
+    "select_layers",
+    "sentence_starts",
+    "thinking",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    """`plots` is loaded when it is first asked for: plotly takes a while."""
+    if name == "plots":
+        return _import_module("lensteer.plots")
+    raise AttributeError(f"module 'lensteer' has no attribute {name!r}")

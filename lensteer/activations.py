@@ -11,17 +11,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 #: The published code reads at most so many tokens from a span's first one on.
 PUBLISHED_TOKENS = 10

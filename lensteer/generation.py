@@ -7,6 +7,7 @@ the same seeds differ by what was done to them. Knows nothing of tasks or behavi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,22 +58,28 @@ def generate(
         advance: called with the number of tokens made in each step.
 
     Raises:
-        LensteerError: an empty prompt, a temperature below 0, sampling without seeds.
+        LensteerError: an empty prompt, an impossible number, sampling without seeds, a list of another length than
+            the prompts, logits that are not finite.
     """
     if not prompts:
         return []
     if not all(len(p) for p in prompts):
         raise LensteerError("an empty prompt: give at least one token id per row")
-    if temperature < 0:
-        raise LensteerError(f"temperature {temperature}: give 0 (greedy) or more")
+    if max_new_tokens < 1:
+        raise LensteerError(f"max_new_tokens={max_new_tokens}: give a positive number")
+    if not 0 <= temperature < math.inf:
+        raise LensteerError(f"temperature {temperature}: give 0 (greedy) or a positive number")
     if temperature and seeds is None:
         raise LensteerError(f"sampling at temperature {temperature} needs seeds, one per row")
+    for name, given in (("seeds", seeds), ("plans", plans)):
+        if given is not None and len(given) != len(prompts):
+            raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
     runner: nn.Module = model
     twin = None if foreign_hooks(model) else models.plain_twin(model)
     rows: list[SteeringPlan | Plans | None] = list(plans or [None] * len(prompts))
     if twin is not None:
         runner = twin
-        for on in active_plans(model):
+        for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
             rows = [on if row is None else on + row for row in rows]
     return _Loop(model, runner, prompts, rows, max_new_tokens, temperature, seeds).run(advance)
 
@@ -164,7 +171,7 @@ class _Loop:
             return logits.argmax(-1)
         cumulative = (logits / self.temperature).softmax(-1).double().cumsum(-1)
         wanted = self.noise[:, step, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, wanted)[:, 0].clamp(max=logits.shape[1] - 1)
+        return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def _keep(self, live: Tensor) -> None:
         self.ids, self.rows, self.lengths = self.ids[live], self.rows[live], self.lengths[live]

@@ -46,6 +46,7 @@ def load_model(
     Raises:
         LensteerError: no such model, or one that TransformerLens cannot load.
     """
+    from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
 
     source = str(ORGANISM if name_or_path is None else name_or_path)
@@ -53,7 +54,7 @@ def load_model(
         raise LensteerError(f"{source!r} is a folder without config.json: give the folder of a Hugging Face checkpoint")
     try:
         model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LensteerError(
             f"cannot load model {source!r}: give a folder with a Hugging Face checkpoint, a name on the hub, or "
             f"nothing for the embedded organism ({type(error).__name__}: {error})"
@@ -203,17 +204,22 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
     The ids are taken as they are (encoding the text again may give others). Tokens that only together make a character
     share its start; a token covers the characters up to the next start.
     """
-    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def decode(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    text = decode(ids)
     starts: list[int] = []
     cursor, waiting = 0, 0
     for end in range(1, len(ids) + 1):
-        piece = tokenizer.decode(
-            list(ids[end - waiting - 1 : end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        piece = decode(ids[end - waiting - 1 : end])
         starts.append(cursor)
         space = len(text[cursor:]) - len(text[cursor:].lstrip(" ")) if not text.startswith(piece, cursor) else 0
         if piece and text.startswith(piece, cursor + space) and not piece.endswith("�"):
             cursor += space + len(piece)
+            alone = decode(ids[end - 1 : end]) if waiting else "�"
+            if "�" not in alone:  # bytes that never became a character ended before this token
+                starts[-1] = cursor - len(alone)
             waiting = 0
         else:
             waiting += 1
@@ -237,20 +243,21 @@ def token_table(model: TransformerBridge) -> TokenTable:
     return _table(model.tokenizer, int(model.cfg.d_vocab))
 
 
-_twins: weakref.WeakKeyDictionary[nn.Module, nn.Module | None] = weakref.WeakKeyDictionary()
+_twins: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], nn.Module | None]] = weakref.WeakKeyDictionary()
 
 
 def plain_twin(model: TransformerBridge) -> nn.Module | None:
     """A plain Hugging Face model on the very same parameters, for hot loops: its attention is the fused kernel.
 
-    None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), or where
-    TransformerLens has processed the weights.
+    None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), where
+    its layers are not laid out as Llama's, or where TransformerLens has processed the weights.
     """
     if getattr(model, "compatibility_mode", False):
         return None
-    if model not in _twins:
-        _twins[model] = _build_twin(model)
-    return _twins[model]
+    storages = tuple(tensor.data_ptr() for tensor in model.original_model.state_dict().values())
+    if model not in _twins or _twins[model][0] != storages:  # the model may have been moved, cast or given new weights
+        _twins[model] = (storages, _build_twin(model))
+    return _twins[model][1]
 
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
@@ -260,6 +267,8 @@ def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
 
 def _build_twin(model: TransformerBridge) -> nn.Module | None:
     original = model.original_model
+    if not hasattr(getattr(original, "model", None), "rotary_emb"):
+        return None
     state = {k.replace("._original_component", ""): v for k, v in original.state_dict().items()}
     config = original.config
     with torch.device("meta"):

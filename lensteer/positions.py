@@ -83,8 +83,12 @@ def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
         raise LensteerError(
             "scope 'thinking': this vocabulary has no single token '<think>'; use `generated` or explicit positions"
         )
-    opened = context.flag(context.tokens.opens).cumsum(1)
-    return opened > context.flag(context.tokens.closes).cumsum(1)
+    # By the last tag, not by counting tags: some models repeat a `<think>` that the template has opened.
+    column = torch.arange(1, context.ids.shape[1] + 1, device=context.ids.device)
+    opened, closed = (
+        (context.flag(table) * column).cummax(1).values for table in (context.tokens.opens, context.tokens.closes)
+    )
+    return opened > closed
 
 
 def _behind_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:

@@ -136,21 +136,24 @@ class Edits:
 
     @staticmethod
     def of(plans: Sequence[SteeringPlan | Plans | None], model: TransformerBridge) -> Edits:
-        """Lay out one plan (or None) per row."""
+        """Lay out one plan (or None) per row.
+
+        Raises:
+            LensteerError: a layer that the model lacks, or a vector of another width or that is not finite.
+        """
         groups: dict[int, list[_Group]] = {}
         shape, like = (len(plans), models.d_model(model)), next(iter(model.parameters()))
         for row, plan in enumerate(plans):
-            taken: list[_Group] = []
+            behind: dict[int, int] = {}  # per layer, the first group that comes after the row's edits so far
             for edit in () if plan is None else plan.edits:
                 found = groups.setdefault(models.check_layer(model, edit.layer), [])
-                kind = (edit.operator, edit.scope)
-                group = next((g for g in found if (g.operator, g.scope) == kind and g not in taken), None)
-                if group is None:
-                    group = _Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0]))
-                    found.append(group)
-                taken.append(group)
-                group.table[row] = edit.vector.to(like)
-                group.strength[row] = edit.coefficient
+                kind, least = (edit.operator, edit.scope), behind.get(edit.layer, 0)
+                at = next((i for i, g in enumerate(found) if i >= least and (g.operator, g.scope) == kind), len(found))
+                if at == len(found):
+                    found.append(_Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0])))
+                behind[edit.layer] = at + 1
+                found[at].table[row] = _checked(edit, shape[1]).to(like)
+                found[at].strength[row] = edit.coefficient
         return Edits(groups)
 
     def apply(
@@ -177,7 +180,17 @@ class Edits:
         )
 
 
-@dataclass
+def _checked(edit: SteeringPlan, width: int) -> Tensor:
+    vector = edit.vector
+    if vector.shape != (width,) or not torch.isfinite(vector).all():
+        raise LensteerError(
+            f"{edit.direction.label!r} at layer {edit.layer} is zero, not finite or another model's: shape "
+            f"{list(vector.shape)}, where this residual stream is {width} wide"
+        )
+    return vector
+
+
+@dataclass(eq=False)  # the same plan may be on twice: entries are told apart by who they are
 class _Active:
     """A plan that is on, and the tokens that its hooks have seen so far."""
 

@@ -41,6 +41,9 @@ class Task:
         missing = [k for k in known[:4] if not isinstance(values.get(k), str)]
         if unknown or missing:
             raise LensteerError(f"{where}: a task has the text fields {known}; missing {missing}, unknown {unknown}")
+        for key in ("answer", "grader"):
+            if not isinstance(values.get(key), str | None):
+                raise LensteerError(f"{where}: {key} {values[key]!r} is no text: put it in quotes")
         grader = values.get("grader")
         if grader is not None and grader not in GRADERS:
             raise LensteerError(f"{where}: no grader {grader!r}, use one of {sorted(GRADERS)}")
@@ -88,15 +91,17 @@ def _exact(given: str, wanted: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip(" .\n").casefold()
+    """Without what only sets an answer off: emphasis, a LaTeX box or dollar signs, quotes, the full stop, case."""
+    text = re.sub(r"\\boxed\s*\{(.*)\}", r"\1", text)
+    return re.sub(r"\s+", " ", text).strip(" .*_`$\"'").casefold()
 
 
 GRADERS: dict[str, Callable[[str, str], bool]] = {"exact": _exact}
-_ANSWER = re.compile(r"answer\s*(?:is\s*)?:?\s*(.+)", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer[\s*_]*(?:\bis\b\s*:?|:)[\s*_]*(.+)", re.IGNORECASE)
 
 
 def final_answer(response: str) -> str | None:
-    """What a response gives as its answer: behind the last "Answer:" after the thinking, or None."""
+    """What a response gives as its answer: behind the last "Answer:" or "answer is" after the thinking, or None."""
     found = _ANSWER.findall(re.sub(r"<\|[^|]*\|>", "", response.rpartition("</think>")[2]))
     return str(found[-1]).strip() if found else None
 

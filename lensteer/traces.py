@@ -16,7 +16,7 @@ from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl, write_atomically
 from lensteer.generation import Generated, generate
-from lensteer.steering import Plans, SteeringPlan
+from lensteer.steering import Plans, SteeringPlan, active_plans
 from lensteer.tasks import Task, grade
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Trace:
         spans: annotated behaviors, in order (empty before annotation).
         n_unparsed: sentences of the chain that no annotator could label; they stay in every denominator.
         prefill: the end of the prompt that was put into the model's mouth.
+        run: digest of model, plans, seed and numbers that it came from; it tells a file of another run.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Trace:
     spans: tuple[Span, ...] = ()
     n_unparsed: int = 0
     prefill: str = ""
+    run: str = ""
 
     @property
     def id(self) -> str:
@@ -75,7 +77,7 @@ class Trace:
         Behind the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
         """
         begin = 0
-        if not self.prompt.rstrip().endswith(models.OPEN_THINKING):
+        if self.prompt.rfind(models.OPEN_THINKING) <= self.prompt.rfind(models.CLOSE_THINKING):
             found = self.response.find(models.OPEN_THINKING)
             if found < 0:
                 return (0, 0)
@@ -85,8 +87,8 @@ class Trace:
 
     @property
     def correct(self) -> bool | None:
-        """Whether the answer is right; None where that isn't definite."""
-        return grade(self.task, self.prefill + self.response)
+        """Whether the answer is right; None where that isn't definite. What is only thought is no answer."""
+        return grade(self.task, self.prefill + self.response[self.thinking[1] :])
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -106,7 +108,9 @@ class Trace:
             for key in ("prompt_ids", "response_ids", "offsets"):
                 values[key] = tuple(int(i) for i in values[key])
             trace = Trace(**values)
-        except (KeyError, TypeError) as error:
+        except LensteerError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LensteerError(f"{where} is no trace ({type(error).__name__}: {error})") from error
         if len(trace.offsets) != len(trace.response_ids):
             raise LensteerError(
@@ -145,11 +149,12 @@ def generate_traces(
         prefill: text put behind the prompt, such as "Answer:" for a direct answer.
         rewrite: another prompt for a task (a cue, say).
         plans: one per task, None for a task that is left alone.
-        path: JSONL file that each finished batch is appended to; chains already in it are not made again.
+        path: JSONL file that each finished batch is appended to; batches already in it are not made again. (Hooks that
+            are not a plan's leave no mark in it.)
         progress: show a bar with tokens per second.
 
     Raises:
-        LensteerError: no task, an impossible number, or a file of other chains.
+        LensteerError: no task, an impossible number, two tasks of one id with a path, or a file of another run.
     """
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
@@ -160,16 +165,21 @@ def generate_traces(
     ):
         if value < 1:
             raise LensteerError(f"{name}={value}: give a positive number")
+    if plans is not None and len(plans) != len(tasks):
+        raise LensteerError(f"{len(plans)} plans for {len(tasks)} tasks: give one per task")
     if n_samples > 1 and not temperature:
         raise LensteerError(f"{n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1")
     jobs = [(index, sample) for sample in range(n_samples) for index in range(len(tasks))]
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
     prompts = [models.chat_text(model, rewrite(t) if rewrite else t.prompt, thinking=thinking) + prefill for t in tasks]
     encoded = [tuple(models.encode(model, prompt)) for prompt in prompts]
+    numbers = (max_new_tokens, temperature, seed if temperature else None)
+    own = {id(plan): _run(model, plan, *numbers) for plan in plans or [None]}
+    runs = [own[id(plan)] for plan in plans or [None] * len(tasks)]
     done: dict[tuple[int, int], Trace] = {}
     store = None if path is None else Path(path)
     if store is not None:
-        done = _resume(store, tasks, encoded)
+        done = _resume(store, tasks, encoded, runs)
     with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
         tokens = 0
 
@@ -179,7 +189,9 @@ def generate_traces(
             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
 
         for batch in batches:
-            batch = [job for job in batch if job not in done]
+            if all(job in done for job in batch):
+                continue
+            # A batch that a kill cut short is made again whole: rounding depends on the company.
             results = generate(
                 model,
                 [encoded[i] for i, _ in batch],
@@ -191,8 +203,10 @@ def generate_traces(
             )
             made = []
             for (i, sample), result in zip(batch, results, strict=True):
-                made.append(trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, prefill))
-                done[i, sample] = made[-1]
+                if (i, sample) not in done:
+                    trace = trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, prefill)
+                    made.append(replace(trace, run=runs[i]))
+                    done[i, sample] = made[-1]
             if store is not None and made:
                 append_lines(store, (trace.to_json() for trace in made))
             bar.update(len(made))
@@ -228,15 +242,29 @@ def chain_seed(seed: int, task_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
-def _resume(path: Path, tasks: Sequence[Task], encoded: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], Trace]:
+def _run(model: TransformerBridge, plan: SteeringPlan | Plans | None, *numbers: float | None) -> str:
+    """Digest of what a chain depends on besides its prompt: model, plans that are on, its own plan, numbers."""
+    plans = [*active_plans(model), *([] if plan is None else [plan])]
+    edits = [
+        (e.layer, e.coefficient, e.operator, e.scope.name, e.vector.double().tolist()) for p in plans for e in p.edits
+    ]
+    identity = replace(models.fingerprint(model), name="", revision="")
+    return hashlib.sha256(json.dumps([identity.to_dict(), edits, numbers]).encode()).hexdigest()[:16]
+
+
+def _resume(
+    path: Path, tasks: Sequence[Task], encoded: Sequence[tuple[int, ...]], runs: Sequence[str]
+) -> dict[tuple[int, int], Trace]:
     """Chains of an earlier run; a last line that a kill cut short is dropped from the file."""
+    if len({task.id for task in tasks}) < len(tasks):
+        raise LensteerError(f"two tasks have the same id: {path} could not tell their chains apart")
     if not drop_cut_line(path):
         return {}
     index = {task.id: i for i, task in enumerate(tasks)}
     done: dict[tuple[int, int], Trace] = {}
     for trace in load_traces(path):
         i = index.get(trace.task.id)
-        if i is None or trace.prompt_ids != encoded[i]:
+        if i is None or trace.prompt_ids != encoded[i] or trace.run != runs[i]:
             raise LensteerError(f"{path} holds chains of another run (such as {trace.id}): give another path")
         done[i, trace.sample] = trace
     return done

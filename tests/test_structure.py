@@ -24,7 +24,7 @@ PACKAGE = ROOT / "lensteer"
 
 #: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
 ROOMS: list[tuple[str, list[str]]] = [
-    ("errors", ["errors"]),
+    ("errors", ["errors", "_version"]),
     ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
     ("model", ["models", "organism", "steering", "generation"]),
     ("text", ["traces", "annotation", "alignment"]),

@@ -2,7 +2,8 @@
 
 from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
-from lensteer.evaluation.effects import ArmSummary, Effect, Evaluation, evaluate, random_directions, summarize
+from lensteer.evaluation.effects import evaluate, random_directions, summarize
+from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 
 __all__ = [
     "DOSES",

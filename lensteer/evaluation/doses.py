@@ -1,4 +1,4 @@
-"""How strongly to steer: the largest coefficient, in both directions, at which the model still writes what can be read."""
+"""How strongly to steer: the largest coefficient, either way, at which the model still writes what can be read."""
 
 from __future__ import annotations
 
