@@ -159,3 +159,35 @@ def organism() -> TransformerBridge:
     import lensteer as ls
 
     return ls.load_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., TransformerBridge]:
+    """A factory of loaded random models: `tiny_model("llama")`. Shared like `organism`: leave nothing behind."""
+    import lensteer as ls
+
+    made: dict[tuple, TransformerBridge] = {}
+
+    def make(family: str = "qwen2", **options: Any) -> TransformerBridge:
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            made[key] = ls.load_model(tiny_checkpoint(family, **options))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_direction() -> Callable[..., Any]:
+    """A factory of random `Direction`s for a model, `length` long where they are added."""
+    import torch
+
+    from lensteer import models
+    from lensteer.vectors import Direction
+
+    def make(model: TransformerBridge, seed: int = 0, length: float = 3.0) -> Direction:
+        shape = (models.n_layers(model), models.d_model(model))
+        raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return Direction(f"random {seed}", raw, torch.full(shape[:1], length), tuple(range(shape[0])))
+
+    return make
