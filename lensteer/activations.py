@@ -125,6 +125,7 @@ def stream_features(
     *,
     windows: Sequence[str | Window] = ("onset",),
     layers: Sequence[int] | None = None,
+    site: str = "resid_post",
     batch_size: int = 16,
 ) -> Iterator[TraceFeatures]:
     """Run the model over annotated traces and yield each one's features, batch by batch.
@@ -133,14 +134,15 @@ def stream_features(
     spans are left out.
 
     Args:
-        model: whose residual stream is read, behind each block.
+        model: whose residual stream is read.
         traces: annotated.
         windows: which positions stand for a span; see `Window.parse`.
         layers: to read; all by default.
+        site: where in each block; see `models.SITES`.
         batch_size: traces per forward.
 
     Raises:
-        LensteerError: an unknown window or layer, a span beyond its trace's end, or an activation that is not
+        LensteerError: an unknown window, layer or site, a span beyond its trace's end, or an activation that is not
             finite (names the trace and the layer).
     """
     wanted = [Window.parse(window) for window in windows]
@@ -154,11 +156,11 @@ def stream_features(
     order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        yield from _features(model, {i: traces[i] for i in numbers}, wanted, chosen)
+        yield from _features(model, {i: traces[i] for i in numbers}, wanted, chosen, site)
 
 
 def _features(
-    model: TransformerBridge, batch: dict[int, Trace], windows: list[Window], layers: tuple[int, ...]
+    model: TransformerBridge, batch: dict[int, Trace], windows: list[Window], layers: tuple[int, ...], site: str
 ) -> list[TraceFeatures]:
     traces = list(batch.values())
     ranges = [_ranges(trace, windows) for trace in traces]
@@ -167,7 +169,7 @@ def _features(
     for row, trace_ranges in enumerate(ranges):
         for i, (begin, end) in enumerate(trace_ranges):
             averaging[row, i, begin:end] = 1 / (end - begin)
-    means = _averaged(model, traces, averaging, layers)
+    means = _averaged(model, traces, averaging, layers, site)
     out = []
     for row, (index, trace) in enumerate(batch.items()):
         rows = means[row, : len(ranges[row])]
@@ -216,6 +218,7 @@ def _averaged(
     traces: list[Trace],
     averaging: Float[Tensor, "batch row pos"],
     layers: tuple[int, ...],
+    site: str,
 ) -> Float[Tensor, "batch row layer d_model"]:
     """Means over positions of each layer's residual stream, taken in its hook: no activations pile up."""
     device = models.device(model)
@@ -232,7 +235,7 @@ def _averaged(
         weights = averaging.to(resid.device)
         means[layer] = torch.bmm(weights, resid.float()).cpu()
 
-    hooks = [(models.resid_hook(layer), partial(read, layer=layer)) for layer in set(layers)]
+    hooks = [(models.resid_hook(layer, site), partial(read, layer=layer)) for layer in set(layers)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(
             ids.to(device),

@@ -91,9 +91,19 @@ def check_layer(model: TransformerBridge, layer: int) -> int:
     return layer
 
 
-def resid_hook(layer: int) -> str:
-    """The hook point of the residual stream behind a block."""
-    return f"blocks.{layer}.hook_resid_post"
+SITES = ("resid_pre", "resid_mid", "resid_post")
+"""Where a block's residual stream can be read: before it, between attention and MLP, behind it."""
+
+
+def resid_hook(layer: int, site: str = "resid_post") -> str:
+    """The hook point of the residual stream at a block.
+
+    Raises:
+        LensteerError: no such site.
+    """
+    if site not in SITES:
+        raise LensteerError(f"no site {site!r}: choose one of {list(SITES)}")
+    return f"blocks.{layer}.hook_{site}"
 
 
 @dataclass(frozen=True)
@@ -210,19 +220,17 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
 
     text = decode(ids)
     starts: list[int] = []
-    cursor, waiting = 0, 0
-    for end in range(1, len(ids) + 1):
-        piece = decode(ids[end - waiting - 1 : end])
+    cursor, before, begin = 0, 0, 0  # ids[before:begin] make whole characters and are decoded along: some decoders
+    for end in range(1, len(ids) + 1):  # drop a blank that comes first
         starts.append(cursor)
-        space = len(text[cursor:]) - len(text[cursor:].lstrip(" ")) if not text.startswith(piece, cursor) else 0
-        if piece and text.startswith(piece, cursor + space) and not piece.endswith("�"):
-            cursor += space + len(piece)
-            alone = decode(ids[end - 1 : end]) if waiting else "�"
-            if "�" not in alone:  # bytes that never became a character ended before this token
-                starts[-1] = cursor - len(alone)
-            waiting = 0
-        else:
-            waiting += 1
+        piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
+        if piece.endswith("�") or not text.startswith(piece, cursor):
+            continue
+        cursor += len(piece)
+        alone = decode(ids[end - 1 : end]) if end - begin > 1 else "�"
+        if "�" not in alone:  # bytes that never became a character ended before this token
+            starts[-1] = cursor - len(alone)
+        before, begin = begin, end
     return text, starts
 
 

@@ -20,7 +20,6 @@ from lensteer.vectors.values import BehaviorVectors, Controls
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SITE = "resid_post"
 _LIBRARIES = ("lensteer", "torch", "transformers", "transformer-lens")
 
 
@@ -33,6 +32,7 @@ def fit_vectors(
     aggregation: str = "span",
     labels: Sequence[str] = BEHAVIORS,
     layers: Sequence[int] | None = None,
+    site: str = "resid_post",
     n_controls: int = 0,
     n_bootstrap: int = 0,
     seed: int = 0,
@@ -44,13 +44,14 @@ def fit_vectors(
     n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536.
 
     Args:
-        model: whose residual stream is read, behind each block.
+        model: whose residual stream is read.
         traces: annotated.
         window: which positions stand for a span; see `Window.parse`.
         negatives: what is subtracted; see `Recipe`.
         aggregation: what counts equally: each "token", "span" or "trace".
         labels: the behaviors to look for.
         layers: by default all.
+        site: where in each block; steering acts on resid_post, so others are for study.
         n_controls: random vectors of each kind, from the same pass; see `Controls`.
         n_bootstrap: replicates on resampled traces, from the same pass.
         seed: of controls and replicates.
@@ -66,6 +67,7 @@ def fit_vectors(
         [recipe],
         labels=labels,
         layers=layers,
+        site=site,
         n_controls=n_controls,
         n_bootstrap=n_bootstrap,
         seed=seed,
@@ -81,6 +83,7 @@ def fit_recipes(
     *,
     labels: Sequence[str] = BEHAVIORS,
     layers: Sequence[int] | None = None,
+    site: str = "resid_post",
     n_controls: int = 0,
     n_bootstrap: int = 0,
     seed: int = 0,
@@ -105,13 +108,13 @@ def fit_recipes(
         )
         for recipe in recipes
     ]
-    for features in stream_features(model, traces, windows=windows, layers=chosen, batch_size=batch_size):
+    for features in stream_features(model, traces, windows=windows, layers=chosen, site=site, batch_size=batch_size):
         for each in sums:
             each.add(features)
     keys = sorted(trace_key(trace) for trace in traces if trace.spans)
     provenance = {
         "model": models.fingerprint(model).to_dict(),
-        "site": SITE,
+        "site": site,
         "traces": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
         "seed": seed,
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},

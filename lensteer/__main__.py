@@ -1,0 +1,5 @@
+"""`python -m lensteer` is the command line."""
+
+from lensteer.cli import main
+
+main()

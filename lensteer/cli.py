@@ -1,0 +1,117 @@
+"""The command line: `lensteer demo`, `lensteer run`, and a command for each stage of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lensteer.errors import LensteerError
+from lensteer.pipeline import DEMO, STAGES, Run, RunConfig
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Out = Annotated[Path, typer.Option(help="The run's folder.")]
+Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
+Tasks = Annotated[str, typer.Option(help="'organism' or a JSONL file of tasks.")]
+Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's.")]
+Window = Annotated[str, typer.Option(help="Where a behavior is read: onset, onset±k, span or published.")]
+Negatives = Annotated[str, typer.Option(help="What it is compared with: spans, all, rest or same_trace.")]
+Scope = Annotated[str, typer.Option(help="Where steering acts: thinking, generated, everywhere, onsets, ...")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+
+
+def _config(
+    model: str | None, tasks: str, small: bool, window: str, negatives: str, scope: str, seed: int
+) -> RunConfig:
+    return replace(
+        DEMO if small else RunConfig(),
+        model=model,
+        tasks=tasks,
+        window=window,
+        negatives=negatives,
+        scope=scope,
+        seed=seed,
+    )
+
+
+@app.command()
+def demo(out: Out = Path("lensteer-demo")) -> None:
+    """The whole story on the embedded model, small enough for five minutes on two cores."""
+    run = Run.open(out, DEMO, progress=True)
+    _say_where(run.complete(typer.echo))
+
+
+@app.command()
+def run(
+    out: Out,
+    model: Model = None,
+    tasks: Tasks = "organism",
+    small: Small = False,
+    window: Window = "onset",
+    negatives: Negatives = "spans",
+    scope: Scope = "thinking",
+    seed: Seed = 0,
+) -> None:
+    """All stages of a run; goes on where an earlier call was cut off."""
+    config = _config(model, tasks, small, window, negatives, scope, seed)
+    _say_where(Run.open(out, config, progress=True).complete(typer.echo))
+
+
+@app.command()
+def traces(
+    out: Out,
+    model: Model = None,
+    tasks: Tasks = "organism",
+    small: Small = False,
+    window: Window = "onset",
+    negatives: Negatives = "spans",
+    scope: Scope = "thinking",
+    seed: Seed = 0,
+) -> None:
+    """Begin a run: generate its chains."""
+    config = _config(model, tasks, small, window, negatives, scope, seed)
+    Run.open(out, config, progress=True).stage("traces")
+
+
+def _stage_command(name: str) -> Callable[[Path], None]:
+    def command(out: Out) -> None:
+        opened = Run.open(out, progress=True)
+        opened.stage(name)
+        if name == "report":
+            _say_where(opened.path("report.html"))
+
+    command.__doc__ = f"The stage {name!r} of a run that `lensteer traces` began."
+    return command
+
+
+for _name in STAGES:
+    if _name != "traces":
+        app.command(_name)(_stage_command(_name))
+
+
+def _say_where(report: Path) -> None:
+    typer.echo(f"report: {report.resolve()}")
+    typer.echo(f"figures: {report.with_name('summary.json').resolve()}")
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line, not a traceback."""
+    try:
+        app(standalone_mode=False)
+    except LensteerError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except typer.Abort:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+
+
+if __name__ == "__main__":
+    main()
