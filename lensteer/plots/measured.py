@@ -1,0 +1,111 @@
+"""Figures of what steering does: effects beside chance and words, and dose curves."""
+
+from __future__ import annotations
+
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from lensteer.errors import LensteerError
+from lensteer.evaluation import Doses, Evaluation
+from lensteer.plots.style import INK, MUTED, NULL_BAND, PAPER, color, curve, finish, key, rings
+
+
+def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
+    """Bars: each behavior's share pushed down, left alone, pushed up, asked for in words, and what chance does.
+
+    Args:
+        evaluation: with 95 % intervals over tasks.
+        unit: "sentences" or "tokens", of which the share is.
+
+    Raises:
+        LensteerError: no effect of that unit.
+    """
+    known = {(e.behavior, e.kind): e for e in evaluation.effects if e.unit == unit}
+    if not known:
+        units = sorted({e.unit for e in evaluation.effects})
+        raise LensteerError(f"no effect in units of {unit!r}: choose one of {', '.join(map(repr, units))}")
+    figure, ticks, names = go.Figure(), [], []
+    about = f"n = {evaluation.n_tasks} tasks × {evaluation.n_samples} samples"
+    for group, label in enumerate(dict.fromkeys(behavior for behavior, _ in known)):
+        arms = [(kind, known[label, kind]) for kind in ("down", "up", "words") if (label, kind) in known]
+        base = arms[0][1]
+        left = group * 5.0
+        below, above = base.base + base.null_low, base.base + base.null_high
+        figure.add_shape(
+            type="rect", x0=left - 0.5, x1=left + 2.5, y0=below, y1=above, fillcolor=NULL_BAND, line=dict(width=0)
+        )
+        figure.add_annotation(
+            x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=13
+        )
+        figure.add_bar(
+            x=[left + 1],
+            y=[base.base],
+            marker=dict(color=PAPER, line=dict(color=color(label), width=2)),
+            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:.1%}} of {unit}<br>{about}<extra></extra>",
+            showlegend=False,
+        )
+        ticks.append(left + 1)
+        names.append("none")
+        for kind, effect in arms:
+            place = left + {"down": 0, "up": 2, "words": 3}[kind]
+            how = "asked in words" if kind == "words" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
+            figure.add_bar(
+                x=[place],
+                y=[effect.share],
+                error_y=dict(
+                    type="data",
+                    symmetric=False,
+                    array=[effect.share_high - effect.share],
+                    arrayminus=[effect.share - effect.share_low],
+                    color=INK,
+                    thickness=1.5,
+                    width=4,
+                ),
+                marker=dict(
+                    color=color(label),
+                    opacity=0.45 if kind == "down" else 1,
+                    pattern=dict(shape="/" if kind == "words" else ""),
+                ),
+                hovertemplate=(
+                    f"<b>{label}</b>, {kind} ({how})<br>%{{y:.1%}} of {unit}, 95 % interval {effect.share_low:.1%} to "
+                    f"{effect.share_high:.1%}<br>change {100 * effect.change:+.1f} points ({100 * effect.low:+.1f} to "
+                    f"{100 * effect.high:+.1f})<br>{about}<extra></extra>"
+                ),
+                showlegend=False,
+            )
+            ticks.append(place)
+            names.append(kind)
+    if evaluation.n_random:
+        words = f"range of {evaluation.n_random} random vectors of the same length"
+        figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
+    figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=11)
+    figure.update_yaxes(
+        title_text=f"share of {unit}<br>95 % interval over {evaluation.n_tasks} tasks",
+        tickformat=".0%",
+        rangemode="tozero",
+    )
+    return finish(figure, "What steering does to each behavior, on held-out tasks", 470)
+
+
+def doses(doses: Doses) -> go.Figure:
+    """Dose curves: each behavior's share, and how much can still be read, against the signed coefficient."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4])
+    labels = list(dict.fromkeys(d.behavior for d in doses.curve))
+    for label in labels:
+        points = sorted((d for d in doses.curve if d.behavior == label), key=lambda d: d.coefficient)
+        strengths = [d.coefficient for d in points]
+        hover = (
+            f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.1%}}<br>"
+            f"n = {doses.n_tasks} dev tasks<extra></extra>"
+        )
+        ends = [d for d in points if abs(d.coefficient) == doses.coefficients.get(label)]
+        for row, field in ((1, "share"), (2, "parsed")):
+            line = curve(label, strengths, [getattr(d, field) for d in points], hover, [])
+            figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
+            figure.add_trace(rings([(label, d.coefficient, getattr(d, field)) for d in ends]), row=row, col=1)
+    figure.add_trace(key("chosen coefficient", "circle-open", INK), row=1, col=1)
+    figure.add_hline(y=doses.min_parsed, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
+    figure.update_xaxes(title_text="coefficient (1 = as long as the mean activation)", row=2, col=1)
+    figure.update_yaxes(title_text="share of sentences", tickformat=".0%", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="chains that parse", tickformat=".0%", row=2, col=1)
+    return finish(figure, f"How strong: share and readability on {doses.n_tasks} dev tasks", 560)

@@ -1,0 +1,102 @@
+"""The one look of everything lensteer draws: colors, markers, the figure template. Knows no result type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plotly import graph_objects as go
+
+from lensteer.behaviors import BEHAVIORS
+
+#: Okabe and Ito's palette, made to be told apart by the color-blind. The four steered behaviors have the
+#: strongest contrasts among one another.
+COLORS: dict[str, str] = {
+    "initializing": "#999999",
+    "deduction": "#CC79A7",
+    "adding-knowledge": "#009E73",
+    "example-testing": "#E69F00",
+    "uncertainty-estimation": "#0072B2",
+    "backtracking": "#D55E00",
+}
+
+#: A second sign beside the color, for those who see it badly and for gray print.
+MARKERS: dict[str, str] = dict(
+    zip(BEHAVIORS, ("circle-open", "x", "circle", "square", "diamond", "triangle-up"), strict=True)
+)
+
+#: What stands in front of an annotated sentence, for the same reason.
+TAGS: dict[str, str] = dict(zip(BEHAVIORS, ("init", "ded", "know", "ex", "unc", "back"), strict=True))
+
+INK, PAPER, LINE, MUTED = "#1f2933", "#ffffff", "#e1e5ea", "#7b8794"
+NULL_BAND = "rgba(123, 135, 148, 0.35)"
+DIVERGING = [[0.0, "#b35806"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]
+
+#: The report's page in light and in dark, as CSS variables. Figures keep their white paper in both.
+PAGE: dict[str, dict[str, str]] = {
+    "light": {"ink": INK, "paper": PAPER, "line": LINE, "muted": "#52606d", "soft": "#f5f7fa", "good": "#00664a"},
+    "dark": {"ink": "#e4e7eb", "paper": "#14181d", "line": "#3e4c59", "muted": "#9aa5b1", "soft": "#1f2933"}
+    | {"good": "#5fd3a8"},
+}
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_AXIS = dict(gridcolor=LINE, linecolor=MUTED, zerolinecolor=MUTED, ticks="outside", tickcolor=LINE, automargin=True)
+_AXIS |= dict(title=dict(font=dict(size=13)))
+TEMPLATE = go.layout.Template(
+    layout=dict(
+        font=dict(family=FONT, size=13, color=INK),
+        title=dict(x=0, xref="paper", font=dict(size=16), automargin=True, yref="container", y=0.96),
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        colorway=list(COLORS.values()),
+        xaxis=_AXIS,
+        yaxis=_AXIS,
+        hoverlabel=dict(align="left", bgcolor=PAPER, bordercolor=MUTED, font=dict(color=INK, family=FONT)),
+        legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom", title=dict(text="")),
+        margin=dict(l=70, r=20, t=60, b=90),
+        bargap=0.15,
+    )
+)
+
+
+def color(label: str) -> str:
+    """The color of a behavior; gray for anything else."""
+    return COLORS.get(label, MUTED)
+
+
+def faint(label: str, alpha: float) -> str:
+    """The color of a behavior, translucent."""
+    code = color(label).lstrip("#")
+    return f"rgba({', '.join(str(int(code[i : i + 2], 16)) for i in (0, 2, 4))}, {alpha})"
+
+
+def finish(figure: go.Figure, title: str, height: int) -> go.Figure:
+    """Put the template and a title on a figure."""
+    return figure.update_layout(template=TEMPLATE, title_text=title, height=height)
+
+
+def curve(label: str, x: Sequence[float], y: Sequence[float], hover: str, rows: Sequence[object]) -> go.Scatter:
+    """The line of one behavior. `rows` are what `hover` calls customdata, one per point."""
+    return go.Scatter(
+        x=x,
+        y=y,
+        name=label,
+        legendgroup=label,
+        mode="lines+markers",
+        line=dict(color=color(label), width=2),
+        marker=dict(symbol=MARKERS.get(label, "circle"), size=8),
+        customdata=rows,
+        hovertemplate=hover,
+    )
+
+
+def rings(points: Sequence[tuple[str, float, float]]) -> go.Scatter:
+    """Large rings around chosen points: (behavior, x, y)."""
+    marker = dict(symbol="circle-open", size=18, color=[color(label) for label, _, _ in points], line=dict(width=3))
+    x, y = [x for _, x, _ in points], [y for _, _, y in points]
+    return go.Scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+
+
+def key(name: str, symbol: str, paint: str) -> go.Scatter:
+    """An entry at the end of the legend, for what no single trace stands for."""
+    marker = dict(symbol=symbol, size=13, color=paint, line=dict(width=2))
+    return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, legendrank=2000)

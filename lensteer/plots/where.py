@@ -1,0 +1,124 @@
+"""Figures of where a behavior acts: layer scores, overlap with single tokens, cosines between vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from lensteer.attribution import LayerScores
+from lensteer.geometry import CosineMatrix
+from lensteer.overlap import SIDES, EmbeddingOverlap
+from lensteer.plots.style import DIVERGING, INK, curve, faint, finish, key, rings
+
+
+def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
+    """The KL of every behavior and layer, with its interval as a band, and the selected layers ringed.
+
+    Args:
+        scores: in nats.
+        site: the chosen layers.
+    """
+    figure = go.Figure()
+    noisy = scores.below_noise().tolist()
+    for b, label in enumerate(scores.labels):
+        mean, low, high = (values[b].tolist() for values in (scores.mean, scores.low, scores.high))
+        figure.add_scatter(
+            x=[*scores.layers, *reversed(scores.layers)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            fillcolor=faint(label, 0.16),
+            line=dict(width=0),
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=label,
+        )
+        remarks = ["<br>under ten times the noise floor" if flag else "" for flag in noisy[b]]
+        hover = (
+            f"<b>{label}</b>, layer %{{x}}<br>KL %{{y:.3g}} nats<br>95 % interval %{{customdata[0]:.3g}} to "
+            f"%{{customdata[1]:.3g}}<br>n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
+        )
+        figure.add_trace(curve(label, scores.layers, mean, hover, list(zip(low, high, remarks, strict=True))))
+    if site is not None:
+        chosen = [(b, layer) for b, layer in site.items() if b in scores.labels and layer in scores.layers]
+        means = [float(scores.mean[scores.row(b), scores.layers.index(layer)]) for b, layer in chosen]
+        figure.add_trace(rings([(b, layer, mean) for (b, layer), mean in zip(chosen, means, strict=True)]))
+        figure.add_trace(key("selected layer", "circle-open", INK))
+    figure.update_xaxes(
+        title_text=f"layer (output of block; the model has {scores.n_layers})", dtick=_step(scores), zeroline=False
+    )
+    figure.update_yaxes(
+        title_text=f"{scores.method} KL (nats)<br>mean over spans, 95 % interval over {scores.n_traces} traces",
+        rangemode="tozero",
+    )
+    return finish(figure, "How much each vector changes the next token", 470)
+
+
+def _step(has_layers: LayerScores | EmbeddingOverlap) -> int:
+    return 1 if len(has_layers.layers) <= 24 else 4
+
+
+def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) -> go.Figure:
+    """The largest cosine of every vector with a single token, by layer: what was read, and what is said next."""
+    titles = ("with the embedding: the word that was read", "with the unembedding: the word that comes next")
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
+    for column, side in enumerate(SIDES, 1):
+        tokens = getattr(overlap, side)
+        for b, label in enumerate(overlap.labels):
+            words = [
+                "<br>".join(
+                    f"{escape(repr(text))} {cosine:+.2f}" for text, cosine in overlap.nearest(label, layer, side)
+                )
+                for layer in overlap.layers
+            ]
+            hover = f"<b>{label}</b>, layer %{{x}}<br>largest cosine %{{y:.3f}}<br>nearest:<br>"
+            hover += "%{customdata}<extra></extra>"
+            line = curve(label, overlap.layers, tokens.maximum[b].tolist(), hover, words)
+            figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
+        if site is not None:
+            chosen = [(b, layer) for b, layer in site.items() if b in overlap.labels and layer in overlap.layers]
+            places = [(overlap.labels.index(b), overlap.layers.index(layer)) for b, layer in chosen]
+            heights = [float(tokens.maximum[place]) for place in places]
+            points = [(b, layer, height) for (b, layer), height in zip(chosen, heights, strict=True)]
+            figure.add_trace(rings(points), row=1, col=column)
+    if site is not None:
+        figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
+    figure.update_xaxes(title_text="layer", dtick=_step(overlap), zeroline=False)
+    figure.update_yaxes(title_text="largest cosine with a token", row=1, col=1)
+    figure.update_annotations(font_size=13)
+    return finish(figure, "How much of each vector is just a word", 420)
+
+
+def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
+    """Cosines between the behaviors' vectors, with the numbers in the cells and intervals on hover."""
+    names = [f"{label} (L{layer})" for label, layer in zip(matrix.labels, matrix.layers, strict=True)]
+    values = matrix.values.tolist()
+    bounds = [[""] * len(names) for _ in names]
+    if matrix.low is not None and matrix.high is not None:
+        bounds = [
+            [f"<br>{matrix.level:.0%} interval {low:.2f} to {high:.2f}" for low, high in zip(*pair, strict=True)]
+            for pair in zip(matrix.low.tolist(), matrix.high.tolist(), strict=True)
+        ]
+    figure = go.Figure(
+        go.Heatmap(
+            x=names,
+            y=names,
+            z=values,
+            text=[[f"{v:.2f}" if v == v else "undefined" for v in row] for row in values],
+            texttemplate="%{text}",
+            customdata=bounds,
+            hovertemplate="%{y}<br>%{x}<br>cosine %{text}%{customdata}<extra></extra>",
+            zmin=-1,
+            zmax=1,
+            colorscale=DIVERGING,
+            colorbar=dict(title=dict(text="cosine"), thickness=12, outlinewidth=0),
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(showgrid=False, ticks="", tickangle=-30)
+    figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")
+    return finish(figure, "Cosines between the vectors (layer of each in brackets)", 120 + 70 * len(names))

@@ -1,0 +1,56 @@
+"""`RunResults`: everything that a report shows, as the stages of a run made it. Knows no file and no markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lensteer.attribution import LayerScores
+from lensteer.evaluation import Doses, Evaluation
+from lensteer.geometry import CosineMatrix
+from lensteer.overlap import EmbeddingOverlap
+from lensteer.selection import Site
+from lensteer.traces import Trace
+from lensteer.vectors import BehaviorVectors
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """The results of one run.
+
+    Attributes:
+        title: of the page.
+        model: which model, as `ModelId.to_dict()` says it.
+        config: the settings of the run; values of any kind, shown as text.
+        traces: the annotated chains that the vectors come from.
+        alignment: sentences "matched", "repaired", "dropped" and "unparsed".
+        vectors: of the behaviors.
+        overlap: of the vectors with single tokens.
+        scores: by layer.
+        site: the selected layers.
+        cosine: between the vectors.
+        doses: by which the coefficients were chosen, on dev tasks.
+        evaluation: on held-out tasks.
+        seconds: what each stage took.
+        reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
+        example: a chain without steering.
+        steered: the same task under some arms, by the arm's name ("backtracking/up").
+    """
+
+    title: str
+    model: Mapping[str, Any]
+    config: Mapping[str, Any]
+    traces: Sequence[Trace]
+    alignment: Mapping[str, int]
+    vectors: BehaviorVectors
+    overlap: EmbeddingOverlap
+    scores: LayerScores
+    site: Site
+    cosine: CosineMatrix
+    doses: Doses
+    evaluation: Evaluation
+    seconds: Mapping[str, float]
+    reference: Mapping[str, Any] | None = None
+    example: Trace | None = None
+    steered: Mapping[str, Trace] = field(default_factory=dict)
