@@ -30,10 +30,10 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
         arms = [(kind, known[label, kind]) for kind in ("down", "up", "words") if (label, kind) in known]
         base = arms[0][1]
         left = group * 5.0
-        below, above = base.base + base.null_low, base.base + base.null_high
-        figure.add_shape(
-            type="rect", x0=left - 0.5, x1=left + 2.5, y0=below, y1=above, fillcolor=NULL_BAND, line=dict(width=0)
-        )
+        if evaluation.n_random:
+            below, above = base.base + base.null_low, base.base + base.null_high
+            band = dict(type="rect", fillcolor=NULL_BAND, line=dict(width=0))
+            figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
             x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=13
         )

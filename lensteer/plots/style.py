@@ -8,11 +8,13 @@ from plotly import graph_objects as go
 
 from lensteer.behaviors import BEHAVIORS
 
-#: Okabe and Ito's palette, made to be told apart by the color-blind. The four steered behaviors have the
-#: strongest contrasts among one another.
+Number = float | int
+
+#: The steered behaviors have hues of Okabe and Ito's palette, made to be told apart by the color-blind; the two that
+#: are not steered stay pale.
 COLORS: dict[str, str] = {
-    "initializing": "#999999",
-    "deduction": "#CC79A7",
+    "initializing": "#BBBBBB",
+    "deduction": "#88CCEE",
     "adding-knowledge": "#009E73",
     "example-testing": "#E69F00",
     "uncertainty-estimation": "#0072B2",
@@ -74,7 +76,7 @@ def finish(figure: go.Figure, title: str, height: int) -> go.Figure:
     return figure.update_layout(template=TEMPLATE, title_text=title, height=height)
 
 
-def curve(label: str, x: Sequence[float], y: Sequence[float], hover: str, rows: Sequence[object]) -> go.Scatter:
+def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows: Sequence[object]) -> go.Scatter:
     """The line of one behavior. `rows` are what `hover` calls customdata, one per point."""
     return go.Scatter(
         x=x,
@@ -89,7 +91,7 @@ def curve(label: str, x: Sequence[float], y: Sequence[float], hover: str, rows: 
     )
 
 
-def rings(points: Sequence[tuple[str, float, float]]) -> go.Scatter:
+def rings(points: Sequence[tuple[str, Number, Number]]) -> go.Scatter:
     """Large rings around chosen points: (behavior, x, y)."""
     marker = dict(symbol="circle-open", size=18, color=[color(label) for label, _, _ in points], line=dict(width=3))
     x, y = [x for _, x, _ in points], [y for _, _, y in points]

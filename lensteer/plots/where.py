@@ -70,7 +70,8 @@ def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) ->
         for b, label in enumerate(overlap.labels):
             words = [
                 "<br>".join(
-                    f"{escape(repr(text))} {cosine:+.2f}" for text, cosine in overlap.nearest(label, layer, side)
+                    f"{escape(repr(text), quote=False)} {cosine:+.2f}"
+                    for text, cosine in overlap.nearest(label, layer, side)
                 )
                 for layer in overlap.layers
             ]

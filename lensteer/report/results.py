@@ -50,7 +50,7 @@ class RunResults:
     cosine: CosineMatrix
     doses: Doses
     evaluation: Evaluation
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float | int]
     reference: Mapping[str, Any] | None = None
     example: Trace | None = None
     steered: Mapping[str, Trace] = field(default_factory=dict)

@@ -1,0 +1,253 @@
+"""Figures show the numbers of the results as they are, with unit, n and interval; markup of chains is safe."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import synthetic
+from lensteer import plots
+from lensteer.behaviors import BEHAVIORS
+from lensteer.errors import LensteerError
+from lensteer.plots.style import MARKERS, TAGS
+
+PACKAGE = Path(plots.__file__).parent.parent
+
+#: How the three kinds of color blindness see linear RGB: Machado, Oliveira and Fernandes (2009), severity 1.
+BLINDNESS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "none": np.eye(3).tolist(),
+}
+
+
+def lab(code: str, blindness: str) -> np.ndarray:
+    """CIE L*a*b* (D65) of a color as it is seen."""
+    rgb = np.array([int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_behaviors_can_be_told_apart(blindness):
+    seen = {label: lab(code, blindness) for label, code in plots.COLORS.items()}
+    distances = {pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]) for pair in combinations(seen, 2)}
+    assert min(distances.values()) > 15
+
+
+def test_every_behavior_has_its_own_color_marker_and_tag():
+    for signs in (plots.COLORS, MARKERS, TAGS):
+        assert tuple(signs) == BEHAVIORS
+        assert len(set(signs.values())) == len(BEHAVIORS)
+
+
+def test_colors_are_written_nowhere_else():
+    color = re.compile(r"""["' :]#[0-9a-fA-F]{3,8}\b|\b(rgba?|hsla?)\(""")
+    found = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in PACKAGE.rglob("*.py")
+        if PACKAGE / "plots" not in path.parents
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if color.search(line)
+    ]
+    assert found == []
+
+
+def named(figure, name):
+    return next(trace for trace in figure.data if trace.name == name)
+
+
+def ringed(figure):
+    """Points in rings: (x, y) of all traces of open circles."""
+    return {
+        (x, y)
+        for trace in figure.data
+        if trace.mode == "markers" and trace.marker.symbol == "circle-open"
+        for x, y in zip(trace.x, trace.y, strict=True)
+        if x is not None
+    }
+
+
+def test_layer_scores_are_drawn_as_they_are():
+    scores, site = synthetic.layer_scores(), synthetic.site()
+    figure = plots.layer_scores(scores, site)
+    for b, label in enumerate(scores.labels):
+        line = named(figure, label)
+        assert line.x == scores.layers
+        assert list(line.y) == scores.mean[b].tolist()
+        assert line.line.color == plots.COLORS[label]
+        bounds = zip(scores.low[b].tolist(), scores.high[b].tolist(), strict=True)
+        assert [tuple(row[:2]) for row in line.customdata] == list(bounds)
+        assert f"n = {scores.n_spans[b]} spans" in line.hovertemplate
+        band = next(t for t in figure.data if t.fill == "toself" and t.legendgroup == label)
+        assert list(band.y) == [*scores.high[b].tolist(), *reversed(scores.low[b].tolist())]
+    wanted = {(layer, float(scores.mean[scores.row(label), layer])) for label, layer in site.items()}
+    assert ringed(figure) == wanted
+    assert "nats" in figure.layout.yaxis.title.text
+    assert "95 % interval over 64 traces" in figure.layout.yaxis.title.text
+    assert ringed(plots.layer_scores(scores)) == set()
+
+
+def test_layer_scores_say_what_the_noise_floor_swallows():
+    scores = synthetic.layer_scores()
+    remarks = {row[2] for label in scores.labels for row in named(plots.layer_scores(scores), label).customdata}
+    assert remarks == {""}
+    noisy = synthetic.layer_scores()
+    object.__setattr__(noisy, "noise_floor", 0.05)
+    line = named(plots.layer_scores(noisy), "backtracking")
+    assert [bool(row[2]) for row in line.customdata] == noisy.below_noise()[noisy.row("backtracking")].tolist()
+
+
+def test_scores_that_are_undefined_leave_a_gap():
+    scores = synthetic.layer_scores()
+    scores.mean[0], scores.low[0], scores.high[0] = torch.nan, torch.nan, torch.nan
+    assert "NaN" not in plots.layer_scores(scores, synthetic.site()).to_json()
+
+
+def test_overlap_shows_both_sides_with_their_tokens():
+    overlap, site = synthetic.overlap(), synthetic.site()
+    figure = plots.overlap(overlap, site)
+    lines = [trace for trace in figure.data if trace.name == "backtracking"]
+    row = overlap.labels.index("backtracking")
+    assert [list(t.y) for t in lines] == [
+        overlap.embedding.maximum[row].tolist(),
+        overlap.unembedding.maximum[row].tolist(),
+    ]
+    assert [t.showlegend for t in lines] == [True, False]
+    hover = lines[0].customdata[0]
+    assert "' Wait' +0." in hover
+    assert "&lt;/script&gt;" in hover
+    written = figure.to_html(include_plotlyjs=False, full_html=False)
+    assert written.count("</script>") == written.count("<script")
+    assert len(ringed(figure)) == 2 * len(site)
+
+
+def test_cosines_stand_in_the_cells():
+    figure = plots.cosine_matrix(synthetic.cosines())
+    (cells,) = figure.data
+    assert list(cells.text[0][:3]) == ["1.00", "-0.41", "undefined"]
+    assert "95% interval -0.51 to -0.31" in cells.customdata[0][1]
+    assert cells.x[3] == "backtracking (L5)"
+    assert (cells.zmin, cells.zmax) == (-1, 1)
+    bare = synthetic.cosines()
+    object.__setattr__(bare, "low", None)
+    assert plots.cosine_matrix(bare).data[0].customdata[0][1] == ""
+
+
+@pytest.mark.parametrize("unit", ["sentences", "tokens"])
+def test_effects_are_drawn_as_they_are(unit):
+    evaluation = synthetic.evaluation()
+    figure = plots.effects(evaluation, unit)
+    bars = {float(t.x[0]): t for t in figure.data if t.type == "bar"}
+    behaviors = list(dict.fromkeys(e.behavior for e in evaluation.effects))
+    for group, behavior in enumerate(behaviors):
+        for kind, place in (("down", 0), ("up", 2), ("words", 3)):
+            effect, bar = evaluation.effect(behavior, kind, unit), bars[5 * group + place]
+            assert bar.y[0] == effect.share
+            assert bar.y[0] + bar.error_y.array[0] == pytest.approx(effect.share_high)
+            assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(effect.share_low)
+            assert bar.marker.color == plots.COLORS[behavior]
+            assert "n = 50 tasks × 2 samples" in bar.hovertemplate
+        base = evaluation.effect(behavior, "up", unit)
+        assert bars[5 * group + 1].y[0] == base.base
+        band = figure.layout.shapes[group]
+        assert (band.y0, band.y1) == (base.base + base.null_low, base.base + base.null_high)
+    assert f"share of {unit}" in figure.layout.yaxis.title.text
+    assert "95 % interval over 50 tasks" in figure.layout.yaxis.title.text
+    assert any("20 random vectors" in (trace.name or "") for trace in figure.data)
+
+
+def test_effects_without_words_or_chance():
+    evaluation = synthetic.evaluation(words=False, n_random=0)
+    figure = plots.effects(evaluation)
+    assert sum(t.type == "bar" for t in figure.data) == 3 * 4
+    assert not figure.layout.shapes
+    assert not any("random" in (trace.name or "") for trace in figure.data)
+
+
+def test_effects_of_an_unknown_unit():
+    with pytest.raises(LensteerError, match=r"'words': choose one of 'sentences', 'tokens'"):
+        plots.effects(synthetic.evaluation(), "words")
+
+
+def test_doses_with_the_chosen_ones_marked():
+    doses = synthetic.doses()
+    figure = plots.doses(doses)
+    share, parsed = [t for t in figure.data if t.name == "backtracking"]
+    curve = [d for d in doses.curve if d.behavior == "backtracking"]
+    assert list(share.x) == [d.coefficient for d in curve]
+    assert list(share.y) == [d.share for d in curve]
+    assert list(parsed.y) == [d.parsed for d in curve]
+    chosen = {(d.coefficient, v) for d in curve if abs(d.coefficient) == 1.0 for v in (d.share, d.parsed)}
+    assert chosen <= ringed(figure)
+    assert all(abs(x) in doses.coefficients.values() for x, _ in ringed(figure))
+    assert figure.layout.shapes[0].y0 == doses.min_parsed
+    assert "40 dev tasks" in figure.layout.title.text
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: plots.layer_scores(synthetic.layer_scores()),
+        lambda: plots.overlap(synthetic.overlap()),
+        lambda: plots.cosine_matrix(synthetic.cosines()),
+        lambda: plots.effects(synthetic.evaluation()),
+        lambda: plots.doses(synthetic.doses()),
+    ],
+)
+def test_figures_have_one_template_and_titles(figure):
+    layout = figure().layout
+    assert layout.template.layout.paper_bgcolor == plots.PAPER
+    assert layout.title.text
+    assert layout.height
+
+
+def text_of(markup: str) -> str:
+    """What a reader sees of an annotated chain, without the tags in front of the sentences."""
+    return unescape(re.sub(r"<[^>]*>", "", re.sub(r"<small.*?</small>", "", markup)))
+
+
+def test_a_chain_keeps_its_text_and_colors_its_sentences():
+    trace = synthetic.trace()
+    markup = plots.chain_html(trace, header=False)
+    assert text_of(markup) == trace.response
+    colored = re.findall(r'<span style="[^"]*solid (#\w+)" title="([^"]+)">', markup)
+    assert colored == [(plots.COLORS[span.label], span.label) for span in trace.spans]
+
+
+def test_a_chain_is_escaped():
+    evil = "<script>alert('1')</script> & \"quoted\" <b>Wait</b>"
+    trace = synthetic.trace(evil, [("backtracking", 0, 15), ("deduction", 20, len(evil))], prompt=f"Why {evil}")
+    markup = plots.chain_html(trace)
+    assert "<script" not in markup
+    assert "<b>Wait" not in markup
+    assert text_of(plots.chain_html(trace, header=False)) == evil
+    assert f"Why {evil}" in text_of(markup)
+
+
+def test_a_chain_of_overlapping_or_no_sentences():
+    text = "one two three"
+    overlapping = synthetic.trace(text, [("deduction", 0, 7), ("backtracking", 4, 13), ("initializing", 5, 6)])
+    assert text_of(plots.chain_html(overlapping, header=False)) == text
+    assert "no annotated sentence" in plots.chain_html(synthetic.trace(text, []))
+
+
+def test_markup_shows_itself_in_notebooks():
+    markup = plots.chain_html(synthetic.trace())
+    assert isinstance(markup, str)
+    assert markup._repr_html_() == markup
+
+
+def test_the_legend_names_each_behavior_once_in_order():
+    names = re.findall(r'title="([^"]+)"', plots.legend_html(["backtracking", "deduction", "backtracking"]))
+    assert names == ["deduction", "backtracking"]
