@@ -50,7 +50,8 @@ def legend_html(labels: Iterable[str]) -> Html:
     """The names of behaviors in their colors, in the order of `BEHAVIORS`, each once."""
     present = set(labels)
     known = [*(b for b in BEHAVIORS if b in present), *sorted(present.difference(BEHAVIORS))]
-    return Html(" &nbsp; ".join(_colored(label, label) for label in known) or "no annotated sentence")
+    entries = (f'<span style="white-space: nowrap; margin-right: 0.9em">{_colored(b, b)}</span>' for b in known)
+    return Html(" ".join(entries) or "no annotated sentence")
 
 
 def _colored(label: str, text: str) -> str:

@@ -175,7 +175,12 @@ def _side_effects(results: RunResults, f: Figures) -> str:
         "sentences",
         "repetition",
     ]
-    return table(head, rows, caption="Side effects: how the chains of each arm fared.", words=2)
+    return table(
+        head,
+        rows,
+        caption="Side effects: how the chains of each arm fared; of random vectors the lowest and the highest.",
+        words=2,
+    )
 
 
 def where(results: RunResults, f: Figures, scores: str, overlap: str) -> str:
@@ -188,7 +193,7 @@ def where(results: RunResults, f: Figures, scores: str, overlap: str) -> str:
     return section(
         "where",
         "Where the behaviors act",
-        f"<p>Each vector was added at the position before a sentence (whose: “{f('scores.positions')}”), at coefficient"
+        f"<p>Each vector was added at the token before a sentence (“{f('scores.positions')}”), at coefficient"
         f" {f('scores.coefficient')}, layer by layer; the score is how far that moves the distribution of the next "
         f"token (a KL divergence in nats, method “{f('scores.method')}”, scaling “{f('scores.scaling')}”, averaged over"
         f" {f('scores.n_traces', 'count')} traces). It says how much is disturbed, not in which direction: that is "
