@@ -13,6 +13,8 @@ from lensteer.report.summary import part, random_arm
 
 PUSHES = {"down": "pushed&nbsp;down", "up": "pushed&nbsp;up", "words": "asked&nbsp;in&nbsp;words"}
 
+WHOSE = {"own": "of its own behavior", "other": "of another behavior", "all": "of any behavior"}
+
 
 def name(label: str) -> str:
     """A behavior with its color."""
@@ -185,6 +187,7 @@ def _side_effects(results: RunResults, f: Figures) -> str:
 
 def where(results: RunResults, f: Figures, scores: str, overlap: str) -> str:
     """Which layer, and why that one."""
+    whose = WHOSE.get(results.scores.positions, "")
     reasons = [f"<b>{name(label)}</b>: {f(f'site.{label}.why')}" for label in results.site]
     rows = []
     for label, layer in results.site.items():
@@ -193,7 +196,7 @@ def where(results: RunResults, f: Figures, scores: str, overlap: str) -> str:
     return section(
         "where",
         "Where the behaviors act",
-        f"<p>Each vector was added at the token before a sentence (“{f('scores.positions')}”), at coefficient"
+        f"<p>Each vector was added at the token before a sentence {whose}, at coefficient"
         f" {f('scores.coefficient')}, layer by layer; the score is how far that moves the distribution of the next "
         f"token (a KL divergence in nats, method “{f('scores.method')}”, scaling “{f('scores.scaling')}”, averaged over"
         f" {f('scores.n_traces', 'count')} traces). It says how much is disturbed, not in which direction: that is "
