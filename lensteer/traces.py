@@ -242,7 +242,7 @@ def chain_seed(seed: int, task_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
-def _run(model: TransformerBridge, plan: SteeringPlan | Plans | None, *numbers: float | None) -> str:
+def _run(model: TransformerBridge, plan: SteeringPlan | Plans | None, *numbers: int | float | None) -> str:
     """Digest of what a chain depends on besides its prompt: model, plans that are on, its own plan, numbers."""
     plans = [*active_plans(model), *([] if plan is None else [plan])]
     edits = [

@@ -191,3 +191,11 @@ def random_direction() -> Callable[..., Any]:
         return Direction(f"random {seed}", raw, torch.full(shape[:1], length), tuple(range(shape[0])))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def grammar_tokenizer() -> Any:
+    """The organism's tokenizer as the code makes it, without any weights."""
+    from lensteer.organism.tokenizer import build_tokenizer
+
+    return build_tokenizer()
