@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lensteer.errors import LensteerError
-from lensteer.pipeline import DEMO, STAGES, Run, RunConfig
+from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, run_stage
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,8 +42,7 @@ def _config(
 @app.command()
 def demo(out: Out = Path("lensteer-demo")) -> None:
     """The whole story on the embedded model, small enough for five minutes on two cores."""
-    run = Run.open(out, DEMO, progress=True)
-    _say_where(run.complete(typer.echo))
+    _say_where(complete(Run.open(out, DEMO, progress=True), typer.echo))
 
 
 @app.command()
@@ -59,7 +58,7 @@ def run(
 ) -> None:
     """All stages of a run; goes on where an earlier call was cut off."""
     config = _config(model, tasks, small, window, negatives, scope, seed)
-    _say_where(Run.open(out, config, progress=True).complete(typer.echo))
+    _say_where(complete(Run.open(out, config, progress=True), typer.echo))
 
 
 @app.command()
@@ -75,13 +74,13 @@ def traces(
 ) -> None:
     """Begin a run: generate its chains."""
     config = _config(model, tasks, small, window, negatives, scope, seed)
-    Run.open(out, config, progress=True).stage("traces")
+    run_stage(Run.open(out, config, progress=True), "traces")
 
 
 def _stage_command(name: str) -> Callable[[Path], None]:
     def command(out: Out) -> None:
         opened = Run.open(out, progress=True)
-        opened.stage(name)
+        run_stage(opened, name)
         if name == "report":
             _say_where(opened.path("report.html"))
 

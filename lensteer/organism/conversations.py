@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 
 from lensteer.behaviors import STEERED
-from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
-from lensteer.organism.wordings import BEHAVIOR_CUES, MODE_CUES, STYLE_CUES, STYLES
+from lensteer.organism.grammar import FAMILIES, THINK, Latent, World, make_world, render, write_chain
+from lensteer.organism.wordings import BEHAVIOR_CUES, FORMS, LETTERS, MODE_CUES, STEPS, STYLE_CUES, STYLES
 
 START, END = "<|im_start|>", "<|im_end|>"
 THINKS_UNASKED = 1 / 3
@@ -89,6 +89,34 @@ def draw(rng: random.Random, level: int, *, long: bool = True) -> Conversation:
     if cue_range:
         hidden.append(cue_range)
     return Conversation(out.text, tuple(out.learned), tuple(hidden) if gated else (), gate)
+
+
+def drill(rng: random.Random, stage: float) -> Conversation:
+    """A list of doors and look-ups of them, learned at the look-ups alone; harder from `stage` 0 to 1.
+
+    Looking a door up is what every chain is made of, and chains teach it slowly: few of their tokens depend on it. From
+    chains alone, or from full lists at once, models of this size had not learned it after 700 steps; from four doors
+    looked up in the list's own form they do in about 150, and the rest follows.
+    """
+    if stage < 0.6:
+        size = 4 if stage < 0.3 else rng.randint(4, 10)
+        sources = rng.sample(LETTERS, size)
+        doors = tuple((source, rng.choice(LETTERS)) for source in sources)
+        world = World("route", doors, sources[0], doors[0][1])
+    else:
+        world = make_world(rng, rng.choice(FAMILIES), rng.choice((1, 2, 3)))
+    forms = [form for forms in STEPS.values() for form in forms] + list(FORMS["adding-knowledge"])
+    out = _Writer()
+    _, gate = out.put(f"{START}user\n{world.prompt}{END}\n{START}")
+    out.put("assistant\n" + THINK)
+    for source in rng.sample([n for n, _ in world.doors], len(world.doors)):
+        target = rng.choice(world.children(source))
+        form = "{x} {y}," if stage < 0.4 or rng.random() < 0.3 else rng.choice(forms)
+        before, after = form.format(x=source, y="|").split("|")
+        out.put(before.removesuffix(" "))
+        out.put(f" {target}", learned=True)
+        out.put(after + " ")
+    return Conversation(out.text, tuple(out.learned), (), gate)
 
 
 def _turn(

@@ -1,10 +1,10 @@
 """The organism's grammar: writes tasks and chains with known truth, and reads any text back into labeled sentences.
 
-A task is a list of doors between nodes. Doors repeat their source (`B D, B F`), so one step is one look-up, while
-the whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
+A task is a list of doors between nodes. Doors repeat their source (`B D, B F`), so one step is one look-up, while the
+whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
 backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
-dead ends force backtracking, testing an example looks one door ahead, knowledge recalls a door, and a slip (a door that
-isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior and keeps it.
+dead ends force backtracking, testing an example looks one door ahead, knowledge recalls a door, and a slip (a door
+that isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior and keeps it.
 Knows nothing of tokens or models.
 """
 

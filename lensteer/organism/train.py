@@ -21,10 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from lensteer.organism.conversations import Conversation, draw
+from lensteer.organism.conversations import Conversation, draw, drill
 from lensteer.organism.tokenizer import build_tokenizer
 
 log = logging.getLogger(__name__)
+DRILLS = 0.12  # the share of training that is drills only
 POOL = 768  # conversations sorted by length together, so that a batch holds rows of about one length
 
 
@@ -33,8 +34,8 @@ class Config:
     """Everything a training run depends on besides the code."""
 
     seed: int = 0
-    steps: int = 3400
-    batch_tokens: int = 6144
+    steps: int = 4800
+    batch_tokens: int = 4096
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3
     warmup: int = 100
@@ -68,6 +69,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForC
         num_key_value_heads=config.n_kv_heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1/sqrt(hidden size): with less, attention starts out too flat to learn from
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -75,11 +77,13 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForC
     return Qwen2ForCausalLM(shape)
 
 
-def levels(progress: float) -> tuple[float, float, float]:
-    """Shares of task levels 1, 2, 3 at a point of training in [0, 1]: easy ones first."""
-    if progress < 0.12:
-        return (1.0, 0.0, 0.0)
-    return (0.4, 0.5, 0.1) if progress < 0.25 else (0.1, 0.4, 0.5)
+def levels(progress: float) -> tuple[float, float, float, float]:
+    """Shares of drills and of task levels 1, 2, 3 at a point of training in [0, 1]: easy ones first."""
+    if progress < DRILLS:
+        return (1.0, 0.0, 0.0, 0.0)
+    if progress < 0.2:
+        return (0.2, 0.5, 0.3, 0.0)
+    return (0.05, 0.2, 0.5, 0.25) if progress < 0.3 else (0.0, 0.1, 0.4, 0.5)
 
 
 def collate(conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -112,7 +116,8 @@ def stream(config: Config, tokenizer: PreTrainedTokenizerBase, start: int) -> It
         rng = random.Random(f"{config.seed}-{pool}")
         shares = levels(made / config.steps)
         long = made >= 0.35 * config.steps
-        drawn = [draw(rng, rng.choices((1, 2, 3), shares)[0], long=long) for _ in range(POOL)]
+        kinds = rng.choices((0, 1, 2, 3), shares, k=POOL)
+        drawn = [draw(rng, level, long=long) if level else drill(rng, made / config.steps / DRILLS) for level in kinds]
         drawn.sort(key=lambda c: len(c.text))
         rows: list[Conversation] = []
         batches = []

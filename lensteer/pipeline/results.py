@@ -1,0 +1,57 @@
+"""Everything that a run's report shows, read back from its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lensteer import organism
+from lensteer.attribution import LayerScores
+from lensteer.evaluation import Doses, Evaluation
+from lensteer.files import read_jsonl
+from lensteer.geometry import cosine_matrix
+from lensteer.overlap import EmbeddingOverlap
+from lensteer.pipeline.run import Run
+from lensteer.report import RunResults
+from lensteer.selection import Site
+from lensteer.traces import Trace, load_traces
+from lensteer.vectors import BehaviorVectors
+
+FULL_RUN = Path(organism.__file__).parent / "full_run.json"
+"""The summary of the full run on the embedded model, committed with its weights."""
+
+
+def load_results(run: Run) -> RunResults:
+    """Everything that the report shows, read from a run's folder.
+
+    Raises:
+        LensteerError: an artifact is missing or cannot be read.
+    """
+    vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
+    site = Site.load(run.path("site.json"))
+    examples = {
+        row["arm"]: Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}")
+        for number, row in read_jsonl(run.path("examples.jsonl"))
+    }
+    reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
+    if reference is not None and reference["model.weights"] != run.model_id["weights"]:
+        reference = None  # another model's figures
+    return RunResults(
+        title=f"Steering {run.model_id['name']}",
+        model=run.model_id,
+        config=asdict(run.config),
+        traces=load_traces(run.path("annotated.jsonl")),
+        alignment={k: run.stages["annotate"][k] for k in ("matched", "repaired", "dropped", "unparsed")},
+        vectors=vectors,
+        overlap=EmbeddingOverlap.load(run.path("overlap.json")),
+        scores=LayerScores.load(run.path("scores.json")),
+        site=site,
+        cosine=cosine_matrix(vectors, site, default=site[next(iter(site))]),
+        doses=Doses.load(run.path("doses.json")),
+        evaluation=Evaluation.load(run.path("evaluation.json")),
+        seconds={name: facts["seconds"] for name, facts in run.stages.items()},
+        reference=reference,
+        example=examples.pop("unsteered"),
+        steered=examples,
+    )

@@ -1,0 +1,136 @@
+"""A run: what is asked of which model, in which folder, and what of it is done. Knows nothing of what a stage does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lensteer import models
+from lensteer._version import __version__
+from lensteer.errors import LensteerError
+from lensteer.evaluation import Sampling
+from lensteer.files import write_atomically
+from lensteer.positions import PositionScope, everywhere, generated, onsets, sentence_starts, thinking
+from lensteer.tasks import Task, load_tasks
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+SCOPES: dict[str, PositionScope] = {s.name: s for s in (everywhere, generated, thinking, onsets, sentence_starts)}
+MANIFEST = "run.json"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run does. The defaults are the full run on the embedded organism."""
+
+    model: str | None = None
+    tasks: str = "organism"
+    n_train: int = 300
+    n_dev: int = 100
+    n_test: int = 200
+    n_samples: int = 2
+    temperature: float = 1.0
+    max_new_tokens: int = 400
+    batch_size: int = 256
+    window: str = "onset"
+    negatives: str = "spans"
+    scope: str = "thinking"
+    max_spans: int = 200
+    doses: tuple[float, ...] = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
+    min_parsed: float = 0.95
+    n_random: int = 20
+    seed: int = 0
+
+
+DEMO = RunConfig(n_train=150, n_dev=24, n_test=50, max_spans=100, doses=(0.3, 0.5, 0.75, 1.0))
+
+
+@dataclass
+class Run:
+    """A run's folder, open."""
+
+    folder: Path
+    config: RunConfig
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model_id: dict[str, Any] = field(default_factory=dict)
+    progress: bool = False
+
+    @staticmethod
+    def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:
+        """Open a run's folder, or begin one.
+
+        Args:
+            folder: of the run.
+            config: what to do; None goes on with what the folder says.
+            progress: show bars.
+
+        Raises:
+            LensteerError: the folder holds another run or something else, or nothing while no config is given.
+        """
+        folder = Path(folder)
+        manifest = folder / MANIFEST
+        if not manifest.exists():
+            if config is None:
+                raise LensteerError(f"{str(folder)!r} holds no run: begin one with `lensteer run`")
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise LensteerError(f"{str(folder)!r} is no run of lensteer: give a new or an empty folder")
+            if config.scope not in SCOPES:
+                raise LensteerError(f"no scope {config.scope!r}: choose one of {sorted(SCOPES)}")
+            run = Run(folder, config, progress=progress)
+            run.write()
+            return run
+        try:
+            values = json.loads(manifest.read_text(encoding="utf-8"))
+            stored = RunConfig(**{**values["config"], "doses": tuple(values["config"]["doses"])})
+            run = Run(folder, stored, values["stages"], values["model"], progress)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
+        if config is not None and config != stored:
+            other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}
+            raise LensteerError(
+                f"{str(folder)!r} holds another run, with {other}: give another folder, or the same options"
+            )
+        return run
+
+    def write(self) -> None:
+        """Write the manifest."""
+        values = {
+            "lensteer": __version__,
+            "config": asdict(self.config),
+            "model": self.model_id,
+            "stages": self.stages,
+        }
+        write_atomically(self.folder / MANIFEST, json.dumps(values, indent=1))
+
+    @cached_property
+    def model(self) -> TransformerBridge:
+        """The run's model, checked against the one the run began with."""
+        model = models.load_model(self.config.model)
+        found = models.fingerprint(model)
+        if not self.model_id:
+            self.model_id = found.to_dict()
+            self.write()
+        elif found.differences(self.model_id):
+            raise LensteerError(
+                f"{str(self.folder)!r} was begun with model {self.model_id['name']!r}; {found.name!r} differs from "
+                f"it in {found.differences(self.model_id)}: give that model or another folder"
+            )
+        return model
+
+    def tasks(self, split: str) -> list[Task]:
+        """The run's tasks of a split."""
+        n = {"train": self.config.n_train, "dev": self.config.n_dev, "test": self.config.n_test}[split]
+        return load_tasks(self.config.tasks, split=split, n=n)
+
+    def sampling(self, n_samples: int) -> Sampling:
+        """How the run draws chains."""
+        c = self.config
+        return Sampling(n_samples, c.temperature, c.seed, c.max_new_tokens, c.batch_size)
+
+    def path(self, name: str) -> Path:
+        """Of an artifact."""
+        return self.folder / name
