@@ -145,10 +145,10 @@ def test_a_foreign_hook_changes_what_is_written(tiny_model):
 
 
 @pytest.mark.parametrize("through_bridge", [False, True])
-def test_finished_rows_leave_and_the_others_do_not_notice(through_bridge, tiny_model, monkeypatch):
+def test_finished_rows_leave_and_the_others_do_not_notice(through_bridge, tiny_model, random_direction, monkeypatch):
     model = tiny_model()
-    prompts = prompts_of(model) * 3
-    options = dict(max_new_tokens=24, temperature=2.0, seeds=list(range(15)))
+    prompts, plans = prompts_of(model) * 3, plans_of(model, random_direction) * 3
+    options = dict(max_new_tokens=24, temperature=2.0, seeds=list(range(15)), plans=plans)
     monkeypatch.setattr(model.original_model.generation_config, "eos_token_id", list(range(100, 116)))
     widths = []
     results = _generate(model, prompts, through_bridge, [], options | {"advance": widths.append})
@@ -160,7 +160,7 @@ def test_finished_rows_leave_and_the_others_do_not_notice(through_bridge, tiny_m
     assert widths[-1] < 15
     assert len(widths) == max(lengths)
     for row, result in enumerate(results):
-        (single,) = generate(model, [prompts[row]], max_new_tokens=24, temperature=2.0, seeds=[row])
+        (single,) = generate(model, [prompts[row]], max_new_tokens=24, temperature=2.0, seeds=[row], plans=[plans[row]])
         assert single == result
         assert result.finished == (result.ids[-1] in ends)
         assert result.finished or len(result.ids) == 24
