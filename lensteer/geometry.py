@@ -130,7 +130,7 @@ def common_component(vectors: BehaviorVectors) -> Float[Tensor, " layer"]:
 
 
 def _layers(vectors: BehaviorVectors, site: int | Mapping[str, int], default: int | None) -> tuple[int, ...]:
-    wanted = [site if isinstance(site, int) else site.get(label, default) for label in vectors.labels]
+    wanted = [site if isinstance(site, int) else site[label] if label in site else default for label in vectors.labels]
     homeless = [label for label, layer in zip(vectors.labels, wanted, strict=True) if layer is None]
     if homeless:
         raise LensteerError(f"site names no layer for {', '.join(map(repr, homeless))}: name them, or give `default`")
