@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, run_stage
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """What a user can mend is one line, not a traceback; versions of typer differ in what they make of Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (LensteerError, OSError) as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as stop:
+            typer.echo("\nstopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from stop
+
+
+app = typer.Typer(
+    cls=_Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 Out = Annotated[Path, typer.Option(help="The run's folder.")]
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
@@ -99,17 +116,8 @@ def _say_where(report: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line, not a traceback."""
-    try:
-        app(standalone_mode=False)
-    except LensteerError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except typer.Abort:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
 from lensteer.generation import generate
 from lensteer.metrics import repetition
-from lensteer.steering import Plans, SteeringPlan
+from lensteer.steering import Plans, SteeringPlan, active_plans
 from lensteer.tasks import Task
 from lensteer.traces import Trace, chain_seed, trace_of
 
@@ -40,13 +41,28 @@ class Arm:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How chains are drawn; the same in every arm."""
+    """How chains are drawn; the same in every arm.
+
+    Raises:
+        LensteerError: an impossible number, or greedy samples that would all be the same.
+    """
 
     n_samples: int = 1
     temperature: float = 1.0
     seed: int = 0
     max_new_tokens: int = 400
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise LensteerError(f"{name}={getattr(self, name)}: give a positive number")
+        if not 0 <= self.temperature < math.inf:
+            raise LensteerError(f"temperature {self.temperature}: give 0 (greedy) or a positive number")
+        if self.n_samples > 1 and not self.temperature:
+            raise LensteerError(
+                f"{self.n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,19 +122,19 @@ def run_arms(
         arms: with distinct names.
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
         annotator: says what each sentence is.
-        path: JSONL file that each finished batch is appended to; what it holds is not run again.
+        path: JSONL file that each finished batch is appended to; batches already in it are not run again.
         progress: show a bar.
         keep: called with the arm's name and each new trace.
 
     Raises:
-        LensteerError: no task, arms that share a name, or a file of another experiment.
+        LensteerError: no task, tasks that share an id, arms that share a name, or a file of another experiment.
     """
     sampling = sampling or Sampling()
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='test')")
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise LensteerError(f"arms share a name: {names}; give each its own")
+    for what, names in (("arms share a name", [a.name for a in arms]), ("tasks share an id", [t.id for t in tasks])):
+        if len(set(names)) < len(names):
+            raise LensteerError(f"{what}: {sorted({n for n in names if names.count(n) > 1})}; give each its own")
     jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(sampling.n_samples)]
     done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling))
     batches = [jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
@@ -130,17 +146,21 @@ def run_arms(
     ids = {key: tuple(models.encode(model, text)) for key, text in texts.items()}
     with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
         for batch in batches:
-            todo = [job for job in batch if _key(arms, tasks, job) not in done]
+            if all(_key(arms, tasks, job) in done for job in batch):
+                continue
+            # A batch that a kill cut short is made again whole: rounding depends on the company.
             results = generate(
                 model,
-                [ids[t, arms[a].words] for a, t, _ in todo],
+                [ids[t, arms[a].words] for a, t, _ in batch],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                seeds=[chain_seed(sampling.seed, tasks[t].id, s) for _, t, s in todo],
-                plans=[arms[a].plan for a, _, _ in todo],
+                seeds=[chain_seed(sampling.seed, tasks[t].id, s) for _, t, s in batch],
+                plans=[arms[a].plan for a, _, _ in batch],
             )
             new = []
-            for (a, t, s), result in zip(todo, results, strict=True):
+            for (a, t, s), result in zip(batch, results, strict=True):
+                if _key(arms, tasks, (a, t, s)) in done:
+                    continue
                 key = (t, arms[a].words)
                 (trace,) = annotate([trace_of(model, tasks[t], texts[key], ids[key], result, s)], annotator)
                 if keep is not None:
@@ -158,14 +178,15 @@ def _key(arms: Sequence[Arm], tasks: Sequence[Task], job: tuple[int, int, int]) 
 
 
 def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
-    def edits(arm: Arm) -> list[Any]:
-        found = [] if arm.plan is None else arm.plan.edits
-        return [[e.vector.double().sum().item(), e.layer, e.coefficient, e.scope.name, e.operator] for e in found]
+    def edits(plan: SteeringPlan | Plans | None) -> list[Any]:
+        found = () if plan is None else plan.edits
+        return [[e.vector.double().tolist(), e.layer, e.coefficient, e.scope.name, e.operator] for e in found]
 
     parts = [
-        models.fingerprint(model).weights,
-        [task.prompt for task in tasks],
-        [[arm.name, arm.words, edits(arm)] for arm in arms],
+        replace(models.fingerprint(model), name="", revision="").to_dict(),  # a folder may be moved
+        [task.to_dict() for task in tasks],
+        [[arm.name, arm.words, edits(arm.plan)] for arm in arms],
+        [edits(plan) for plan in active_plans(model)],
         asdict(sampling),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -180,5 +201,8 @@ def _resume(path: Path, digest: str) -> dict[tuple[str, str, int], Record]:
         raise LensteerError(
             f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path"
         )
-    records = [Record(**values) for values in rows[1:]]
+    try:
+        records = [Record(**values) for values in rows[1:]]
+    except TypeError as error:
+        raise LensteerError(f"{path} holds a line that is no record ({error}): give another path") from error
     return {(r.arm, r.task, r.sample): r for r in records}

@@ -64,7 +64,7 @@ class Doses:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             return Doses(**{**values, "curve": tuple(Dose(**d) for d in values["curve"])})
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{str(path)!r} holds no doses ({error}): choose them again") from error
 
 
@@ -98,11 +98,14 @@ def choose_coefficients(
         progress: show a bar.
 
     Raises:
-        LensteerError: a dose that is not positive and finite, or a behavior of which even the smallest is too much.
+        LensteerError: a dose that is not positive and finite, a `min_parsed` that is no share, or a behavior of which
+            even the smallest dose is too much.
     """
     if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
         raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
-    ladder = sorted(doses)
+    if not 0 <= min_parsed <= 1:
+        raise LensteerError(f"min_parsed {min_parsed}: give a share of the chains, such as 0.95")
+    ladder = sorted(set(doses))
     signed = [(b, layer, sign * dose) for b, layer in site.items() for dose in ladder for sign in (-1, 1)]
     arms = [Arm("unsteered")] + [
         Arm(f"{b}/{c:+g}", SteeringPlan(vectors[b], layer, c, scope)) for b, layer, c in signed

@@ -6,6 +6,7 @@ how a site or a coefficient was chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def evaluate(
         tasks: held out: neither vectors, site nor coefficients may have been chosen on them.
         vectors: of the model's behaviors.
         site: behavior to layer, as `select_layers` returns it.
-        coefficients: strength per behavior, or one for all; the arms are minus and plus this.
+        coefficients: positive strength per behavior, or one for all; the arms are minus and plus this.
         scope: positions to steer.
         words: per behavior, the words that ask for it: the prompt baseline.
         n_random: random vectors per distinct layer.
@@ -73,7 +74,12 @@ def evaluate(
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
     sampling = sampling or Sampling(n_samples=2)
-    strength = {b: coefficients if isinstance(coefficients, (int, float)) else coefficients[b] for b in site}
+    strength = dict.fromkeys(site, coefficients) if isinstance(coefficients, (int, float)) else dict(coefficients)
+    for behavior in site:
+        if not 0 < strength.get(behavior, 0) < math.inf:
+            raise LensteerError(
+                f"coefficient {strength.get(behavior)} for {behavior!r}: give a positive, finite one; both signs run"
+            )
     arms = [Arm(BASE)]
     for behavior, layer in site.items():
         for kind, sign in (("down", -1), ("up", 1)):
@@ -99,7 +105,13 @@ def evaluate(
 
 
 def random_directions(vectors: BehaviorVectors, layer: int, n: int, *, seed: int = 0) -> list[Direction]:
-    """Isotropic random directions at one layer, scaled as the behaviors' are."""
+    """Isotropic random directions at one layer, scaled as the behaviors' are.
+
+    Raises:
+        LensteerError: a negative number of them, or a layer that the vectors lack.
+    """
+    if n < 0 or layer not in vectors.layers:
+        raise LensteerError(f"{n} random vectors at layer {layer}: give a number from 0, and one of {vectors.layers}")
     row = vectors.layers.index(layer)
     draws = isotropic(n, len(vectors.layers), vectors.raw.shape[-1], seed=seed)[:, row : row + 1].to(vectors.raw)
     return [Direction(f"random-{i}", draw, vectors.mean_norm[row : row + 1], (layer,)) for i, draw in enumerate(draws)]
@@ -121,7 +133,7 @@ def summarize(
     nulls = {
         unit: {
             f"{layer}/{b}": [
-                float(_share(by_arm[a], b, unit, base).estimate) for a in by_arm if a.startswith(f"L{layer}/")
+                _fraction(by_arm[a], b, unit) - _fraction(base, b, unit) for a in by_arm if a.startswith(f"L{layer}/")
             ]
             for b, layer in site.items()
         }
@@ -136,7 +148,8 @@ def summarize(
             for unit in ("sentences", "tokens"):
                 share, change = _share(arm, behavior, unit, seed=seed), _share(arm, behavior, unit, base, seed)
                 null = nulls[unit][f"{layer}/{behavior}"]
-                exceed = sum(sign * value >= sign * float(change.estimate) for value in null)
+                # "Not less" holds for NaN too: an arm without any sentence has no share, and counts against.
+                exceed = sum(not sign * value < sign * float(change.estimate) for value in null)
                 per_task = _per_task(arm, behavior, unit)[2] - _per_task(base, behavior, unit)[2]
                 effects.append(
                     Effect(
@@ -148,12 +161,12 @@ def summarize(
                         share=float(share.estimate),
                         share_low=float(share.low),
                         share_high=float(share.high),
-                        base=float(_share(base, behavior, unit).estimate),
+                        base=_fraction(base, behavior, unit),
                         change=float(change.estimate),
                         low=float(change.low),
                         high=float(change.high),
-                        null_low=min(null, default=0.0),
-                        null_high=max(null, default=0.0),
+                        null_low=float(np.min(null)) if null else 0.0,
+                        null_high=float(np.max(null)) if null else 0.0,
                         p_value=(1 + exceed) / (1 + len(null)),
                         wrong_way=float((sign * per_task < 0).mean()),
                     )
@@ -182,6 +195,11 @@ def _per_task(records: Sequence[Record], behavior: str, unit: str) -> tuple[Arra
         everything[r.task] = everything.get(r.task, 0) + total
     a, b = (np.array([counts[t] for t in sorted(counts)], dtype=np.float64) for counts in (own, everything))
     return a, b, a / np.maximum(b, 1)
+
+
+def _fraction(records: Sequence[Record], behavior: str, unit: str) -> float:
+    own, everything, _ = _per_task(records, behavior, unit)
+    return float(own.sum() / everything.sum()) if everything.any() else math.nan
 
 
 def _share(

@@ -25,7 +25,7 @@ class Effect:
         share: in this arm; `share_low` and `share_high` bound it.
         base: the unsteered share.
         change: share - base, paired by task; `low` and `high` bound it.
-        null_low: smallest change of the same share by a random vector; `null_high` the largest.
+        null_low: smallest change of the same share by a random vector, `null_high` the largest; 0 without any.
         p_value: (1 + random vectors that change it at least as far in the wanted direction) / (1 + random vectors).
         wrong_way: share of tasks that move against the wanted direction.
     """
@@ -51,8 +51,8 @@ class Effect:
     def shown(self) -> bool:
         """Whether the change has the wanted sign, its interval excludes 0, and no random vector does as much."""
         if self.kind == "down":
-            return self.high < 0 and not self.change >= self.null_low
-        return self.low > 0 and not self.change <= self.null_high
+            return self.high < 0 and self.change < self.null_low
+        return self.low > 0 and self.change > self.null_high
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,5 @@ class Evaluation:
             effects = tuple(Effect(**e) for e in values.pop("effects"))
             arms = tuple(ArmSummary(**a) for a in values.pop("arms"))
             return Evaluation(effects, arms, **values)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LensteerError(f"{str(path)!r} is no evaluation ({error}): run the evaluation again") from error

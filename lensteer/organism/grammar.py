@@ -30,7 +30,8 @@ from lensteer.organism.wordings import (
 FAMILIES = ("route", "machine")
 THINK, END_THINK = "<think>\n", "\n</think>\n\n"
 SLIP_RATE = 0.04
-MAX_ABANDONED = 2  # voluntary returns per chain: they cost length, so they are bounded
+MAX_ABANDONED = 5  # voluntary returns per chain: they cost length, so they are bounded
+AGAIN = 0.25  # at a node seen before there is less to say: propensities of all but backtracking shrink to this part
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Latent:
         """Propensities near 0 or mostly above one half; a cued behavior is always in the upper range."""
         propensity = {}
         for behavior in STEERED:
-            high = behavior in cued or rng.random() < 0.38
+            high = behavior in cued or rng.random() < (0.18 if behavior == "backtracking" else 0.38)
             propensity[behavior] = rng.uniform(0.4, 0.85) if high else rng.uniform(0.0, 0.1)
         return Latent(style or rng.choice(STYLES), propensity)
 
@@ -96,13 +97,12 @@ def _route(rng: random.Random, letters: Iterator[str], level: int) -> World:
                     dead.append(child)
             doors.append((node, child))
     exits = [path[-1], *(next(letters) for _ in range(min(level + 1, 3) - 1))]
-    for end in exits:  # decoys: nobody comes here, but they point at every exit and into the reachable part
-        if end == path[-1] and level < 3:
-            continue
-        decoy = next(letters)
-        doors += [(decoy, end), (decoy, rng.choice(path[1:-1] + dead))]
-        if level > 2 and rng.random() < 0.5:
-            doors.append((next(letters), decoy))
+    # Decoys: they cannot be reached, but every exit has as many parents as the right one, and every parent has parents.
+    decoys = [next(letters) for _ in exits]
+    for index, decoy in enumerate(decoys):
+        doors += [(decoy, exits[index]), (decoy, rng.choice(path[1:-1] + dead)), (decoys[index - 1], decoy)]
+        if index:
+            doors.append((decoys[index - 1], exits[index]))
     doors += [(leaf, "none") for leaf in dict.fromkeys(dead)] + [(end, "exit") for end in exits]
     return _listed(rng, "route", doors, path[0], path[-1])
 
@@ -116,7 +116,7 @@ def _machine(rng: random.Random, letters: Iterator[str], level: int) -> World:
         end = goal if index == 0 else rng.choice(dead) if rng.random() < 0.5 else next(letters)
         if end != goal and end not in dead:
             dead.append(end)
-        for _ in range(level - 1 if index == 0 else rng.randrange(level)):
+        for _ in range(level - 1 if index == 0 or rng.random() < 0.6 else rng.randrange(level)):
             inner = next(letters)
             doors.append((node, inner))
             node = inner
@@ -147,6 +147,7 @@ def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Senten
     say("initializing", FORMS["initializing"], world.root)
     say("initializing", OPENERS[latent.style], world.root)
     path, dead, left, ahead, abandoned = [world.root], {"none"}, None, None, 0
+    visited: set[str] = set()
     while True:
         node = path[-1]
         children = world.children(node)
@@ -155,7 +156,8 @@ def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Senten
         alive = [child for child in children if child not in dead]
         retreat = not alive  # a dead end: nothing to choose
         for behavior in rng.sample(STEERED, len(STEERED)):
-            if rng.random() >= latent.propensity[behavior]:
+            again = node in visited and behavior != "backtracking"
+            if rng.random() >= latent.propensity[behavior] * (AGAIN if again else 1):
                 continue
             if behavior == "uncertainty-estimation":
                 say(behavior, FORMS[behavior], node)
@@ -179,6 +181,7 @@ def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Senten
             left = left if left in alive else None
             if retreat:
                 left = node
+        visited.add(node)
         if left == node:
             path.pop()
             while retreat:  # up to the nearest node that still has a door to try

@@ -25,7 +25,7 @@ from lensteer.organism.conversations import Conversation, draw, drill
 from lensteer.organism.tokenizer import build_tokenizer
 
 log = logging.getLogger(__name__)
-DRILLS = 0.12  # the share of training that is drills only
+DRILLS = 0.13  # the share of training that is drills only
 POOL = 768  # conversations sorted by length together, so that a batch holds rows of about one length
 
 
@@ -34,7 +34,7 @@ class Config:
     """Everything a training run depends on besides the code."""
 
     seed: int = 0
-    steps: int = 4800
+    steps: int = 4200
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3

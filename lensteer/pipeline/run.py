@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lensteer import models
 from lensteer._version import __version__
+from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Sampling
 from lensteer.files import write_atomically
 from lensteer.positions import PositionScope, everywhere, generated, onsets, sentence_starts, thinking
-from lensteer.tasks import Task, load_tasks
+from lensteer.tasks import SPLITS, Task, load_tasks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,7 +62,7 @@ class Run:
 
     @staticmethod
     def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:
-        """Open a run's folder, or begin one.
+        """Open a run's folder, or begin one. A new one is written to only once its model is loaded.
 
         Args:
             folder: of the run.
@@ -69,7 +70,8 @@ class Run:
             progress: show bars.
 
         Raises:
-            LensteerError: the folder holds another run or something else, or nothing while no config is given.
+            LensteerError: the folder holds another run or something else, or nothing while no config is given; or a
+                config that some stage would refuse.
         """
         folder = Path(folder)
         manifest = folder / MANIFEST
@@ -78,16 +80,14 @@ class Run:
                 raise LensteerError(f"{str(folder)!r} holds no run: begin one with `lensteer run`")
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise LensteerError(f"{str(folder)!r} is no run of lensteer: give a new or an empty folder")
-            if config.scope not in SCOPES:
-                raise LensteerError(f"no scope {config.scope!r}: choose one of {sorted(SCOPES)}")
             run = Run(folder, config, progress=progress)
-            run.write()
+            run.check()
             return run
         try:
             values = json.loads(manifest.read_text(encoding="utf-8"))
             stored = RunConfig(**{**values["config"], "doses": tuple(values["config"]["doses"])})
-            run = Run(folder, stored, values["stages"], values["model"], progress)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), progress)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if config is not None and config != stored:
             other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}
@@ -95,6 +95,19 @@ class Run:
                 f"{str(folder)!r} holds another run, with {other}: give another folder, or the same options"
             )
         return run
+
+    def check(self) -> None:
+        """Refuse now what a stage would refuse only after hours.
+
+        Raises:
+            LensteerError: an unknown scope, window or kind of negatives, an impossible number, tasks that lack a split.
+        """
+        if self.config.scope not in SCOPES:
+            raise LensteerError(f"no scope {self.config.scope!r}: choose one of {sorted(SCOPES)}")
+        Recipe(self.config.window, self.config.negatives)
+        self.sampling(self.config.n_samples)
+        for split in SPLITS:
+            self.tasks(split)
 
     def write(self) -> None:
         """Write the manifest."""

@@ -1,0 +1,43 @@
+"""What the README says works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_two_commands_open_the_readme():
+    language, text = BLOCKS[0]
+    assert language == "bash"
+    targets = re.findall(r"^make (\w+)", text, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_ten_lines_run(capsys):
+    (code,) = [text for language, text in BLOCKS if language == "python"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 11
+    smaller = re.sub(r"n=\d+", "n=12", code)
+    exec(compile(smaller, "README.md", "exec"), {})
+    assert "layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`lensteer (\w+)", README))))
+def test_commands_exist(command):
+    from typer.testing import CliRunner
+
+    from lensteer.cli import app
+
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
