@@ -103,7 +103,7 @@ GLANCES = {
         lambda doors, exits: max(exits, key=lambda e: sum(bool(parents(doors, p)) for p in parents(doors, e))),
     ),
     "grandparents": (
-        0.75,
+        0.85,
         lambda doors, exits: max(exits, key=lambda e: sum(len(parents(doors, p)) for p in parents(doors, e))),
     ),
 }
