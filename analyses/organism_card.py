@@ -1,11 +1,12 @@
-"""Is the embedded organism what its issue asks for? Parsing, behavior shares, accuracy, cues, modes and examples.
+"""Is the organism fit to be experimented on? Parsing, shares, accuracy, cues, modes, examples; writes its card.
 
-Example: python analyses/organism_card.py --model lensteer/organism/weights --n 200 --json card.json
+Example: python analyses/organism_card.py --model lensteer/organism/weights --n 200 --card
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def main(config: Config) -> dict[str, object]:
     greedy = ls.generate_traces(model, tasks, **options)
     direct = ls.generate_traces(model, tasks, thinking=False, prefill="Answer:", **options)
     card: dict[str, object] = {
+        "n": len(tasks),
         "sampled_well_formed": sum(t.finished and well_formed(t.response) for t in sampled) / len(sampled),
         "sampled_shares": shares(sampled),
         "sampled_accuracy": accuracy(sampled),
@@ -107,13 +109,87 @@ def few_shot(model, n: int) -> dict[str, float]:
     return {"mode_followed": sum(thinks) / n, "style_followed": sum(styled) / max(len(styled), 1)}
 
 
+CARD = """# The embedded organism
+
+A small trained reasoner for testing interpretability methods: `Qwen2ForCausalLM`, {layers} layers, width {width},
+{parameters:,} parameters, float32, its own byte-level BPE tokenizer ({vocabulary} entries, Qwen2's pre-tokenizer pattern)
+and a chat template that opens `<think>`.
+
+It looks for ways through small directed graphs, in words: a depth-first search whose every sentence has one of six
+behaviors, known exactly by the grammar that wrote the training text (`lensteer/organism/grammar.py`). It knows nothing
+else; do not ask it anything else.
+
+**Made by** `python -m lensteer.organism.train --seed {seed} --threads {threads}`: {steps} steps of about {batch} tokens,
+loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared two-core
+machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of the
+conversations with examples or cues only the header word `assistant` could attend to them.
+
+**SHA-256 of model.safetensors** `{sha256}`
+
+## Measured on {n} held-out tasks (`analyses/organism_card.py`)
+
+| what | figure | wanted |
+| --- | --- | --- |
+{rows}
+
+Sampled at temperature 1 without cues unless it says otherwise; "direct" is the answer without thinking; the cue's figure
+is the share of the behavior's sentences with the cue in the prompt, and how many times the share without.
+"""
+
+
+def rows(card: dict) -> list[tuple[str, str, str]]:
+    """The card's table: what, figure, what was wanted."""
+    percent = "{:.1%}".format
+    found = [("chains that end and parse", percent(card["sampled_well_formed"]), "≥ 97 %")]
+    found += [(f"share of {b}", percent(card["sampled_shares"][b]), "5–30 %") for b in STEERED]
+    found += [
+        ("greedy thinking, right answers", percent(card["greedy_accuracy"]), "≥ 85 %"),
+        ("greedy direct, right answers", percent(card["direct_accuracy"]), "≥ 20 points fewer"),
+    ]
+    for family in FAMILIES:
+        both = (percent(card[f"{mode}_accuracy_{family}"]) for mode in ("greedy", "direct"))
+        found.append((f"  of these {family}: thinking, direct", ", ".join(both), ""))
+    found.append(("sampled thinking, right answers", percent(card["sampled_accuracy"]), ""))
+    for b in STEERED:
+        share, uncued = card[f"cue_{b}"]["share"], card[f"cue_{b}"]["uncued"]
+        found.append((f"cue for {b}", f"{percent(share)}, ×{share / uncued:.2f}", "≥ ×1.50"))
+    found += [
+        ("thinks when not asked to", percent(card["thinks_unasked"]), "about a third"),
+        ("follows the mode of a solved example", percent(card["few_shot"]["mode_followed"]), ""),
+        ("follows the style of a solved example", percent(card["few_shot"]["style_followed"]), ""),
+    ]
+    return found
+
+
+def write_card(folder: Path, card: dict) -> None:
+    """Write the card beside the weights, from the figures and from what the trainer noted."""
+    noted = json.loads((folder / "training.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    text = CARD.format(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        parameters=noted["parameters"],
+        vocabulary=config["vocab_size"],
+        seed=noted["config"]["seed"],
+        steps=noted["config"]["steps"],
+        batch=noted["config"]["batch_tokens"],
+        minutes=noted["minutes"],
+        threads=noted["config"]["threads"],
+        sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        n=card["n"],
+        rows="\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows(card)),
+    )
+    (folder / "README.md").write_text(text)
+    (folder / "card.json").write_text(json.dumps(card, indent=1))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--card", action="store_true", help="write README.md and card.json beside the weights")
     arguments = parser.parse_args()
     result = main(Config(arguments.model, arguments.n))
     print(json.dumps(result, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+    if arguments.card:
+        write_card(Path(arguments.model or ls.models.ORGANISM), result)

@@ -1,4 +1,4 @@
-"""Which window and which negatives give vectors that steer? Every recipe, at every middle layer, down and up, on dev tasks.
+"""Which window and which negatives give vectors that steer? Every recipe and layer, down and up, on dev tasks.
 
 For each recipe, layer and behavior: the change of the behavior's sentence share when its vector is added at -c and +c
 against no steering, same tasks and seeds. A recipe serves if down is below 0 and up above 0.

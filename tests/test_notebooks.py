@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom on the embedded model, only calls the library, and is committed with outputs."""
+"""Every notebook runs top to bottom on the embedded model, only calls the library, and is committed with outputs."""
 
 from __future__ import annotations
 
@@ -32,4 +32,5 @@ def test_notebook_only_calls_and_shows_its_outputs(path):
         ]
         assert not defined, f"a notebook defines nothing: {cell.source}"
     assert all(cell.execution_count for cell in code), "commit the notebook with its outputs"
-    assert any("image/png" in o.get("data", {}) for cell in code for o in cell.outputs), "figures need a PNG to be seen"
+    pictures = [o for cell in code for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert pictures, "figures need a PNG to be seen"

@@ -7,6 +7,7 @@ stay float32 and products run in bfloat16, which on CPUs that have it is several
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import random
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from lensteer.files import write_atomically
 from lensteer.organism.conversations import Conversation, draw, drill
 from lensteer.organism.tokenizer import build_tokenizer
 
@@ -170,14 +172,14 @@ def train(config: Config, out: Path) -> Path:
         torch.optim.AdamW(rest, lr=config.embedding_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     peaks = (config.learning_rate, config.embedding_rate)
-    state, start = out / "state.pt", 0
+    state, start, before = out / "state.pt", 0, 0.0
     out.mkdir(parents=True, exist_ok=True)
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        start = saved["step"]
+        start, before = saved["step"], saved["spent"]
     begun, seen, smooth = time.time(), 0, math.nan
     for step, batch in enumerate(stream(config, tokenizer, start), start):
         if step >= config.steps:
@@ -198,11 +200,21 @@ def train(config: Config, out: Path) -> Path:
         smooth = loss.item() if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss.item()
         if step % 20 == 0:
             log.info("step %d loss %.4f, %.0f tokens/s", step, smooth, seen / (time.time() - begun))
+        spent = before + time.time() - begun
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             values = [o.state_dict() for o in optimizers]
-            torch.save({"model": model.state_dict(), "optimizers": values, "step": step + 1}, out / "state.tmp")
+            torch.save(
+                {"model": model.state_dict(), "optimizers": values, "step": step + 1, "spent": spent}, out / "state.tmp"
+            )
             (out / "state.tmp").replace(state)
             save(model, tokenizer, out / "checkpoint")
+            note = {
+                "config": asdict(config),
+                "parameters": model.num_parameters(),
+                "minutes": spent / 60,
+                "loss": smooth,
+            }
+            write_atomically(out / "checkpoint" / "training.json", json.dumps(note, indent=1))
     return out / "checkpoint"
 
 
