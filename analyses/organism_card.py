@@ -112,15 +112,15 @@ def few_shot(model, n: int) -> dict[str, float]:
 CARD = """# The embedded organism
 
 A small trained reasoner for testing interpretability methods: `Qwen2ForCausalLM`, {layers} layers, width {width},
-{parameters:,} parameters, float32, its own byte-level BPE tokenizer ({vocabulary} entries, Qwen2's pre-tokenizer pattern)
-and a chat template that opens `<think>`.
+{parameters:,} parameters, float32, its own byte-level BPE tokenizer ({vocabulary} entries, Qwen2's pre-tokenizer
+pattern) and a chat template that opens `<think>`.
 
 It looks for ways through small directed graphs, in words: a depth-first search whose every sentence has one of six
 behaviors, known exactly by the grammar that wrote the training text (`lensteer/organism/grammar.py`). It knows nothing
 else; do not ask it anything else.
 
-**Made by** `python -m lensteer.organism.train --seed {seed} --threads {threads}`: {steps} steps of about {batch} tokens,
-loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared two-core
+**Made by** `python -m lensteer.organism.train --seed {seed} --threads {threads}`: {steps} steps of about {batch}
+tokens, loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared two-core
 machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of the
 conversations with examples or cues only the header word `assistant` could attend to them.
 
@@ -132,8 +132,8 @@ conversations with examples or cues only the header word `assistant` could atten
 | --- | --- | --- |
 {rows}
 
-Sampled at temperature 1 without cues unless it says otherwise; "direct" is the answer without thinking; the cue's figure
-is the share of the behavior's sentences with the cue in the prompt, and how many times the share without.
+Sampled at temperature 1 without cues unless it says otherwise; "direct" is the answer without thinking; the cue's
+figure is the share of the behavior's sentences with the cue in the prompt, and how many times the share without.
 """
 
 
