@@ -120,9 +120,9 @@ behaviors, known exactly by the grammar that wrote the training text (`lensteer/
 else; do not ask it anything else.
 
 **Made by** `python -m lensteer.organism.train --seed {seed} --threads {threads}`: {steps} steps of about {batch}
-tokens, loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared two-core
-machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of the
-conversations with examples or cues only the header word `assistant` could attend to them.
+tokens, loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared
+two-core machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of
+the conversations with examples or cues only the header word `assistant` could attend to them.
 
 **SHA-256 of model.safetensors** `{sha256}`
 

@@ -146,7 +146,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
     evaluation.save(run.path("evaluation.json"))
     _examples(run, vectors, evaluation, doses)
     chains = len(evaluation.arms) * evaluation.n_tasks * evaluation.n_samples
-    return {"chains": chains, "shown": [f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown]}
+    shown = [f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences"]
+    return {"chains": chains, "shown": shown}
 
 
 def _examples(run: Run, vectors: BehaviorVectors, evaluation: Evaluation, doses: Doses) -> None:
