@@ -90,7 +90,7 @@ def tasks():
 
 @pytest.fixture(scope="module")
 def arms(organism, random_direction):
-    plan = SteeringPlan(random_direction(organism), 3, 1.0, thinking)
+    plan = SteeringPlan(random_direction(organism), 3, 4.0, thinking)
     return [Arm("unsteered"), Arm("again"), Arm("steered", plan), Arm("words", words="Be careful.")]
 
 
@@ -182,7 +182,9 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
 
     path = tmp_path / "arms.jsonl"
     model, tasks, sampling = organism, load_tasks(split="test", n=2), Sampling(max_new_tokens=1)
-    plan = SteeringPlan(random_direction(organism), 3, 1.0, thinking)
+    direction = random_direction(organism)
+    direction.raw[:] = torch.arange(direction.raw.shape[-1]) % 2 * 2 - 1
+    plan = SteeringPlan(direction, 3, 1.0, thinking)
     run_arms(model, tasks, [Arm("a", plan)], sampling, path=path)
     before, arm = path.read_bytes(), Arm("a", plan)
     if change == "tasks":
@@ -201,8 +203,7 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
         arm = Arm("a", changed(plan, layer=4))
     elif change == "scope":
         arm = Arm("a", changed(plan, scope=everywhere))
-    elif change == "vector":  # of the same length and the same sum
-        direction = plan.direction
+    elif change == "vector":  # the opposite one, whose sum is 0 as well
         arm = Arm("a", changed(plan, direction=dataclasses.replace(direction, raw=direction.raw.flip(-1))))
     elif change == "model":
         model, arm = tiny_model("qwen2", opens_thinking=True), Arm("a")
