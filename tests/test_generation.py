@@ -202,7 +202,7 @@ def test_a_huge_coefficient_is_an_error_or_finite_never_a_silent_nan(tiny_model,
             with plan.on(model):
                 results = generate(model, prompts, max_new_tokens=3)
         except ls.LensteerError as error:
-            assert "coefficient" in str(error)  # noqa: PT017  (either outcome is right)
+            assert "coefficient" in str(error)  # noqa: PT017  # either outcome is right
         else:
             assert all(r.ids for r in results)
         assert not active_plans(model)

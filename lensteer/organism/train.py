@@ -11,6 +11,8 @@ import json
 import logging
 import math
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
@@ -27,7 +30,8 @@ from lensteer.organism.conversations import Conversation, draw, drill
 from lensteer.organism.tokenizer import build_tokenizer
 
 log = logging.getLogger(__name__)
-DRILLS = 0.13  # the share of training that is drills only
+DRILLS = 546  # steps that are drills only
+LONG = 1470  # the step from which solved examples precede some questions
 POOL = 768  # conversations sorted by length together, so that a batch holds rows of about one length
 
 
@@ -36,7 +40,7 @@ class Config:
     """Everything a training run depends on besides the code."""
 
     seed: int = 0
-    steps: int = 4200
+    steps: int = 3600
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3
@@ -47,7 +51,7 @@ class Config:
     n_heads: int = 4
     n_kv_heads: int = 2
     intermediate_size: int = 352
-    threads: int = 2
+    processes: int = 2
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,13 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForC
     return Qwen2ForCausalLM(shape)
 
 
-def levels(progress: float) -> tuple[float, float, float, float]:
-    """Shares of drills and of task levels 1, 2, 3 at a point of training in [0, 1]: easy ones first."""
-    if progress < DRILLS:
+def levels(step: int) -> tuple[float, float, float, float]:
+    """Shares of drills and of task levels 1, 2, 3 at a step: easy ones first."""
+    if step < DRILLS:
         return (1.0, 0.0, 0.0, 0.0)
-    if progress < 0.2:
+    if step < 840:
         return (0.2, 0.5, 0.3, 0.0)
-    return (0.05, 0.2, 0.5, 0.25) if progress < 0.3 else (0.0, 0.1, 0.4, 0.5)
+    return (0.05, 0.2, 0.5, 0.25) if step < 1260 else (0.0, 0.1, 0.4, 0.5)
 
 
 def collate(conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -116,10 +120,10 @@ def stream(config: Config, tokenizer: PreTrainedTokenizerBase, start: int) -> It
     made, pool = 0, 0
     while True:
         rng = random.Random(f"{config.seed}-{pool}")
-        shares = levels(made / config.steps)
-        long = made >= 0.35 * config.steps
+        shares = levels(made)
+        long = made >= LONG
         kinds = rng.choices((0, 1, 2, 3), shares, k=POOL)
-        drawn = [draw(rng, level, long=long) if level else drill(rng, made / config.steps / DRILLS) for level in kinds]
+        drawn = [draw(rng, level, long=long) if level else drill(rng, made / DRILLS) for level in kinds]
         drawn.sort(key=lambda c: len(c.text))
         rows: list[Conversation] = []
         batches = []
@@ -159,8 +163,35 @@ def rate(step: int, config: Config) -> float:
 
 
 def train(config: Config, out: Path) -> Path:
-    """Train into `out`; a checkpoint every 100 steps makes a killed run resume. Returns the checkpoint's folder."""
-    torch.set_num_threads(config.threads)
+    """Train into `out`; a checkpoint every 100 steps makes a killed run resume. Returns the checkpoint's folder.
+
+    Each process is single-threaded and works on its share of every batch; the gradients are added up.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if config.processes == 1:
+        _work(0, config, out)
+    else:
+        meeting = tempfile.mkdtemp()
+        torch.multiprocessing.spawn(_work, (config, out, meeting), config.processes)
+        shutil.rmtree(meeting)
+    return out / "checkpoint"
+
+
+def _add_up(values: list[Tensor]) -> None:
+    """Replace tensors by their sums over all processes."""
+    if not dist.is_initialized():
+        return
+    flat = torch.cat([v.reshape(-1) for v in values])
+    dist.all_reduce(flat)
+    for value, total in zip(values, flat.split([v.numel() for v in values]), strict=True):
+        value.copy_(total.view_as(value))
+
+
+def _work(rank: int, config: Config, out: Path, meeting: str | None = None) -> None:
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
+    if meeting is not None:
+        dist.init_process_group("gloo", f"file://{meeting}/file", rank=rank, world_size=config.processes)
     AttentionInterface.register("additive", _attention)
     tokenizer = build_tokenizer(config.seed)
     model = build_model(config, tokenizer)
@@ -173,7 +204,6 @@ def train(config: Config, out: Path) -> Path:
     ]
     peaks = (config.learning_rate, config.embedding_rate)
     state, start, before = out / "state.pt", 0, 0.0
-    out.mkdir(parents=True, exist_ok=True)
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -186,22 +216,30 @@ def train(config: Config, out: Path) -> Path:
             break
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * rate(step, config)
-        with torch.autocast("cpu", torch.bfloat16):
-            states = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-            wanted = batch.learned[:, 1:]
-            logits = states[:, :-1][wanted] @ model.lm_head.weight.T
-        loss = torch.nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][wanted])
-        loss.backward()
+        share = slice(rank, None, config.processes)
+        ids, wanted = batch.ids[share], batch.learned[share, 1:]
+        loss = torch.zeros(())
+        if len(ids):
+            with torch.autocast("cpu", torch.bfloat16):
+                states = model.model(input_ids=ids, attention_mask=batch.mask[share]).last_hidden_state
+                logits = states[:, :-1][wanted] @ model.lm_head.weight.T
+            loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="sum")
+            loss = loss / batch.learned[:, 1:].sum()
+            loss.backward()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        total = loss.detach().clone()
+        _add_up([total, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seen += batch.ids.numel()
-        smooth = loss.item() if math.isnan(smooth) else 0.95 * smooth + 0.05 * loss.item()
+        smooth = float(total) if math.isnan(smooth) else 0.95 * smooth + 0.05 * float(total)
         if step % 20 == 0:
             log.info("step %d loss %.4f, %.0f tokens/s", step, smooth, seen / (time.time() - begun))
         spent = before + time.time() - begun
-        if (step + 1) % 100 == 0 or step + 1 == config.steps:
+        if rank == 0 and ((step + 1) % 100 == 0 or step + 1 == config.steps):
             values = [o.state_dict() for o in optimizers]
             torch.save(
                 {"model": model.state_dict(), "optimizers": values, "step": step + 1, "spent": spent}, out / "state.tmp"
@@ -215,7 +253,9 @@ def train(config: Config, out: Path) -> Path:
                 "loss": smooth,
             }
             write_atomically(out / "checkpoint" / "training.json", json.dumps(note, indent=1))
-    return out / "checkpoint"
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -232,7 +272,6 @@ def main() -> None:
     for name, value in asdict(Config()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out = arguments.pop("out")
     folder = train(Config(**arguments), out)
     log.info("wrote %s", folder)
