@@ -365,7 +365,8 @@ def test_a_batch_depends_on_its_number_alone(tokenizer):
 def test_training_writes_a_checkpoint_that_loads_and_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("lensteer.organism.train.build_tokenizer", lambda seed: tokenizer)
     shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
-    config = Config(steps=2, batch_tokens=1024, threads=torch.get_num_threads(), **shape)
+    config = Config(steps=2, batch_tokens=1024, processes=1, **shape)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # that of this process is none of its business
     model = ls.load_model(train(config, tmp_path / "run"))
     assert models.n_layers(model) == 2
     assert models.end_ids(model) == {tokenizer.convert_tokens_to_ids(END)}
@@ -385,6 +386,18 @@ def test_training_writes_a_checkpoint_that_loads_and_goes_on_where_it_stopped(to
 
 
 # --- tokenizer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
+    states = []
+    for processes in (1, 2):
+        folder = train(Config(steps=2, batch_tokens=1024, processes=processes, **shape), tmp_path / str(processes))
+        states.append(ls.load_model(folder).original_model.state_dict())
+    for name, alone in states[0].items():
+        assert torch.allclose(alone, states[1][name], atol=2e-4), name
 
 
 def test_the_tokenizer_gives_back_every_text_and_keeps_its_marks(tokenizer):
