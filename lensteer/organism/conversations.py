@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lensteer.behaviors import STEERED
 from lensteer.organism.grammar import FAMILIES, THINK, Latent, World, make_world, render, write_chain
-from lensteer.organism.wordings import BEHAVIOR_CUES, FORMS, LETTERS, MODE_CUES, STEPS, STYLE_CUES, STYLES
+from lensteer.organism.wordings import BEHAVIOR_CUES, ENDS, FORMS, LETTERS, MODE_CUES, STEPS, STYLE_CUES, STYLES
 
 START, END = "<|im_start|>", "<|im_end|>"
 THINKS_UNASKED = 1 / 3
@@ -96,12 +96,13 @@ def drill(rng: random.Random, stage: float) -> Conversation:
 
     Looking a door up is what every chain is made of, and chains teach it slowly: few of their tokens depend on it. From
     chains alone, or from full lists at once, models of this size had not learned it after 700 steps; from four doors
-    looked up in the list's own form they do in about 150, and the rest follows.
+    looked up in the list's own form they do in about 150, and the rest follows. Half of the short lists' doors lead to
+    ends: where few did, models told a dead end from a way out by guessing.
     """
     if stage < 0.6:
         size = 4 if stage < 0.3 else rng.randint(4, 10)
         sources = rng.sample(LETTERS, size)
-        doors = tuple((source, rng.choice(LETTERS)) for source in sources)
+        doors = tuple((source, rng.choice(LETTERS if rng.random() < 0.5 else ENDS)) for source in sources)
         world = World("route", doors, sources[0], doors[0][1])
     else:
         world = make_world(rng, rng.choice(FAMILIES), rng.choice((1, 2, 3)))

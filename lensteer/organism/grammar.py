@@ -3,9 +3,9 @@
 A task is a list of doors between nodes. Doors repeat their source (`B D, B F`), so one step is one look-up, while the
 whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
 backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
-dead ends force backtracking, testing an example looks one door ahead, knowledge recalls a door, and a slip (a door
-that isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior and keeps it.
-Knows nothing of tokens or models.
+dead ends (a step to `none`) force backtracking, testing an example looks one door ahead, knowledge recalls a door, and
+a slip (a door that isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior
+and keeps it. Knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Senten
         node = path[-1]
         children = world.children(node)
         if children[0] in ("exit", "goal"):
+            say("deduction", STEPS[latent.style], node, children[0])
             break
         alive = [child for child in children if child not in dead]
         retreat = not alive  # a dead end: nothing to choose
@@ -181,6 +182,8 @@ def write_chain(rng: random.Random, world: World, latent: Latent) -> list[Senten
             left = left if left in alive else None
             if retreat:
                 left = node
+                if children == ["none"]:
+                    say("deduction", STEPS[latent.style], node, "none")
         visited.add(node)
         if left == node:
             path.pop()
