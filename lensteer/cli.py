@@ -38,7 +38,7 @@ Tasks = Annotated[str, typer.Option(help="'organism' or a JSONL file of tasks.")
 Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's.")]
 Window = Annotated[str, typer.Option(help="Where a behavior is read: onset, onset±k, span or published.")]
 Negatives = Annotated[str, typer.Option(help="What it is compared with: spans, all, rest or same_trace.")]
-Scope = Annotated[str, typer.Option(help="Where steering acts: thinking, generated, everywhere, onsets, ...")]
+Scope = Annotated[str, typer.Option(help="Where steering acts: onsets, thinking, generated, everywhere, ...")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 
@@ -70,7 +70,7 @@ def run(
     small: Small = False,
     window: Window = "onset",
     negatives: Negatives = "spans",
-    scope: Scope = "thinking",
+    scope: Scope = "onsets",
     seed: Seed = 0,
 ) -> None:
     """All stages of a run; goes on where an earlier call was cut off."""
@@ -86,7 +86,7 @@ def traces(
     small: Small = False,
     window: Window = "onset",
     negatives: Negatives = "spans",
-    scope: Scope = "thinking",
+    scope: Scope = "onsets",
     seed: Seed = 0,
 ) -> None:
     """Begin a run: generate its chains."""

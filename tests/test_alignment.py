@@ -220,9 +220,7 @@ def test_planted_edits_are_undone():
 
 
 def test_each_edit_alone_is_mended_and_reported():
-    text = (
-        '<think>First I add 3 and 4. Wait, that isn\'t the "right" table — let me look at it again. It is 12.'
-    )
+    text = '<think>First I add 3 and 4. Wait, that isn\'t the "right" table — let me look at it again. It is 12.'
     truth = 'Wait, that isn\'t the "right" table — let me look at it again.'
     for edited, similarity in [
         ('Wait,  that isn\'t the "right" table\n— let me look at it again.', 1),
@@ -273,9 +271,7 @@ def test_a_repeat_is_placed_beside_its_neighbors():
 
 def test_a_chance_occurrence_far_ahead_does_not_carry_the_rest_away():
     response = "I add 3 and 4. Hold on a moment. That makes 7. Then I double it. Wait. So it is 14."
-    alignment = placed(
-        response, "I add 3 and 4.", "Wait.", "That makes 7.", "Then I double it.", "So it is 14."
-    )
+    alignment = placed(response, "I add 3 and 4.", "Wait.", "That makes 7.", "Then I double it.", "So it is 14.")
     assert starts(alignment) == [0, 33, 47, 71]
     (drop,) = alignment.report.dropped
     assert drop.index == 1
@@ -287,9 +283,7 @@ def test_a_chance_occurrence_far_ahead_does_not_carry_the_rest_away():
 
 def test_an_edited_sentence_is_found_before_a_chance_occurrence():
     response = "I add 3 and 4. Wait! That makes seven in all. Then I double it. Wait. So it is 14."
-    alignment = placed(
-        response, "I add 3 and 4.", "That makes sevn in all.", "Then I dobule it.", "So it is 14."
-    )
+    alignment = placed(response, "I add 3 and 4.", "That makes sevn in all.", "Then I dobule it.", "So it is 14.")
     assert starts(alignment) == [0, 21, 46, 70]
 
 
@@ -303,9 +297,7 @@ def test_swapped_neighbors_lose_at_most_one_and_say_so():
 
 
 def test_a_moved_sentence_is_not_taken_for_a_lookalike():
-    response = (
-        "I try the edge from 3 to 5. The sum of it all is twelve and no more. I try the edge from 3 to 7."
-    )
+    response = "I try the edge from 3 to 5. The sum of it all is twelve and no more. I try the edge from 3 to 7."
     alignment = placed(response, "I try the edge from 3 to 7.", "The sum of it all is twelve and no more.")
     assert starts(alignment) == [28]
     assert [d.index for d in alignment.report.dropped] == [0]

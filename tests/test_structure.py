@@ -91,9 +91,7 @@ def import_offenses(unit: str, source: str, package: str = "lensteer") -> list[s
         if target == unit:
             continue
         if target not in ROOM_OF:
-            offenses.append(
-                f"{unit} imports lensteer{'.' + target if target else ''}, which is not in the layout"
-            )
+            offenses.append(f"{unit} imports lensteer{'.' + target if target else ''}, which is not in the layout")
         elif (unit, target) in EXCEPTIONS:
             if not deferred:
                 offenses.append(f"{unit} imports {target} outside a function")
@@ -175,17 +173,13 @@ def test_public_names_are_exact():
     assert missing == []
     # Submodules appear in the namespace as soon as anything imports them: public only where declared.
     public = {
-        name
-        for name, value in vars(lensteer).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name, value in vars(lensteer).items() if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     assert public - set(declared) == set(), "public in lensteer, but not in __all__"
 
 
 def test_modules_stay_short():
-    lines = {
-        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in library_files()
-    }
+    lines = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in library_files()}
     assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
 
 

@@ -82,7 +82,7 @@ def choose_coefficients(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> Doses:
-    """For each behavior the largest dose that, with every smaller one and in both directions, leaves chains readable.
+    """For each behavior the largest dose that leaves chains readable in both directions.
 
     Args:
         model: the bridge.
@@ -90,7 +90,8 @@ def choose_coefficients(
         vectors: of the model's behaviors.
         site: behavior to layer.
         doses: positive coefficients to try.
-        min_parsed: share of chains that must end and be readable.
+        min_parsed: how many chains must end and be readable, as a share of the unsteered arm's. A dose is too much
+            if it falls below by more than the standard error of its own share, so that chance does not end the ladder.
         scope: positions to steer.
         sampling: how chains are drawn.
         annotator: says what each sentence is.
@@ -126,15 +127,20 @@ def choose_coefficients(
         rows = [r for r in records if r.arm == name]
         share = sum(r.sentences[behavior] for r in rows) / max(sum(r.n_sentences for r in rows), 1)
         curve.append(Dose(behavior, layer, coefficient, sum(r.parsed for r in rows) / len(rows), share))
-    chosen = {}
+    chosen, base = {}, [r.parsed for r in records if r.arm == "unsteered"]
+
+    def too_much(parsed: float) -> bool:
+        error = math.sqrt(parsed * (1 - parsed) / len(base))
+        return parsed + error < min_parsed * sum(base) / len(base)
+
     for behavior in site:
-        for dose in ladder:
-            if any(d.parsed < min_parsed for d in curve if d.behavior == behavior and abs(d.coefficient) == dose):
-                break
-            chosen[behavior] = dose
+        own = [d for d in curve if d.behavior == behavior]
+        fits = [dose for dose in ladder if not any(too_much(d.parsed) for d in own if abs(d.coefficient) == dose)]
+        if fits:
+            chosen[behavior] = fits[-1]
         if behavior not in chosen:
             raise LensteerError(
-                f"even ±{ladder[0]} along {behavior!r} leaves fewer than {min_parsed:.0%} of the chains readable: "
-                f"try smaller doses than {ladder}, or a lower min_parsed"
+                f"none of ±{ladder} along {behavior!r} leaves {min_parsed:.0%} of the unsteered arm's chains"
+                f" readable: try smaller doses, or a lower min_parsed"
             )
     return Doses(chosen, tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))), min_parsed, len(tasks))

@@ -35,19 +35,19 @@ class RunConfig:
     n_test: int = 200
     n_samples: int = 2
     temperature: float = 1.0
-    max_new_tokens: int = 400
+    max_new_tokens: int = 600
     batch_size: int = 256
     window: str = "onset"
     negatives: str = "spans"
-    scope: str = "thinking"
+    scope: str = "onsets"
     max_spans: int = 200
-    doses: tuple[float, ...] = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
+    doses: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8)
     min_parsed: float = 0.95
     n_random: int = 20
     seed: int = 0
 
 
-DEMO = RunConfig(n_train=150, n_dev=24, n_test=50, max_spans=100, doses=(0.3, 0.5, 0.75, 1.0))
+DEMO = RunConfig(n_train=150, n_dev=30, n_test=50, n_samples=1, max_spans=100, doses=(0.15, 0.3, 0.45, 0.6))
 
 
 @dataclass
