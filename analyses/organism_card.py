@@ -119,11 +119,11 @@ It looks for ways through small directed graphs, in words: a depth-first search 
 behaviors, known exactly by the grammar that wrote the training text (`lensteer/organism/grammar.py`). It knows nothing
 else; do not ask it anything else.
 
-**Made by** `python -m lensteer.organism.train --seed {seed} `: {steps} steps of about {batch}
+**Made by** `python -m lensteer.organism.train --seed {seed}`: {steps} steps of about {batch}
 tokens, loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared
 two-core machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of
 the conversations with examples or cues only the header word `assistant` could attend to them.
-
+{history}
 **SHA-256 of model.safetensors** `{sha256}`
 
 ## Measured on {n} held-out tasks (`analyses/organism_card.py`)
@@ -175,6 +175,7 @@ def write_card(folder: Path, card: dict) -> None:
         batch=noted["config"]["batch_tokens"],
         minutes=noted["minutes"],
         sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        history=noted.get("history", ""),
         n=card["n"],
         rows="\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows(card)),
     )

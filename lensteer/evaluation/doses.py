@@ -15,7 +15,7 @@ from lensteer.annotation import Annotator, grammar
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Sampling, run_arms
 from lensteer.files import write_atomically
-from lensteer.positions import PositionScope, thinking
+from lensteer.positions import PositionScope, onsets
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors
@@ -76,7 +76,7 @@ def choose_coefficients(
     *,
     doses: Sequence[float] = DOSES,
     min_parsed: float = 0.95,
-    scope: PositionScope = thinking,
+    scope: PositionScope = onsets,
     sampling: Sampling | None = None,
     annotator: Annotator = grammar,
     path: str | Path | None = None,

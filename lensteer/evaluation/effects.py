@@ -18,7 +18,7 @@ from lensteer.directions import isotropic
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
-from lensteer.positions import PositionScope, thinking
+from lensteer.positions import PositionScope, onsets
 from lensteer.statistics import Interval, Ratio, bootstrap_interval
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
@@ -38,7 +38,7 @@ def evaluate(
     site: Mapping[str, int],
     coefficients: Mapping[str, float] | float = 1.0,
     *,
-    scope: PositionScope = thinking,
+    scope: PositionScope = onsets,
     words: Mapping[str, str] | None = None,
     n_random: int = 20,
     sampling: Sampling | None = None,

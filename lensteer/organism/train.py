@@ -40,7 +40,7 @@ class Config:
     """Everything a training run depends on besides the code."""
 
     seed: int = 0
-    steps: int = 3600
+    steps: int = 4000
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3
