@@ -30,7 +30,7 @@ from lensteer.evaluation import (
     run_arms,
     summarize,
 )
-from lensteer.positions import thinking
+from lensteer.positions import onsets, thinking
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 
@@ -489,7 +489,7 @@ def test_evaluate_runs_both_signs_words_and_random_vectors_of_the_longest_edit(o
         for kind, sign in (("down", -1), ("up", 1)):
             plan = plans[f"{behavior}/{kind}"]
             assert (plan.direction.label, plan.layer, plan.coefficient) == (behavior, layer, sign * strength[behavior])
-            assert plan.scope == thinking
+            assert plan.scope == onsets
     random_arms = {name: plan for name, plan in plans.items() if "random" in name}
     assert sorted(random_arms) == ["L3/random-0", "L3/random-1", "L5/random-0", "L5/random-1"]
     for name, plan in random_arms.items():
