@@ -42,56 +42,33 @@ Scope = Annotated[str, typer.Option(help="Where steering acts: onsets, thinking,
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 
-def _config(
-    model: str | None, tasks: str, small: bool, window: str, negatives: str, scope: str, seed: int
-) -> RunConfig:
-    return replace(
-        DEMO if small else RunConfig(),
-        model=model,
-        tasks=tasks,
-        window=window,
-        negatives=negatives,
-        scope=scope,
-        seed=seed,
-    )
-
-
 @app.command()
 def demo(out: Out = Path("lensteer-demo")) -> None:
     """The whole story on the embedded model, small enough for five minutes on two cores."""
     _say_where(complete(Run.open(out, DEMO, progress=True), typer.echo))
 
 
-@app.command()
-def run(
-    out: Out,
-    model: Model = None,
-    tasks: Tasks = "organism",
-    small: Small = False,
-    window: Window = "onset",
-    negatives: Negatives = "spans",
-    scope: Scope = "onsets",
-    seed: Seed = 0,
-) -> None:
-    """All stages of a run; goes on where an earlier call was cut off."""
-    config = _config(model, tasks, small, window, negatives, scope, seed)
-    _say_where(complete(Run.open(out, config, progress=True), typer.echo))
+def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
+    """A command that begins a run (or goes on with it) and then does `go`."""
 
+    def command(
+        out: Out,
+        model: Model = None,
+        tasks: Tasks = "organism",
+        small: Small = False,
+        window: Window = "onset",
+        negatives: Negatives = "spans",
+        scope: Scope = "onsets",
+        seed: Seed = 0,
+    ) -> None:
+        sizes = DEMO if small else RunConfig()
+        asked: dict[str, Any] = dict(
+            model=model, tasks=tasks, window=window, negatives=negatives, scope=scope, seed=seed
+        )
+        go(Run.open(out, replace(sizes, **asked), progress=True))
 
-@app.command()
-def traces(
-    out: Out,
-    model: Model = None,
-    tasks: Tasks = "organism",
-    small: Small = False,
-    window: Window = "onset",
-    negatives: Negatives = "spans",
-    scope: Scope = "onsets",
-    seed: Seed = 0,
-) -> None:
-    """Begin a run: generate its chains."""
-    config = _config(model, tasks, small, window, negatives, scope, seed)
-    run_stage(Run.open(out, config, progress=True), "traces")
+    command.__doc__ = doc
+    return command
 
 
 def _stage_command(name: str) -> Callable[[Path], None]:
@@ -105,6 +82,13 @@ def _stage_command(name: str) -> Callable[[Path], None]:
     return command
 
 
+app.command("run")(
+    _beginning(
+        "All stages of a run; goes on where an earlier call was cut off.",
+        lambda run: _say_where(complete(run, typer.echo)),
+    )
+)
+app.command("traces")(_beginning("Begin a run: generate its chains.", lambda run: run_stage(run, "traces")))
 for _name in STAGES:
     if _name != "traces":
         app.command(_name)(_stage_command(_name))

@@ -91,7 +91,7 @@ def choose_coefficients(
         site: behavior to layer.
         doses: positive coefficients to try.
         min_parsed: how many chains must end and be readable, as a share of the unsteered arm's. A dose is too much
-            if it falls below by more than the standard error of its own share, so that chance does not end the ladder.
+            if it falls below by more than the standard error of its own share, so that chance does not decide.
         scope: positions to steer.
         sampling: how chains are drawn.
         annotator: says what each sentence is.
@@ -100,7 +100,7 @@ def choose_coefficients(
 
     Raises:
         LensteerError: a dose that is not positive and finite, a `min_parsed` that is no share, or a behavior of which
-            even the smallest dose is too much.
+            every dose is too much.
     """
     if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
         raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
@@ -136,11 +136,10 @@ def choose_coefficients(
     for behavior in site:
         own = [d for d in curve if d.behavior == behavior]
         fits = [dose for dose in ladder if not any(too_much(d.parsed) for d in own if abs(d.coefficient) == dose)]
-        if fits:
-            chosen[behavior] = fits[-1]
-        if behavior not in chosen:
+        if not fits:
             raise LensteerError(
                 f"none of ±{ladder} along {behavior!r} leaves {min_parsed:.0%} of the unsteered arm's chains"
                 f" readable: try smaller doses, or a lower min_parsed"
             )
+        chosen[behavior] = fits[-1]
     return Doses(chosen, tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))), min_parsed, len(tasks))
