@@ -9,16 +9,18 @@ import argparse
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lensteer as ls
 from lensteer.behaviors import STEERED
 from lensteer.generation import generate
-from lensteer.organism import cue, styles, well_formed
+from lensteer.organism import cue, styles, train, well_formed
 from lensteer.organism.conversations import THINKS_UNASKED
 from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
 from lensteer.organism.wordings import STYLES
+
+N_SAMPLES = 5  # chains per task for what is wanted to a percent
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Config:
 
     model: str | None = None
     n: int = 200
-    max_new_tokens: int = 500
+    max_new_tokens: int = 900
 
 
 def shares(traces: list[ls.Trace]) -> dict[str, float]:
@@ -46,7 +48,7 @@ def main(config: Config) -> dict[str, object]:
     model = ls.load_model(config.model)
     tasks = ls.load_tasks(split="test", n=config.n)
     options = dict(max_new_tokens=config.max_new_tokens, batch_size=200, progress=True)
-    sampled = ls.annotate(ls.generate_traces(model, tasks, temperature=1.0, seed=1, **options))
+    sampled = ls.annotate(ls.generate_traces(model, tasks, temperature=1.0, seed=1, n_samples=N_SAMPLES, **options))
     greedy = ls.generate_traces(model, tasks, **options)
     direct = ls.generate_traces(model, tasks, thinking=False, prefill="Answer:", **options)
     card: dict[str, object] = {
@@ -111,19 +113,19 @@ def few_shot(model, n: int) -> dict[str, float]:
 
 CARD = """# The embedded organism
 
-A small trained reasoner for testing interpretability methods: `Qwen2ForCausalLM`, {layers} layers, width {width},
-{parameters:,} parameters, float32, its own byte-level BPE tokenizer ({vocabulary} entries, Qwen2's pre-tokenizer
+A small trained reasoner for testing interpretability methods: `{architecture}`, {layers} layers, width {width},
+{parameters:,} parameters, {dtype}, its own byte-level BPE tokenizer ({vocabulary} entries, Qwen2's pre-tokenizer
 pattern) and a chat template that opens `<think>`.
 
 It looks for ways through small directed graphs, in words: a depth-first search whose every sentence has one of six
 behaviors, known exactly by the grammar that wrote the training text (`lensteer/organism/grammar.py`). It knows nothing
 else; do not ask it anything else.
 
-**Made by** `python -m lensteer.organism.train --seed {seed}`: {steps} steps of about {batch}
+**Made by** `python -m lensteer.organism.train {options}`: {steps} steps of about {batch}
 tokens, loss on answers only, look-up drills and easy tasks first, Muon and AdamW; {minutes:.0f} minutes on a shared
 two-core machine. Up to two solved examples precede some questions, whose mode and style the answer follows; in half of
 the conversations with examples or cues only the header word `assistant` could attend to them.
-{history}
+
 **SHA-256 of model.safetensors** `{sha256}`
 
 ## Measured on {n} held-out tasks (`analyses/organism_card.py`)
@@ -132,8 +134,9 @@ the conversations with examples or cues only the header word `assistant` could a
 | --- | --- | --- |
 {rows}
 
-Sampled at temperature 1 without cues unless it says otherwise; "direct" is the answer without thinking; the cue's
-figure is the share of the behavior's sentences with the cue in the prompt, and how many times the share without.
+Sampled at temperature 1 without cues unless it says otherwise, {samples} chains a task where it counts how many end and
+parse, the shares, and the right answers; "direct" is the answer without thinking; the cue's figure is the share of the
+behavior's sentences with the cue in the prompt, and how many times the share without.
 """
 
 
@@ -165,18 +168,23 @@ def write_card(folder: Path, card: dict) -> None:
     """Write the card beside the weights, from the figures and from what the trainer noted."""
     noted = json.loads((folder / "training.json").read_text())
     config = json.loads((folder / "config.json").read_text())
+    usual = asdict(train.Config())
+    trained = {**usual, **noted["config"]}
+    options = [f"--{k.replace('_', '-')} {v}" for k, v in trained.items() if k == "seed" or v != usual[k]]
     text = CARD.format(
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
         parameters=noted["parameters"],
         vocabulary=config["vocab_size"],
-        seed=noted["config"]["seed"],
-        steps=noted["config"]["steps"],
-        batch=noted["config"]["batch_tokens"],
+        architecture=config["architectures"][0],
+        dtype=trained["saved_as"],
+        options=" ".join(options),
+        steps=trained["steps"],
+        batch=trained["batch_tokens"],
         minutes=noted["minutes"],
         sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        history=noted.get("history", ""),
         n=card["n"],
+        samples=N_SAMPLES,
         rows="\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows(card)),
     )
     (folder / "README.md").write_text(text)

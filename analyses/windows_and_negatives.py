@@ -1,7 +1,8 @@
 """Which window and which negatives give vectors that steer? Every recipe and layer, down and up, on dev tasks.
 
-For each recipe, layer and behavior: the change of the behavior's sentence share when its vector is added at -c and +c
-against no steering, same tasks and seeds. A recipe serves if down is below 0 and up above 0.
+For each recipe, layer and behavior its vector is added at -c and +c, same tasks and seeds in all arms; what counts is
+up - down, the difference of the behavior's sentence shares. A cell goes the right way if down is below the unsteered
+share and up above it. Intervals and the paired difference from the first recipe are from a bootstrap over tasks.
 
 Example: python analyses/windows_and_negatives.py --n-train 150 --n-dev 40 --coefficient 0.5 --json windows.json
 """
@@ -17,8 +18,8 @@ import numpy as np
 
 import lensteer as ls
 from lensteer.directions import Recipe
-from lensteer.evaluation import Arm, Sampling, run_arms, summarize
-from lensteer.vectors import BehaviorVectors, fit_recipes
+from lensteer.evaluation import Arm, Record, ResampledShares, Sampling, interval_of, run_arms
+from lensteer.vectors import fit_recipes
 
 RECIPES = (
     Recipe("onset", "spans"),
@@ -34,78 +35,88 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, strength and layers; None means the organism, and all layers."""
+    """Model, sizes, strength, layers (None: all), and the file that a killed run goes on from."""
 
     model: str | None = None
     n_train: int = 150
     n_dev: int = 40
     coefficient: float = 0.5
     layers: tuple[int, ...] | None = None
-    scope: str = "thinking"
+    scope: str = "onsets"
     seed: int = 0
+    resume: Path | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe at one layer for one behavior: changes of its sentence share, and how many chains stay readable."""
+    """One recipe over all layers and behaviors; `ahead` is the first recipe's mean minus this one's, paired."""
 
     recipe: str
-    layer: int
-    behavior: str
-    down: float
-    up: float
-    right_way: bool
+    mean: float
+    low: float
+    high: float
+    ahead: tuple[float, float, float]
+    right_way: int
+    cells: int
     parsed: float
+    by_layer: dict[int, float]
 
 
 def main(config: Config) -> list[Row]:
-    """Run every recipe; returns a row per recipe, layer and behavior."""
+    """Run every recipe; returns a row per recipe."""
     model = ls.load_model(config.model)
-    sampling = Sampling(1, 1.0, config.seed, 400, 256)
     train = ls.load_tasks(split="train", n=config.n_train)
     traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     layers = config.layers or tuple(range(ls.models.n_layers(model)))
     scope = {"thinking": ls.thinking, "everywhere": ls.everywhere, "onsets": ls.onsets}[config.scope]
-    rows = []
+    arms = [Arm("unsteered")]
     for vectors in fit_recipes(model, traces, RECIPES):
         for layer in layers:
-            rows += _at(model, tasks, vectors, layer, config.coefficient, scope, sampling)
-    return rows
+            for b in ls.STEERED:
+                for kind, sign in (("down", -1), ("up", 1)):
+                    plan = ls.SteeringPlan(vectors[b], layer, sign * config.coefficient, scope)
+                    arms.append(Arm(f"{vectors.recipe}/{layer}/{b}/{kind}", plan))
+    sampling = Sampling(1, 1.0, config.seed, 400, 256)
+    return rows(run_arms(model, tasks, arms, sampling, path=config.resume, progress=True), layers, config.seed)
 
 
-def _at(
-    model,
-    tasks: list[ls.Task],
-    vectors: BehaviorVectors,
-    layer: int,
-    coefficient: float,
-    scope: ls.PositionScope,
-    sampling: Sampling,
-) -> list[Row]:
-    arms = [Arm("unsteered")]
-    for behavior in ls.STEERED:
-        for kind, sign in (("down", -1), ("up", 1)):
-            arms.append(Arm(f"{behavior}/{kind}", ls.SteeringPlan(vectors[behavior], layer, sign * coefficient, scope)))
-    records = run_arms(model, tasks, arms, sampling)
-    site = dict.fromkeys(ls.STEERED, layer)
-    found = summarize(records, site, dict.fromkeys(site, coefficient), sampling.n_samples, scope.name)
-    parsed = {arm.arm: arm.parsed for arm in found.arms}
-    rows = []
-    for b in ls.STEERED:
-        down, up = found.effect(b, "down").change, found.effect(b, "up").change
-        worst = min(parsed[f"{b}/down"], parsed[f"{b}/up"])
-        rows.append(Row(str(vectors.recipe), layer, b, down, up, down < 0 < up, worst))
-    return rows
+def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[Row]:
+    """The rows that records amount to. Shares are sums over tasks, so a long chain counts by its length."""
+    shares = ResampledShares(records, seed=seed)
+    spans, right = {}, {}
+    for recipe in map(str, RECIPES):
+        cells = [(layer, b) for layer in layers for b in ls.STEERED]
+        down, up = ({(at, b): shares.of(f"{recipe}/{at}/{b}/{kind}", b) for at, b in cells} for kind in ("down", "up"))
+        spans[recipe] = {cell: up[cell] - down[cell] for cell in cells}
+        right[recipe] = sum(down[cell][0] < shares.of("unsteered", cell[1])[0] < up[cell][0] for cell in cells)
+    means = {recipe: np.mean(list(found.values()), axis=0) for recipe, found in spans.items()}
+    result = []
+    for recipe, mean in means.items():
+        ahead = means[str(RECIPES[0])] - mean
+        parsed = [r.parsed for r in records if r.arm.startswith(f"{recipe}/")]
+        result.append(
+            Row(
+                recipe,
+                *interval_of(mean),
+                interval_of(ahead),
+                right[recipe],
+                len(spans[recipe]),
+                float(np.mean(parsed)),
+                {layer: float(np.mean([spans[recipe][layer, b][0] for b in ls.STEERED])) for layer in layers},
+            )
+        )
+    return result
 
 
-def table(rows: list[Row]) -> str:
-    """Per recipe: cells that go the right way, mean span from down to up, mean readability."""
-    lines = ["recipe | right way | mean up - down | parsed (worst of both) |", "---|---|---|---|"]
-    for name in dict.fromkeys(r.recipe for r in rows):
-        mine = [r for r in rows if r.recipe == name]
-        right, span = sum(r.right_way for r in mine), np.mean([r.up - r.down for r in mine])
-        lines.append(f"{name} | {right}/{len(mine)} | {span:+.3f} | {np.mean([r.parsed for r in mine]):.2f} |")
+def table(found: list[Row]) -> str:
+    """One line per recipe."""
+    lines = ["recipe | right way | up - down | first recipe ahead by | parsed | by layer |", "---|---|---|---|---|---|"]
+    for r in found:
+        ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*r.ahead)
+        layers = " ".join(f"{layer}: {value:+.2f}" for layer, value in r.by_layer.items())
+        mean = f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+        lines.append(f"{r.recipe} | {r.right_way}/{r.cells} | {mean} | {ahead} | {r.parsed:.3f} | {layers} |")
     return "\n".join(lines)
 
 
@@ -116,7 +127,8 @@ if __name__ == "__main__":
     parser.add_argument("--n-dev", type=int, default=40)
     parser.add_argument("--coefficient", type=float, default=0.5)
     parser.add_argument("--layers", type=int, nargs="*")
-    parser.add_argument("--scope", default="thinking")
+    parser.add_argument("--scope", default="onsets")
+    parser.add_argument("--resume", type=Path)
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())
     out = given.pop("json")

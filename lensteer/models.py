@@ -137,17 +137,22 @@ def fingerprint(model: TransformerBridge) -> ModelId:
     tokenizer, config = model.tokenizer, model.original_model.config
     parts = [final_norm_gain(model), model.W_E[:64]]
     raw = b"".join(p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes() for p in parts)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return ModelId(
         name=_short_name(str(config._name_or_path or model.cfg.model_name)),
         revision=str(getattr(config, "_commit_hash", None) or ""),
         n_layers=n_layers(model),
         d_model=d_model(model),
         weights=_digest(raw),
-        tokenizer=_digest(vocabulary.encode()),
+        tokenizer=_vocabulary_digest(tokenizer, len(tokenizer)),
         template=_digest(str(tokenizer.chat_template or "").encode()),
     )
+
+
+@lru_cache(maxsize=8)
+def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
+    """Of a whole tokenizer, kept, because writing out a large one takes seconds; added tokens change its size."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return _digest((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
 
 
 def _short_name(name: str) -> str:

@@ -22,15 +22,18 @@ from lensteer.evaluation import (
     Effect,
     Evaluation,
     Record,
+    ResampledShares,
     Sampling,
     choose_coefficients,
     evaluate,
+    interval_of,
     measure,
     random_directions,
     run_arms,
     summarize,
 )
 from lensteer.positions import onsets, thinking
+from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 
@@ -647,3 +650,37 @@ def test_doses_and_effects_run_on_the_organism(organism, vectors, tmp_path):
     assert evaluate(organism, test, vectors, {B: 3}, 0.2, **options) == found or np.isnan(found.effects[0].change)
     assert [a.arm for a in found.arms] == ["unsteered", f"{B}/down", f"{B}/up", "L3/random-0"]
     assert not any(len(p.fwd_hooks) for p in organism.hook_dict.values())
+
+
+# --- shares on resampled tasks -------------------------------------------------------------------
+
+
+def share_records(arm, hits, totals, n_samples=1):
+    counts = [dict(dict.fromkeys(BEHAVIORS, 0), backtracking=int(h)) for h in hits]
+    return [
+        Record(arm, f"t{i // n_samples}", i % n_samples, c, c, n, n, True, True, True, n, 0.0)
+        for i, (c, n) in enumerate(zip(counts, map(int, totals), strict=True))
+    ]
+
+
+def test_resampled_shares_are_ratios_of_sums_and_paired_across_arms():
+    rng = np.random.default_rng(0)
+    totals, hits = rng.integers(5, 30, 40), rng.integers(0, 5, 40)
+    records = share_records("a", hits, totals) + share_records("b", hits + 1, totals)
+    shares = ResampledShares(records, seed=3)
+    found = interval_of(shares.of("a", "backtracking"))
+    assert found[0] == pytest.approx(hits.sum() / totals.sum())
+    oracle = bootstrap_interval(Ratio(hits, totals), n=4000, seed=9)
+    assert found[1:] == pytest.approx((float(oracle.low), float(oracle.high)), abs=0.01)
+    # Paired: the difference of the arms varies with the number of sentences alone, far less than either arm.
+    difference = shares.of("b", "backtracking") - shares.of("a", "backtracking")
+    assert difference.std() < 0.5 * shares.of("a", "backtracking").std()
+    with pytest.raises(LensteerError, match="'c'"):
+        shares.of("c", "backtracking")
+
+
+def test_resampling_keeps_a_tasks_samples_together_and_wants_the_same_tasks_everywhere():
+    doubled = ResampledShares(share_records("a", [0, 0, 4, 4], [4, 4, 4, 4], n_samples=2))
+    assert set(doubled.of("a", "backtracking")) <= {0.0, 0.5, 1.0}  # two tasks, each all or nothing
+    with pytest.raises(LensteerError, match="2 lists of tasks"):
+        ResampledShares(share_records("a", [1, 2], [3, 3]) + share_records("b", [1, 2, 3], [3, 3, 3]))

@@ -387,7 +387,21 @@ def test_training_writes_a_checkpoint_that_loads_and_goes_on_where_it_stopped(to
     assert all(torch.equal(v, again["model"][k]) for k, v in state["model"].items())
 
 
-# --- tokenizer -----------------------------------------------------------------------------------
+def test_a_sibling_of_another_architecture_and_dtype_loads_like_any_checkpoint(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("lensteer.organism.train.build_tokenizer", lambda seed: tokenizer)
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32, batch_tokens=1024)
+    config = Config(steps=1, processes=1, architecture="llama", saved_as="bfloat16", **shape)
+    folder = train(config, tmp_path / "run")
+    weights = (folder / "model.safetensors").stat().st_size
+    assert weights < 3 * build_model(config, tokenizer).num_parameters()
+    model = ls.load_model(folder)
+    assert type(model.original_model).__name__ == "LlamaForCausalLM"
+    assert model.original_model.dtype == torch.float32
+    for wrong in (dict(architecture="gpt2"), dict(saved_as="int8")):
+        (value,) = wrong.values()
+        with pytest.raises(ls.LensteerError, match=value):
+            Config(**wrong)
 
 
 @pytest.mark.slow
@@ -400,6 +414,9 @@ def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
         states.append(ls.load_model(folder).original_model.state_dict())
     for name, alone in states[0].items():
         assert torch.allclose(alone, states[1][name], atol=2e-4), name
+
+
+# --- tokenizer -----------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_gives_back_every_text_and_keeps_its_marks(tokenizer):

@@ -4,6 +4,7 @@ from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
 from lensteer.evaluation.effects import evaluate, random_directions, summarize
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
+from lensteer.evaluation.shares import ResampledShares, interval_of
 
 __all__ = [
     "DOSES",
@@ -14,9 +15,11 @@ __all__ = [
     "Effect",
     "Evaluation",
     "Record",
+    "ResampledShares",
     "Sampling",
     "choose_coefficients",
     "evaluate",
+    "interval_of",
     "measure",
     "random_directions",
     "run_arms",

@@ -69,7 +69,8 @@ def draw(rng: random.Random, level: int, *, long: bool = True) -> Conversation:
     if not examples and kind < 0.65:
         what = rng.random()
         if what < 0.6:
-            asked = tuple(rng.sample(STEERED, 1 if rng.random() < 0.75 else 2))
+            weights = [2 if b == "backtracking" else 1 for b in STEERED]  # it can be shown at fewer places of a chain
+            asked = tuple(dict.fromkeys(rng.choices(STEERED, weights, k=1 if rng.random() < 0.75 else 2)))
             cues = [rng.choice(BEHAVIOR_CUES[behavior]) for behavior in asked]
             thinks = True
         elif what < 0.8:

@@ -7,6 +7,7 @@ stay float32 and products run in bfloat16, which on CPUs that have it is several
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -23,8 +24,16 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
+from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
 from lensteer.organism.conversations import Conversation, draw, drill
 from lensteer.organism.tokenizer import build_tokenizer
@@ -37,10 +46,16 @@ POOL = 768  # conversations sorted by length together, so that a batch holds row
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a training run depends on besides the code."""
+    """Everything a training run depends on besides the code.
+
+    `architecture` is "qwen2" (queries, keys and values have biases) or "llama" (they have none); `saved_as` is the
+    checkpoint's dtype, "float32" or "bfloat16" (half the size).
+    """
 
     seed: int = 0
-    steps: int = 4000
+    architecture: str = "qwen2"
+    saved_as: str = "float32"
+    steps: int = 6000
     batch_tokens: int = 4096
     learning_rate: float = 4e-3
     embedding_rate: float = 4e-3
@@ -53,6 +68,11 @@ class Config:
     intermediate_size: int = 352
     processes: int = 2
 
+    def __post_init__(self) -> None:
+        for name, known in (("architecture", ("qwen2", "llama")), ("saved_as", ("float32", "bfloat16"))):
+            if getattr(self, name) not in known:
+                raise LensteerError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,10 +83,10 @@ class Batch:
     mask: Float[Tensor, "batch 1 pos pos"]
 
 
-def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A fresh model of the given shape."""
     torch.manual_seed(config.seed)
-    shape = Qwen2Config(
+    shape = dict(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -80,7 +100,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForC
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(shape)
+    return AutoModelForCausalLM.from_config({"qwen2": Qwen2Config, "llama": LlamaConfig}[config.architecture](**shape))
 
 
 def levels(step: int) -> tuple[float, float, float, float]:
@@ -165,7 +185,9 @@ def rate(step: int, config: Config) -> float:
 def train(config: Config, out: Path) -> Path:
     """Train into `out`; a checkpoint every 100 steps makes a killed run resume. Returns the checkpoint's folder.
 
-    Each process is single-threaded and works on its share of every batch; the gradients are added up.
+    Each process is single-threaded and works on its share of every batch; the gradients are added up. The loss is a sum
+    over tokens: batches hold rows of one length, and under a batch's mean a token of a short direct answer would count
+    many times as much as one of a chain (such a model thought unasked in 7 % of the cases instead of 33 %).
     """
     out.mkdir(parents=True, exist_ok=True)
     if config.processes == 1:
@@ -224,11 +246,10 @@ def _work(rank: int, config: Config, out: Path, meeting: str | None = None) -> N
                 states = model.model(input_ids=ids, attention_mask=batch.mask[share]).last_hidden_state
                 logits = states[:, :-1][wanted] @ model.lm_head.weight.T
             loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="sum")
-            loss = loss / batch.learned[:, 1:].sum()
-            loss.backward()
+            (loss / config.batch_tokens).backward()
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        total = loss.detach().clone()
+        total = loss.detach() / batch.learned[:, 1:].sum()
         _add_up([total, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -245,23 +266,18 @@ def _work(rank: int, config: Config, out: Path, meeting: str | None = None) -> N
                 {"model": model.state_dict(), "optimizers": values, "step": step + 1, "spent": spent}, out / "state.tmp"
             )
             (out / "state.tmp").replace(state)
-            save(model, tokenizer, out / "checkpoint")
-            note = {
-                "config": asdict(config),
-                "parameters": model.num_parameters(),
-                "minutes": spent / 60,
-                "loss": smooth,
-            }
+            save(model, tokenizer, out / "checkpoint", config.saved_as)
+            note = dict(config=asdict(config), parameters=model.num_parameters(), minutes=spent / 60, loss=smooth)
             write_atomically(out / "checkpoint" / "training.json", json.dumps(note, indent=1))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a plain Hugging Face checkpoint."""
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str = "float32") -> None:
+    """Write a plain Hugging Face checkpoint in the given dtype."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
+    copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,0 +1,59 @@
+"""Shares of sentences in every arm, on the tasks as they are and on resampled ones, the same draws for all arms.
+
+For statistics that no interval of a single arm gives, such as a mean over many arms. Knows nothing of what arms mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensteer.errors import LensteerError
+from lensteer.evaluation.arms import Record
+
+
+class ResampledShares:
+    """Σ sentences of a behavior / Σ sentences, per draw of tasks: a long chain counts by its length.
+
+    Args:
+        records: of one call of `run_arms`: the same tasks in the same order in every arm.
+        n: draws, beside the first, which is the data as they are.
+        seed: of the draws.
+
+    Raises:
+        LensteerError: arms with different tasks, or fewer than two chains an arm.
+    """
+
+    def __init__(self, records: Sequence[Record], *, n: int = 2000, seed: int = 0) -> None:
+        self._arms: dict[str, list[Record]] = {}
+        for record in records:
+            self._arms.setdefault(record.arm, []).append(record)
+        tasks = {tuple(r.task for r in found) for found in self._arms.values()}
+        if len(tasks) != 1 or len(*tasks) < 2:
+            raise LensteerError(
+                f"{len(self._arms)} arms on {len(tasks)} lists of tasks: give one run's records, of 2 tasks or more"
+            )
+        names, unit = np.unique(next(iter(tasks)), return_inverse=True)
+        drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)
+        self._weights = np.vstack([np.ones(len(names)), drawn])[:, unit]
+
+    def of(self, arm: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
+        """The share of one behavior in one arm.
+
+        Raises:
+            LensteerError: no such arm.
+        """
+        if arm not in self._arms:
+            raise LensteerError(f"no arm {arm!r}: there are {', '.join(map(repr, self._arms))}")
+        hits = np.array([r.sentences[behavior] for r in self._arms[arm]])
+        shares: Float[np.ndarray[Any, Any], " draw"] = self._weights @ hits
+        return shares / (self._weights @ np.array([r.n_sentences for r in self._arms[arm]]))
+
+
+def interval_of(draws: Float[np.ndarray[Any, Any], " draw"]) -> tuple[float, float, float]:
+    """The first draw, and the 2.5 % and 97.5 % quantiles of the others."""
+    low, high = np.quantile(draws[1:], (0.025, 0.975))
+    return float(draws[0]), float(low), float(high)
