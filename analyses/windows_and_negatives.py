@@ -100,7 +100,7 @@ def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[
                 recipe,
                 *interval_of(mean),
                 interval_of(ahead),
-                right[recipe],
+                int(right[recipe]),
                 len(spans[recipe]),
                 float(np.mean(parsed)),
                 {layer: float(np.mean([spans[recipe][layer, b][0] for b in ls.STEERED])) for layer in layers},

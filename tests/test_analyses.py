@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -34,6 +36,7 @@ def test_windows_and_negatives_ranks_every_recipe_on_the_same_chains(tmp_path):
         assert row.cells == 4
         assert row.by_layer[4] == pytest.approx(row.mean)
     assert analysis.main(config) == rows  # from the records, not from new chains
+    assert json.loads(json.dumps([dataclasses.asdict(r) for r in rows]))[0]["right_way"] == rows[0].right_way
     assert analysis.table(rows).count("\n") == 1 + len(rows)
 
 
