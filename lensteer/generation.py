@@ -74,14 +74,74 @@ def generate(
     for name, given in (("seeds", seeds), ("plans", plans)):
         if given is not None and len(given) != len(prompts):
             raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
-    runner: nn.Module = model
-    twin = None if foreign_hooks(model) else models.plain_twin(model)
-    rows: list[SteeringPlan | Plans | None] = list(plans or [None] * len(prompts))
-    if twin is not None:
-        runner = twin
-        for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
-            rows = [on if row is None else on + row for row in rows]
+    runner, rows = _runner(model, plans, len(prompts))
     return _Loop(model, runner, prompts, rows, max_new_tokens, temperature, seeds).run(advance)
+
+
+@torch.inference_mode()
+def forced_logits(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    plans: Sequence[SteeringPlan | Plans | None] | None = None,
+) -> list[Float[Tensor, "_pos d_vocab"]]:
+    """Logits at which a model would have drawn each token of given responses, from one forward over all rows.
+
+    Entry `[row][t]` predicts `responses[row][t]`: under the plans of a generation, what that token was drawn from
+    there, up to rounding. Rows end together, so that only the responses' part of the vocabulary is computed.
+
+    Args:
+        model: the bridge. Plans that are on apply to all rows.
+        prompts: token ids.
+        responses: token ids, at least one each.
+        plans: one per row, None for a row that is left alone.
+
+    Raises:
+        LensteerError: an empty prompt or response, or a list of another length than the prompts.
+    """
+    for name, given in (("responses", responses), ("plans", plans)):
+        if given is not None and len(given) != len(prompts):
+            raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
+    if not all(map(len, [*prompts, *responses])):
+        raise LensteerError("an empty prompt or response: give at least one token id of each per row")
+    if not prompts:
+        return []
+    runner, rows = _runner(model, plans, len(prompts))
+    where = models.device(model)
+    whole = [[*p, *r][:-1] for p, r in zip(prompts, responses, strict=True)]  # the last token predicts nothing
+    width, keep = max(map(len, whole)), max(map(len, responses))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in whole], device=where)
+    pad = torch.tensor([width - len(row) for row in whole], device=where)
+    lengths = torch.tensor([len(p) for p in prompts], device=where)
+    context = Context(ids, pad, lengths, models.token_table(model))
+    options: dict[str, Any] = dict(
+        attention_mask=(context.position >= 0).long(),
+        position_ids=context.position.clamp(min=0),
+        use_cache=False,
+        logits_to_keep=keep,
+    )
+    edits = Edits.of(rows, model)
+    with attached(model, runner, list(edits.groups), lambda layer, resid: edits.apply(layer, resid, context)):
+        if runner is not model:
+            logits = runner(input_ids=ids, **options).logits
+        else:
+            with tokens_seen(context):
+                logits = model(ids, return_type="logits", **options)
+    return [row[keep - len(r) :] for row, r in zip(logits, responses, strict=True)]
+
+
+def _runner(
+    model: TransformerBridge, plans: Sequence[SteeringPlan | Plans | None] | None, n: int
+) -> tuple[nn.Module, list[SteeringPlan | Plans | None]]:
+    """What runs `n` rows, and what it has to do to each: the plain twin knows nothing of the plans that are on."""
+    rows: list[SteeringPlan | Plans | None] = list(plans or [None] * n)
+    twin = None if foreign_hooks(model) else models.plain_twin(model)
+    if twin is None:
+        return model, rows
+    for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
+        rows = [on if row is None else on + row for row in rows]
+    return twin, rows
 
 
 class _Loop:

@@ -163,6 +163,34 @@ def test_nothing_to_fit(model, traces):
         fit_vectors(model, traces, negatives="none")
 
 
+def test_probes_are_fitted_in_the_same_pass_and_leave_the_difference_as_it_is(model, traces, vectors, tmp_path):
+    options = dict(n_controls=4, n_bootstrap=20, seed=3)
+    recipe = Recipe("span", "rest", "token", "logistic")
+    alone = fit_vectors(model, traces, window="span", negatives="rest", aggregation="token", construction="logistic")
+    for recipes in ([Recipe(), recipe], [recipe, Recipe()]):
+        both = {vectors.recipe.construction: vectors for vectors in fit_recipes(model, traces, recipes, **options)}
+        for name, tensor in vectors._tensors().items():
+            assert torch.equal(both["difference"]._tensors()[name], tensor), name
+        assert both["difference"].provenance == vectors.provenance
+        torch.testing.assert_close(both["logistic"].raw, alone.raw, rtol=1e-4, atol=1e-6)
+    probe = both["logistic"]
+    assert probe.recipe == recipe
+    assert probe.controls.shuffled.shape == vectors.controls.shuffled.shape
+    assert not torch.allclose(probe.controls.shuffled[0], probe.raw)
+    assert "scikit-learn" in probe.provenance["versions"]
+    assert "scikit-learn" not in vectors.provenance["versions"]
+    cosines = torch.cosine_similarity(probe.raw, vectors.raw, dim=-1)
+    assert cosines.max() < 0.999
+    some = fit_vectors(model, traces, construction="logistic", layers=[3, 1], batch_size=2)
+    every = fit_vectors(model, traces[::-1], construction="logistic")
+    torch.testing.assert_close(some.raw, every.raw[:, [3, 1]], rtol=1e-3, atol=1e-4)
+    probe.save(tmp_path / "probe.safetensors")
+    loaded = BehaviorVectors.load(tmp_path / "probe.safetensors", model)
+    assert loaded.recipe.construction == "logistic"
+    assert loaded.provenance == probe.provenance
+    assert torch.equal(loaded.raw, probe.raw)
+
+
 # --- values ---------------------------------------------------------------------------------------
 
 
@@ -202,6 +230,11 @@ def test_a_file_gives_back_what_was_saved(model, vectors, path):
     loaded = BehaviorVectors.load(path)
     assert loaded.controls is None
     assert loaded.replicates is None
+
+
+def test_a_file_from_before_there_were_constructions_is_of_differences(vectors, path):
+    rewrite(path, recipe={"window": "onset", "negatives": "spans", "aggregation": "span"})
+    assert BehaviorVectors.load(path).recipe == vectors.recipe == Recipe("onset", "spans", "span", "difference")
 
 
 def test_vectors_of_another_model_are_refused(path, tiny_checkpoint):

@@ -12,7 +12,8 @@ import torch
 from lensteer import models
 from lensteer.activations import Window, stream_features, trace_key
 from lensteer.behaviors import BEHAVIORS
-from lensteer.directions import ContrastSums, Recipe, isotropic
+from lensteer.directions import ContrastSums, ProbeFits, Recipe, isotropic
+from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 from lensteer.vectors.values import BehaviorVectors, Controls
@@ -30,6 +31,7 @@ def fit_vectors(
     window: str | Window = "onset",
     negatives: str = "spans",
     aggregation: str = "span",
+    construction: str = "difference",
     labels: Sequence[str] = BEHAVIORS,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
@@ -38,10 +40,12 @@ def fit_vectors(
     seed: int = 0,
     batch_size: int = 16,
 ) -> BehaviorVectors:
-    """Fit one direction per behavior and layer, by difference of means over the spans of annotated traces.
+    """Fit one direction per behavior and layer over the spans of annotated traces, by default a difference of means.
 
     A behavior without a span has no vector; its count says so. The sums take `16 · behaviors · (1 + n_controls +
-    n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536.
+    n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536. Probes
+    (construction "logistic") keep the features of all spans besides, `4 · spans · layers · d_model` bytes, up to a
+    limit of 4 GiB, and take a fit per behavior and layer for each control and replicate.
 
     Args:
         model: whose residual stream is read.
@@ -49,6 +53,7 @@ def fit_vectors(
         window: which positions stand for a span; see `Window.parse`.
         negatives: what is subtracted; see `Recipe`.
         aggregation: what counts equally: each "token", "span" or "trace".
+        construction: "difference" of means, or "logistic", the normal of a probe; see `Recipe` and `ProbeFits`.
         labels: the behaviors to look for.
         layers: by default all.
         site: where in each block; steering acts on resid_post, so others are for study.
@@ -58,9 +63,10 @@ def fit_vectors(
         batch_size: traces per forward.
 
     Raises:
-        LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite.
+        LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite; probes whose
+            features do not fit into the limit.
     """
-    recipe = Recipe(str(window), negatives, aggregation)
+    recipe = Recipe(str(window), negatives, aggregation, construction)
     (vectors,) = fit_recipes(
         model,
         traces,
@@ -95,8 +101,10 @@ def fit_recipes(
     """
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
+    if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
+        check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
     sums = [
-        ContrastSums(
+        (ProbeFits if recipe.construction == "logistic" else ContrastSums)(
             recipe,
             labels,
             len(chosen),
@@ -117,13 +125,17 @@ def fit_recipes(
         "site": site,
         "traces": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
         "seed": seed,
-        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
-    return [vectors_of(each, chosen, provenance) for each in sums]
+    made = []
+    for each in sums:
+        used = [*_LIBRARIES, *(["scikit-learn"] if each.recipe.construction == "logistic" else [])]
+        versions = {name: importlib.metadata.version(name) for name in used}
+        made.append(vectors_of(each, chosen, {**provenance, "versions": versions}))
+    return made
 
 
-def vectors_of(sums: ContrastSums, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
-    """The vectors that accumulated sums stand for.
+def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
+    """The vectors that accumulated sums or features stand for.
 
     Raises:
         LensteerError: no spans, or a behavior without negatives.

@@ -49,7 +49,7 @@ class BehaviorVectors:
     """A direction per behavior and layer. `vectors["backtracking"]` is one behavior's `Direction`.
 
     Attributes:
-        raw: mean of the positives less mean of the negatives, unscaled.
+        raw: mean of the positives less mean of the negatives, unscaled; or of a probe, see the recipe.
         mean_norm: length of the mean activation over all thinking tokens (each trace counting equally).
         labels: of the behavior axis: those with at least one span.
         layers: of the layer axis; `l` is the output of block `l`.

@@ -1,6 +1,6 @@
 """Difference of means, and its random controls: what a direction is made of, in one pass over features.
 
-Every construction here is linear in the spans' features, so all of them, nulls and bootstrap replicates
+Everything here is linear in the spans' features, so all of them, nulls and bootstrap replicates
 included, are rows of one accumulator. Knows nothing of models or files.
 """
 
@@ -20,6 +20,7 @@ from lensteer.statistics import WeightedSums, trace_generator
 
 NEGATIVES = ("all", "spans", "rest", "same_trace")
 AGGREGATIONS = ("token", "span", "trace")
+CONSTRUCTIONS = ("difference", "logistic")
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,36 @@ class Recipe:
         aggregation: what counts equally on both sides: each "token" of a window, each "span", or each
             "trace". The mean over "all" tokens is that of each trace first (as in the published code), but
             for "token".
+        construction: the "difference" of the two means; or "logistic", the normal of a probe that tells a
+            behavior's spans from the others (see `probes`), to which negatives "spans" and "rest" are the same.
 
     Raises:
-        LensteerError: an unknown name.
+        LensteerError: an unknown name, or a probe against "all" tokens, whose means are no spans.
     """
 
     window: str = "onset"
     negatives: str = "spans"
     aggregation: str = "span"
+    construction: str = "difference"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", str(Window.parse(self.window)))
         for name, value, known in (
             ("negatives", self.negatives, NEGATIVES),
             ("aggregation", self.aggregation, AGGREGATIONS),
+            ("construction", self.construction, CONSTRUCTIONS),
         ):
             if value not in known:
                 raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, known))}")
+        if self.construction == "logistic" and self.negatives == "all":
+            raise LensteerError(
+                "a probe tells spans from spans, and negatives 'all' are means over tokens: choose 'spans', 'rest' or "
+                "'same_trace' for construction 'logistic'"
+            )
 
     def __str__(self) -> str:
-        return f"{self.window} − {self.negatives} per {self.aggregation}"
+        how = "" if self.construction == "difference" else f", {self.construction}"
+        return f"{self.window} − {self.negatives} per {self.aggregation}{how}"
 
 
 def contrast_weights(
@@ -96,6 +107,27 @@ def contrast_weights(
     else:  # the positives' whole weight, spread over their own trace: Σ w (x − its trace's mean)
         negative = everyone / everyone.sum(-1, keepdim=True) * positive.sum(-1, keepdim=True)
     return torch.stack([torch.cat([positive, no_tokens], -1), torch.cat([negative, tokens], -1)], dim=1)
+
+
+def label_arms(features: TraceFeatures, labels: Sequence[str], n_controls: int, seed: int) -> Int[Tensor, "arm span"]:
+    """Each span's behavior as an index into `labels`: as it is, then shuffled among the trace's spans.
+
+    Raises:
+        LensteerError: a span's label is not among the behaviors.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    for label in features.labels:
+        check_behavior(label, labels)
+    own = torch.tensor([index[label] for label in features.labels])
+    shuffle = trace_generator(seed, "shuffle", features.key)
+    orders = torch.rand(n_controls, len(own), generator=shuffle).argsort(dim=1)
+    return torch.cat([own[None], own[orders]])
+
+
+def times_drawn(features: TraceFeatures, n_bootstrap: int, seed: int) -> Float[Tensor, " replicate"]:
+    """How often each bootstrap replicate has drawn a trace: Poisson(1)."""
+    resample = trace_generator(seed, "bootstrap", features.key)
+    return torch.poisson(torch.ones(n_bootstrap, dtype=torch.float64), generator=resample)
 
 
 class ContrastSums:
@@ -146,16 +178,10 @@ class ContrastSums:
         """
         spans = features.spans[self.window]
         lengths = features.lengths[self.window].double()
-        index = {label: i for i, label in enumerate(self.labels)}
-        for label in features.labels:
-            check_behavior(label, self.labels)
-        labels = torch.tensor([index[label] for label in features.labels])
-        shuffle = trace_generator(self.seed, "shuffle", features.key)
-        orders = torch.rand(self.n_controls, len(labels), generator=shuffle).argsort(dim=1)
-        arms = torch.cat([labels[None], labels[orders]])
+        arms = label_arms(features, self.labels, self.n_controls, self.seed)
+        labels = arms[0]
         weights = contrast_weights(arms, lengths, features.n_tokens, len(self.labels), self.recipe)
-        resample = trace_generator(self.seed, "bootstrap", features.key)
-        drawn = torch.poisson(torch.ones(self.n_bootstrap, dtype=torch.float64), generator=resample)
+        drawn = times_drawn(features, self.n_bootstrap, self.seed)
         weights = torch.cat([weights, drawn[:, None, None, None] * weights[:1]])
         items = torch.cat([spans, features.tokens[None]])
         self.contrast.add(weights.flatten(0, 2), items)

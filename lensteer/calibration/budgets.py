@@ -1,0 +1,257 @@
+"""Which coefficient spends a KL budget: a guess, then a search on measured rollouts, all plans in lock-step.
+
+Knows nothing of behaviors, or of whether a dose does any good.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from lensteer import models
+from lensteer.attribution import LayerScores
+from lensteer.calibration.results import Calibration, Step
+from lensteer.calibration.rollouts import RolloutKL, rollout_kl
+from lensteer.calibration.search import Search
+from lensteer.errors import LensteerError
+from lensteer.positions import PositionScope, onsets
+from lensteer.steering import Steerable, SteeringPlan
+from lensteer.tasks import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+#: The first coefficient of a search that is told nothing.
+START = 0.3
+#: Methods whose scores are a KL in nats, or its second order.
+KL_METHODS = ("exact", "fisher", "fisher_jvp")
+
+
+def calibrate(
+    model: TransformerBridge,
+    prompts: Sequence[Task] | Sequence[Sequence[int]],
+    direction: Steerable,
+    layer: int,
+    *,
+    budget: float,
+    sign: int = 1,
+    scope: PositionScope = onsets,
+    operator: str = "add",
+    start: float | LayerScores | None = None,
+    quantile: float | None = 0.95,
+    tolerance: float = 0.1,
+    max_rounds: int = 8,
+    max_coefficient: float = 32.0,
+    max_new_tokens: int = 200,
+    seed: int = 0,
+    batch_size: int = 256,
+    memory: int = 2**30,
+) -> Calibration:
+    """The coefficient at which steering along one direction at one layer spends a KL budget.
+
+    Args:
+        model: the bridge.
+        prompts: dev tasks, or token ids.
+        direction: such as `vectors["backtracking"]`.
+        layer: whose output is edited.
+        budget: in nats per token.
+        sign: 1 adds the direction, -1 takes it away.
+        scope: positions to steer.
+        operator: see `SteeringPlan`.
+        start: the first coefficient to try, without its sign; or scores that say what KL to expect, see
+            `starting_coefficient`.
+        quantile: as for `calibrate_many`, and so are the others and the errors.
+        tolerance: near enough.
+        max_rounds: limit on the search.
+        max_coefficient: limit on the dose.
+        max_new_tokens: per rollout.
+        seed: of the sampling.
+        batch_size: rollouts that run together.
+        memory: bytes of a teacher-forced pass, roughly.
+
+    Raises:
+        LensteerError: a sign that is none, a start that is not positive, or scores that say nothing of this plan.
+    """
+    if sign not in (1, -1):
+        raise LensteerError(f"sign={sign}: give 1 to add the direction or -1 to take it away")
+    _check_budget(budget)
+    if isinstance(start, LayerScores):
+        if operator != "add":
+            raise LensteerError(f"scores are of adding a vector, not of {operator!r}: give a number to start from")
+        start = starting_coefficient(start, direction.label, layer, budget)
+    if start is not None and not 0 < start < math.inf:
+        raise LensteerError(f"start={start}: give a positive, finite coefficient; its sign is `sign`")
+    plan = SteeringPlan(direction, layer, sign * (START if start is None else start), scope, operator)
+    (found,) = calibrate_many(
+        model,
+        prompts,
+        [plan],
+        budget=budget,
+        quantile=quantile,
+        tolerance=tolerance,
+        max_rounds=max_rounds,
+        max_coefficient=max_coefficient,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        memory=memory,
+    )
+    return found
+
+
+def calibrate_many(
+    model: TransformerBridge,
+    prompts: Sequence[Task] | Sequence[Sequence[int]],
+    plans: Sequence[SteeringPlan],
+    *,
+    budget: float,
+    quantile: float | None = 0.95,
+    tolerance: float = 0.1,
+    max_rounds: int = 8,
+    max_coefficient: float = 32.0,
+    max_new_tokens: int = 200,
+    seed: int = 0,
+    batch_size: int = 256,
+    memory: int = 2**30,
+    progress: bool = False,
+) -> list[Calibration]:
+    """Calibrate many plans to one budget: each round rolls out all that are not done, in shared batches.
+
+    What is measured is KL(p_steered ‖ p_unsteered) per token of the steered model's own rollouts, see `rollouts`.
+    The tokens are all that were generated, edited or not: a scope that edits fewer of them than 1 − quantile leaves
+    the quantile to tokens that are touched only through attention. The seed is the same in every round, so that the
+    measured KL is one function of the coefficient; another seed gives another, within `low` to `high`.
+
+    Args:
+        model: the bridge.
+        prompts: dev tasks with distinct ids, or token ids.
+        plans: what to calibrate. A coefficient's sign is kept and its size is where the search begins.
+        budget: in nats per token.
+        quantile: of the tokens' KLs that the budget is on, in (0, 1); None for their mean.
+        tolerance: |KL / budget − 1| that is near enough. A tenth of a KL is a twentieth of a coefficient.
+        max_rounds: of the search; when they are spent, the nearest measured coefficient is the result.
+        max_coefficient: the largest to try, without its sign.
+        max_new_tokens: per rollout.
+        seed: of the sampling; a prompt has the same random numbers under every plan and at every coefficient.
+        batch_size: rollouts that run together.
+        memory: bytes that a teacher-forced pass may take, roughly.
+        progress: show a bar over rounds.
+
+    Returns:
+        One for each plan, in their order.
+
+    Raises:
+        LensteerError: an impossible budget or number, a plan without a sign, no prompts or an empty one, a layer that
+            the model lacks, or a dose so large that logits are not finite.
+    """
+    _check_budget(budget)
+    for name, value in (("quantile", quantile), ("tolerance", tolerance)):
+        if value is not None and not 0 < value < 1:
+            raise LensteerError(f"{name}={value}: give a number between 0 and 1")
+    if max_rounds < 1 or not 0 < max_coefficient < math.inf:
+        raise LensteerError(
+            f"max_rounds={max_rounds}, max_coefficient={max_coefficient}: give positive, finite numbers"
+        )
+    for plan in plans:
+        models.check_layer(model, plan.layer)
+        if not plan.coefficient:
+            raise LensteerError(
+                f"the plan for {plan.direction.label!r} at layer {plan.layer} has coefficient 0: give one with the "
+                "sign that is wanted, about as large as expected"
+            )
+    began, cost = time.perf_counter(), Counter[str]()
+    searches = [Search(budget, tolerance, abs(plan.coefficient), max_coefficient) for plan in plans]
+    paths: list[list[Step]] = [[] for _ in plans]
+    best: dict[int, RolloutKL] = {}
+    for _ in tqdm(range(max_rounds), desc="calibrate", unit="round", disable=not progress):
+        wanted = {i: x for i, search in enumerate(searches) if (x := search.next()) is not None}
+        if not wanted:
+            break
+        tried = [replace(plans[i], coefficient=math.copysign(x, plans[i].coefficient)) for i, x in wanted.items()]
+        measured = rollout_kl(
+            model,
+            prompts,
+            tried,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            memory=memory,
+            cost=cost,
+        )
+        cost["rounds"] += 1
+        for (i, x), plan, kl in zip(wanted.items(), tried, measured, strict=True):
+            paths[i].append(_step(plan.coefficient, kl, quantile))
+            searches[i].steps.append((x, paths[i][-1].kl))
+            if searches[i].best() == len(paths[i]) - 1:
+                best[i] = kl
+    spent: dict[str, int | float] = {**cost, "seconds": time.perf_counter() - began}
+    found = []
+    for i, (plan, search, path) in enumerate(zip(plans, searches, paths, strict=True)):
+        step = path[search.best()]
+        low, high = best[i].interval(quantile, seed=seed)
+        found.append(
+            Calibration(
+                plan=replace(plan, coefficient=step.coefficient),
+                budget=budget,
+                quantile=quantile,
+                tolerance=tolerance,
+                reached=search.reached(),
+                step=step,
+                low=low,
+                high=high,
+                path=tuple(path),
+                n_prompts=len(prompts),
+                cost=spent,
+            )
+        )
+    return found
+
+
+def _step(coefficient: float, kl: RolloutKL, quantile: float | None) -> Step:
+    n_tokens = sum(map(len, kl.tokens))
+    return Step(
+        coefficient, kl.statistic(quantile), kl.statistic(None), kl.statistic(0.5), kl.statistic(0.95), n_tokens
+    )
+
+
+def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: float) -> float:
+    """The coefficient at which a layer's score predicts a KL: α₀ = c·√(budget / K), K the score at coefficient c.
+
+    For K = ½c²·Var this is √(2·budget / Var). K is the mean over single, edited positions, so α₀ is a guess for a
+    budget on the mean KL of edited tokens. The quantile over all generated tokens is another number, larger or
+    smaller by a factor that nothing but a rollout tells; the search takes it out after its first step.
+
+    Args:
+        scores: of a method that gives nats, with scaling "mean_norm" (what steering adds) and window "onset" (what one
+            edited position does to its own next token).
+        label: the behavior.
+        layer: of the model.
+        budget: in nats.
+
+    Raises:
+        LensteerError: scores that are no KL or not of what steering adds, that lack the behavior or layer, or that
+            have no positive value there.
+    """
+    _check_budget(budget)
+    if (scores.scaling, scores.window) != ("mean_norm", "onset") or scores.method not in KL_METHODS:
+        raise LensteerError(
+            f"scores of method {scores.method!r}, scaling {scores.scaling!r} and window {scores.window!r} say no "
+            f"coefficient: give those of one of {list(KL_METHODS)}, 'mean_norm' and 'onset', or a number to start from"
+        )
+    if layer not in scores.layers:
+        raise LensteerError(f"no score at layer {layer}: these have layers {list(scores.layers)}")
+    kl = float(scores.mean[scores.row(label), scores.layers.index(layer)])
+    if not kl > 0:
+        raise LensteerError(f"the score of {label!r} at layer {layer} is {kl}: give a number to start from")
+    return abs(scores.coefficient) * math.sqrt(budget / kl)
+
+
+def _check_budget(budget: float) -> None:
+    if not 0 < budget < math.inf:
+        raise LensteerError(f"budget {budget}: give a positive, finite KL in nats, such as 0.1")
