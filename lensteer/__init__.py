@@ -6,8 +6,17 @@ from typing import Any as _Any
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.annotation import annotate
+from lensteer.attention import (
+    BehaviorAttention,
+    ReceiverHeads,
+    SentenceAttention,
+    behavior_attention,
+    receiver_heads,
+    sentence_attention,
+)
 from lensteer.attribution import LayerScores, attribute
 from lensteer.behaviors import BEHAVIORS, STEERED, Span
+from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Evaluation, Sampling, choose_coefficients, evaluate
 from lensteer.geometry import CosineMatrix, cosine_matrix
@@ -33,7 +42,9 @@ from lensteer.vectors import BehaviorVectors, Direction, fit_vectors
 __all__ = [
     "BEHAVIORS",
     "STEERED",
+    "BehaviorAttention",
     "BehaviorVectors",
+    "Calibration",
     "CosineMatrix",
     "Direction",
     "EmbeddingOverlap",
@@ -41,7 +52,9 @@ __all__ = [
     "LayerScores",
     "LensteerError",
     "PositionScope",
+    "ReceiverHeads",
     "Sampling",
+    "SentenceAttention",
     "Site",
     "Span",
     "SteeringPlan",
@@ -51,6 +64,9 @@ __all__ = [
     "annotate",
     "at",
     "attribute",
+    "behavior_attention",
+    "calibrate",
+    "calibrate_many",
     "choose_coefficients",
     "cosine_matrix",
     "embedding_overlap",
@@ -67,8 +83,10 @@ __all__ = [
     "onsets",
     "plots",
     "prompt",
+    "receiver_heads",
     "save_traces",
     "select_layers",
+    "sentence_attention",
     "sentence_starts",
     "thinking",
 ]

@@ -103,3 +103,39 @@ def patched_forward_kl(model, ids, position, layer, added) -> float:
     for log_p, log_q in zip(plain.double().log_softmax(-1), patched.double().log_softmax(-1), strict=True):
         kl += float(log_p.exp() * (log_p - log_q))
     return kl
+
+
+def patched_span_kl(model, ids, begin, end, layer, added) -> float:
+    """Σ KL(p_t ‖ p′_t) over positions [begin, end), with `added` added at all of them behind block `layer`."""
+    tokens = torch.tensor([list(ids)])
+
+    def patch(resid, hook):
+        resid = resid.clone()
+        for position in range(begin, end):
+            resid[0, position] += added
+        return resid
+
+    with torch.no_grad():
+        plain = model(tokens)[0, begin:end].double().log_softmax(-1)
+        hooks = [(f"blocks.{layer}.hook_resid_post", patch)]
+        patched = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, begin:end].double().log_softmax(-1)
+    return float((plain.exp() * (plain - patched)).sum())
+
+
+def full_forward_gradients(model, ids, metric) -> torch.Tensor:
+    """∂ metric(logits)/∂ resid_post of each block and position, `[layer pos d_model]`, by a full forward and backward.
+
+    `metric` gets the logits of the whole text, `[pos d_vocab]`.
+    """
+    kept = {}
+
+    def keep(resid, hook):
+        layer = int(hook.name.split(".")[1])
+        kept[layer] = resid.detach().requires_grad_() if layer == 0 else resid
+        return kept[layer]
+
+    hooks = [(f"blocks.{layer}.hook_resid_post", keep) for layer in range(model.cfg.n_layers)]
+    with torch.enable_grad():
+        logits = model.run_with_hooks(torch.tensor([list(ids)]), fwd_hooks=hooks)[0]
+        gradients = torch.autograd.grad(metric(logits), [kept[layer] for layer in range(model.cfg.n_layers)])
+    return torch.stack([gradient[0] for gradient in gradients])

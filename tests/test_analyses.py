@@ -1,4 +1,4 @@
-"""Every analysis runs on the organism, small, and its figures have the shape of its question."""
+"""Every analysis runs on the organism, small, and its figures have the shape of its question; benchmarks run, too."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import lensteer as ls
 
-ANALYSES = Path(__file__).resolve().parent.parent / "analyses"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"analysis_{name}", ANALYSES / f"{name}.py")
+def load(name: str, folder: str = "analyses") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -67,3 +68,63 @@ def test_the_card_measures_a_checkpoint_and_says_so_beside_it(tmp_path):
     for label, figure, _ in analysis.rows(card):
         assert f"| {label} | {figure} |" in text
     assert "--seed 0" in text
+
+
+def test_fidelity_holds_every_method_against_the_exact_scores():
+    analysis = load("attribution_fidelity")
+    rows = analysis.main(analysis.Config(n_train=12, max_spans=10, coefficients=(0.05, 1.0), samples=2))
+    assert [(r.method, r.coefficient) for r in rows] == [(m, c) for m in analysis.METHODS for c in (0.05, 1.0)]
+    jvp = rows[0]
+    assert jvp.pearson > 0.95  # the noise-free second order, at a small strength
+    assert all(abs(ratio - 1) < 0.2 for ratio in jvp.ratio.values())
+    assert not next(r for r in rows if r.method == "published").ratio  # it predicts no KL
+    assert analysis.table(rows).count("\n") == 1 + len(rows)
+
+
+def test_layer_attribution_takes_a_model_or_a_run(tmp_path):
+    from lensteer.pipeline import Run, RunConfig, run_stage
+
+    analysis = load("layer_attribution")
+    alone = analysis.main(analysis.Config(n_train=16, max_spans=8, nulls=9))
+    assert alone.tests.n == 9
+    assert set(alone.site) == set(ls.STEERED)
+    assert analysis.table(alone).count("\n") == 1 + 2 * len(ls.STEERED)
+    run = Run.open(tmp_path / "run", RunConfig(n_train=16, n_dev=2, n_test=2))
+    for stage in ("traces", "annotate"):
+        run_stage(run, stage)
+    of_run = analysis.main(analysis.Config(run=tmp_path / "run", max_spans=8, nulls=9))
+    assert of_run.scores.n_traces <= 16
+
+
+def test_which_score_measures_steering_at_every_layer_and_ranks_the_scores(tmp_path, monkeypatch):
+    analysis = load("which_score_predicts_steering")
+    monkeypatch.setattr(ls, "STEERED", ("uncertainty-estimation",))
+    config = analysis.Config(n_train=24, n_dev=3, n_prompts=2, max_spans=10, folder=tmp_path)
+    rows = analysis.main(config)
+    assert {r.score for r in rows} >= {"exact", "fisher", "signed", "efficiency", "published", "probe accuracy"}
+    assert all(r.spearman[1] <= r.spearman[2] and r.regret[0] >= 0 for r in rows)
+    assert next(r for r in rows if r.score == "exact").ahead == (0, 0, 0)
+
+
+def test_a_score_equal_to_the_effect_is_never_regretted():
+    analysis = load("which_score_predicts_steering")
+    effect = np.random.default_rng(0).normal(size=(201, 4, 8))
+    scores = {"exact": -effect[0], "oracle": effect[0]}
+    worst, best = analysis.rows([analysis.Measured("m", effect, scores)])
+    assert best.spearman[0] == pytest.approx(1)
+    assert worst.spearman[0] == pytest.approx(-1)
+    assert best.regret[0] == 0 < worst.regret[0]
+    assert best.ahead[0] == pytest.approx(worst.regret[0])
+    both = analysis.rows([analysis.Measured(name, effect, scores) for name in "ab"])
+    assert [r.organism for r in both] == ["a", "a", "b", "b", "all", "all"]
+
+
+def test_the_attribution_benchmark_names_its_ratios(monkeypatch):
+    benchmark = load("attribution", "benchmarks")
+    for name, value in dict(N_LAYERS=2, WIDTH=48, VOCABULARY=800, N_NULLS=3).items():
+        monkeypatch.setattr(benchmark, name, value)
+    found = benchmark.main(benchmark.Config(n_traces=1, rounds=1, sampled_cells=2, samples=2))
+    for name in ("fisher", "fisher_400_nulls", "exact"):
+        assert found[f"{name}_vs_published"] == pytest.approx(found["seconds.published"] / found[f"seconds.{name}"])
+    assert found["exact_vs_brute_force"] > 1
+    assert found["fisher_peak_vs_forward"] >= 0

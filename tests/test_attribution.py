@@ -1,4 +1,4 @@
-"""The exact score against brute-force patched forwards, planted vectors, refusals, intervals and the file."""
+"""The exact score against brute-force patched forwards, options, refusals, intervals, recomputed cells and the file."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import math
 import pytest
 import torch
 
-import lensteer.attribution.exact as exact_module
+import lensteer.attribution.rows as rows_module
 from lensteer import models
-from lensteer.attribution import LayerScores, attribute
-from lensteer.attribution.exact import exact_cells, rows_per_forward
-from lensteer.attribution.rows import SharedCache, row_edits
-from lensteer.attribution.scores import Cells, average
+from lensteer.attribution import LayerScores, attribute, efficiency
+from lensteer.attribution.cells import Cells, average, sampling_error
 from lensteer.behaviors import Span
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
-from reference import patched_forward_kl
+from lensteer.vectors.values import Controls
+from reference import patched_forward_kl, patched_span_kl
 
 LABELS = ("uncertainty-estimation", "backtracking")
 N_LAYERS = 4
@@ -56,11 +55,15 @@ def model(tiny_checkpoint):
     return models.load_model(tiny_checkpoint("qwen2", n_layers=N_LAYERS))
 
 
-def vectors_for(model, raw: torch.Tensor | None = None, labels=LABELS) -> BehaviorVectors:
+def vectors_for(model, raw: torch.Tensor | None = None, labels=LABELS, n_controls: int = 0) -> BehaviorVectors:
     generator = torch.Generator().manual_seed(7)
     n, d = models.n_layers(model), models.d_model(model)
     if raw is None:
         raw = torch.randn(len(labels), n, d, generator=generator)
+    controls = None
+    if n_controls:
+        one = torch.randn(2, n_controls, n, d, generator=generator)
+        controls = Controls(one[0], one[1], torch.randn(n_controls, len(labels), n, d, generator=generator))
     return BehaviorVectors(
         raw=raw,
         mean_norm=torch.arange(1.0, n + 1),
@@ -70,14 +73,20 @@ def vectors_for(model, raw: torch.Tensor | None = None, labels=LABELS) -> Behavi
         n_traces=3,
         recipe=Recipe("onset", "spans", "span"),
         provenance={"model": models.fingerprint(model).to_dict()},
+        controls=controls,
     )
 
 
 def no_hook_is_left(model) -> bool:
-    return all(not hook.fwd_hooks for hook in model.hook_dict.values())
+    """None at all on the bridge, none of ours on its plain twin (Hugging Face has its own)."""
+    twin = models.plain_twin(model)
+    layers = [] if twin is None else [models.twin_layer(twin, i) for i in range(models.n_layers(model))]
+    behind = [hook for layer in layers for hook in layer._forward_hooks.values()]
+    ours = [hook for hook in behind if hook.__module__.startswith("lensteer")]
+    return not ours and all(not point.fwd_hooks for point in model.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])  # the last one with windows of 8 tokens
 @pytest.mark.parametrize("scaling", ["mean_norm", "unit"])
 def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
@@ -97,10 +106,47 @@ def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
     assert no_hook_is_left(model)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])
+def test_a_whole_span_equals_brute_force(tiny_checkpoint, traces, family):
+    model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
+    vectors = vectors_for(model)
+    strengths = (0.3, -1.0)
+    both = attribute(model, traces, vectors, window="span", coefficient=strengths, positions="all", keep_cells=True)
+    for scores, strength in zip(both, strengths, strict=True):
+        assert (scores.window, scores.coefficient) == ("span", strength)
+        frame = scores.cells_dataframe()
+        for cell in frame.iloc[:: 3 if family == "qwen2" else 7].itertuples():
+            span = traces[cell.trace].spans[cell.span]
+            added = strength * vectors[cell.behavior].scaled(cell.layer)
+            slow = patched_span_kl(model, traces[cell.trace].ids, span.start - 1, span.end - 1, cell.layer, added)
+            assert cell.value == pytest.approx(slow, rel=1e-4, abs=1e-6)
+        assert scores.noise_floor < 1e-9
+    assert no_hook_is_left(model)
+
+
+def test_a_span_of_one_token_is_its_onset(model, traces):
+    one = dataclasses.replace(traces[1], spans=traces[1].spans[:1])
+    vectors = vectors_for(model)
+    onset, span = (attribute(model, [one], vectors, window=w, behaviors=["backtracking"]) for w in ("onset", "span"))
+    torch.testing.assert_close(onset.mean, span.mean)
+
+
+def test_several_coefficients_come_from_one_filling(model, traces):
+    vectors, strengths = vectors_for(model), (1.0, 0.1, -0.5)
+    together = attribute(model, traces, vectors, coefficient=list(strengths), positions="all")
+    assert isinstance(together, tuple)
+    for scores, strength in zip(together, strengths, strict=True):
+        alone = attribute(model, traces, vectors, coefficient=strength, positions="all")
+        torch.testing.assert_close(scores.mean, alone.mean, rtol=1e-4, atol=1e-7)
+        assert scores.coefficient == strength
+        assert (scores.cost["coefficients"], alone.cost["coefficients"]) == (3, 1)
+    assert together[0].cost["rows"] < 3 * alone.cost["rows"]  # unedited rows are shared
+
+
 def test_chunks_and_company_do_not_matter(model, traces, monkeypatch):
     vectors = vectors_for(model)
     whole = attribute(model, traces, vectors, positions="all", keep_cells=True)
-    monkeypatch.setattr(exact_module, "MAX_ROWS", 3)  # splits the layers of one onset
+    monkeypatch.setattr(rows_module, "MAX_ROWS", 3)  # splits the layers of one onset
     split = attribute(model, traces, vectors, positions="all", keep_cells=True)
     assert split.cost["forwards"] > 3 * whole.cost["forwards"]
     torch.testing.assert_close(split.cells.values, whole.cells.values, rtol=1e-4, atol=1e-6)
@@ -119,13 +165,6 @@ def test_padding_behind_a_trace_is_never_seen(model, traces):
     for name in ("mean", "low"):
         ours, theirs = (getattr(attribute(model, [t], vectors), name) for t in (trace, padded))
         torch.testing.assert_close(ours, theirs, equal_nan=True)
-
-
-def test_rows_per_forward_keeps_to_the_memory(model):
-    assert rows_per_forward(model, 100, 2**30) == exact_module.MAX_ROWS
-    assert rows_per_forward(model, 100, 1) == 1
-    few = rows_per_forward(model, 100, 2**20)
-    assert 1 < few < exact_module.MAX_ROWS
 
 
 def test_a_vector_of_one_layer_acts_at_that_layer_only(model, traces):
@@ -192,7 +231,7 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(method="saliency"), "unknown method 'saliency': choose one of 'exact'"),
+        (dict(method="saliency"), "unknown method 'saliency': choose one of 'exact', 'fisher'"),
         (dict(scaling="norm"), "unknown scaling 'norm': choose one of 'mean_norm', 'unit'"),
         (dict(positions="mine"), "unknown positions 'mine': choose one of 'own', 'other', 'all'"),
         (dict(behaviors=["doubt"]), "unknown behavior 'doubt': choose one of 'uncertainty-estimation'"),
@@ -200,7 +239,17 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
         (dict(layers=[9]), "no layer 9"),
         (dict(coefficient=math.nan), "coefficient nan is not finite"),
         (dict(coefficient=-math.inf), "coefficient -inf is not finite"),
+        (dict(coefficient=[1.0, math.nan]), r"coefficient \[1.0, nan\] is not finite"),
+        (dict(coefficient=[]), r"coefficient \[\] is not finite"),
         (dict(max_spans=0), "max_spans=0 leaves no span"),
+        (dict(window="sentence"), "unknown window 'sentence': choose one of 'onset', 'span'"),
+        (dict(method="signed", window="span"), "method 'signed' is about the token before a span: window='span'"),
+        (dict(method="published", window="span"), "method 'published' is about the token before a span"),
+        (dict(method="fisher", samples=0), "samples=0, nulls=0: draw at least one sample"),
+        (dict(method="fisher", nulls=-1), "samples=8, nulls=-1"),
+        (dict(method="fisher", nulls=2), "these vectors have no controls: fit them with n_controls=2"),
+        (dict(nulls=2), "nulls=2 of method 'exact' would each be run: use 'fisher'"),
+        (dict(method="signed", exact_where_unreliable=True), "'signed' is no estimate of the exact score"),
     ],
 )
 def test_bad_options_are_refused(model, traces, options, message):
@@ -242,82 +291,6 @@ def test_numbers_that_overflow_are_refused(model, traces):
     assert no_hook_is_left(model)
 
 
-def test_sliding_windows_are_refused_by_name(tiny_checkpoint, traces):
-    model = models.load_model(tiny_checkpoint("gemma3", n_layers=N_LAYERS))
-    with pytest.raises(LensteerError, match="layer 0 of this model keeps its past in a DynamicSlidingWindowLayer"):
-        attribute(model, traces, vectors_for(model))
-
-
-def test_an_attention_that_ignores_the_mask_is_noticed(model, traces, monkeypatch):
-    """What a model with its own masks would do: rows see one another."""
-    run = SharedCache.run
-
-    def blind(self, positions):
-        mask_of, torch.Tensor.masked_fill_ = torch.Tensor.masked_fill_, lambda mask, *_: mask
-        try:
-            return run(self, positions)
-        finally:
-            torch.Tensor.masked_fill_ = mask_of
-
-    monkeypatch.setattr(SharedCache, "run", blind)
-    with pytest.raises(LensteerError, match="does not take a 4-D mask"):
-        attribute(model, traces, vectors_for(model))
-
-
-def test_the_cache_is_left_as_it_was(model, traces):
-    onsets = torch.tensor([3, 11, 20])
-    cache = SharedCache(model, traces[0].ids, onsets)
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache._cache.layers]
-    first = cache.run(onsets)
-    torch.testing.assert_close(first, cache.logits, rtol=1e-4, atol=1e-4)
-
-    def fail(resid, hook):
-        raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError, match="interrupted"), model.hooks(fwd_hooks=[(models.resid_hook(1), fail)]):
-        cache.run(onsets)
-    for layer, (keys, values) in zip(cache._cache.layers, before, strict=True):
-        assert torch.equal(layer.keys, keys)
-        assert torch.equal(layer.values, values)
-    assert torch.equal(cache.run(onsets), first)
-
-
-def test_hooks_go_whatever_happens(model):
-    def interrupted():
-        with row_edits(model, [0, 1]):
-            assert not no_hook_is_left(model)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        interrupted()
-    assert no_hook_is_left(model)
-
-
-def test_gradients_are_neither_made_nor_switched(model, traces):
-    found = exact_cells(
-        model, traces[0].ids, torch.tensor([5]), torch.tensor([0]), torch.ones(1, 1, models.d_model(model)), [2]
-    )
-    assert torch.is_grad_enabled()
-    assert not found.kl.requires_grad
-    assert (found.n_forwards, found.n_rows) == (2, 2)
-
-
-def test_noise_is_reported_and_flags_what_it_drowns(model, traces, monkeypatch):
-    run, generator = SharedCache.run, torch.Generator().manual_seed(0)
-
-    def rounded(self, positions):
-        logits = run(self, positions)
-        return logits + 0.001 * torch.randn(logits.shape, generator=generator)
-
-    monkeypatch.setattr(SharedCache, "run", rounded)
-    weak = attribute(model, traces, vectors_for(model), coefficient=1e-4)
-    strong = attribute(model, traces, vectors_for(model), coefficient=1.0)
-    assert 1e-7 < weak.noise_floor < 1e-5
-    assert weak.below_noise().all()
-    assert weak.to_dataframe()["below_noise"].all()
-    assert not strong.below_noise().any()
-
-
 def test_half_precision_stays_near_full_precision(tiny_checkpoint, traces):
     full, half = (
         attribute(model, traces, vectors_for(model)).mean
@@ -327,6 +300,18 @@ def test_half_precision_stays_near_full_precision(tiny_checkpoint, traces):
         )
     )
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("method", ["exact", "fisher", "fisher_jvp"])
+def test_the_noise_of_half_precision_is_reported(method):
+    """How large it is depends on the machine's kernels; what it drowns is planted in test_attribution_rows."""
+    model = models.load_model(dtype=torch.bfloat16)
+    trace = trace_of(100, [(LABELS[i % 2], at, at + 20) for i, at in enumerate(range(11, 80, 14))], seed=1)
+    options = dict(method=method, window="span", coefficient=[1e-4, 1.0], layers=[3])
+    weak, strong = attribute(model, [trace], vectors_for(model), **options)
+    assert 0 <= weak.noise_floor < 0.1
+    assert torch.equal(weak.below_noise(), weak.mean < 10 * weak.noise_floor)
+    assert not strong.below_noise().any()
 
 
 def test_means_and_intervals_by_hand():
@@ -357,6 +342,84 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert hits >= 52  # about 0.95 · 60, were spans the units it would be about 43
 
 
+def test_unreliable_cells_are_recomputed_exactly(model, traces):
+    vectors = vectors_for(model)
+    options = dict(coefficient=[0.1, 0.6], positions="all", keep_cells=True)
+    plain = attribute(model, traces, vectors, method="fisher", samples=4, **options)
+    mixed = attribute(model, traces, vectors, method="fisher", samples=4, exact_where_unreliable=True, **options)
+    exact = attribute(model, traces, vectors, **options)
+    for before, after, truth in zip(plain, mixed, exact, strict=True):
+        wanted = before.unreliable()
+        assert torch.equal(after.recomputed, wanted)
+        assert torch.equal(after.estimated, before.mean)
+        torch.testing.assert_close(after.mean[wanted], truth.mean[wanted], rtol=1e-4, atol=1e-7)
+        assert torch.equal(after.mean[~wanted], before.mean[~wanted])
+        assert (after.standard_error[wanted] == 0).all()
+        assert torch.equal(after.standard_error[~wanted], before.standard_error[~wanted])
+        assert not after.unreliable().any()
+        assert after.cost["rows"] > before.cost["rows"] or not wanted.any()
+        own = wanted[after.cells.behavior]
+        torch.testing.assert_close(after.cells.values[own], truth.cells.values[own], rtol=1e-4, atol=1e-7)
+        assert after.to_dataframe()["recomputed"].tolist() == wanted.flatten().tolist()
+    assert mixed[1].recomputed.any()
+    assert not all(scores.recomputed.all() for scores in mixed)
+
+
+def test_what_makes_a_cell_unreliable():
+    mean = torch.tensor([[0.001, 0.05, 0.05, 0.2]], dtype=torch.float64)
+    error = torch.tensor([[0.0, 0.02, 0.005, 0.0]], dtype=torch.float64)
+    nothing = torch.zeros(1, 4, dtype=torch.float64)
+    common = (("backtracking",), (0, 1, 2, 3), 4, mean, nothing, nothing, (9,), 3)
+    scores = LayerScores(*common, "fisher", 1.0, "mean_norm", "own", noise_floor=2e-4, standard_error=error)
+    assert scores.unreliable().tolist() == [[True, True, False, True]]  # noise, sampling, fine, size
+    assert scores.unreliable(relative_error=0.5, quadratic_nats=1.0).tolist() == [[True, False, False, False]]
+    far = dataclasses.replace(scores, relative_length=torch.tensor([[0.1, 0.2, 0.3, 0.2]], dtype=torch.float64))
+    assert far.unreliable().tolist() == [[True, True, True, True]]
+    assert far.unreliable(quadratic_length=0.4).tolist() == [[True, True, False, True]]
+    exact = dataclasses.replace(far, method="exact", standard_error=None)
+    assert exact.unreliable().tolist() == [[True, False, False, False]]
+
+
+def test_sampling_error_by_hand():
+    place = torch.zeros(3, dtype=torch.long)
+    behavior = torch.tensor([0, 0, 1])
+    cells = Cells(place, place, behavior, place, torch.tensor([[2.0], [4.0], [1.0]]))
+    variance = torch.tensor([[8.0], [4.0], [1.0]], dtype=torch.float64)
+    mean = torch.tensor([[3.0], [1.0], [math.nan]], dtype=torch.float64)
+    error, kappa = sampling_error(variance, mean, cells, 4)
+    assert error[:2, 0].tolist() == pytest.approx([math.sqrt((8 + 4) / 4) / 2, math.sqrt(1 / 4)])
+    assert kappa[:2, 0].tolist() == pytest.approx([6 / 9, 1.0])
+    assert float(error[0] / mean[0]) == pytest.approx(math.sqrt(float(kappa[0]) / (4 * 2)))
+    assert error[2].isnan().all()
+
+
+def test_how_long_an_addition_is_does_not_depend_on_the_scaling_named(model, traces):
+    vectors = vectors_for(model)
+    norm, unit = (attribute(model, traces[1:2], vectors, coefficient=-0.5, scaling=s) for s in ("mean_norm", "unit"))
+    torch.testing.assert_close(norm.relative_length, torch.full((2, N_LAYERS), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(unit.relative_length, (0.5 / vectors.mean_norm).double().expand(2, -1))
+
+
+def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
+    vectors = vectors_for(model)
+    options = dict(positions="all", coefficient=0.5)
+    signed = attribute(model, traces, vectors, method="signed", **options)
+    kl = attribute(model, traces, vectors, method="fisher_jvp", **options)
+    found = efficiency(signed, kl)
+    torch.testing.assert_close(found.mean, signed.mean / kl.mean.sqrt())
+    assert (found.method, found.unit) == ("efficiency", "logits/√nat")
+    weak = [
+        attribute(model, traces, vectors, method=m, positions="all", coefficient=0.1) for m in ("signed", "fisher_jvp")
+    ]
+    torch.testing.assert_close(efficiency(*weak).mean, found.mean)
+    with pytest.raises(
+        LensteerError, match="needs scores of method 'signed' and scores in nats: these are 'fisher_jvp'"
+    ):
+        efficiency(kl, signed)
+    with pytest.raises(LensteerError, match=r"signed scores with coefficient 0.5, a KL with 0.1"):
+        efficiency(signed, weak[1])
+
+
 def test_scores_survive_their_file(model, traces, tmp_path):
     path = tmp_path / "scores.json"
     scores = attribute(model, traces[1:], vectors_for(model), positions="own", keep_cells=True)
@@ -380,5 +443,23 @@ def test_scores_survive_their_file(model, traces, tmp_path):
         path.write_text(damage)
         with pytest.raises(LensteerError, match="layer scores"):
             LayerScores.load(path)
+    rich = attribute(
+        model, traces[1:], vectors_for(model, n_controls=5), method="fisher", nulls=3, exact_where_unreliable=True
+    )
+    rich.save(path)
+    again = LayerScores.load(path)
+    assert again.to_dict() == rich.to_dict()
+    assert torch.equal(again.recomputed, rich.recomputed)
+    assert again.nulls["shuffled"].shape == (3, len(LABELS), N_LAYERS)
+    for name in ("standard_error", "kappa", "estimated", "relative_length"):
+        assert torch.equal(getattr(again, name).nan_to_num(-1), getattr(rich, name).nan_to_num(-1))
+    assert (again.samples, again.unit, again.window) == (8, "nats", "onset")
+    old = scores.to_dict()
+    for name in ("unit", "samples", "standard_error", "kappa", "nulls", "recomputed", "estimated", "relative_length"):
+        del old[name]
+    assert LayerScores.from_dict(old).to_dict() == {**scores.to_dict(), "relative_length": None}, (
+        "files from before these fields can be read"
+    )
+
     with pytest.raises(LensteerError, match="keep_cells=True"):
         attribute(model, traces, vectors_for(model)).cells_dataframe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html import unescape
 from itertools import combinations
@@ -15,7 +16,7 @@ import synthetic
 from lensteer import plots
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
-from lensteer.plots.style import MARKERS, TAGS
+from lensteer.plots.style import MARKERS, NULL_BAND, TAGS
 
 PACKAGE = Path(plots.__file__).parent.parent
 
@@ -251,3 +252,22 @@ def test_markup_shows_itself_in_notebooks():
 def test_the_legend_names_each_behavior_once_in_order():
     names = re.findall(r'title="([^"]+)"', plots.legend_html(["backtracking", "deduction", "backtracking"]))
     assert names == ["deduction", "backtracking"]
+
+
+def test_scores_beside_nulls_show_each_behavior_its_own_band_and_p_values():
+    scores = synthetic.layer_scores()
+    draws = torch.rand(40, *scores.mean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = dataclasses.replace(scores, nulls={"covariance_matched": 0.1 * draws, "shuffled": 0.2 * draws})
+    figure = plots.against_nulls(scores, synthetic.SITE)
+    bands = [t for t in figure.data if t.fill == "toself" and t.fillcolor == NULL_BAND]
+    assert len(bands) == len(scores.labels)
+    n = len(scores.layers)
+    assert bands[0].y[:n] == pytest.approx((0.2 * draws[:, 0]).quantile(0.975, dim=0).tolist())
+    outlines = [t for t in figure.data if t.line.dash == "dot"]
+    assert all(None in t.y for t in outlines)  # two curves, not an area
+    curves = [t for t in figure.data if t.name in scores.labels]
+    assert [t.name for t in curves] == list(scores.labels)
+    assert "p " in curves[0].customdata[3]
+    assert "over all cells" in curves[0].customdata[3]
+    with pytest.raises(LensteerError, match="nulls=200"):
+        plots.against_nulls(synthetic.layer_scores())

@@ -1,127 +1,164 @@
-"""The exact score: KL(p ‖ p with α·u added at one layer, at one onset), by really running it.
+"""Scores of chains that are really run with something added: the exact KL, and its curvature by forward-mode AD.
 
-Knows nothing of spans and behaviors: it gets positions, and one stack of vectors per case.
+Knows nothing of spans and behaviors: it gets ranges of positions, and vectors to add there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
-from jaxtyping import Float, Int
+import torch.autograd.forward_ad as forward_ad
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lensteer.attribution.rows import SharedCache, row_edits
+from lensteer.attribution.rows import Rows, SharedCache, row_edits, rows_per_forward
 from lensteer.errors import LensteerError
 from lensteer.metrics import kl_divergence
 
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-#: More rows in a forward waste time on masked scores between rows, fewer on its overhead.
-MAX_ROWS = 256
-
-#: An unedited row off by more than this share of the logits' spread is not rounding but another computation.
-TOLERATED = {torch.float32: 1e-2, torch.float64: 1e-6}
-TOLERATED_IN_HALF = 0.5
-
-
-@dataclass(frozen=True)
-class ExactCells:
-    """What `exact_cells` measured on one sequence.
-
-    Attributes:
-        kl: Nats, for each case and layer.
-        noise_floor: Largest KL between the filling forward and an unedited row: what rounding alone makes.
-        logit_error: Largest difference of their logits, as a share of the logits' standard deviation.
-        n_forwards: Forward passes run, the filling one included.
-        n_rows: Rows run, the unedited ones included.
-    """
-
-    kl: Float[Tensor, "case layer"]
-    noise_floor: float
-    logit_error: float
-    n_forwards: int
-    n_rows: int
-
-
-def rows_per_forward(model: TransformerBridge, length: int, memory: int) -> int:
-    """How many rows fit into `memory` bytes beside a cache of `length` positions, at most `MAX_ROWS`.
-
-    Counted per row: logits once in the model's dtype and five times in fp64 (the KL), three copies of the
-    scores of all heads in fp32, three of the MLP's hidden layer.
-    """
-    cfg = model.cfg
-    fixed = 44 * int(cfg.d_vocab) + 12 * int(cfg.d_mlp or 4 * cfg.d_model)
-    per_key = 12 * int(cfg.n_heads)
-    rows = MAX_ROWS
-    while rows > 1 and rows * (fixed + per_key * (length + rows)) > memory:
-        rows //= 2
-    return rows
+#: From the logits of unedited rows and of edited chains at the same positions: a value per position and chain.
+Measure = Callable[[Float[Tensor, "pos d_vocab"], Float[Tensor, "chain pos d_vocab"]], Float[Tensor, "chain pos"]]
 
 
 def exact_cells(
-    model: TransformerBridge,
-    ids: Sequence[int],
-    onsets: Int[Tensor, " case"],
-    vectors: Int[Tensor, " case"],
-    added: Float[Tensor, "vector layer d_model"],
+    cache: SharedCache,
+    begin: Int[Tensor, " case"],
+    end: Int[Tensor, " case"],
+    added: Float[Tensor, "coefficient vector layer d_model"],
+    vector: Int[Tensor, " case"],
     layers: Sequence[int],
+    wanted: Bool[Tensor, "vector layer"],
     *,
     memory: int = 2**30,
-) -> ExactCells:
-    """KL(p ‖ p_{v,l}) in nats, for each case (an onset and a vector) at each layer.
+) -> Float[Tensor, "coefficient case layer"]:
+    """Σ_t KL(p_t ‖ p_t with a vector added at resid_post of one layer), t and the addition over [begin, end), in nats.
 
-    p is the next-token distribution at the onset and p_{v,l} the same with `added[v, l]` added to resid_post
-    of layer l at the onset only. p comes from an unedited row in the same forward as the edited ones.
+    p_t comes from an unedited chain in the same forward as the edited ones, so that both are rounded alike.
 
     Args:
-        model: The model.
-        ids: Tokens of one sequence, from position 0, without padding.
-        onsets: Absolute position of each case.
-        vectors: Which of `added` each case adds.
+        cache: Of the sequence.
+        begin: First position of each case.
+        end: One past the last.
         added: What is added, strength included.
-        layers: The layers on the second axis of `added`.
+        vector: Which of the vectors each case adds.
+        layers: The layers on the third axis of `added`.
+        wanted: The vectors and layers to run; the others' values are NaN.
         memory: Bytes that the rows of one forward may take, roughly.
 
     Raises:
         LensteerError: The model's attention cannot share a cache between rows, or a KL is not finite.
     """
-    places = onsets.unique()
-    cache = SharedCache(model, ids, places)
-    device = cache.ids.device
-    # Cases of one onset side by side, so that few unedited rows are run twice; layer varies fastest.
-    order = onsets.argsort(stable=True)
-    n_layers = len(layers)
-    case = order.repeat_interleave(n_layers)
-    layer = torch.arange(n_layers).repeat(len(order))
-    kl = torch.empty(len(onsets), n_layers, dtype=torch.float64)
-    added = added.to(device)
-    spread = float(cache.logits.float().std())
-    noise, error, n_forwards, n_rows = 0.0, 0.0, 1, 0
-    step = rows_per_forward(model, len(cache.ids), memory)
-    with row_edits(model, layers) as edits:
-        for start in range(0, len(case), step):
-            cases, at = case[start : start + step], layer[start : start + step]
-            plain, plain_row = onsets[cases].unique(return_inverse=True)
-            edits.clear()
-            for i in at.unique().tolist():
-                rows = (at == i).nonzero()[:, 0]
-                edits[layers[i]] = ((rows + len(plain)).to(device), added[vectors[cases[rows]], i])
-            logits = cache.run(torch.cat([plain, onsets[cases]]))
-            unedited, edited = logits[: len(plain)], logits[len(plain) :]
-            kl[cases, at] = kl_divergence(unedited[plain_row.to(device)], edited).cpu()
-            full = cache.logits[torch.searchsorted(places, plain).to(device)]
-            noise = max(noise, float(kl_divergence(full, unedited).max()))
-            error = max(error, float((full - unedited).abs().max()) / spread)
-            n_forwards, n_rows = n_forwards + 1, n_rows + len(logits)
-    if not error <= TOLERATED.get(cache.logits.dtype, TOLERATED_IN_HALF):
-        raise LensteerError(
-            f"rows over a shared cache miss this model's own logits by {error:.2g} of their spread: its "
-            "attention does not take a 4-D mask and explicit positions as they are"
-        )
-    if not kl.isfinite().all():  # which layer did it cannot be said: rows share the sums of attention
+    with torch.no_grad():
+        kl = _run(cache, begin, end, added, vector, layers, wanted, kl_divergence, memory)
+    if not kl[:, wanted[vector]].isfinite().all():  # which layer did it cannot be said: rows share sums of attention
         raise LensteerError("a KL is not finite: what was added is so long that activations overflow")
-    return ExactCells(kl, noise, error, n_forwards, n_rows)
+    return kl
+
+
+def curvature_cells(
+    cache: SharedCache,
+    begin: Int[Tensor, " case"],
+    end: Int[Tensor, " case"],
+    added: Float[Tensor, "vector layer d_model"],
+    vector: Int[Tensor, " case"],
+    layers: Sequence[int],
+    *,
+    memory: int = 2**30,
+) -> Float[Tensor, "case layer"]:
+    """½ Σ_t Var_{p_t}(J_t u), the KL's second order in the strength of u = `added`, without sampling noise.
+
+    J_t u, the directional derivative of the logits at t, is the tangent that dual numbers carry forward: the same
+    row edits add a vector whose value is zero and whose tangent is u. Arguments and errors are those of
+    `exact_cells`. The fused attention kernels lack a forward-mode formula, so attention runs unfused here.
+    """
+    duals = torch.zeros_like(added)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(forward_ad.dual_level())
+        value = _run(
+            cache,
+            begin,
+            end,
+            forward_ad.make_dual(duals, added)[None],
+            vector,
+            layers,
+            torch.ones(added.shape[:2], dtype=torch.bool),
+            _half_variance,
+            memory // 2,  # tangents take as much again
+        )[0]
+    if not value.isfinite().all():
+        raise LensteerError("a directional derivative is not finite: load the model in a dtype of wider range")
+    return value
+
+
+def _half_variance(
+    unedited: Float[Tensor, "pos d_vocab"], edited: Float[Tensor, "chain pos d_vocab"]
+) -> Float[Tensor, "chain pos"]:
+    tangent = forward_ad.unpack_dual(edited).tangent.double()
+    p = forward_ad.unpack_dual(unedited).primal.double().softmax(-1)
+    centered = tangent - (p * tangent).sum(-1, keepdim=True)
+    return 0.5 * (p * centered.square()).sum(-1)
+
+
+def _run(
+    cache: SharedCache,
+    begin: Int[Tensor, " case"],
+    end: Int[Tensor, " case"],
+    added: Float[Tensor, "coefficient vector layer d_model"],
+    vector: Int[Tensor, " case"],
+    layers: Sequence[int],
+    wanted: Bool[Tensor, "vector layer"],
+    measure: Measure,
+    memory: int,
+) -> Float[Tensor, "coefficient case layer"]:
+    """Run every wanted (coefficient, case, layer) as a chain of its own and sum `measure` over its positions."""
+    # Chains over the same positions stand side by side, so that few unedited ones are run twice.
+    windows, window = torch.stack([begin, end], 1).unique(dim=0, return_inverse=True)
+    lengths = windows[:, 1] - windows[:, 0]
+    values = torch.full((len(added), len(vector), len(layers)), torch.nan, dtype=torch.float64)
+    case, layer, coefficient = wanted[vector][..., None].expand(-1, -1, len(added)).nonzero().unbind(1)
+    if not len(case):
+        return values
+    order = window[case].argsort(stable=True)
+    case, layer, coefficient = case[order], layer[order], coefficient[order]
+    limit = rows_per_forward(cache.model, len(cache.ids), memory)
+    added = added.to(cache.ids.device)
+    with row_edits(cache, layers) as edits:
+        for first, last in _chunks(window[case].tolist(), lengths.tolist(), limit):
+            c, i, a = case[first:last], layer[first:last], coefficient[first:last]
+            places, plain = window[c].unique(return_inverse=True)
+            span = torch.cat([windows[places], windows[window[c]]])
+            rows = Rows.of(span[:, 0], span[:, 1])
+            n_plain = int(lengths[places].sum())
+            chain = rows.chain[n_plain:] - len(places)  # of each edited row, among the edited chains
+            edits.clear()
+            for at in i.unique().tolist():
+                mine = (i[chain] == at).nonzero()[:, 0]
+                which = chain[mine]
+                edits[layers[at]] = ((mine + n_plain).to(added.device), added[a[which], vector[c[which]], at])
+            logits = cache.run(rows)
+            cache.check(rows.position[:n_plain], forward_ad.unpack_dual(logits).primal[:n_plain])
+            unedited = logits[:n_plain].split(lengths[places].tolist())
+            n_chains = plain.bincount(minlength=len(places))
+            edited = logits[n_plain:].split((n_chains * lengths[places]).tolist())
+            found = [
+                measure(base, many.unflatten(0, (-1, len(base)))).sum(1)
+                for base, many in zip(unedited, edited, strict=True)
+            ]
+            values[a, c, i] = torch.cat(found).cpu()
+    return values
+
+
+def _chunks(window: list[int], lengths: list[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Cut chains, sorted by window, into runs of at most `limit` rows, with the unedited chain of each window."""
+    start, rows, before = 0, 0, -1
+    for i, at in enumerate(window):
+        new = lengths[at] * (1 if at == before else 2)
+        if rows + new > limit and i > start:
+            yield start, i
+            start, rows, new = i, 0, 2 * lengths[at]
+        rows, before = rows + new, at
+    yield start, len(window)

@@ -1,32 +1,92 @@
 """Many what-ifs about one trace as query rows over one shared KV cache.
 
 A column of a causal transformer sees only its own past. So the past is computed once, and any number of rows,
-each standing at some position p with the token that stands there, run as extra queries of one forward: row i
-sees the cache before p_i and itself, never another row. Knows nothing of behaviors, traces or scores.
+each standing at some position with the token that stands there, run as extra queries of one forward. Rows form
+chains: a row sees the cache before its chain begins and the rows of its own chain up to itself, never another
+chain. Knows nothing of behaviors, traces or scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lensteer import models
 from lensteer.errors import LensteerError
+from lensteer.metrics import kl_divergence
+from lensteer.steering import active_plans, attached, foreign_hooks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 #: What the rows of a forward add to the residual stream: layer → (row numbers, what to add to each of them).
 RowEdits = dict[int, tuple[Tensor, Tensor]]
+#: How far two sets of logits lie apart, row by row.
+Difference = Callable[[Tensor, Tensor], Tensor]
+
+#: More rows in a forward waste time on masked scores between rows, fewer on its overhead.
+MAX_ROWS = 256
+#: So many positions of a trace are compared with the filling forward: logits of all would fill the memory.
+CHECKED = 32
+#: An unedited row off by more than this share of the logits' spread is not rounding but another computation.
+TOLERATED = {torch.float32: 1e-2, torch.float64: 1e-6}
+TOLERATED_IN_HALF = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Query rows, chain after chain.
+
+    Attributes:
+        position: Where each row stands.
+        chain: Which chain it belongs to, counted from 0.
+    """
+
+    position: Int[Tensor, " row"]
+    chain: Int[Tensor, " row"]
+
+    @staticmethod
+    def of(begin: Int[Tensor, " chain"], end: Int[Tensor, " chain"]) -> Rows:
+        """One chain of rows for each half-open range of positions."""
+        lengths = end - begin
+        chain = torch.arange(len(begin)).repeat_interleave(lengths)
+        within = torch.arange(len(chain)) - (lengths.cumsum(0) - lengths)[chain]
+        return Rows(begin[chain] + within, chain)
+
+
+def rows_per_forward(
+    model: TransformerBridge, length: int, memory: int, *, samples: int = 0, graph_layers: int = 0
+) -> int:
+    """How many rows fit into `memory` bytes beside a cache of `length` positions, at most `MAX_ROWS`.
+
+    Counted per row without gradients: logits once in the model's dtype and five times in fp64 (the KL), three
+    copies of the scores of all heads in fp32, three of the MLP's hidden layer. With gradients: the logits, four
+    copies of their probabilities in fp32 and a cotangent of each sample twice; all that the backward needs of
+    `graph_layers` layers; a gradient of each sample and layer twice.
+    """
+    cfg = model.cfg
+    hidden, width, heads = int(cfg.d_mlp or 4 * cfg.d_model), int(cfg.d_model), int(cfg.n_heads)
+    per_layer = 12 * hidden
+    fixed = 44 * int(cfg.d_vocab) + per_layer
+    if samples:
+        fixed = (20 + 8 * samples) * int(cfg.d_vocab) + graph_layers * (per_layer + 48 * width + 8 * samples * width)
+    per_key = 12 * heads * max(graph_layers, 1)
+    rows = MAX_ROWS
+    while rows > 1 and rows * (fixed + per_key * (length + rows)) > memory:
+        rows //= 2
+    return rows
 
 
 @contextmanager
-def row_edits(model: TransformerBridge, layers: Sequence[int]) -> Iterator[RowEdits]:
+def row_edits(cache: SharedCache, layers: Sequence[int]) -> Iterator[RowEdits]:
     """Hooks at resid_post of `layers` that add to single rows whatever the yielded dict holds at the moment.
 
     The hooks go on once for many forwards, because putting them on costs as much as a small forward, and are
@@ -34,78 +94,171 @@ def row_edits(model: TransformerBridge, layers: Sequence[int]) -> Iterator[RowEd
     """
     edits: RowEdits = {}
 
-    def hook_at(layer: int) -> Callable[..., Tensor | None]:
-        def add(resid: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor | None:
-            if layer not in edits:
-                return None
-            rows, added = edits[layer]
-            return resid.index_add(1, rows, added[None].to(resid))  # a new tensor: in-place edits can be lost
+    def add(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        if layer not in edits:
+            return resid
+        rows, added = edits[layer]
+        return resid.index_add(1, rows, added[None].to(resid))  # a new tensor: in-place edits can be lost
 
-        return add
-
-    with model.hooks(fwd_hooks=[(models.resid_hook(layer), hook_at(layer)) for layer in layers]):
+    with cache.hooked(layers, add):
         yield edits
 
 
 class SharedCache:
     """The KV cache of one token sequence, filled once without gradients, read by any number of rows.
 
+    It keeps every position at every layer, also where the model itself attends to a sliding window only: there
+    the rows' mask is narrowed to that window. Filling and rows run on the plain twin of the model where there is
+    one (`models.plain_twin`); on the bridge where somebody else's hooks are on it, and in half precision, where its
+    attention rounds rows as it rounds whole texts and the fused kernels do not (bfloat16 organism, onsets: noise
+    floor 0 against 1e-4 nats).
+
     Attributes:
         ids: The tokens in the cache, from position 0.
-        logits: Logits of the filling forward at the positions asked for: what unedited rows must reproduce.
+        noise_floor: Largest difference so far between the filling forward and unedited rows: what rounding
+            alone makes.
+        n_forwards: Forward passes so far, the filling one included.
+        n_rows: Rows run so far, the unedited ones included.
     """
 
-    def __init__(self, model: TransformerBridge, ids: Sequence[int], positions: Int[Tensor, " span"]) -> None:
+    def __init__(
+        self,
+        model: TransformerBridge,
+        ids: Sequence[int],
+        positions: Int[Tensor, " position"],
+        *,
+        difference: Difference = kl_divergence,
+    ) -> None:
         """Run the model over `ids`, up to the last of `positions`, and keep its cache.
 
         Args:
             model: The model.
             ids: One sequence, without padding.
-            positions: Absolute positions whose logits are wanted.
+            positions: Absolute positions at which rows will stand.
+            difference: The measure of the noise floor.
 
         Raises:
-            LensteerError: A layer does not keep every position in its cache, or logits are not finite.
+            LensteerError: A layer that keeps its past in another way, a steering plan that is on, or logits that
+                are not finite.
         """
-        self._model = model
-        self.ids = torch.tensor(ids[: int(positions.max()) + 1], device=models.device(model))
-        with torch.no_grad():
-            logits, self._cache = model(
-                self.ids[None],
-                return_type="logits_and_cache",
-                logits_to_keep=positions.to(self.ids.device),
+        if active_plans(model):
+            raise LensteerError(
+                "a steering plan is on: rows do not stand where the plan would look for them; "
+                "leave `with plan.on(model)` before attributing"
             )
-        self.logits: Float[Tensor, "span d_vocab"] = logits[0]
+        self.model, self._difference = model, difference
+        self._windows = _windows(model)
+        fused = model.original_model.dtype in TOLERATED and not foreign_hooks(model)
+        self._runner: nn.Module = (models.plain_twin(model) if fused else None) or model
+        self.ids = torch.tensor(ids[: int(positions.max()) + 1], device=models.device(model))
+        self._cache = DynamicCache()
+        self._cache.layers = [_Shared() for _ in self._windows]
+        self.noise_floor, self.n_forwards, self.n_rows = 0.0, 1, 0
+        places = positions.unique()
+        self._places = places[torch.linspace(0, len(places) - 1, min(CHECKED, len(places))).round().long()]
+        with torch.no_grad():
+            self.logits: Float[Tensor, "place d_vocab"] = self._forward(
+                self.ids, logits_to_keep=self._places.to(self.ids.device)
+            )
         if not self.logits.isfinite().all():
             raise LensteerError("the model's own logits are not finite here: load it in another dtype")
+        self._spread = float(self.logits.float().std())
         for number, layer in enumerate(self._cache.layers):
-            keys = getattr(layer, "keys", None)
-            whole = isinstance(keys, Tensor) and keys.shape[-2] == len(self.ids)
-            if getattr(layer, "is_sliding", False) or not whole:
-                raise LensteerError(
-                    f"layer {number} of this model keeps its past in a {type(layer).__name__}, which forgets "
-                    "positions: rows can share only the cache of layers that attend to their whole past "
-                    "(no sliding windows, no recurrent layers)"
-                )
+            if not layer.is_initialized or layer.keys.shape[-2] != len(self.ids):
+                raise LensteerError(f"layer {number} of this model does not keep its past in the cache it was given")
 
-    def run(self, positions: Int[Tensor, " row"]) -> Float[Tensor, "row d_vocab"]:
-        """Logits of rows that stand at `positions`. The cache is the same afterwards."""
-        positions = positions.to(self.ids.device)
-        n_rows, length = len(positions), len(self.ids)
-        dtype = self._model.original_model.dtype
-        past = torch.arange(length, device=positions.device) < positions[:, None]
-        itself = torch.eye(n_rows, dtype=torch.bool, device=positions.device)
+    def hooked(self, layers: Sequence[int], edit: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
+        """Hook `edit(layer, resid)` at resid_post of `layers` into whatever runs the rows."""
+        return attached(self.model, self._runner, layers, edit)
+
+    def run(self, rows: Rows) -> Float[Tensor, "row d_vocab"]:
+        """Logits of rows. Gradients are as the caller has set them. The cache is the same afterwards."""
+        position, chain = rows.position.to(self.ids.device), rows.chain.to(self.ids.device)
+        begin = position.new_full((int(chain.max()) + 1,), len(self.ids))
+        begin.scatter_reduce_(0, chain, position, "amin")
+        column = torch.arange(len(self.ids), device=position.device)
+        past = column < begin[chain, None]
+        kin = (chain == chain[:, None]) & (position <= position[:, None])
+        seen = torch.cat([past, kin], dim=1)
+        distance = position[:, None] - torch.cat([column, position])
+        masks = {
+            kind: self._mask(seen if window is None else seen & (distance < window))
+            for kind, window in dict(self._windows).items()
+        }
+        self.n_forwards, self.n_rows = self.n_forwards + 1, self.n_rows + len(position)
+        return self._forward(
+            self.ids[position],
+            position_ids=position[None],
+            # Models whose layers differ take one mask for each type of layer, the others a single one.
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+        )
+
+    def check(self, position: Int[Tensor, " row"], logits: Float[Tensor, "row d_vocab"]) -> None:
+        """Compare the logits of unedited rows with those of the filling forward, and note the noise.
+
+        Raises:
+            LensteerError: They are not finite, or differ by more than rounding.
+        """
+        known = torch.isin(position, self._places)
+        if not known.any():
+            return
+        mine = logits.detach()[known.to(logits.device)]
+        full = self.logits[torch.searchsorted(self._places, position[known]).to(logits.device)]
+        if not mine.isfinite().all():
+            raise LensteerError("the logits of an unedited row are not finite: what was added beside it overflows")
+        error = float((full - mine).abs().max()) / self._spread
+        if error > TOLERATED.get(logits.dtype, TOLERATED_IN_HALF):
+            raise LensteerError(
+                f"rows over a shared cache miss this model's own logits by {error:.2g} of their spread: its "
+                "attention does not take a 4-D mask and explicit positions as they are"
+            )
+        self.noise_floor = max(self.noise_floor, float(self._difference(full, mine).max()))
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        dtype = self.model.original_model.dtype
         # Additive, and finite: Hugging Face and the bridge add it to the scores as it is.
-        mask = torch.zeros(n_rows, length + n_rows, dtype=dtype, device=positions.device)
-        mask.masked_fill_(~torch.cat([past, itself], dim=1), torch.finfo(dtype).min)
-        try:
-            with torch.no_grad():
-                logits: Tensor = self._model(
-                    self.ids[positions][None],
-                    past_key_values=self._cache,
-                    position_ids=positions[None],
-                    attention_mask=mask[None, None],
-                )[0]
-        finally:
-            for layer in self._cache.layers:  # an error half-way leaves the rows in some layers only
-                layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
-        return logits
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[None, None]
+
+    def _forward(self, ids: Int[Tensor, " pos"], **options: Any) -> Float[Tensor, "kept d_vocab"]:
+        options["past_key_values"] = self._cache
+        if self._runner is self.model:
+            logits: Tensor = self.model(ids[None], return_type="logits", **options)
+        else:
+            logits = self._runner(input_ids=ids[None], use_cache=True, **options).logits
+        return logits[0]
+
+
+class _Shared(DynamicLayer):
+    """A cache layer that the first forward fills and all others read: they append to a copy."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values with the new ones behind."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return key_states, value_states
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def _windows(model: TransformerBridge) -> list[tuple[str, int | None]]:
+    """For each layer the type of its attention and how many positions it sees (None: all)."""
+    config = model.original_model.config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    chunked = getattr(config, "sliding_window", None) is None
+    types = getattr(config, "layer_types", None) or [
+        ("chunked_attention" if chunked else "sliding_attention") if layer.is_sliding else "full_attention"
+        for layer in layers
+    ]
+    for number, (kind, layer) in enumerate(zip(types, layers, strict=True)):
+        if kind not in ("full_attention", "sliding_attention") or not isinstance(layer, DynamicLayer):
+            raise LensteerError(
+                f"layer {number} of this model has {kind!r} and keeps its past in a {type(layer).__name__}: rows can "
+                "share only the cache of full or sliding-window attention (no recurrent, chunked or shared ones)"
+            )
+    if len(layers) != models.n_layers(model):
+        raise LensteerError(
+            f"this model keeps the past of {len(layers)} layers for {models.n_layers(model)} blocks: rows can "
+            "share a cache only where each block has its own"
+        )
+    return [(kind, getattr(layer, "sliding_window", None)) for kind, layer in zip(types, layers, strict=True)]

@@ -1,4 +1,4 @@
-"""`LayerScores`: how much each behavior's vector disturbs the next token at each layer, however estimated.
+"""`LayerScores`: how much each behavior's vector does to the next token at each layer, however estimated.
 
 Values only: knows neither models nor how an estimator works.
 """
@@ -14,36 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensteer.attribution.cells import Cells
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
-from lensteer.statistics import Ratio, bootstrap_interval
 
 FORMAT = "lensteer.layer_scores.v1"
 #: A cell under this many times the noise floor says nothing.
 NOISE_FACTOR = 10.0
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """The single values that scores average: a case is a span's onset and the behavior that is added there.
-
-    Attributes:
-        trace: Index of the trace, per case.
-        span: Index of the span in its trace.
-        behavior: Index into the scores' labels of what is added (not of what the span is).
-        onset: Absolute position.
-        values: In the unit of the scores.
-    """
-
-    trace: Int[Tensor, " case"]
-    span: Int[Tensor, " case"]
-    behavior: Int[Tensor, " case"]
-    onset: Int[Tensor, " case"]
-    values: Float[Tensor, "case layer"]
+#: A sampled cell with a larger standard error than this share of its mean is unreliable.
+RELATIVE_ERROR = 0.25
+#: A quadratic estimate is unreliable for an addition longer than this share of the mean activation, or above so
+#: many nats. On the organism (4 behaviors × 8 layers, either sign) the exact KL is off by more than 20 % in 9 % of
+#: the cells at 0.1, in 9–22 % at 0.2, 12–28 % at 0.3, 34–50 % at 0.5 and 53–69 % at 1.
+QUADRATIC_LENGTH = 0.25
+QUADRATIC_NATS = 0.1
+#: Fields of one value per behavior and layer.
+_GRIDS = ("mean", "low", "high", "standard_error", "kappa", "estimated", "relative_length")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +44,7 @@ class LayerScores:
         labels: The behaviors whose vectors were added, in the order of the first axis.
         layers: The layers, in the order of the second axis.
         n_layers: How many the model has.
-        mean: Mean over spans, in nats; NaN for a behavior without any span to average over.
+        mean: Mean over spans, in `unit`; NaN for a behavior without any span to average over.
         low: Lower end of the 95 % interval; NaN where there are fewer than two traces.
         high: Upper end.
         n_spans: Spans averaged, per behavior.
@@ -63,12 +53,21 @@ class LayerScores:
         coefficient: What the scaled vector was multiplied by.
         scaling: What coefficient 1 means: "mean_norm" or "unit".
         positions: Whose onsets: "own", "other" or "all".
-        window: What part of a span is disturbed.
-        noise_floor: What the measure gives where nothing was added, in nats; None where that is not defined.
+        window: What part of a span is disturbed: its "onset" or the "span" from there to its last token but one,
+            the effects on all its tokens summed.
+        noise_floor: What rounding alone makes where nothing was added, in `unit`; None where that is not defined.
         max_spans: The limit on the spans of a behavior, if there was one.
         cost: What it took: "forwards", "rows" (tokens run over a shared cache), "seconds".
         provenance: The model and where the vectors come from.
         cells: The single values, if they were asked for.
+        unit: "nats", "logits" or "arbitrary".
+        samples: How many were drawn at each position, by a sampled estimator.
+        standard_error: Of the mean, by that sampling alone; that of the spans is in the interval.
+        kappa: The relative standard error is √(kappa / (samples · spans)); see `cells.sampling_error`.
+        nulls: For each kind of control vectors the means that they have in the behavior's place.
+        recomputed: Which cells of a quadratic estimate were unreliable and are exact instead.
+        estimated: The means before that.
+        relative_length: Of what was added, as a share of the mean activation's.
     """
 
     labels: tuple[str, ...]
@@ -89,6 +88,14 @@ class LayerScores:
     cost: dict[str, int | float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     cells: Cells | None = None
+    unit: str = "nats"
+    samples: int | None = None
+    standard_error: Float[Tensor, "behavior layer"] | None = None
+    kappa: Float[Tensor, "behavior layer"] | None = None
+    nulls: dict[str, Float[Tensor, "null behavior layer"]] = field(default_factory=dict)
+    recomputed: Bool[Tensor, "behavior layer"] | None = None
+    estimated: Float[Tensor, "behavior layer"] | None = None
+    relative_length: Float[Tensor, "behavior layer"] | None = None
 
     def row(self, label: str) -> int:
         """The index of a behavior.
@@ -100,13 +107,39 @@ class LayerScores:
 
     def below_noise(self, factor: float = NOISE_FACTOR) -> Tensor:
         """Which means (`behavior × layer`) lie under `factor` times the noise floor and so say nothing."""
-        return self.mean < factor * (self.noise_floor or 0.0)
+        return self.mean.abs() < factor * (self.noise_floor or 0.0)
+
+    def unreliable(
+        self,
+        relative_error: float = RELATIVE_ERROR,
+        quadratic_length: float = QUADRATIC_LENGTH,
+        quadratic_nats: float = QUADRATIC_NATS,
+    ) -> Tensor:
+        """Which means (`behavior × layer`) are not to be trusted as what the method stands for.
+
+        Those below 10 × the noise floor; those whose sampling error exceeds `relative_error` of them; and those
+        of a quadratic estimate of the KL for an addition longer than `quadratic_length` of the mean activation, or
+        beyond `quadratic_nats`. Cells that were recomputed exactly answer to the first rule only.
+        """
+        doubtful = torch.zeros_like(self.mean, dtype=torch.bool)
+        if self.standard_error is not None:
+            doubtful |= self.standard_error > relative_error * self.mean.abs()
+        if self.method in ("fisher", "fisher_jvp"):
+            doubtful |= self.mean > quadratic_nats
+            if self.relative_length is not None:
+                doubtful |= self.relative_length > quadratic_length
+        if self.recomputed is not None:
+            doubtful &= ~self.recomputed
+        return doubtful | self.below_noise()
 
     def to_dataframe(self) -> Any:
         """One row per behavior and layer."""
         import pandas as pd
 
-        noisy = self.below_noise()
+        noisy, unreliable = self.below_noise(), self.unreliable()
+        nothing = torch.full_like(self.mean, math.nan)
+        error = nothing if self.standard_error is None else self.standard_error
+        exact = torch.zeros_like(noisy) if self.recomputed is None else self.recomputed
         return pd.DataFrame(
             [
                 {
@@ -117,7 +150,12 @@ class LayerScores:
                     "high": float(self.high[b, i]),
                     "n_spans": self.n_spans[b],
                     "below_noise": bool(noisy[b, i]),
+                    "standard_error": float(error[b, i]),
+                    "unreliable": bool(unreliable[b, i]),
+                    "recomputed": bool(exact[b, i]),
                     "method": self.method,
+                    "unit": self.unit,
+                    "window": self.window,
                     "coefficient": self.coefficient,
                     "scaling": self.scaling,
                     "positions": self.positions,
@@ -152,8 +190,9 @@ class LayerScores:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; what is not a number becomes None."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("mean", "low", "high"):
-            values[name] = _listed(values[name])
+        for name in (*_GRIDS, "recomputed"):
+            values[name] = None if values[name] is None else _listed(values[name])
+        values["nulls"] = {kind: _listed(draws) for kind, draws in self.nulls.items()}
         if self.cells is not None:
             values["cells"] = {name: _listed(value) for name, value in vars(self.cells).items()}
         return {"format": FORMAT, **values}
@@ -171,8 +210,12 @@ class LayerScores:
         try:
             for name in ("labels", "layers", "n_spans"):
                 values[name] = tuple(values[name])
-            for name in ("mean", "low", "high"):
-                values[name] = _tensor(values[name])
+            for name in _GRIDS:
+                if (grid := values.get(name)) is not None:
+                    values[name] = _tensor(grid)
+            if (mask := values.get("recomputed")) is not None:
+                values["recomputed"] = torch.tensor(mask)
+            values["nulls"] = {kind: _tensor(draws) for kind, draws in values.get("nulls", {}).items()}
             if (cells := values["cells"]) is not None:
                 whole = {name: torch.tensor(cells[name]) for name in ("trace", "span", "behavior", "onset")}
                 values["cells"] = Cells(**whole, values=_tensor(cells["values"]))
@@ -200,34 +243,6 @@ class LayerScores:
         return LayerScores.from_dict(values)
 
 
-def average(
-    cells: Cells, n_behaviors: int, *, seed: int = 0
-) -> tuple[Float[Tensor, "3 behavior layer"], tuple[int, ...], int]:
-    """Means over cases with their intervals, the number of cases per behavior, and the number of traces.
-
-    A mean is Σ values / Σ cases, so a trace counts by its spans; traces are what the bootstrap draws.
-
-    Returns:
-        Mean, low and high stacked (fp64, NaN where undefined), spans per behavior, traces.
-    """
-    _, unit = cells.trace.unique(return_inverse=True)
-    n_traces, n_layers = int(unit.max()) + 1, cells.values.shape[1]
-    place = unit * n_behaviors + cells.behavior
-    sums = torch.zeros(n_traces * n_behaviors, n_layers, dtype=torch.float64)
-    sums = sums.index_add(0, place, cells.values.double()).view(n_traces, n_behaviors, n_layers)
-    counts = torch.bincount(place, minlength=n_traces * n_behaviors).view(n_traces, n_behaviors)
-    result = torch.full((3, n_behaviors, n_layers), math.nan, dtype=torch.float64)
-    for b in range(n_behaviors):
-        if not counts[:, b].any():
-            continue
-        result[0, b] = sums[:, b].sum(0) / counts[:, b].sum()
-        if n_traces > 1:
-            weights = counts[:, b, None].expand(n_traces, n_layers)
-            interval = bootstrap_interval(Ratio(sums[:, b].numpy(), weights.numpy()), seed=seed)
-            result[1, b], result[2, b] = torch.tensor(interval.low), torch.tensor(interval.high)
-    return result, tuple(counts.sum(0).tolist()), n_traces
-
-
 def _listed(values: Tensor) -> list[Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, list):
@@ -238,5 +253,10 @@ def _listed(values: Tensor) -> list[Any]:
     return listed
 
 
-def _tensor(rows: Sequence[Sequence[float | None]]) -> Tensor:
-    return torch.tensor([[math.nan if v is None else v for v in row] for row in rows], dtype=torch.float64)
+def _tensor(rows: Sequence[Any]) -> Tensor:
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(v) for v in value]
+        return math.nan if value is None else value
+
+    return torch.tensor(number(rows), dtype=torch.float64)

@@ -3,8 +3,10 @@
 A behavior has the same color in every figure, in annotated chains and on the report's page.
 """
 
+from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, legend_html
 from lensteer.plots.measured import doses, effects
+from lensteer.plots.nulls import against_nulls
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import cosine_matrix, layer_scores, overlap
 
@@ -15,12 +17,16 @@ __all__ = [
     "PAPER",
     "TEMPLATE",
     "Html",
+    "against_nulls",
+    "behavior_attention",
     "chain_html",
     "color",
     "cosine_matrix",
     "doses",
     "effects",
+    "head_map",
     "layer_scores",
     "legend_html",
     "overlap",
+    "sentence_attention",
 ]

@@ -1,0 +1,81 @@
+"""At which layer does each behavior's vector act? The paper's figure with intervals, control vectors and chosen layer.
+
+Scores every layer by `fisher`, beside 200 control vectors of each kind in the same pass, and selects a layer by the
+exact scores. Any run's folder gives the chains; without one the organism writes some.
+
+Example: python analyses/layer_attribution.py --run lensteer-demo --figure layer_attribution.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import lensteer as ls
+from lensteer.attribution import NullTests, null_tests
+from lensteer.pipeline import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's folder, or a model and how many tasks; control vectors of each kind."""
+
+    run: Path | None = None
+    model: str | None = None
+    n_train: int = 150
+    max_spans: int = 200
+    nulls: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Fisher scores with nulls, their tests, and the layers chosen by exact scores."""
+
+    scores: ls.LayerScores
+    tests: NullTests
+    site: ls.Site
+
+
+def main(config: Config) -> Result:
+    """Fit, score and select."""
+    name, traces = config.model, None
+    if config.run is not None:
+        run = Run.open(config.run)
+        name, traces = run.config.model, ls.load_traces(run.path("annotated.jsonl"))
+    model = ls.load_model(name)
+    if traces is None:
+        train = ls.load_tasks(split="train", n=config.n_train)
+        traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    vectors = ls.fit_vectors(model, traces, n_controls=config.nulls, seed=config.seed)
+    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    scores = ls.attribute(model, traces, vectors, method="fisher", nulls=config.nulls, **options)
+    exact = ls.attribute(model, traces, vectors, **options)
+    return Result(scores, null_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))
+
+
+def table(result: Result) -> str:
+    """Per behavior: the chosen layer, and z and p there against each kind of control vectors."""
+    lines = ["behavior | layer | control | z | p | p over all cells |", "---|---|---|---|---|---|"]
+    for b, label in enumerate(result.scores.labels):
+        i = result.scores.layers.index(result.site[label])
+        for k, kind in enumerate(result.tests.kinds):
+            z, p, p_max = (float(x[k, b, i]) for x in (result.tests.z, result.tests.p, result.tests.p_max))
+            lines.append(f"{label} | {result.site[label]} | {kind} | {z:.1f} | {p:.3f} | {p_max:.3f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--n-train", type=int, default=150)
+    parser.add_argument("--nulls", type=int, default=200)
+    parser.add_argument("--figure", type=Path)
+    given = vars(parser.parse_args())
+    figure = given.pop("figure")
+    result = main(Config(**given))
+    print(table(result))
+    if figure:
+        ls.plots.against_nulls(result.scores, result.site).write_image(figure, width=1200, scale=2)

@@ -1,0 +1,165 @@
+"""From a request to scores: an estimator over all traces, means, errors, and exact values where they are needed.
+
+Knows nothing of what the estimators compute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lensteer import models
+from lensteer.attribution.cells import Cells, average, sampling_error
+from lensteer.attribution.estimators import estimate, noise_measure
+from lensteer.attribution.request import METHODS, Request
+from lensteer.attribution.rows import SharedCache
+from lensteer.attribution.scores import LayerScores
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class Measured(NamedTuple):
+    """What an estimator gave on all traces. All but `values` is at coefficient 1.
+
+    Attributes:
+        values: For each strength that was run: coefficient 1 only, where the others follow from it.
+        variance: Between the samples of a case; NaN where there are fewer than two.
+        nulls: By kind of control vectors, their means over the cases of each behavior.
+        noise_floor: In the unit of the method.
+        cost: Forwards, rows and seconds.
+    """
+
+    values: Float[Tensor, "coefficient case layer"]
+    variance: Float[Tensor, "case layer"]
+    nulls: dict[str, Float[Tensor, "null behavior layer"]]
+    noise_floor: float
+    cost: dict[str, int | float]
+
+
+def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request, *, progress: bool = False) -> Measured:
+    """Run the estimator on every trace that has cases.
+
+    Raises:
+        LensteerError: What went wrong, with the trace.
+    """
+    began, cases, shape = time.perf_counter(), request.cases, (len(request.cases), len(request.layers))
+    values = torch.full((len(request.run_at), *shape), torch.nan, dtype=torch.float64)
+    variance = torch.full(shape, torch.nan, dtype=torch.float64)
+    nulls: dict[str, Tensor] = {}
+    noise, forwards, rows = 0.0, 0, 0
+    difference = noise_measure(request)
+    for number in tqdm(cases[:, 0].unique().tolist(), desc=request.method, unit="trace", disable=not progress):
+        mine = (cases[:, 0] == number).nonzero()[:, 0]
+        try:
+            places = torch.cat([torch.arange(begin, end) for begin, end in cases[mine, 3:].unique(dim=0).tolist()])
+            cache = SharedCache(model, traces[number].ids, places, difference=difference)
+            found = estimate(cache, traces[number], cases[mine], request)
+        except LensteerError as error:
+            raise LensteerError(f"trace {number} ({traces[number].id}): {error}") from error
+        values[:, mine] = found.values
+        if found.variance is not None:
+            variance[mine] = found.variance
+        for kind, sums in found.nulls.items():
+            nulls[kind] = nulls.get(kind, 0) + sums
+        noise = max(noise, cache.noise_floor)
+        forwards, rows = forwards + cache.n_forwards, rows + cache.n_rows
+    counts = cases[:, 2].bincount(minlength=len(request.labels))[:, None]
+    cost = {"forwards": forwards, "rows": rows, "seconds": time.perf_counter() - began}
+    return Measured(values, variance, {kind: sums / counts for kind, sums in nulls.items()}, noise, cost)
+
+
+def scores_of(
+    model: TransformerBridge, request: Request, measured: Measured, number: int, provenance: Mapping[str, Any]
+) -> LayerScores:
+    """The scores at one of the strengths that were asked for."""
+    how, strength = METHODS[request.method], request.strengths[number]
+    values, factor = measured.values[number if how.power is None else 0], 1.0
+    if how.power is not None:
+        factor = abs(strength) if request.method == "published" else strength**how.power
+    trace, span, behavior, onset, _ = request.cases.unbind(1)
+    cells = Cells(trace, span, behavior, onset, factor * values)
+    (mean, low, high), n_spans, n_traces = average(cells, len(request.labels), seed=request.seed)
+    error = kappa = None
+    if how.sampled:
+        error, kappa = sampling_error(measured.variance * factor**2, mean, cells, request.samples)
+    return LayerScores(
+        labels=request.labels,
+        layers=request.layers,
+        n_layers=models.n_layers(model),
+        mean=mean,
+        low=low,
+        high=high,
+        n_spans=n_spans,
+        n_traces=n_traces,
+        method=request.method,
+        coefficient=float(strength),
+        scaling=request.scaling,
+        positions=request.positions,
+        window=request.window,
+        noise_floor=None if how.unit == "arbitrary" else measured.noise_floor,
+        max_spans=request.max_spans,
+        cost={**measured.cost, "coefficients": len(request.strengths)},
+        provenance=dict(provenance),
+        cells=cells,
+        unit=how.unit,
+        samples=request.samples if how.sampled else None,
+        standard_error=error,
+        kappa=kappa,
+        nulls={kind: factor * means for kind, means in measured.nulls.items()},
+        relative_length=abs(strength) * request.length,
+    )
+
+
+def with_exact_cells(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    request: Request,
+    scores: LayerScores,
+    *,
+    progress: bool = False,
+) -> LayerScores:
+    """The same scores with exact values in the cells that are unreliable for their sampling error or their size.
+
+    A cell below the noise stays as it is: the exact value would drown in the same noise. Nulls are not run again;
+    the means that they compare with are kept in `estimated`.
+    """
+    wanted = scores.unreliable() & ~scores.below_noise()
+    assert scores.cells is not None
+    kept = wanted[scores.cells.behavior].any(1)
+    changed = replace(scores, recomputed=wanted, estimated=scores.mean)
+    if not kept.any():
+        return changed
+    again = replace(
+        request,
+        method="exact",
+        strengths=(scores.coefficient,),
+        cases=request.cases[kept],
+        wanted=wanted,
+        nulls={},
+    )
+    exact = measure(model, traces, again, progress=progress)
+    values = scores.cells.values.clone()
+    values[kept] = torch.where(wanted[scores.cells.behavior[kept]], exact.values[0], values[kept])
+    cells = replace(scores.cells, values=values)
+    (mean, low, high), _, _ = average(cells, len(scores.labels), seed=request.seed)
+    error = scores.standard_error
+    return replace(
+        changed,
+        mean=mean,
+        low=low,
+        high=high,
+        cells=cells,
+        noise_floor=max(scores.noise_floor or 0.0, exact.noise_floor),
+        standard_error=None if error is None else torch.where(wanted, 0.0, error),
+        cost={name: scores.cost[name] + exact.cost.get(name, 0) for name in scores.cost},
+    )

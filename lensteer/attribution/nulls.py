@@ -1,0 +1,110 @@
+"""Scores held against those of control vectors: z-scores and p-values by cell, corrected for looking at many cells.
+
+Reads scores; knows nothing of models or of how control vectors are made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensteer.attribution.scores import LayerScores
+from lensteer.errors import LensteerError
+
+
+@dataclass(frozen=True, eq=False)
+class NullTests:
+    """How unusual each score is among those of control vectors.
+
+    Attributes:
+        labels: The behaviors.
+        layers: The layers.
+        kinds: Of control vectors, in the order of the first axis.
+        n: Control vectors of each kind.
+        z: (score − mean of the nulls) / their standard deviation.
+        p: (1 + number of nulls ≥ score) / (1 + n), for each cell by itself.
+        p_max: The same for the largest of all standardized cells, layers × behaviors: the chance that any cell of
+            a set of control vectors stands out as much as this one.
+    """
+
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    kinds: tuple[str, ...]
+    n: int
+    z: Float[Tensor, "kind behavior layer"]
+    p: Float[Tensor, "kind behavior layer"]
+    p_max: Float[Tensor, "kind behavior layer"]
+
+    def p_any(self, kind: str) -> float:
+        """The p-value of the whole grid: of its cell that stands out most.
+
+        Raises:
+            LensteerError: No nulls of that kind.
+        """
+        if kind not in self.kinds:
+            raise LensteerError(f"no nulls of kind {kind!r}: choose one of {', '.join(map(repr, self.kinds))}")
+        p_max = self.p_max[self.kinds.index(kind)]
+        return float(p_max[~p_max.isnan()].min())
+
+    def to_dataframe(self) -> Any:
+        """One row per kind, behavior and layer."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "kind": kind,
+                    "behavior": label,
+                    "layer": layer,
+                    "z": float(self.z[k, b, i]),
+                    "p": float(self.p[k, b, i]),
+                    "p_max": float(self.p_max[k, b, i]),
+                    "n_nulls": self.n,
+                }
+                for k, kind in enumerate(self.kinds)
+                for b, label in enumerate(self.labels)
+                for i, layer in enumerate(self.layers)
+            ]
+        )
+
+
+def null_tests(scores: LayerScores) -> NullTests:
+    """Hold scores against the nulls that were scored along with them.
+
+    A larger score than the nulls' is what counts (for `signed`: a push towards the behavior). Where cells were
+    recomputed exactly, it is the estimate before that, since nulls are estimates, too. For the largest of all cells,
+    each cell is standardized by mean and deviation of nulls and score together, so that under the null hypothesis all
+    are exchangeable. One covariance-matched vector serves all behaviors; the sets of which the largest is taken
+    hold another one for each behavior, since behaviors have vectors of their own.
+
+    Args:
+        scores: Made with `nulls=200`, say.
+
+    Raises:
+        LensteerError: There are no nulls, or fewer than two.
+    """
+    if not scores.nulls or min(map(len, scores.nulls.values())) < 2:
+        raise LensteerError(f"{scores.method!r} scores without nulls: attribute with nulls=200 (at least 2)")
+    observed = (scores.mean if scores.estimated is None else scores.estimated)[None]
+    found = []
+    for kind, draws in scores.nulls.items():
+        n = len(draws)
+        z = (observed - draws.mean(0)) / draws.std(0)
+        p = (1 + (draws >= observed).sum(0, keepdim=True)) / (1 + n)
+        p = torch.where(observed.isnan(), math.nan, p.double())
+        if kind == "covariance_matched":
+            # The draw that stands for behavior b in set i is number i + b·step.
+            step = max(n // len(scores.labels), 1)
+            draws = torch.stack([draws[:, b].roll(-b * step, 0) for b in range(len(scores.labels))], dim=1)
+        pooled = torch.cat([observed, draws])
+        standard = (pooled - pooled.mean(0)) / pooled.std(0)
+        largest = standard[1:].nan_to_num(-math.inf).flatten(1).amax(1)
+        p_max = (1 + (largest[:, None, None] >= standard[0]).sum(0, keepdim=True)) / (1 + n)
+        found.append((z, p, torch.where(observed.isnan(), math.nan, p_max.double())))
+    z, p, p_max = (torch.cat(values) for values in zip(*found, strict=True))
+    return NullTests(scores.labels, scores.layers, tuple(scores.nulls), n, z, p, p_max)

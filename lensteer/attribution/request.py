@@ -1,0 +1,170 @@
+"""What is to be scored: the conventions of each method, and vectors and controls at their length.
+
+Knows nothing of models, nor of how a method computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lensteer.errors import LensteerError
+from lensteer.vectors import BehaviorVectors
+
+SCALINGS = ("mean_norm", "unit")
+POSITIONS = ("own", "other", "all")
+WINDOWS = ("onset", "span")
+NULL_KINDS = ("covariance_matched", "shuffled")
+
+
+@dataclass(frozen=True)
+class Method:
+    """The conventions of an estimator.
+
+    Attributes:
+        unit: Of its values.
+        power: They grow with the coefficient to this power; None if each strength is run.
+        positions: Whose onsets it averages unless told otherwise.
+        scaling: Of the vectors, likewise.
+        windows: What it can disturb.
+        linear: Whether a vector enters as a dot product with gradients, so that nulls are nearly free.
+        sampled: Whether it draws tokens.
+    """
+
+    unit: str
+    power: int | None = None
+    positions: str = "own"
+    scaling: str = "mean_norm"
+    windows: tuple[str, ...] = WINDOWS
+    linear: bool = False
+    sampled: bool = False
+
+
+METHODS = {
+    "exact": Method("nats"),
+    "fisher": Method("nats", power=2, linear=True, sampled=True),
+    "fisher_jvp": Method("nats", power=2),
+    "signed": Method("logits", power=1, positions="all", windows=("onset",), linear=True),
+    "published": Method("arbitrary", power=1, positions="other", scaling="unit", windows=("onset",), linear=True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Nulls:
+    """Control vectors of one kind; `raw · factor` is as long as the vectors that they are held against.
+
+    Attributes:
+        raw: As they were fitted; one behavior where all share the same.
+        factor: What to multiply each by.
+    """
+
+    raw: Float[Tensor, "null behavior layer d_model"]
+    factor: Float[Tensor, "null behavior layer"]
+
+    def of(self, behavior: int) -> tuple[Float[Tensor, "null layer d_model"], Float[Tensor, "null layer"]]:
+        """Those that stand for one behavior."""
+        b = behavior if self.raw.shape[1] > 1 else 0
+        return self.raw[:, b], self.factor[:, b]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """All that an estimator needs to know.
+
+    Attributes:
+        method: Its name.
+        window: What of a span is disturbed.
+        positions: Whose spans.
+        scaling: Of the vectors.
+        strengths: The coefficients that were asked for.
+        labels: The behaviors.
+        layers: The layers.
+        unit: The vectors as coefficient 1 adds them.
+        length: Their length as a share of the mean activation's.
+        cases: Trace, span, behavior, first position and one past the last, for all that is averaged.
+        wanted: Behaviors and layers to run; the exact estimator leaves out the others.
+        nulls: Control vectors, by kind.
+        share: P(a sentence is of the behavior | its first token), for the signed estimator.
+        samples: Tokens to draw at each position, for the sampled one.
+        max_spans: The limit on the cases of a behavior, if there was one.
+        seed: Of all draws.
+        memory: Bytes that one forward's rows may take, roughly.
+    """
+
+    method: str
+    window: str
+    positions: str
+    scaling: str
+    strengths: tuple[float, ...]
+    labels: tuple[str, ...]
+    layers: tuple[int, ...]
+    unit: Float[Tensor, "behavior layer d_model"]
+    length: Float[Tensor, "behavior layer"]
+    cases: Int[Tensor, "case 5"]
+    wanted: Bool[Tensor, "behavior layer"]
+    nulls: Mapping[str, Nulls]
+    share: Float[Tensor, "behavior d_vocab"] | None
+    samples: int
+    max_spans: int | None
+    seed: int
+    memory: int
+
+    @property
+    def run_at(self) -> tuple[float, ...]:
+        """The coefficients that have to be run: only 1 where the others follow from it."""
+        return self.strengths if METHODS[self.method].power is None else (1.0,)
+
+
+def scaled_vectors(
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str
+) -> Float[Tensor, "behavior layer d_model"]:
+    """The vectors as coefficient 1 adds them, under either scaling. A vector of zeros stays one."""
+    rows = [vectors.labels.index(label) for label in labels]
+    columns = [vectors.layers.index(layer) for layer in layers]
+    raw = vectors.raw[rows][:, columns].float().cpu()
+    return raw * _factor(raw, vectors, columns, scaling)[..., None]
+
+
+def relative_length(
+    unit: Float[Tensor, "behavior layer d_model"], vectors: BehaviorVectors, layers: Sequence[int]
+) -> Float[Tensor, "behavior layer"]:
+    """How long vectors are as a share of the mean activation at their layer."""
+    columns = [vectors.layers.index(layer) for layer in layers]
+    return unit.norm(dim=-1).double() / vectors.mean_norm[columns].double().cpu()
+
+
+def null_vectors(
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str, n: int
+) -> dict[str, Nulls]:
+    """The first `n` control vectors of each kind, at the same length as the vectors.
+
+    Raises:
+        LensteerError: There are not so many.
+    """
+    if n == 0:
+        return {}
+    if vectors.controls is None:
+        raise LensteerError(f"nulls={n}, but these vectors have no controls: fit them with n_controls={n}")
+    there = len(vectors.controls.shuffled)
+    if there < n:
+        raise LensteerError(f"nulls={n}, but these vectors have {there} controls: fit them with n_controls={n}")
+    rows = [vectors.labels.index(label) for label in labels]
+    columns = [vectors.layers.index(layer) for layer in layers]
+    found = {}
+    for kind in NULL_KINDS:
+        draws: Tensor = getattr(vectors.controls, kind)[:n]
+        draws = draws[:, rows] if draws.dim() == 4 else draws[:, None]
+        draws = draws[:, :, columns].float()
+        found[kind] = Nulls(draws, _factor(draws, vectors, columns, scaling))
+    return found
+
+
+def _factor(raw: Tensor, vectors: BehaviorVectors, columns: Sequence[int], scaling: str) -> Tensor:
+    """What makes each vector (last axis) as long as `scaling` says; 0 for a vector of zeros."""
+    norm = raw.norm(dim=-1)
+    length = vectors.mean_norm[list(columns)].float().cpu() if scaling == "mean_norm" else torch.ones(len(columns))
+    return torch.where(norm > 0, length / norm, 0.0)

@@ -1,0 +1,236 @@
+"""Figures of attention between sentences: one head's heat map, a score of every head, behaviors against behaviors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from plotly import graph_objects as go
+
+from lensteer.attention import ELSEWHERE, BehaviorAttention, Head, ReceiverHeads, SentenceAttention
+from lensteer.errors import LensteerError
+from lensteer.plots.style import DIVERGING, INK, MARKERS, TAGS, Number, color, finish
+
+_RISING = [[0.0, DIVERGING[1][1]], [1.0, DIVERGING[2][1]]]
+_WIDTH = 90  # characters of a sentence in a hover
+_DOUBLINGS = 3  # where the colors of multiples end: at 8 times and at an eighth
+
+
+def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> go.Figure:
+    """One head's attention between the sentences of a trace, with the behaviors as colored marks along both axes.
+
+    Colors end at the largest attention to another sentence. Hover a mark on the left for where else attention goes.
+
+    Raises:
+        LensteerError: no such layer or head here.
+    """
+    values = attention.at(layer, head)
+    n = len(attention.labels)
+    rest = attention.elsewhere[attention.layers.index(layer), head].tolist()
+    named = zip(attention.labels, attention.texts, strict=True)
+    says = [f"{i} {label}: {_short(text)}" for i, (label, text) in enumerate(named)]
+    shown = [[v if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())]
+    hover = [[f"from {says[i]}<br>to {says[j]}<br>{attention.lengths[j]} tokens" for j in range(n)] for i in range(n)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=shown,
+            customdata=hover,
+            hovertemplate="%{customdata}<br>mass %{z:.3f}<extra></extra>",
+            zmin=0,
+            zmax=float(values.tril(-1).max()) or 1.0,  # sentences look at themselves most: that would hide the rest
+            colorscale=_RISING,
+            colorbar=_bar("attention mass<br>(share of 1)<br>on others"),
+        )
+    )
+    marks = [*dict.fromkeys(attention.labels)]
+    elsewhere = [
+        "<br>".join(f"{mass:.3f} on {name}" for name, mass in zip(ELSEWHERE, row, strict=True)) for row in rest
+    ]
+    for label in marks:
+        rows = [i for i, own in enumerate(attention.labels) if own == label]
+        said = [f"{says[i]}<br>{elsewhere[i]}<br>{sum(values[i].tolist()):.3f} on sentences" for i in rows]
+        figure.add_trace(_marks(label, [-1.0] * len(rows), rows, said, legend=True))
+        figure.add_trace(_marks(label, rows, [float(n)] * len(rows), [says[i] for i in rows], legend=False))
+    step = max(1, math.ceil(n / 20))
+    axis = dict(tickmode="linear", dtick=step, tick0=0, showgrid=False, zeroline=False, constrain="domain")
+    figure.update_xaxes(title_text="sentence looked at (number in the chain)", range=[-1.8, n - 0.4], **axis)
+    figure.update_yaxes(title_text="sentence that looks", range=[n + 0.8, -0.6], scaleanchor="x", **axis)
+    title = f"Where head {head} of layer {layer} looks: {escape(attention.trace)}"
+    return finish(figure, title, 640)
+
+
+def head_map(
+    found: ReceiverHeads | BehaviorAttention,
+    pair: tuple[str, str] | None = None,
+    heads: Sequence[Head] = (),
+) -> go.Figure:
+    """A score of every head: kurtosis of receiver heads, or the lift of one pair of behaviors, with intervals on hover.
+
+    Args:
+        found: the scores.
+        pair: for `BehaviorAttention`: who asks and who is asked.
+        heads: (layer, head) to ring.
+
+    Raises:
+        LensteerError: a pair where there is none to choose, none where there is, or one of unknown behaviors.
+    """
+    if isinstance(found, ReceiverHeads):
+        if pair is not None:
+            raise LensteerError(f"pair={pair!r}: receiver heads have one score each; leave the pair out")
+        score, low, high = found.kurtosis, found.low, found.high
+        name, bar, middle = "excess kurtosis of received attention", "excess<br>kurtosis", None
+        n = f"n = {found.n_traces} traces"
+        title = "how peaked the attention is that sentences receive"
+    else:
+        if pair is None or not set(pair) <= set(found.labels):
+            raise LensteerError(f"pair={pair!r}: give who asks and who is asked, two of {list(found.labels)}")
+        a, b = (found.labels.index(label) for label in pair)
+        score, low, high = (values[..., a, b] for values in (found.lift, found.low, found.high))
+        name, bar, middle = "multiple of what places alone give", "multiple", 1.0
+        n = f"n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
+        title = f"how much {pair[0]} looks at {pair[1]}"
+    if found.change:
+        name, bar, middle, title = f"change of {name}", f"change of<br>{bar}", 0.0, f"how steering changes {title}"
+    rows = [
+        [f"95 % interval {_number(lo)} to {_number(hi)}<br>{n}" for lo, hi in zip(*pair_of, strict=True)]
+        for pair_of in zip(low.tolist(), high.tolist(), strict=True)
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(range(score.shape[1])),
+            y=list(range(len(found.layers))),
+            z=_plain(score.tolist()),
+            customdata=rows,
+            hovertemplate=f"layer %{{text}}, head %{{x}}<br>{name} %{{z:.3g}}<br>%{{customdata}}<extra></extra>",
+            text=[[str(layer)] * score.shape[1] for layer in found.layers],
+            **_scale(score.tolist(), middle),
+            colorbar=_bar(bar),
+            xgap=1,
+            ygap=1,
+        )
+    )
+    ringed = [(head, found.layers.index(layer)) for layer, head in heads if layer in found.layers]
+    if ringed:
+        x, y = zip(*ringed, strict=True)
+        marker = dict(symbol="square-open", size=20, color=INK, line=dict(width=2))
+        figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+    every = max(1, math.ceil(len(found.layers) / 24))
+    figure.update_xaxes(title_text="head", dtick=max(1, math.ceil(score.shape[1] / 24)), showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        title_text="layer",
+        tickvals=list(range(0, len(found.layers), every)),
+        ticktext=[str(layer) for layer in found.layers[::every]],
+        showgrid=False,
+        zeroline=False,
+    )
+    title = f"{title[0].upper()}{title[1:]}<br><sup>{n}</sup>"
+    return finish(figure, title, 200 + min(24 * len(found.layers), 640))
+
+
+def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Figure:
+    """Behaviors against behaviors at one head: attention as a multiple of what places alone would give.
+
+    Numbers stand in the cells; a star says that the interval excludes no effect. Interval, mass and pairs on hover.
+
+    Raises:
+        LensteerError: no such layer or head here.
+    """
+    if layer not in found.layers or not 0 <= head < found.lift.shape[1]:
+        raise LensteerError(
+            f"no head {head} of layer {layer}: these are layers {list(found.layers)} with heads 0 to "
+            f"{found.lift.shape[1] - 1}"
+        )
+    at = found.layers.index(layer)
+    lift, low, high, mass = (values[at, head].tolist() for values in (found.lift, found.low, found.high, found.mass))
+    none, sign = (0.0, "+") if found.change else (1.0, "")
+    text, hover = [], []
+    for a, query in enumerate(found.labels):
+        text.append([_cell(lift[a][b], low[a][b], high[a][b], none, sign) for b in range(len(found.labels))])
+        hover.append(
+            [
+                f"{query} looks at {key}<br>{_number(lift[a][b])} (95 % interval {_number(low[a][b])} to "
+                f"{_number(high[a][b])})<br>{'change of ' if found.change else ''}mass {_number(mass[a][b])}"
+                f"<br>n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
+                for b, key in enumerate(found.labels)
+            ]
+        )
+    # Multiples are colored by their logarithm: twice and half are equally far from one.
+    tone = lift if found.change else [[math.log2(v) if v > 0 else math.nan for v in row] for row in lift]
+    scale, bar = _scale(tone, 0.0), _bar("change of<br>the multiple" if found.change else "multiple")
+    if not found.change:
+        steps = range(-_DOUBLINGS, _DOUBLINGS + 1)
+        bar |= dict(tickvals=list(steps), ticktext=[f"{2.0**step:g}" for step in steps])
+        scale |= dict(zmin=-_DOUBLINGS, zmax=_DOUBLINGS)
+    figure = go.Figure(
+        go.Heatmap(
+            x=[_tinted(label) for label in found.labels],
+            y=[_tinted(label) for label in found.labels],
+            z=_plain(tone),
+            text=text,
+            texttemplate="%{text}",
+            customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>",
+            **scale,
+            colorbar=bar,
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(title_text="behavior looked at", showgrid=False, ticks="", tickangle=-30)
+    figure.update_yaxes(title_text="behavior that looks", showgrid=False, ticks="", autorange="reversed")
+    what = "How steering changes what" if found.change else "What"
+    title = (
+        f"{what} head {head} of layer {layer} looks at<br><sup>multiples of what distance and place in the chain give"
+    )
+    return finish(figure, f"{title}; * interval excludes {none:g}; n = {found.n_traces} traces</sup>", 560)
+
+
+def _short(text: str) -> str:
+    return escape(text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…", quote=False)
+
+
+def _marks(label: str, x: Sequence[Number], y: Sequence[Number], said: list[str], *, legend: bool) -> go.Scatter:
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        marker=dict(symbol=MARKERS.get(label, "circle"), size=9, color=color(label)),
+        customdata=said,
+        hovertemplate="%{customdata}<extra></extra>",
+        name=label,
+        legendgroup=label,
+        showlegend=legend,
+    )
+
+
+def _tinted(label: str) -> str:
+    return f"<span style='color:{color(label)}'>■</span> {label} ({TAGS.get(label, label)})"
+
+
+def _bar(title: str) -> dict[str, Any]:
+    return dict(title=dict(text=title), thickness=12, outlinewidth=0)
+
+
+def _scale(values: list[list[float]], middle: float | None) -> dict[str, Any]:
+    """Colors that rise from the least value, or that go apart from the one that means no effect."""
+    finite = [v for row in values for v in row if math.isfinite(v)]
+    if middle is None:
+        return dict(colorscale=_RISING)
+    reach = max((abs(v - middle) for v in finite), default=1.0) or 1.0
+    return dict(colorscale=DIVERGING, zmin=middle - reach, zmax=middle + reach)
+
+
+def _plain(values: list[list[float]]) -> list[list[float | None]]:
+    return [[v if math.isfinite(v) else None for v in row] for row in values]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "undefined"
+
+
+def _cell(value: float, low: float, high: float, none: float, sign: str) -> str:
+    if not math.isfinite(value):
+        return ""
+    return f"{value:{sign}.2f}{'*' if low > none or high < none else ''}"
