@@ -3,8 +3,8 @@
 Chains are written by the organism's own grammar, so the right node y of "Wait, x fails, back to y." is known, and read
 by the model token for token. On one half of the chains every head is ranked by how much the position that predicts y
 looks at the steps that left y ("By plan, y to x.") beyond what it gives to wrong steps equally many sentences back. On
-the other half the top heads are ablated (zero, mean) against as many random other heads, and only their view of the
-right steps is cut, against a cut of equally many wrong ones. Does the prediction of y suffer, and the others not?
+the other half the top heads are ablated (zero, mean), and only their view of the right steps is cut, each against as
+many random other heads; and their view of as many wrong steps is cut. Does the prediction of y suffer, and others not?
 
 Example: python analyses/backtracking_heads.py --n 300 --json heads.json
 """
@@ -294,9 +294,12 @@ def main(config: Config) -> Result:
             )
             effects.append(effect(f"{how} ablation of the top {size}", top, base, found, randoms, config.seed))
         for right in (True, False):
-            found = predict(model, second, config, lambda b, w, h=top, r=right: knocked_out(model, h, cut(b, w, r)))
+            found, *randoms = (
+                predict(model, second, config, lambda b, w, h=heads, r=right: knocked_out(model, h, cut(b, w, r)))
+                for heads in (top, *(sets if right else ()))
+            )
             steps = "right" if right else "as many wrong"
-            effects.append(effect(f"top {size} cut from {steps} steps", top, base, found, [], config.seed))
+            effects.append(effect(f"top {size} cut from {steps} steps", top, base, found, randoms, config.seed))
     for right in (True, False):
         found = predict(model, second, config, lambda b, w, r=right: knocked_out(model, everything, cut(b, w, r)))
         steps = "right" if right else "as many wrong"

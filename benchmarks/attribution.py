@@ -7,8 +7,13 @@ and four behaviors; rounds in which all take turns, medians of their times. The 
   with the residual stream of all layers kept; parameters are frozen, which spares it their gradients.
 - brute force: a forward of the whole chain per span (of the vector's own behavior) and layer, patched by a hook.
 
-Both would take many minutes, so an evenly spaced sample of their cells is timed and scaled up to all of them. Memory is
-the process's peak beyond what it held before, of one `fisher` call and of one plain forward of the longest chain.
+With LENSTEER_REFERENCE set to the folder of published chains, `--real` takes those of R1-Distill-Qwen-1.5B instead,
+under a tokenizer trained on them, with the spans that GPT-4o saw.
+
+`fisher` scores the same pairs of span and label as the published pattern, `exact` the same cells as brute force.
+
+The peers would take many minutes, so an evenly spaced sample of their cells is timed and scaled up to all of them.
+Memory is the process's peak beyond what it held before, of a `fisher` call and of a plain forward of the longest chain.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/attribution.py --json attribution.json
 """
@@ -18,6 +23,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
+import re
 import statistics
 import tempfile
 import time
@@ -26,16 +33,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import lensteer as ls
-from lensteer.behaviors import Span
+from lensteer.alignment import align
+from lensteer.behaviors import Sentence, Span
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors, Controls
 
 N_LAYERS, WIDTH, VOCABULARY = 12, 768, 32_000
 N_NULLS = 200  # of each of two kinds
+REFERENCE, CHAINS = "LENSTEER_REFERENCE", "r1_qwen_1.5b_annotated_chains.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Config:
     sampled_cells: int = 6
     samples: int = 8
     seed: int = 0
+    real: bool = False
 
 
 def random_model(folder: Path):
@@ -75,6 +86,27 @@ def random_traces(config: Config) -> list[Trace]:
         offsets = tuple(range(total))
         traces.append(Trace(task, "", "x" * total, tuple(ids[:60]), tuple(ids[60:]), offsets, True, spans=tuple(spans)))
     return traces
+
+
+def real_traces(config: Config) -> list[Trace]:
+    """Published annotated chains of 20 to 40 spans, nearest to 600 tokens under a byte-level BPE trained on them."""
+    if REFERENCE not in os.environ:
+        raise ls.LensteerError(f"--real needs {REFERENCE}: the folder that holds {CHAINS}")
+    lines = (Path(os.environ[REFERENCE]) / CHAINS).read_text("utf-8").splitlines()
+    chains = [json.loads(line) for line in lines]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([chain["response"] for chain in chains], VOCABULARY, show_progress=False)
+    traces = []
+    for number, chain in enumerate(chains):
+        encoded, text = tokenizer.encode(chain["response"]), chain["response"]
+        parts = re.findall(r'\["(\S+?)"\](.*?)\["end-section"\]', chain["annotated"], re.DOTALL)
+        said = [Sentence(label, part) for label, part in parts if label in ls.BEHAVIORS and part.strip()]
+        offsets = tuple(begin for begin, _ in encoded.offsets)
+        task, prompt = Task(f"real-{number}", "real", "train", "", None, None), tuple(encoded.ids[:1])
+        spans = tuple(align(said, text, offsets, prompt_length=1).spans)
+        traces.append(Trace(task, "", text, prompt, tuple(encoded.ids), offsets, True, spans=spans))
+    usual = [trace for trace in traces if 20 <= len(trace.spans) <= 40]
+    return sorted(usual, key=lambda trace: abs(len(trace.ids) - 600))[: config.n_traces]
 
 
 def random_vectors(model) -> BehaviorVectors:
@@ -125,7 +157,8 @@ def published_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_ce
 
 def brute_force_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int) -> float:
     """Patched forwards, timed on some (span, layer) pairs and scaled to all."""
-    pairs = [(t, s, layer) for t in traces for s in t.spans for layer in range(N_LAYERS)]
+    spans = [(t, s) for t in traces for s in t.spans if s.label in ls.STEERED]
+    pairs = [(t, s, layer) for t, s in spans for layer in range(N_LAYERS)]
 
     def one(trace: Trace, span: Span, layer: int) -> None:
         added = vectors[span.label].scaled(layer)
@@ -175,7 +208,7 @@ def main(config: Config) -> dict[str, float]:
     """Ratios by name (larger is better, but for memory), and the seconds and bytes behind them."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder))
-    traces, vectors = random_traces(config), random_vectors(model)
+    traces, vectors = (real_traces if config.real else random_traces)(config), random_vectors(model)
     longest = max(traces, key=lambda trace: len(trace.ids))
 
     def forward() -> None:
@@ -183,7 +216,7 @@ def main(config: Config) -> dict[str, float]:
             model(torch.tensor([list(longest.ids)]))
 
     def fisher(some: list[Trace] = traces, nulls: int = 0) -> None:
-        ls.attribute(model, some, vectors, method="fisher", samples=config.samples, nulls=nulls)
+        ls.attribute(model, some, vectors, method="fisher", positions="other", samples=config.samples, nulls=nulls)
 
     forward(), fisher(traces[:1])  # warm
     memory = {"forward": peak_bytes(forward), "fisher": peak_bytes(lambda: fisher([longest]))}
@@ -217,7 +250,8 @@ def main(config: Config) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in vars(Config()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        kind = dict(action="store_true") if value is False else dict(type=int, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind)
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())
     out = given.pop("json")

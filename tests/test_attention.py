@@ -681,13 +681,14 @@ def test_the_ranking_finds_a_planted_head(organism, analysis):
 
 
 def test_the_analysis_runs_and_its_figures_fit_together(analysis):
-    result = analysis.main(analysis.Config(n=8, sizes=(2,), n_random=2))
-    assert result.n_chains == (4, 4)
+    result = analysis.main(analysis.Config(n=6, sizes=(2,), n_random=1))
+    assert result.n_chains == (3, 3)
     assert len(result.ranking) == 32
     assert [e.what.split(" top")[0] for e in result.effects[:2]] == ["zero ablation of the", "mean ablation of the"]
     assert result.effects[0].heads == tuple((h.layer, h.head) for h in result.ranking[:2])
     for e in result.effects:
         assert e.y_low <= e.y <= e.y_high
         assert 0 <= e.right_low <= e.right <= e.right_high <= 1
-    assert "of 2 hurt y as much" in result.effects[0].against_random
+    assert "of 1 hurt y as much" in result.effects[0].against_random
+    assert "of 1 hurt y as much" in result.effects[2].against_random  # the cut, too, against random heads
     assert analysis.table(result).count("\n") == 2 + 10 + 3 + len(result.effects)
