@@ -190,8 +190,8 @@ def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[
     best = max(kept, key=lambda i: mean[i])
     interval = "no interval" if math.isnan(low[best]) else f"95 % interval {low[best]:.2g} to {high[best]:.2g}"
     words = (
-        f"layer {scores.layers[best]} of {scores.n_layers}: the largest {scores.method} KL "
-        f"({mean[best]:.2g} nats, {interval}, {scores.n_spans[b]} spans) "
+        f"layer {scores.layers[best]} of {scores.n_layers}: the largest {scores.name} "
+        f"({mean[best]:.2g} {scores.unit}, {interval}, {scores.n_spans[b]} spans) "
         f"among {layer_names([scores.layers[i] for i in kept])}"
     )
     rivals = [scores.layers[i] for i in kept if i != best and high[i] >= low[best]]
@@ -200,7 +200,7 @@ def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[
     elif rivals:
         words += f"; the intervals of {layer_names(rivals)} overlap with it"
     if bool(scores.below_noise()[b, best]):
-        words += f"; under ten times the noise floor ({scores.noise_floor:.2g} nats), so this says little"
+        words += f"; under ten times the noise floor ({scores.noise_floor:.2g} {scores.unit}), so this says little"
     return scores.layers[best], words
 
 

@@ -97,6 +97,11 @@ class LayerScores:
     estimated: Float[Tensor, "behavior layer"] | None = None
     relative_length: Float[Tensor, "behavior layer"] | None = None
 
+    @property
+    def name(self) -> str:
+        """What the values are, for titles: only those in nats are a KL."""
+        return f"{self.method} {'KL' if self.unit == 'nats' else 'score'}"
+
     def row(self, label: str) -> int:
         """The index of a behavior.
 

@@ -55,8 +55,7 @@ def against_nulls(scores: LayerScores, site: Mapping[str, int] | None = None) ->
     if site is not None:
         figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
     figure.update_xaxes(title_text="layer", dtick=1 if len(scores.layers) <= 12 else 4, zeroline=False)
-    name = f"{scores.method} KL" if scores.unit == "nats" else scores.method
-    title = f"{name} ({scores.unit})<br>95 % interval over {scores.n_traces} traces"
+    title = f"{scores.name} ({scores.unit})<br>95 % interval over {scores.n_traces} traces"
     figure.update_yaxes(title_text=title, rangemode="tozero", row=1, col=1)
     figure.update_annotations(font_size=13)
     return finish(figure, "Each behavior's vector beside control vectors of its length", 430)

@@ -15,10 +15,10 @@ from lensteer.plots.style import DIVERGING, INK, curve, faint, finish, key, ring
 
 
 def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
-    """The KL of every behavior and layer, with its interval as a band, and the selected layers ringed.
+    """The score of every behavior and layer, with its interval as a band, and the selected layers ringed.
 
     Args:
-        scores: in nats.
+        scores: of any method; the axis names it and its unit.
         site: the chosen layers.
     """
     figure = go.Figure()
@@ -38,8 +38,8 @@ def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> 
         )
         remarks = ["<br>under ten times the noise floor" if flag else "" for flag in noisy[b]]
         hover = (
-            f"<b>{label}</b>, layer %{{x}}<br>KL %{{y:.3g}} nats<br>95 % interval %{{customdata[0]:.3g}} to "
-            f"%{{customdata[1]:.3g}}<br>n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
+            f"<b>{label}</b>, layer %{{x}}<br>{scores.name} %{{y:.3g}} {scores.unit}<br>"
+            f"95 % interval %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}<br>n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
         )
         figure.add_trace(curve(label, scores.layers, mean, hover, list(zip(low, high, remarks, strict=True))))
     if site is not None:
@@ -51,7 +51,7 @@ def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> 
         title_text=f"layer (output of block; the model has {scores.n_layers})", dtick=_step(scores), zeroline=False
     )
     figure.update_yaxes(
-        title_text=f"{scores.method} KL (nats)<br>mean over spans, 95 % interval over {scores.n_traces} traces",
+        title_text=f"{scores.name} ({scores.unit})<br>mean over spans, 95 % interval over {scores.n_traces} traces",
         rangemode="tozero",
     )
     return finish(figure, "How much each vector changes the next token", 470)
