@@ -39,7 +39,8 @@ def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> 
         remarks = ["<br>under ten times the noise floor" if flag else "" for flag in noisy[b]]
         hover = (
             f"<b>{label}</b>, layer %{{x}}<br>{scores.name} %{{y:.3g}} {scores.unit}<br>"
-            f"95 % interval %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}<br>n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
+            "95 % interval %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
+            f"n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
         )
         figure.add_trace(curve(label, scores.layers, mean, hover, list(zip(low, high, remarks, strict=True))))
     if site is not None:
