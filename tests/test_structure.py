@@ -27,7 +27,7 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors", "_version"]),
     ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
     ("model", ["models", "organism", "steering", "generation"]),
-    ("text", ["traces", "annotation", "alignment"]),
+    ("text", ["traces", "splitting", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
     ("intervene", ["cache_steering", "calibration"]),

@@ -9,14 +9,16 @@ from lensteer.alignment import AlignmentReport, align
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence
 from lensteer.traces import Trace, with_spans
 
-Annotator = Callable[[Trace], list[Sentence]]
-"""From a trace to its sentences in order; a sentence that it cannot label has the label "unparsed"."""
+Annotator = Callable[[Sequence[Trace]], list[list[Sentence]]]
+"""From traces to the sentences of each, in order; a sentence that it cannot label has the label "unparsed".
+
+All traces at once, so that an annotator may batch a model's forward passes or ask a server many things at a time.
+"""
 
 
-def grammar(trace: Trace) -> list[Sentence]:
+def grammar(traces: Sequence[Trace]) -> list[list[Sentence]]:
     """The embedded organism's own grammar: exact, and of no use for any other model."""
-    begin, end = trace.thinking
-    return organism.parse(trace.response[begin:end])
+    return [organism.parse(trace.response[slice(*trace.thinking)]) for trace in traces]
 
 
 def annotate(traces: Sequence[Trace], annotator: Annotator = grammar) -> list[Trace]:
@@ -29,8 +31,7 @@ def annotate_report(
 ) -> tuple[list[Trace], list[AlignmentReport]]:
     """Traces with spans, and for each trace what was placed, repaired and dropped."""
     annotated, reports = [], []
-    for trace in traces:
-        sentences = annotator(trace)
+    for trace, sentences in zip(traces, annotator(traces), strict=True):
         found = align(
             sentences,
             trace.response,
