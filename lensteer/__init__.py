@@ -14,7 +14,7 @@ from lensteer.attention import (
     receiver_heads,
     sentence_attention,
 )
-from lensteer.attribution import LayerScores, attribute
+from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, efficiency, fidelity, null_tests
 from lensteer.behaviors import BEHAVIORS, STEERED, Span
 from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.errors import LensteerError
@@ -37,7 +37,7 @@ from lensteer.selection import Site, select_layers
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import Trace, generate_traces, load_traces, save_traces
-from lensteer.vectors import BehaviorVectors, Direction, fit_vectors
+from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accuracy
 
 __all__ = [
     "BEHAVIORS",
@@ -49,8 +49,10 @@ __all__ = [
     "Direction",
     "EmbeddingOverlap",
     "Evaluation",
+    "Fidelity",
     "LayerScores",
     "LensteerError",
+    "NullTests",
     "PositionScope",
     "ReceiverHeads",
     "Sampling",
@@ -69,9 +71,11 @@ __all__ = [
     "calibrate_many",
     "choose_coefficients",
     "cosine_matrix",
+    "efficiency",
     "embedding_overlap",
     "evaluate",
     "everywhere",
+    "fidelity",
     "first",
     "fit_vectors",
     "generate_traces",
@@ -80,8 +84,10 @@ __all__ = [
     "load_tasks",
     "load_traces",
     "models",
+    "null_tests",
     "onsets",
     "plots",
+    "probe_accuracy",
     "prompt",
     "receiver_heads",
     "save_traces",

@@ -16,7 +16,7 @@ from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl, write_atomically
 from lensteer.generation import Generated, generate
-from lensteer.steering import Plans, SteeringPlan, active_plans
+from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task, grade
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def generate_traces(
     thinking: bool = True,
     prefill: str = "",
     rewrite: Callable[[Task], str] | None = None,
-    plans: Sequence[SteeringPlan | Plans | None] | None = None,
+    plans: Sequence[Plan | None] | None = None,
     path: str | Path | None = None,
     progress: bool = False,
 ) -> list[Trace]:
@@ -171,7 +171,11 @@ def generate_traces(
         raise LensteerError(f"{n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1")
     jobs = [(index, sample) for sample in range(n_samples) for index in range(len(tasks))]
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
-    prompts = [models.chat_text(model, rewrite(t) if rewrite else t.prompt, thinking=thinking) + prefill for t in tasks]
+    behind = [prefill + wanted_prefill(model, plan) for plan in plans or [None] * len(tasks)]
+    prompts = [
+        models.chat_text(model, rewrite(task) if rewrite else task.prompt, thinking=thinking) + text
+        for task, text in zip(tasks, behind, strict=True)
+    ]
     encoded = [tuple(models.encode(model, prompt)) for prompt in prompts]
     numbers = (max_new_tokens, temperature, seed if temperature else None)
     own = {id(plan): _run(model, plan, *numbers) for plan in plans or [None]}
@@ -204,7 +208,7 @@ def generate_traces(
             made = []
             for (i, sample), result in zip(batch, results, strict=True):
                 if (i, sample) not in done:
-                    trace = trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, prefill)
+                    trace = trace_of(model, tasks[i], prompts[i], encoded[i], result, sample, behind[i])
                     made.append(replace(trace, run=runs[i]))
                     done[i, sample] = made[-1]
             if store is not None and made:
@@ -242,12 +246,10 @@ def chain_seed(seed: int, task_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
-def _run(model: TransformerBridge, plan: SteeringPlan | Plans | None, *numbers: int | float | None) -> str:
+def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:
     """Digest of what a chain depends on besides its prompt: model, plans that are on, its own plan, numbers."""
     plans = [*active_plans(model), *([] if plan is None else [plan])]
-    edits = [
-        (e.layer, e.coefficient, e.operator, e.scope.name, e.vector.double().tolist()) for p in plans for e in p.edits
-    ]
+    edits = [p.identity() for p in plans]
     identity = replace(models.fingerprint(model), name="", revision="")
     return hashlib.sha256(json.dumps([identity.to_dict(), edits, numbers]).encode()).hexdigest()[:16]
 

@@ -26,11 +26,11 @@ PACKAGE = ROOT / "lensteer"
 ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors", "_version"]),
     ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
-    ("model", ["models", "organism", "steering", "generation"]),
+    ("model", ["models", "rotary", "organism", "steering", "cache_steering", "generation"]),
     ("text", ["traces", "splitting", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
-    ("intervene", ["cache_steering", "calibration"]),
+    ("intervene", ["calibration"]),
     ("measure", ["evaluation"]),
     ("doors", ["plots", "explorer", "report", "export", "distributed", "pipeline", "cli", "__main__"]),
 ]

@@ -24,7 +24,7 @@ from lensteer.errors import LensteerError
 from lensteer.generation import forced_logits, generate
 from lensteer.metrics import kl_divergence
 from lensteer.statistics import Ratio, bootstrap_interval
-from lensteer.steering import Plans, SteeringPlan
+from lensteer.steering import Plan
 from lensteer.tasks import Task
 from lensteer.traces import chain_seed
 
@@ -76,7 +76,7 @@ class RolloutKL:
 def rollout_kl(
     model: TransformerBridge,
     prompts: Sequence[Task] | Sequence[Sequence[int]],
-    plans: Sequence[SteeringPlan | Plans],
+    plans: Sequence[Plan],
     *,
     max_new_tokens: int = 200,
     seed: int = 0,

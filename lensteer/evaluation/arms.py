@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
@@ -22,7 +22,7 @@ from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
 from lensteer.generation import generate
 from lensteer.metrics import repetition
-from lensteer.steering import Plans, SteeringPlan, active_plans
+from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task
 from lensteer.traces import Trace, chain_seed, trace_of
 
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run the tasks: a plan, words put behind the prompt, or neither."""
+    """One way to run the tasks: a plan, words put behind the question, text put behind the prompt, or none of these."""
 
     name: str
-    plan: SteeringPlan | Plans | None = None
+    plan: Plan | None = None
     words: str = ""
+    prefill: str = ""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How chains are drawn; the same in every arm.
+    """How chains are drawn; the same in every arm. `thinking` is whether the template opens `<think>`.
 
     Raises:
         LensteerError: an impossible number, or greedy samples that would all be the same.
@@ -52,6 +53,7 @@ class Sampling:
     seed: int = 0
     max_new_tokens: int = 400
     batch_size: int = 256
+    thinking: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "max_new_tokens", "batch_size"):
@@ -138,9 +140,13 @@ def run_arms(
     jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(sampling.n_samples)]
     done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling))
     batches = [jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
+    behind = [arm.prefill + wanted_prefill(model, arm.plan) for arm in arms]
     texts = {
-        (t, arm.words): models.chat_text(model, f"{tasks[t].prompt} {arm.words}".strip())
-        for arm in arms
+        (t, arm.words, tail): models.chat_text(
+            model, f"{tasks[t].prompt} {arm.words}".strip(), thinking=sampling.thinking
+        )
+        + tail
+        for arm, tail in zip(arms, behind, strict=True)
         for t in range(len(tasks))
     }
     ids = {key: tuple(models.encode(model, text)) for key, text in texts.items()}
@@ -151,22 +157,24 @@ def run_arms(
             # A batch that a kill cut short is made again whole: rounding depends on the company.
             results = generate(
                 model,
-                [ids[t, arms[a].words] for a, t, _ in batch],
+                [ids[t, arms[a].words, behind[a]] for a, t, _ in batch],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 seeds=[chain_seed(sampling.seed, tasks[t].id, s) for _, t, s in batch],
                 plans=[arms[a].plan for a, _, _ in batch],
             )
+            fresh = [(job, r) for job, r in zip(batch, results, strict=True) if _key(arms, tasks, job) not in done]
+            keys = [(t, arms[a].words, behind[a]) for (a, t, _), _ in fresh]
+            traces = [
+                trace_of(model, tasks[t], texts[key], ids[key], result, s, key[2])
+                for ((_, t, s), result), key in zip(fresh, keys, strict=True)
+            ]
             new = []
-            for (a, t, s), result in zip(batch, results, strict=True):
-                if _key(arms, tasks, (a, t, s)) in done:
-                    continue
-                key = (t, arms[a].words)
-                (trace,) = annotate([trace_of(model, tasks[t], texts[key], ids[key], result, s)], annotator)
+            for (job, _), trace in zip(fresh, annotate(traces, annotator), strict=True):
                 if keep is not None:
-                    keep(arms[a].name, trace)
-                new.append(measure(trace, arms[a].name))
-                done[_key(arms, tasks, (a, t, s))] = new[-1]
+                    keep(arms[job[0]].name, trace)
+                new.append(measure(trace, arms[job[0]].name))
+                done[_key(arms, tasks, job)] = new[-1]
             if path is not None:
                 append_lines(path, (json.dumps(asdict(record)) for record in new))
             bar.update(len(new))
@@ -178,15 +186,11 @@ def _key(arms: Sequence[Arm], tasks: Sequence[Task], job: tuple[int, int, int]) 
 
 
 def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
-    def edits(plan: SteeringPlan | Plans | None) -> list[Any]:
-        found = () if plan is None else plan.edits
-        return [[e.vector.double().tolist(), e.layer, e.coefficient, e.scope.name, e.operator] for e in found]
-
     parts = [
         replace(models.fingerprint(model), name="", revision="").to_dict(),  # a folder may be moved
         [task.to_dict() for task in tasks],
-        [[arm.name, arm.words, edits(arm.plan)] for arm in arms],
-        [edits(plan) for plan in active_plans(model)],
+        [[arm.name, arm.words, arm.prefill, None if arm.plan is None else arm.plan.identity()] for arm in arms],
+        [plan.identity() for plan in active_plans(model)],
         asdict(sampling),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

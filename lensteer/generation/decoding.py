@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from lensteer import models
 from lensteer.errors import LensteerError
+from lensteer.generation.buffers import Buffered
+from lensteer.generation.running import choose_runner, prefilled, slot_edits
 from lensteer.positions import Context
-from lensteer.steering import Edits, Plans, SteeringPlan, active_plans, attached, foreign_hooks, tokens_seen
+from lensteer.steering import Edits, Plan, attached, tokens_seen
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,7 +44,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
-    plans: Sequence[SteeringPlan | Plans | None] | None = None,
+    plans: Sequence[Plan | None] | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[Generated]:
     """Continue all prompts together.
@@ -74,74 +75,8 @@ def generate(
     for name, given in (("seeds", seeds), ("plans", plans)):
         if given is not None and len(given) != len(prompts):
             raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
-    runner, rows = _runner(model, plans, len(prompts))
+    runner, rows = choose_runner(model, plans, len(prompts))
     return _Loop(model, runner, prompts, rows, max_new_tokens, temperature, seeds).run(advance)
-
-
-@torch.inference_mode()
-def forced_logits(
-    model: TransformerBridge,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    *,
-    plans: Sequence[SteeringPlan | Plans | None] | None = None,
-) -> list[Float[Tensor, "_pos d_vocab"]]:
-    """Logits at which a model would have drawn each token of given responses, from one forward over all rows.
-
-    Entry `[row][t]` predicts `responses[row][t]`: under the plans of a generation, what that token was drawn from
-    there, up to rounding. Rows end together, so that only the responses' part of the vocabulary is computed.
-
-    Args:
-        model: the bridge. Plans that are on apply to all rows.
-        prompts: token ids.
-        responses: token ids, at least one each.
-        plans: one per row, None for a row that is left alone.
-
-    Raises:
-        LensteerError: an empty prompt or response, or a list of another length than the prompts.
-    """
-    for name, given in (("responses", responses), ("plans", plans)):
-        if given is not None and len(given) != len(prompts):
-            raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
-    if not all(map(len, [*prompts, *responses])):
-        raise LensteerError("an empty prompt or response: give at least one token id of each per row")
-    if not prompts:
-        return []
-    runner, rows = _runner(model, plans, len(prompts))
-    where = models.device(model)
-    whole = [[*p, *r][:-1] for p, r in zip(prompts, responses, strict=True)]  # the last token predicts nothing
-    width, keep = max(map(len, whole)), max(map(len, responses))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in whole], device=where)
-    pad = torch.tensor([width - len(row) for row in whole], device=where)
-    lengths = torch.tensor([len(p) for p in prompts], device=where)
-    context = Context(ids, pad, lengths, models.token_table(model))
-    options: dict[str, Any] = dict(
-        attention_mask=(context.position >= 0).long(),
-        position_ids=context.position.clamp(min=0),
-        use_cache=False,
-        logits_to_keep=keep,
-    )
-    edits = Edits.of(rows, model)
-    with attached(model, runner, list(edits.groups), lambda layer, resid: edits.apply(layer, resid, context)):
-        if runner is not model:
-            logits = runner(input_ids=ids, **options).logits
-        else:
-            with tokens_seen(context):
-                logits = model(ids, return_type="logits", **options)
-    return [row[keep - len(r) :] for row, r in zip(logits, responses, strict=True)]
-
-
-def _runner(
-    model: TransformerBridge, plans: Sequence[SteeringPlan | Plans | None] | None, n: int
-) -> tuple[nn.Module, list[SteeringPlan | Plans | None]]:
-    """What runs `n` rows, and what it has to do to each: the plain twin knows nothing of the plans that are on."""
-    rows: list[SteeringPlan | Plans | None] = list(plans or [None] * n)
-    twin = None if foreign_hooks(model) else models.plain_twin(model)
-    if twin is None:
-        return model, rows
-    for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
-        rows = [on if row is None else on + row for row in rows]
-    return twin, rows
 
 
 class _Loop:
@@ -152,7 +87,7 @@ class _Loop:
         model: TransformerBridge,
         runner: nn.Module,
         prompts: Sequence[Sequence[int]],
-        plans: list[SteeringPlan | Plans | None],
+        plans: list[Plan | None],
         max_new_tokens: int,
         temperature: float,
         seeds: Sequence[int] | None,
@@ -165,17 +100,13 @@ class _Loop:
         self.ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=where)
         self.rows = torch.arange(len(prompts), device=where)
         self.edits = Edits.of(plans, model)
+        self.slots = slot_edits(model, plans, self.lengths.tolist(), width)
         self.cache = DynamicCache()
-        self.cache.layers = [_Buffered() for _ in range(models.n_layers(model))]
+        self.cache.layers = [Buffered() for _ in range(models.n_layers(model))]
         self.ends = torch.tensor(sorted(models.end_ids(model)), device=where)
         self.noise = None
         if temperature and seeds is not None:
             self.noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
-
-    @property
-    def context(self) -> Context:
-        pad = self.width - self.lengths
-        return Context(self.ids, pad, self.lengths, models.token_table(self.model))
 
     @torch.inference_mode()
     def run(self, advance: Callable[[int], object] | None) -> list[Generated]:
@@ -187,11 +118,15 @@ class _Loop:
                     self.model,
                     self.runner,
                     list(self.edits.groups),
-                    lambda layer, resid: self.edits.apply(layer, resid, self.context),
+                    lambda layer, resid: self.edits.apply(layer, resid, self.seen),
                 )
             )
             for step in range(self.limit):
-                logits = self._forward(self.width if step == 0 else 1)
+                end = self.width + step
+                if step:
+                    logits = self._forward(end - 1, end)
+                else:
+                    logits = prefilled(self.model, self.cache, self.slots, end, self._forward)
                 new = self._pick(logits, step)
                 self.ids = torch.cat([self.ids, new[:, None]], 1)
                 if advance is not None:
@@ -208,20 +143,22 @@ class _Loop:
                     self._keep(live.nonzero()[:, 0])
         return [done[row] for row in range(len(done))]
 
-    def _forward(self, new: int) -> Float[Tensor, "batch d_vocab"]:
-        context = self.context
-        position = context.position
+    def _forward(self, begin: int, end: int) -> Float[Tensor, "batch d_vocab"]:
+        """Run the columns [begin, end) behind what the cache holds."""
+        ids = self.ids[:, :end]
+        self.seen = Context(ids, self.width - self.lengths, self.lengths, models.token_table(self.model))
+        position = self.seen.position
         options: dict[str, Any] = dict(
             attention_mask=(position >= 0).long(),
-            position_ids=position[:, -new:].clamp(min=0),
+            position_ids=position[:, begin:].clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
         if self.runner is not self.model:
-            return self.runner(input_ids=self.ids[:, -new:], **options).logits[:, -1].float()
-        with tokens_seen(context):
-            return self.model(self.ids[:, -new:], return_type="logits", **options)[:, -1].float()
+            return self.runner(input_ids=ids[:, begin:], **options).logits[:, -1].float()
+        with tokens_seen(self.seen):
+            return self.model(ids[:, begin:], return_type="logits", **options)[:, -1].float()
 
     def _pick(self, logits: Float[Tensor, "batch d_vocab"], step: int) -> Int[Tensor, " batch"]:
         if not torch.isfinite(logits).all():
@@ -249,39 +186,3 @@ def _until(ids: list[int], ends: list[int]) -> tuple[int, ...]:
 
 def _uniforms(seed: int, n: int) -> Float[Tensor, " n"]:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed % 2**63), dtype=torch.float64)
-
-
-class _Buffered(DynamicLayer):
-    """A cache layer that writes into spare room, where the stock one copies all it has for every new token."""
-
-    keys: Tensor
-    values: Tensor
-    room: tuple[Tensor, Tensor]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values; returns all of them."""
-        old = self.keys.shape[-2] if self.is_initialized else 0
-        new = old + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = self._allocate(key_states, new + 64), self._allocate(value_states, new + 64)
-        elif new > self.room[0].shape[-2]:
-            length = new + new // 2
-            bigger = self._allocate(key_states, length), self._allocate(value_states, length)
-            for target, source in zip(bigger, (self.keys, self.values), strict=True):
-                target[..., :old, :] = source
-            self.room = bigger
-        for buffer, states in zip(self.room, (key_states, value_states), strict=True):
-            buffer[..., old:new, :] = states
-        self.keys, self.values = (buffer[..., :new, :] for buffer in self.room)
-        return self.keys, self.values
-
-    @staticmethod
-    def _allocate(like: Tensor, length: int) -> Tensor:
-        return like.new_empty((*like.shape[:-2], length, like.shape[-1]))
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep some of the batch's rows."""
-        length = self.keys.shape[-2]
-        self.room = self.room[0][rows], self.room[1][rows]
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self.room)

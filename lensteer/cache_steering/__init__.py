@@ -1,0 +1,23 @@
+"""One-shot steering: keys and values of one cache slot are edited during prefill, and no hook runs afterwards.
+
+S = mean over contrastive pairs of (positive - negative), of keys and of values, at one position (Belitsky et al.,
+arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot's position at use.
+"""
+
+from lensteer.cache_steering.fitting import fit_cache_vector
+from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs
+from lensteer.cache_steering.plans import CachePlan, edit_cache
+from lensteer.cache_steering.vectors import OFFSET, POSITIONS, CacheVector
+
+__all__ = [
+    "NEIGHBORS",
+    "OFFSET",
+    "POSITIONS",
+    "CachePlan",
+    "CacheVector",
+    "Pair",
+    "Record",
+    "contrastive_pairs",
+    "edit_cache",
+    "fit_cache_vector",
+]

@@ -1,0 +1,130 @@
+"""Cache vectors from contrastive pairs of prompts: two prefills a pair, nothing else is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from lensteer import models
+from lensteer.cache_steering.pairs import Pair
+from lensteer.cache_steering.vectors import CacheVector, check_position, index_in
+from lensteer.errors import LensteerError
+from lensteer.rotary import rotated
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def fit_cache_vector(
+    model: TransformerBridge,
+    pairs: Sequence[Pair],
+    *,
+    position: int | str = "last_prompt",
+    label: str = "",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> CacheVector:
+    """S = mean over pairs of positive less negative, of keys before rotation and of values, at one position.
+
+    Keys are taken from the cache, where they are rotated, and turned back by the model's own rotary embedding: a mean
+    of rotated keys would mix rotations, because a pair's prompts differ in length.
+
+    Args:
+        model: The bridge.
+        pairs: From `contrastive_pairs`, or made by hand.
+        position: Where to read: a name of `POSITIONS`, or an index of the prompt (negative: from its end).
+        label: What the vector stands for.
+        batch_size: Prompts that are run together.
+        progress: Show a bar.
+
+    Raises:
+        LensteerError: No pair, a position outside a prompt, an unsupported attention, numbers that are not finite.
+    """
+    if not pairs:
+        raise LensteerError("no pairs: make some with contrastive_pairs(model, records)")
+    check_position(position)
+    check_attention(model, range(models.n_layers(model)))
+    prompts = [models.encode(model, text) for pair in pairs for text in (pair.positive, pair.negative)]
+    signs = [1.0, -1.0] * len(pairs)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # a batch of one length wastes no padding
+    sums: tuple[Tensor, Tensor] | None = None
+    with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
+            found = read_slots(model, [prompts[i] for i in batch], [index_in(position, len(prompts[i])) for i in batch])
+            sign = torch.tensor([signs[i] for i in batch], dtype=torch.float64)[:, None, None, None]
+            parts = [(sign * tensor.to("cpu", torch.float64)).sum(0) / len(pairs) for tensor in found]
+            sums = (parts[0], parts[1]) if sums is None else (sums[0] + parts[0], sums[1] + parts[1])
+            bar.update(len(batch))
+    assert sums is not None
+    digest = hashlib.sha256(json.dumps([[p.positive, p.negative] for p in pairs]).encode()).hexdigest()[:16]
+    provenance: dict[str, Any] = {
+        "model": models.fingerprint(model).to_dict(),
+        "n_pairs": len(pairs),
+        "pairs": digest,
+    }
+    return CacheVector(label, sums[0].float(), sums[1].float(), position, provenance)
+
+
+@torch.inference_mode()
+def read_slots(
+    model: TransformerBridge, prompts: Sequence[Sequence[int]], at: Sequence[int]
+) -> tuple[Float[Tensor, "batch layer head d_head"], Float[Tensor, "batch layer head d_head"]]:
+    """Keys before rotation and values of one position of each prompt, at every layer, from one forward.
+
+    Args:
+        model: The bridge; its plain twin runs where there is one.
+        prompts: Token ids.
+        at: One index per prompt.
+    """
+    where = models.device(model)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=where)
+    pad = torch.tensor([width - len(p) for p in prompts], device=where)
+    position = torch.arange(width, device=where)[None] - pad[:, None]
+    cache = DynamicCache()
+    options: dict[str, Any] = dict(
+        attention_mask=(position >= 0).long(),
+        position_ids=position.clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    twin = models.plain_twin(model)
+    if twin is not None:
+        twin(input_ids=ids, **options)
+    else:
+        model(ids, return_type="logits", **options)
+    index = torch.tensor(at, device=where)
+    rows = torch.arange(len(prompts), device=where)
+    keys, values = [], []
+    for layer in cache.layers:
+        picked = layer.keys[rows, :, pad + index][:, :, None]
+        keys.append(rotated(model, picked, index[:, None], back=True)[:, :, 0])
+        values.append(layer.values[rows, :, pad + index])
+    return torch.stack(keys, 1), torch.stack(values, 1)
+
+
+def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
+    """Refuse layers whose slots don't stay in the cache.
+
+    Raises:
+        LensteerError: One of the layers attends to a sliding window.
+    """
+    config = model.original_model.config
+    types = list(getattr(config, "layer_types", None) or ())
+    for layer in layers:
+        kind = types[models.check_layer(model, layer)] if types else "full_attention"
+        if kind != "full_attention":
+            raise LensteerError(
+                f"layer {layer} of {models.fingerprint(model).name!r} is {kind!r}: its cache forgets the edited slot; "
+                f"name full-attention layers ({[i for i, t in enumerate(types) if t == 'full_attention']})"
+            )

@@ -1,0 +1,151 @@
+"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question.
+
+Knows nothing of caches: a pair is two prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lensteer import models
+from lensteer.errors import LensteerError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+NEIGHBORS = ("random", "tfidf", "embedding")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A solved question.
+
+    Attributes:
+        question: What is asked.
+        steps: The reasoning, in one wording per style.
+        answer: The answer, without the words around it.
+    """
+
+    question: str
+    steps: Mapping[str, str] = field(hash=False)
+    answer: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts, special tokens and all, that differ in what their solved examples show."""
+
+    positive: str
+    negative: str
+
+
+def contrastive_pairs(
+    model: TransformerBridge,
+    records: Sequence[Record],
+    *,
+    n: int = 100,
+    shots: int = 5,
+    style: str = "stepwise",
+    against: str | None = None,
+    ending: str = "The answer is {answer}.",
+    join: str = " ",
+    neighbors: str = "random",
+    thinking: bool = False,
+    seed: int = 0,
+) -> list[Pair]:
+    """Few-shot prompts with steps against the same without, or with steps of another style.
+
+    A pair asks the same question behind the same examples in the same order; a positive example's reply is its steps
+    and its answer, a negative one's its answer alone. The reply to the question itself is in neither. The chat template
+    is applied once to all messages.
+
+    Args:
+        model: Whose chat template and, for `neighbors="embedding"`, whose embedding is used.
+        records: Solved questions; each pair takes one as its question and others as its examples.
+        n: How many pairs; with more than there are records, questions come again with other examples.
+        shots: Examples per prompt.
+        style: Which wording of the steps.
+        against: None for no steps at all, or another style: then the pair differs in the style alone.
+        ending: The answer's wording.
+        join: What stands between steps and ending.
+        neighbors: Examples at random, or those nearest to the question by TF-IDF of its words or by the mean of the
+            model's token embeddings.
+        thinking: Whether the template opens `<think>`.
+        seed: Of all draws.
+
+    Raises:
+        LensteerError: Fewer records than a prompt needs, an impossible number, an unknown style or kind of neighbors.
+    """
+    if n < 1 or shots < 1:
+        raise LensteerError(f"n={n}, shots={shots}: ask for at least one pair and one example")
+    if len(records) < shots + 1:
+        raise LensteerError(f"{len(records)} records: {shots} shots and a question need at least {shots + 1}")
+    if neighbors not in NEIGHBORS:
+        raise LensteerError(f"no neighbors {neighbors!r}: choose one of {list(NEIGHBORS)}")
+    for name in filter(None, (style, against)):
+        lacking = next((r for r in records if name not in r.steps), None)
+        if lacking is not None:
+            raise LensteerError(
+                f"no style {name!r} in the record {lacking.question[:60]!r}: it has {sorted(lacking.steps)}"
+            )
+    rng = random.Random(f"pairs-{seed}")
+    near = None if neighbors == "random" else _nearest(model, records, neighbors)
+    order: list[int] = []
+    while len(order) < n:
+        order += rng.sample(range(len(records)), len(records))
+    pairs = []
+    for target in order[:n]:
+        if near is None:
+            chosen = rng.sample([i for i in range(len(records)) if i != target], shots)
+        else:
+            chosen = near[target][:shots][::-1]  # the nearest stands last, next to the question
+        sides = [
+            _prompt(model, records, chosen, target, lambda r, s=s: _reply(r, s, ending, join), thinking)
+            for s in (style, against)
+        ]
+        pairs.append(Pair(*sides))
+    return pairs
+
+
+def _reply(record: Record, style: str | None, ending: str, join: str) -> str:
+    answer = ending.format(answer=record.answer)
+    return answer if style is None else record.steps[style] + join + answer
+
+
+def _prompt(
+    model: TransformerBridge,
+    records: Sequence[Record],
+    examples: Sequence[int],
+    target: int,
+    reply: Callable[[Record], str],
+    thinking: bool,
+) -> str:
+    messages = []
+    for i in examples:
+        messages.append({"role": "user", "content": records[i].question})
+        messages.append({"role": "assistant", "content": reply(records[i])})
+    messages.append({"role": "user", "content": records[target].question})
+    return models.chat_text(model, messages, thinking=thinking)
+
+
+def _nearest(model: TransformerBridge, records: Sequence[Record], kind: str) -> list[list[int]]:
+    """For each record the others, nearest question first."""
+    questions = [r.question for r in records]
+    if kind == "tfidf":
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        table = TfidfVectorizer().fit_transform(questions).toarray()
+    else:
+        embedding = model.W_E.detach()
+        means = [embedding[models.encode(model, q)].float().mean(0) for q in questions]
+        table = np.stack([m.cpu().numpy() for m in means])
+        table = table - table.mean(0)
+        table = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-12)
+    similarity = table @ table.T
+    np.fill_diagonal(similarity, -np.inf)
+    return [[int(j) for j in np.argsort(-row, kind="stable")[:-1]] for row in similarity]

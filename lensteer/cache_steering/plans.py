@@ -1,0 +1,153 @@
+"""`CachePlan`: which slot of a prompt's cache is edited, by how much, in which layers; and the edit itself.
+
+k <- k + c_keys * R(p) S_k,   v <- v + c_values * S_v   at slot p, once, with R(p) the rotation to the slot's position.
+
+The order matters: prefill through p, edit, then at least one more prompt token before the first token is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lensteer import models
+from lensteer.cache_steering.fitting import check_attention
+from lensteer.cache_steering.vectors import OFFSET, CacheVector, check_position, index_in
+from lensteer.errors import LensteerError
+from lensteer.rotary import rotated
+from lensteer.steering import Joinable, Slot, SteeringPlan
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class CachePlan(Joinable):
+    """One edit of one cache slot. Used like a `SteeringPlan`, and joined with others by `+`.
+
+    Attributes:
+        vector: From `fit_cache_vector`.
+        c_values: What the values' difference is multiplied by; the published work needs 1 to 10.
+        c_keys: Likewise for the keys; 0 was best nearly everywhere.
+        position: The slot; None is where the vector was read. `offset_token` puts `OFFSET` behind the prompt.
+        layers: Which layers; None is all.
+
+    Raises:
+        LensteerError: A coefficient that is not finite, an unknown position, or a layer that the vector lacks.
+    """
+
+    vector: CacheVector
+    c_values: float = 1.0
+    c_keys: float = 0.0
+    position: int | str | None = None
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("c_values", self.c_values), ("c_keys", self.c_keys)):
+            if not math.isfinite(value):
+                raise LensteerError(f"{name}={value} is not finite: give a number such as 6.0")
+        if self.position is not None:
+            check_position(self.position)
+        for layer in self.layers or ():
+            if not 0 <= layer < self.vector.n_layers:
+                raise LensteerError(f"no layer {layer}: this cache vector has layers 0 to {self.vector.n_layers - 1}")
+
+    @property
+    def edits(self) -> tuple[SteeringPlan, ...]:  # type: ignore[override]  # no residual is edited
+        """None."""
+        return ()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:  # type: ignore[override]  # a plan is its own only edit
+        """This edit alone; nothing where both coefficients are 0, so that the run is the unsteered one to the bit."""
+        return (self,) if self.c_values or self.c_keys else ()
+
+    @property
+    def where(self) -> int | str:
+        """The slot: as given, or where the vector was read."""
+        return self.vector.position if self.position is None else self.position
+
+    @property
+    def prefill(self) -> str:
+        """The offset token's text where the slot needs one; the unsteered control should be given it, too."""
+        return OFFSET if self.where == "offset_token" else ""
+
+    def describe(self) -> list[Any]:
+        """All that the edit depends on, as JSON-ready values."""
+        tensors = [t.double().tolist() for t in (self.vector.keys, self.vector.values)]
+        return [*tensors, self.c_values, self.c_keys, self.where, self.layers]
+
+    def slot(self, length: int) -> int:
+        """The index of the edited slot in a prompt of so many tokens (an offset token counted).
+
+        Raises:
+            LensteerError: The prompt is too short, or no prompt token follows the slot.
+        """
+        index = index_in("last_prompt" if self.where == "offset_token" else self.where, length)
+        if index + 1 >= length:
+            raise LensteerError(
+                f"position {self.where!r} is the prompt's last token: an edit there comes too late for the first "
+                "generated token; use 'last_prompt', or 'offset_token', which appends one"
+            )
+        return index
+
+
+def check_plan(model: TransformerBridge, plan: CachePlan) -> None:
+    """Refuse what cannot be done in this model.
+
+    Raises:
+        LensteerError: A vector of another shape or model, or layers whose cache forgets the slot.
+    """
+    config = model.original_model.config
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    shape = tuple(plan.vector.values.shape)
+    if shape[:2] != (models.n_layers(model), heads):
+        raise LensteerError(
+            f"cache vector {plan.vector.label!r} has {shape[0]} layers of {shape[1]} key-value heads, this model "
+            f"{models.n_layers(model)} of {heads}: fit it on this model"
+        )
+    plan.vector.check_model(model)
+    check_attention(model, plan.layers or range(models.n_layers(model)))
+
+
+def edit_cache(
+    model: TransformerBridge,
+    cache: Any,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    positions: Sequence[int],
+    plans: Sequence[CachePlan],
+) -> None:
+    """Edit one slot in some rows of a Hugging Face cache, in place; nothing else in it changes.
+
+    Args:
+        model: The bridge.
+        cache: A `DynamicCache` that is filled at least through the slots.
+        rows: Of the batch, one per plan.
+        columns: Of the cache: the slot, padding counted.
+        positions: Of the slot in its row, padding not counted: what its key is rotated by.
+        plans: What to add; none of their values may be shared with an unsteered run's cache.
+
+    Raises:
+        LensteerError: A cache that is not plain tensors (a quantized or static one).
+    """
+    where, row, column = models.device(model), list(rows), list(columns)
+    turn = torch.tensor(positions, device=where)[:, None]
+    for layer, store in enumerate(cache.layers):
+        if not isinstance(getattr(store, "keys", None), Tensor) or "Quantized" in type(store).__name__:
+            raise LensteerError(f"a cache of {type(store).__name__} cannot be edited: use a DynamicCache")
+        active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
+
+        def added(name: str, layer: int = layer, active: Tensor = active, like: Tensor = store.keys) -> Tensor:
+            strength = torch.tensor([getattr(p, f"c_{name}") for p in plans], device=where) * active
+            table = torch.stack([getattr(p.vector, name)[layer] for p in plans]).to(where, torch.float32)
+            return (strength[:, None, None] * table).to(like.dtype)
+
+        store.values[row, :, column] += added("values")
+        if any(plan.c_keys for plan in plans):
+            store.keys[row, :, column] += rotated(model, added("keys")[:, :, None], turn)[:, :, 0]

@@ -1,0 +1,6 @@
+"""Batched, KV-cached generation with edits of residuals and cache slots, and teacher forcing under the same edits."""
+
+from lensteer.generation.decoding import Generated, generate
+from lensteer.generation.forcing import forced_logits
+
+__all__ = ["Generated", "forced_logits", "generate"]
