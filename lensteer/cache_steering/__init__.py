@@ -5,7 +5,7 @@ arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot
 """
 
 from lensteer.cache_steering.fitting import fit_cache_vector
-from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs
+from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs, swapped
 from lensteer.cache_steering.plans import CachePlan, edit_cache
 from lensteer.cache_steering.vectors import OFFSET, POSITIONS, CacheVector
 
@@ -20,4 +20,5 @@ __all__ = [
     "contrastive_pairs",
     "edit_cache",
     "fit_cache_vector",
+    "swapped",
 ]

@@ -6,7 +6,7 @@ Knows nothing of caches: a pair is two prompts.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -104,12 +104,16 @@ def contrastive_pairs(
             chosen = rng.sample([i for i in range(len(records)) if i != target], shots)
         else:
             chosen = near[target][:shots][::-1]  # the nearest stands last, next to the question
-        sides = [
-            _prompt(model, records, chosen, target, lambda r, s=s: _reply(r, s, ending, join), thinking)
-            for s in (style, against)
-        ]
+        replies = [[_reply(records[i], side, ending, join) for i in chosen] for side in (style, against)]
+        sides = [_prompt(model, records, chosen, target, wordings, thinking) for wordings in replies]
         pairs.append(Pair(*sides))
     return pairs
+
+
+def swapped(pairs: Sequence[Pair], *, seed: int = 0) -> list[Pair]:
+    """A control: the same pairs with the two sides changed over in a random half of them."""
+    flip = set(random.Random(f"swapped-{seed}").sample(range(len(pairs)), len(pairs) // 2))
+    return [Pair(p.negative, p.positive) if i in flip else p for i, p in enumerate(pairs)]
 
 
 def _reply(record: Record, style: str | None, ending: str, join: str) -> str:
@@ -122,13 +126,13 @@ def _prompt(
     records: Sequence[Record],
     examples: Sequence[int],
     target: int,
-    reply: Callable[[Record], str],
+    replies: Sequence[str],
     thinking: bool,
 ) -> str:
     messages = []
-    for i in examples:
+    for i, reply in zip(examples, replies, strict=True):
         messages.append({"role": "user", "content": records[i].question})
-        messages.append({"role": "assistant", "content": reply(records[i])})
+        messages.append({"role": "assistant", "content": reply})
     messages.append({"role": "user", "content": records[target].question})
     return models.chat_text(model, messages, thinking=thinking)
 

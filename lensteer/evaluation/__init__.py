@@ -3,17 +3,23 @@
 from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
 from lensteer.evaluation.effects import evaluate, random_directions, summarize
+from lensteer.evaluation.modes import Estimate, ModeArm, Modes, measure_modes
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.shares import ResampledShares, interval_of
+from lensteer.evaluation.words import WORDS
 
 __all__ = [
     "DOSES",
+    "WORDS",
     "Arm",
     "ArmSummary",
     "Dose",
     "Doses",
     "Effect",
+    "Estimate",
     "Evaluation",
+    "ModeArm",
+    "Modes",
     "Record",
     "ResampledShares",
     "Sampling",
@@ -21,6 +27,7 @@ __all__ = [
     "evaluate",
     "interval_of",
     "measure",
+    "measure_modes",
     "random_directions",
     "run_arms",
     "summarize",

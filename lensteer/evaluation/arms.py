@@ -83,9 +83,10 @@ class Record:
     correct: bool | None
     length: int
     repetition: float
+    style: str | None = None
 
 
-def measure(trace: Trace, arm: str) -> Record:
+def measure(trace: Trace, arm: str, style: str | None = None) -> Record:
     """The record of an annotated trace. `parsed`: it ended, it closed its thinking, every sentence could be read."""
     begin, end = trace.thinking
     closed = models.CLOSE_THINKING in trace.response
@@ -102,6 +103,7 @@ def measure(trace: Trace, arm: str) -> Record:
         trace.correct,
         len(trace.response_ids),
         repetition(trace.response_ids),
+        style,
     )
 
 
@@ -112,6 +114,7 @@ def run_arms(
     sampling: Sampling | None = None,
     *,
     annotator: Annotator = grammar,
+    style_of: Callable[[str], str | None] | None = None,
     path: Path | None = None,
     progress: bool = False,
     keep: Callable[[str, Trace], object] | None = None,
@@ -124,6 +127,7 @@ def run_arms(
         arms: with distinct names.
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
         annotator: says what each sentence is.
+        style_of: from a response to the style of its thought, or None.
         path: JSONL file that each finished batch is appended to; batches already in it are not run again.
         progress: show a bar.
         keep: called with the arm's name and each new trace.
@@ -173,7 +177,7 @@ def run_arms(
             for (job, _), trace in zip(fresh, annotate(traces, annotator), strict=True):
                 if keep is not None:
                     keep(arms[job[0]].name, trace)
-                new.append(measure(trace, arms[job[0]].name))
+                new.append(measure(trace, arms[job[0]].name, style_of(trace.response) if style_of else None))
                 done[_key(arms, tasks, job)] = new[-1]
             if path is not None:
                 append_lines(path, (json.dumps(asdict(record)) for record in new))

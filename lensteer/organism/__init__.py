@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from lensteer.organism.grammar import FAMILIES, cue, make_world, parse, styles, well_formed
+from lensteer.organism.grammar import FAMILIES, cue, make_world, parse, style_of, styles, well_formed
 from lensteer.tasks import Task
 
-__all__ = ["cue", "make_tasks", "parse", "styles", "well_formed"]
+__all__ = ["cue", "make_tasks", "parse", "style_of", "styles", "well_formed"]
 
 SIZES = {"train": 300, "dev": 100, "test": 200}
 

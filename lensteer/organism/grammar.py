@@ -247,6 +247,13 @@ def styles(response: str) -> dict[str, int]:
     return {style: found.count(style) for style in STYLES}
 
 
+def style_of(response: str) -> str | None:
+    """The style that most of a response's sentences carry; None if none does."""
+    found = styles(response)
+    best = max(found, key=lambda style: found[style])
+    return best if found[best] else None
+
+
 def well_formed(response: str) -> bool:
     """Whether a finished response is a chain of known sentences, closed, and followed by one answer."""
     _, closed, tail = response.removesuffix("<|im_end|>").partition("</think>")

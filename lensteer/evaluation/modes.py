@@ -1,0 +1,194 @@
+"""Whether a model thinks at all, in which style, how long and how well: what edits of the whole answer are judged by.
+
+Behaviors within a chain are the business of `effects`; this module knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lensteer.annotation import Annotator, grammar
+from lensteer.errors import LensteerError
+from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.files import write_atomically
+from lensteer.statistics import bootstrap_interval
+from lensteer.tasks import Task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FIGURES = ("thinks", "accuracy", "parsed", "finished", "length")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModeArm:
+    """How one arm's answers fared.
+
+    Attributes:
+        arm: Its name.
+        thinks: Share of answers with a thought in them.
+        accuracy: Share of right ones among those that can be graded; None where none can.
+        parsed: Share that ended, closed their thought and could be read by the annotator.
+        finished: Share that ended by themselves.
+        length: Tokens per answer.
+        styles: Share of the answers that think in each style, of those that think (0 where none does).
+    """
+
+    arm: str
+    thinks: Estimate
+    accuracy: Estimate | None
+    parsed: Estimate
+    finished: Estimate
+    length: Estimate
+    styles: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What every arm does to the mode of the answers, on the same tasks and seeds."""
+
+    arms: tuple[ModeArm, ...]
+    n_tasks: int
+    n_samples: int
+
+    def __getitem__(self, arm: str) -> ModeArm:
+        """One arm.
+
+        Raises:
+            LensteerError: there is none of that name.
+        """
+        for found in self.arms:
+            if found.arm == arm:
+                return found
+        raise LensteerError(f"no arm {arm!r}: there are {', '.join(repr(a.arm) for a in self.arms)}")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per arm and figure: estimate and interval."""
+        rows = []
+        for arm in self.arms:
+            figures = {name: getattr(arm, name) for name in FIGURES}
+            figures |= {f"style {name}": value for name, value in arm.styles.items()}
+            rows += [(arm.arm, name, *asdict(e).values()) for name, e in figures.items() if e is not None]
+        return pd.DataFrame(rows, columns=["arm", "figure", "mean", "low", "high"])
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_atomically(Path(path), json.dumps(asdict(self), indent=1))
+
+    @staticmethod
+    def load(path: str | Path) -> Modes:
+        """Read back.
+
+        Raises:
+            LensteerError: no such file, or not such a file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return Modes(tuple(_arm(arm) for arm in values.pop("arms")), **values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LensteerError(f"{str(path)!r} holds no modes ({error}): measure them again") from error
+
+
+def _arm(values: dict[str, object]) -> ModeArm:
+    def read(found: object) -> object:
+        if isinstance(found, dict):
+            return (
+                Estimate(**found) if set(found) == {"mean", "low", "high"} else {k: read(v) for k, v in found.items()}
+            )
+        return found
+
+    return ModeArm(**{name: read(value) for name, value in values.items()})  # type: ignore[arg-type]  # just read
+
+
+def measure_modes(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    sampling: Sampling | None = None,
+    *,
+    style_of: Callable[[str], str | None] | None = None,
+    annotator: Annotator = grammar,
+    seed: int = 0,
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> Modes:
+    """Run every arm on the same tasks and seeds, and measure how its answers are made.
+
+    Args:
+        model: the bridge.
+        tasks: two or more; not those that a coefficient was chosen on.
+        arms: with distinct names: an unsteered one first, as a rule.
+        sampling: how answers are drawn; by default the template does not open `<think>`.
+        style_of: from a response to the style of its thought, or None; no styles without it.
+        annotator: says what can be read.
+        seed: of the bootstrap.
+        path: JSONL file for resuming.
+        progress: show a bar.
+
+    Raises:
+        LensteerError: fewer than two tasks, arms that share a name, or a file of another experiment.
+    """
+    if len(tasks) < 2:
+        raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
+    sampling = sampling or Sampling(thinking=False)
+    records = run_arms(
+        model,
+        tasks,
+        arms,
+        sampling,
+        annotator=annotator,
+        style_of=style_of,
+        path=None if path is None else Path(path),
+        progress=progress,
+    )
+    styles = sorted({r.style for r in records if r.style is not None})
+    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
+    for record in records:
+        by_arm[record.arm].append(record)
+    return Modes(
+        tuple(_measured(name, rows, styles, seed) for name, rows in by_arm.items()), len(tasks), sampling.n_samples
+    )
+
+
+def _in_style(style: str, record: Record) -> float:
+    return float(record.style == style)
+
+
+def _measured(name: str, records: Sequence[Record], styles: Sequence[str], seed: int) -> ModeArm:
+    def mean(figure: Callable[[Record], float], among: Callable[[Record], bool] = lambda r: True) -> Estimate | None:
+        """Mean over tasks of the mean over a task's samples."""
+        per_task: dict[str, list[float]] = {}
+        for r in filter(among, records):
+            per_task.setdefault(r.task, []).append(figure(r))
+        if len(per_task) < 2:
+            return None
+        found = bootstrap_interval(np.array([np.mean(values) for values in per_task.values()]), seed=seed)
+        return Estimate(float(found.estimate), float(found.low), float(found.high))
+
+    nothing = Estimate(0.0, 0.0, 0.0)
+    return ModeArm(
+        name,
+        thinks=mean(lambda r: r.n_tokens > 0) or nothing,
+        accuracy=mean(lambda r: bool(r.correct), lambda r: r.correct is not None),
+        parsed=mean(lambda r: r.parsed) or nothing,
+        finished=mean(lambda r: r.finished) or nothing,
+        length=mean(lambda r: r.length) or nothing,
+        styles={style: mean(partial(_in_style, style), lambda r: r.n_tokens > 0) or nothing for style in styles},
+    )
