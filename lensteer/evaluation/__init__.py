@@ -3,13 +3,14 @@
 from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
 from lensteer.evaluation.effects import evaluate, random_directions, summarize
-from lensteer.evaluation.modes import Estimate, ModeArm, Modes, measure_modes
+from lensteer.evaluation.modes import FIGURES, Estimate, ModeArm, Modes, measure_modes
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.shares import ResampledShares, interval_of
 from lensteer.evaluation.words import WORDS
 
 __all__ = [
     "DOSES",
+    "FIGURES",
     "WORDS",
     "Arm",
     "ArmSummary",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -93,6 +93,12 @@ class Modes:
         write_atomically(Path(path), json.dumps(asdict(self), indent=1))
 
     @staticmethod
+    def from_dict(values: dict[str, Any]) -> Modes:
+        """From JSON values."""
+        rest = {name: value for name, value in values.items() if name != "arms"}
+        return Modes(tuple(_arm(arm) for arm in values["arms"]), **rest)
+
+    @staticmethod
     def load(path: str | Path) -> Modes:
         """Read back.
 
@@ -100,8 +106,7 @@ class Modes:
             LensteerError: no such file, or not such a file.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return Modes(tuple(_arm(arm) for arm in values.pop("arms")), **values)
+            return Modes.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{str(path)!r} holds no modes ({error}): measure them again") from error
 

@@ -54,10 +54,7 @@ def forced_logits(
     start, keep = max(map(len, prompts)), max(map(len, responses))
     width = start + keep - 1  # the last token predicts nothing
     ids = torch.tensor(
-        [
-            [0] * (start - len(p)) + [*p, *r][: len(p) + keep - 1] + [0] * (keep - len(r))
-            for p, r in zip(prompts, responses, strict=True)
-        ],
+        [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)],
         device=where,
     )[:, :width]
     pad = torch.tensor([start - len(p) for p in prompts], device=where)
