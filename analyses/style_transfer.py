@@ -1,9 +1,9 @@
 """Does one cache edit carry a style of reasoning over? A vector per style, and the styles of the answers under each.
 
-A style's vector comes from pairs whose examples are worked in that style against the same without steps (`--against none`)
-or worked in the next style (`--against other`). Questions ask for no style; the template leaves it to the model whether
-to think. The coefficient is chosen on dev tasks (most answers that think in the style, of all answers), figures are from
-test tasks, with 95 % intervals over tasks. Beside it: no edit, a random vector of the same length, asking in words.
+A style's vector comes from pairs whose examples are worked in that style against the same without steps (`--against
+none`) or worked in the next style (`--against other`). Questions ask for no style; the template leaves it to the model
+whether to think. The coefficient is chosen on dev tasks (most answers that think in the style, of all answers), figures
+are from test tasks, with 95 % intervals over tasks. Beside it: no edit, a random vector of the same length, words.
 
 Example: python analyses/style_transfer.py --n-test 60 --json style-transfer.json
 """

@@ -98,10 +98,10 @@ def select_layers(
 ) -> Site:
     """For each behavior the layer with the largest mean score, first and last layers left out.
 
-    Give it `exact` scores: on three organisms (two seeds of Qwen2's architecture, one of Llama's) they go best with what
-    steering at a layer really does at equal KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all three
-    every other score's choice was worse, by an interval that excludes 0; the published score's was about the worst
-    (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model has been tried).
+    Give it `exact` scores: on three organisms (two seeds of Qwen2's architecture, one of Llama's) they go best with
+    what steering at a layer really does at equal KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all
+    three every other score's choice was worse, by an interval that excludes 0; the published score's was about the
+    worst (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model was tried).
 
     Args:
         scores: Scores by behavior and layer.

@@ -123,8 +123,8 @@ def test_any_function_is_an_annotator_and_unknown_labels_are_refused_or_reported
     ((world, sentences, response),) = written(1, 4)
     trace = speaker.trace(world, response)
 
-    def last_two(_trace):
-        return [Sentence("deduction", s.text) for s in sentences[-2:]] + [Sentence("musing", sentences[0].text)]
+    def last_two(_traces):
+        return [[*(Sentence("deduction", s.text) for s in sentences[-2:]), Sentence("musing", sentences[0].text)]]
 
     (annotated,), (report,) = annotate_report([trace], last_two)
     check_spans(speaker, annotated, [Sentence("deduction", s.text) for s in sentences[-2:]])

@@ -1,5 +1,46 @@
 """Which behavior each sentence of a chain is, according to whom, and how far that can be trusted."""
 
+from lensteer.annotation.agreement import (
+    Agreement,
+    Estimate,
+    LabelAgreement,
+    agreement,
+    agreement_of,
+    macro_f1,
+)
 from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
+from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked
+from lensteer.annotation.published import (
+    Problem,
+    PublishedReport,
+    parse_published,
+    read_published,
+    write_published,
+)
+from lensteer.annotation.rules import rules
+from lensteer.annotation.sentences import LabeledSentence, labeled_sentences
 
-__all__ = ["Annotator", "annotate", "annotate_report", "grammar"]
+__all__ = [
+    "MARKERS",
+    "Agreement",
+    "Annotator",
+    "Estimate",
+    "LabelAgreement",
+    "LabeledSentence",
+    "Problem",
+    "PublishedReport",
+    "agreement",
+    "agreement_of",
+    "annotate",
+    "annotate_report",
+    "grammar",
+    "labeled_sentences",
+    "macro_f1",
+    "marker_dependence",
+    "mask_markers",
+    "masked",
+    "parse_published",
+    "read_published",
+    "rules",
+    "write_published",
+]

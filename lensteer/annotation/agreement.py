@@ -1,0 +1,236 @@
+"""How far two annotators agree on the same chains, sentence by sentence, with intervals over chains.
+
+Counts only: it does not know who annotated, nor who is right. `first` is called the reference, because precision and
+recall need one; κ and accuracy treat both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from lensteer.annotation.sentences import label_intervals, labeled_sentences
+from lensteer.behaviors import BEHAVIORS
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace
+
+#: What the confusion matrix calls a sentence without a label.
+NONE = "none"
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % bootstrap percentile interval over chains; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LabelAgreement:
+    """One label: how often each annotator says it, and the second against the first.
+
+    Attributes:
+        label: the behavior.
+        n_first: sentences that the reference calls so.
+        n_second: sentences that the other one calls so.
+        precision: share of `n_second` that the reference calls so, too; undefined if there are none.
+        recall: share of `n_first` that the other one calls so, too; undefined if there are none.
+        f1: 2 · both / (n_first + n_second); undefined if neither ever says it.
+    """
+
+    label: str
+    n_first: int
+    n_second: int
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Two annotators on the same sentences.
+
+    Attributes:
+        labels: of both axes of `confusion`; the last is "none", a sentence without a label.
+        confusion: sentences that the first annotator (rows) and the second (columns) call so.
+        kappa: Cohen's κ = (p_o − p_e) / (1 − p_e), "none" being one label more.
+        accuracy: share of sentences with the same label.
+        macro_f1: mean of the F1 of the labels that the reference has, "none" left out.
+        per_label: in the order of `labels`, "none" left out.
+        n_sentences: compared.
+        n_chains: which they are from, and which the intervals resample.
+    """
+
+    labels: tuple[str, ...]
+    confusion: Int[np.ndarray[Any, Any], "behavior behavior"]
+    kappa: Estimate
+    accuracy: Estimate
+    macro_f1: Estimate
+    per_label: tuple[LabelAgreement, ...]
+    n_sentences: int
+    n_chains: int
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per figure and label ("" for those over all labels), with the sentences that the reference has."""
+        return pd.DataFrame(
+            [(name, label, found.value, found.low, found.high, n) for name, label, found, n in self._estimates()],
+            columns=["figure", "label", "value", "low", "high", "n"],
+        )
+
+    def figures(self) -> dict[str, int | float]:
+        """The same, flat, for reports: "kappa", "kappa_low", "f1.backtracking" ...; undefined ones are left out."""
+        flat: dict[str, int | float] = {"n_sentences": self.n_sentences, "n_chains": self.n_chains}
+        for name, label, found, _ in self._estimates():
+            key = f"{name}.{label}" if label else name
+            values = {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+            flat |= {at: value for at, value in values.items() if not np.isnan(value)}
+        return flat
+
+    def _estimates(self) -> Iterator[tuple[str, str, Estimate, int]]:
+        for name, found in (("kappa", self.kappa), ("accuracy", self.accuracy), ("macro_f1", self.macro_f1)):
+            yield name, "", found, self.n_sentences
+        for own in self.per_label:
+            for name, found in (("precision", own.precision), ("recall", own.recall), ("f1", own.f1)):
+                yield name, own.label, found, own.n_first
+
+
+def agreement(first: Sequence[Trace], second: Sequence[Trace], *, n_boot: int = 2000, seed: int = 0) -> Agreement:
+    """Compare two annotations of the same chains, sentence by sentence.
+
+    Sentences are those of `labeled_sentences`; one that an annotator left out is "none" for that annotator. Where a
+    judge left a tail out, that counts against the agreement: cut the chains first if it should not.
+
+    Args:
+        first: the reference.
+        second: the same chains, in any order.
+        n_boot: resamples of the chains.
+        seed: of the resamples.
+
+    Raises:
+        LensteerError: chains that only one side has or that a side has twice, responses that differ, no sentence.
+    """
+    sides = [{trace.id: trace for trace in side} for side in (first, second)]
+    for name, side, found in zip(("first", "second"), (first, second), sides, strict=True):
+        if len(found) < len(side):
+            raise LensteerError(f"{name} has {len(side)} traces but {len(found)} ids: give every chain once")
+    if odd := sorted(sides[0].keys() ^ sides[1].keys()):
+        raise LensteerError(f"{len(odd)} chain(s) on one side only, such as {odd[0]!r}: give the same chains on both")
+    pairs = []
+    for one in first:
+        other = sides[1][one.id]
+        if other.response != one.response:
+            raise LensteerError(f"the two traces {one.id!r} have different responses: annotate the same chain twice")
+        sentences = labeled_sentences(one)
+        labels = label_intervals(other.response, [(s.start, s.end) for s in sentences], other.spans)
+        pairs.append([(s.label, label) for s, label in zip(sentences, labels, strict=True)])
+    return agreement_of(pairs, n_boot=n_boot, seed=seed)
+
+
+def agreement_of(
+    pairs: Sequence[Sequence[tuple[str | None, str | None]]],
+    *,
+    labels: Sequence[str] = BEHAVIORS,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Agreement:
+    """Agreement from labels alone.
+
+    Args:
+        pairs: per chain and sentence, what the first and what the second annotator calls it (None: nothing).
+        labels: that there can be.
+        n_boot: resamples of the chains. With one chain, or `n_boot` 0, all intervals are NaN.
+        seed: of the resamples.
+
+    Raises:
+        LensteerError: no sentence, an unknown label, or a negative `n_boot`.
+    """
+    if n_boot < 0:
+        raise LensteerError(f"n_boot={n_boot}: give a number of resamples, such as 2000")
+    names = (*labels, NONE)
+    index = {name: i for i, name in enumerate(names)} | {None: len(labels)}
+    counts = np.zeros((len(pairs), len(names), len(names)))
+    for chain, sentences in enumerate(pairs):
+        for pair in sentences:
+            if unknown := [label for label in pair if label not in index]:
+                raise LensteerError(f"unknown label {unknown[0]!r}: choose from {', '.join(map(repr, labels))}")
+            counts[chain, index[pair[0]], index[pair[1]]] += 1
+    total = counts.sum(0)
+    if not total.any():
+        raise LensteerError(f"no sentence in {len(pairs)} chain(s): there is nothing to compare")
+    found = _figures(total)
+    if n := n_boot if len(pairs) > 1 else 0:
+        drawn = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=n)
+        resampled = _figures(np.tensordot(drawn.astype(np.float64), counts, 1))
+    else:
+        resampled = {name: np.full((1, *value.shape), np.nan) for name, value in found.items()}
+
+    def estimate(name: str, at: int | None = None) -> Estimate:
+        value, draws = found[name], resampled[name]
+        if at is not None:
+            value, draws = value[at], draws[:, at]
+        draws = draws[np.isfinite(draws)]  # in some resamples it may be undefined
+        low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+        return Estimate(float(value), float(low), float(high))
+
+    return Agreement(
+        labels=names,
+        confusion=total.astype(np.int64),
+        kappa=estimate("kappa"),
+        accuracy=estimate("accuracy"),
+        macro_f1=estimate("macro_f1"),
+        per_label=tuple(
+            LabelAgreement(
+                label,
+                int(total[i].sum()),
+                int(total[:, i].sum()),
+                *(estimate(name, i) for name in ("precision", "recall", "f1")),
+            )
+            for i, label in enumerate(labels)
+        ),
+        n_sentences=int(total.sum()),
+        n_chains=len(pairs),
+    )
+
+
+def macro_f1(truth: Sequence[str | None], guess: Sequence[str | None], labels: Sequence[str] = BEHAVIORS) -> float:
+    """Mean F1 over the labels that `truth` has, without intervals; NaN if it has none.
+
+    Raises:
+        LensteerError: no sentence, an unknown label, or sequences of different length.
+    """
+    if len(truth) != len(guess):
+        raise LensteerError(f"{len(truth)} true labels and {len(guess)} guesses: give one of each per sentence")
+    return agreement_of([list(zip(truth, guess, strict=True))], labels=labels, n_boot=0).macro_f1.value
+
+
+def _figures(counts: Float[np.ndarray[Any, Any], "*draw behavior behavior"]) -> dict[str, Array]:
+    """All figures of confusion matrices, NaN where undefined; the last row and column stand for no label."""
+    first, second, both = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
+    total = counts.sum((-2, -1))
+    accuracy = _ratio(both.sum(-1), total)
+    chance = _ratio((first * second).sum(-1), total**2)
+    f1 = _ratio(2 * both, first + second)
+    held = first[..., :-1] > 0
+    return {
+        "kappa": _ratio(accuracy - chance, 1 - chance),
+        "accuracy": accuracy,
+        "precision": _ratio(both, second),
+        "recall": _ratio(both, first),
+        "f1": f1,
+        "macro_f1": _ratio(np.where(held, f1[..., :-1], 0).sum(-1), held.sum(-1)),
+    }
+
+
+def _ratio(numerator: Any, denominator: Any) -> Array:
+    return np.asarray(
+        np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
+    )

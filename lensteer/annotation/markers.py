@@ -1,0 +1,136 @@
+"""Whether an annotator goes by cue words: the same chains annotated again with the cues masked.
+
+The list of cues is for this check alone: an annotator that took it over would be tested on its own definition. Knows
+nothing of how annotators work.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lensteer.annotation.agreement import Agreement, agreement_of
+from lensteer.annotation.annotators import Annotator, annotate
+from lensteer.annotation.sentences import label_intervals, labeled_sentences
+from lensteer.traces import Trace
+
+#: What stands for a masked word; with a capital where the word has one, so that sentences split as before.
+MASK = "xxx"
+
+#: Words that give a behavior away, most after the label that they would suggest.
+MARKERS: tuple[str, ...] = (
+    *("okay", "ok", "alright", "first", "to begin with", "to start", "let me see", "let me think", "let's see"),
+    *("so", "therefore", "thus", "hence", "then", "since", "because", "that means", "which means", "it follows"),
+    *("consequently", "as a result", "this implies", "we get", "we have", "this gives"),
+    *("recall", "remember", "i know", "we know", "known", "note that", "by definition", "in general", "generally"),
+    *("according to", "the formula", "typically", "usually"),
+    *("for example", "for instance", "e.g.", "such as", "suppose", "let's say", "say", "let me test", "let's test"),
+    *("let me try", "let's try", "let me check", "let's check", "imagine", "consider", "assume", "what if", "example"),
+    *("hmm", "hm", "maybe", "perhaps", "possibly", "probably", "i think", "i guess", "i wonder", "not sure", "unsure"),
+    *("not certain", "uncertain", "unclear", "might", "may", "could be", "seems", "seem", "confused", "confusing"),
+    *("wait", "hold on", "actually", "alternatively", "instead", "on second thought", "scratch that", "never mind"),
+    *("going back", "go back", "back to", "let me re-examine", "let me reconsider", "let me rethink", "reconsider"),
+    *("double-check", "double check", "another approach", "another way", "mistake", "wrong", "incorrect"),
+)
+
+_CUE = re.compile(
+    r"(?<!\w)(?:{})(?!\w)".format(
+        "|".join(
+            re.escape(cue).replace(r"\ ", r"[^\S\n]+").replace("'", "['’]")
+            for cue in sorted(MARKERS, key=len, reverse=True)
+        )
+    ),
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+def mask_markers(text: str) -> str:
+    """A text with every cue of `MARKERS` replaced by "xxx" (or "Xxx"), whole words of any case only."""
+    return _masked(text, [found.span() for found in _CUE.finditer(text)])
+
+
+def masked(traces: Sequence[Trace], *, control: bool = False, seed: int = 0) -> list[Trace]:
+    """The same chains with the cues in their thinking masked, without spans.
+
+    Their tokens are characters with the id 0: good for annotators that read text, not for those that read token ids.
+
+    Args:
+        traces: any.
+        control: mask as many other words instead, drawn at random within each chain (all others, if they are fewer).
+        seed: of those draws.
+    """
+    return [_mask(trace, _places(trace, control, seed)) for trace in traces]
+
+
+def marker_dependence(
+    traces: Sequence[Trace],
+    annotator: Annotator,
+    *,
+    control: bool = False,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Agreement:
+    """Agreement of an annotator with itself: the text as it is (the reference) against the text without cue words.
+
+    Sentences are those of the text as it is. A κ near 1 says that the labels come from something else than the cues;
+    a low one that a model which merely says "wait" more often would count as backtracking more. It takes a second run
+    with `control` to read it: masking words at random costs some agreement, too, and only what the cues cost beyond
+    that is due to them. It says nothing about whether the labels are right, and nothing about cues that are not in
+    `MARKERS`.
+
+    Args:
+        traces: any; spans that they have do not count.
+        annotator: must read text, not token ids.
+        control: mask as many random other words instead of the cues.
+        n_boot: resamples of the chains, for the intervals.
+        seed: of the resamples and of the random words.
+
+    Raises:
+        LensteerError: no sentence in any trace.
+    """
+    places = [_places(trace, control, seed) for trace in traces]
+    hidden = annotate([_mask(trace, at) for trace, at in zip(traces, places, strict=True)], annotator)
+    pairs = []
+    for plain, blind, at in zip(annotate(traces, annotator), hidden, places, strict=True):
+        sentences = labeled_sentences(plain)
+        moved = [(_moved(s.start, at), _moved(s.end, at)) for s in sentences]
+        labels = label_intervals(blind.response, moved, blind.spans)
+        pairs.append([(s.label, label) for s, label in zip(sentences, labels, strict=True)])
+    return agreement_of(pairs, n_boot=n_boot, seed=seed)
+
+
+def _places(trace: Trace, control: bool, seed: int) -> list[tuple[int, int]]:
+    """Intervals of the words to mask, in order: cues that lie in the thinking, or as many other words."""
+    begin, end = trace.thinking
+    cues = [found.span() for found in _CUE.finditer(trace.response, begin, end)]
+    if not control:
+        return cues
+    within = {at for a, b in cues for at in range(a, b)}
+    words = [found.span() for found in _WORD.finditer(trace.response, begin, end)]
+    others = [(a, b) for a, b in words if within.isdisjoint(range(a, b))]
+    return sorted(random.Random(f"{seed}/{trace.id}").sample(others, min(len(cues), len(others))))
+
+
+def _mask(trace: Trace, places: Sequence[tuple[int, int]]) -> Trace:
+    text = _masked(trace.response, places)
+    return replace(
+        trace, response=text, response_ids=(0,) * len(text), offsets=tuple(range(len(text))), spans=(), n_unparsed=0
+    )
+
+
+def _masked(text: str, places: Sequence[tuple[int, int]]) -> str:
+    parts, behind = [], 0
+    for start, end in places:
+        parts += [text[behind:start], MASK.capitalize() if text[start].isupper() else MASK]
+        behind = end
+    return "".join([*parts, text[behind:]])
+
+
+def _moved(at: int, places: Sequence[tuple[int, int]]) -> int:
+    """Where a character that no mask covers is after masking."""
+    before = bisect_right([end for _, end in places], at)
+    return at + sum(len(MASK) - (end - start) for start, end in places[:before])

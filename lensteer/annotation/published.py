@@ -1,0 +1,196 @@
+"""Chains in the published annotation format (arXiv 2506.18167), read, mended, placed and written.
+
+A judge wrapped each part of a chain as `["label"] text ["end-section"]`. It forgets quotes and marks, numbers labels,
+edits text: the report says what was mended or lost, and where. Knows nothing of what the labels mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensteer import models
+from lensteer.alignment import AlignmentReport, align
+from lensteer.behaviors import BEHAVIORS, Sentence
+from lensteer.errors import LensteerError
+from lensteer.files import read_jsonl
+from lensteer.tasks import Task
+from lensteer.traces import Trace, with_spans
+
+END = "end-section"
+UNQUOTED, STRAY = "label without quotes", "stray label"
+UNCLOSED, UNOPENED, OUTSIDE, EMPTY = "section without an end", "end without a label", "text in no section", "no text"
+_MARK = re.compile(rf'\["([^"\]\n]*)"\]|\[(?:\d+\.\s*)?({"|".join(map(re.escape, (*BEHAVIORS, END)))})\]')
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in an annotation that is not as the format has it.
+
+    Attributes:
+        kind: "label without quotes" or "section without an end" (both read as if it were right), "stray label", "end
+            without a label", "text in no section" or "no text" (nothing read).
+        at: its first character in the annotation.
+        text: the mark, or the text that was not read.
+    """
+
+    kind: str
+    at: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PublishedReport:
+    """What became of a file of annotations; all tuples have one entry per chain.
+
+    Attributes:
+        chains: ids of the traces.
+        alignments: what was placed, repaired and dropped, of the sections that were read.
+        problems: of the format.
+    """
+
+    chains: tuple[str, ...]
+    alignments: tuple[AlignmentReport, ...]
+    problems: tuple[tuple[Problem, ...], ...]
+
+    @property
+    def n_matched(self) -> int:
+        """Sections that stand in their chain as they are."""
+        return sum(report.matched for report in self.alignments)
+
+    @property
+    def n_repaired(self) -> int:
+        """Sections that were placed although the judge had changed their text."""
+        return sum(len(report.repaired) for report in self.alignments)
+
+    @property
+    def n_dropped(self) -> int:
+        """Sections without a place."""
+        return sum(len(report.dropped) for report in self.alignments)
+
+    @property
+    def n_sections(self) -> int:
+        """Sections with a known label and text."""
+        return self.n_matched + self.n_repaired + self.n_dropped
+
+    @property
+    def placed(self) -> float:
+        """Share of the sections that have a span."""
+        return 1 - self.n_dropped / self.n_sections if self.n_sections else 1.0
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for everything that was repaired, dropped or not as the format has it.
+
+        `at` is the section's number in its chain for "repaired" and "dropped", else a character of the annotation.
+        """
+        rows: list[tuple[str, str, int, str, str, float | None]] = []
+        for chain, report, problems in zip(self.chains, self.alignments, self.problems, strict=True):
+            rows += [(chain, "repaired", r.index, r.text, r.found, r.similarity) for r in report.repaired]
+            rows += [(chain, "dropped", d.index, d.text, d.reason, None) for d in report.dropped]
+            rows += [(chain, p.kind, p.at, p.text, "", None) for p in problems]
+        return pd.DataFrame(rows, columns=["chain", "kind", "at", "text", "found", "similarity"])
+
+
+def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[list[Sentence], list[Problem]]:
+    """The sections of one annotation that have a known label and text, and all that is not as the format has it.
+
+    A section ends at the next mark: a label that stands where an end should closes the section before it. A label
+    without quotes (`[deduction]`, `[1. deduction]`) counts if it is a known one.
+    """
+    sentences: list[Sentence] = []
+    problems: list[Problem] = []
+    label: str | None = None
+    opened = behind = 0  # where the open section's mark begins, and where the last mark ends
+    marks = [*_MARK.finditer(annotated), None]
+    for mark in marks:
+        at = mark.start() if mark else len(annotated)
+        name = (mark[1] if mark[2] is None else mark[2]) if mark else None
+        text = annotated[behind:at].strip()
+        if label is not None:
+            if label not in labels:
+                problems.append(Problem(STRAY, opened, annotated[opened:at].strip()))
+            elif not text:
+                problems.append(Problem(EMPTY, opened, annotated[opened:at].strip()))
+            else:
+                sentences.append(Sentence(label, text))
+            if name != END:
+                problems.append(Problem(UNCLOSED, opened, annotated[opened:behind]))
+        elif text:
+            problems.append(Problem(OUTSIDE, behind, text))
+        if mark and mark[2] is not None:
+            problems.append(Problem(UNQUOTED, at, mark[0]))
+        if mark and label is None and name == END:
+            problems.append(Problem(UNOPENED, at, mark[0]))
+        label, opened, behind = (None if name == END else name), at, mark.end() if mark else at
+    return sentences, problems
+
+
+def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace], PublishedReport]:
+    """Annotated traces from a JSONL file with `response` and `annotated` on each line.
+
+    Nothing is known of the prompt: a trace's is empty (or an open `<think>`, where the response holds none), and one
+    token with the id 0 stands for it, so that no span begins at position 0. Tasks are called `published-000` and so on.
+
+    Args:
+        path: the file.
+        tokenizer: a fast Hugging Face tokenizer, which encodes the response anew: not surely the ids that were
+            generated. Without one every character is a token with the id 0, good for whatever reads text only.
+
+    Returns:
+        The traces, in the file's order, and what was placed, repaired, dropped and mended.
+
+    Raises:
+        LensteerError: no such file, or a line without these texts.
+    """
+    traces, alignments, problems = [], [], []
+    for i, (number, row) in enumerate(read_jsonl(Path(path))):
+        response, annotated = row.get("response"), row.get("annotated")
+        if not isinstance(response, str) or not isinstance(annotated, str):
+            raise LensteerError(f"{path}, line {number} has {sorted(row)}: give the texts 'response' and 'annotated'")
+        sentences, found = parse_published(annotated)
+        ids, offsets = _tokens(response, tokenizer)
+        alignment = align(sentences, response, offsets, prompt_length=1)
+        trace = Trace(
+            task=Task(f"published-{i:03}", "published", "train", ""),
+            prompt="" if models.OPEN_THINKING in response else models.OPEN_THINKING,
+            response=response,
+            prompt_ids=(0,),
+            response_ids=ids,
+            offsets=offsets,
+            finished=models.CLOSE_THINKING in response,
+        )
+        unread = len(alignment.report.dropped) + sum(p.kind in (STRAY, OUTSIDE) for p in found)
+        traces.append(with_spans(trace, alignment.spans, unread))
+        alignments.append(alignment.report)
+        problems.append(tuple(found))
+    return traces, PublishedReport(tuple(t.id for t in traces), tuple(alignments), tuple(problems))
+
+
+def write_published(trace: Trace) -> str:
+    """The annotation of a trace in the published format; `parse_published` gives its spans' labels and texts back.
+
+    Raises:
+        LensteerError: a span's text holds a mark of the format itself.
+    """
+    parts = []
+    for span in trace.spans:
+        text = trace.response[span.char_start : span.char_end]
+        if mark := _MARK.search(text):
+            raise LensteerError(
+                f"{trace.id}: the text of a span holds {mark[0]!r}, which the format uses: leave it out"
+            )
+        parts.append(f'["{span.label}"] {text} ["{END}"]')
+    return "\n\n".join(parts)
+
+
+def _tokens(text: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids and the first character of each token."""
+    if tokenizer is None:
+        return (0,) * len(text), tuple(range(len(text)))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple(encoded["input_ids"]), tuple(start for start, _ in encoded["offset_mapping"])

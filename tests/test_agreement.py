@@ -1,0 +1,234 @@
+"""Agreement against scikit-learn and planted confusions; masking cues, for annotators that go by them and others."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from lensteer.annotation import (
+    MARKERS,
+    agreement,
+    agreement_of,
+    grammar,
+    macro_f1,
+    marker_dependence,
+    mask_markers,
+    masked,
+)
+from lensteer.behaviors import BEHAVIORS, Sentence
+from lensteer.errors import LensteerError
+from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
+from lensteer.splitting import split_sentences
+from test_published import trace
+
+INITIALIZING, DEDUCTION, KNOWLEDGE, EXAMPLE, UNCERTAINTY, BACKTRACKING = BEHAVIORS
+
+
+def random_pairs(n_chains=40, length=30, noise=0.3, seed=0):
+    """Chains of labels, and what an annotator says who guesses at a share of `noise` of them."""
+    rng = random.Random(seed)
+    options = [*BEHAVIORS, None]
+    chains = []
+    for _ in range(n_chains):
+        truth = [rng.choice(options[: rng.randint(2, 7)]) for _ in range(length)]
+        chains.append([(label, rng.choice(options) if rng.random() < noise else label) for label in truth])
+    return chains
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_are_scikit_learns(seed):
+    chains = random_pairs(noise=0.2 * seed, seed=seed)
+    found = agreement_of(chains, n_boot=20)
+    first, second = ([str(pair[side]) for chain in chains for pair in chain] for side in (0, 1))
+    names = [*BEHAVIORS, "None"]
+    assert found.labels == (*BEHAVIORS, "none")
+    assert found.confusion.tolist() == metrics.confusion_matrix(first, second, labels=names).tolist()
+    assert found.kappa.value == pytest.approx(metrics.cohen_kappa_score(first, second))
+    assert found.accuracy.value == pytest.approx(metrics.accuracy_score(first, second))
+    rows = metrics.precision_recall_fscore_support(first, second, labels=list(BEHAVIORS))
+    for own, *row in zip(found.per_label, *rows, strict=True):
+        assert (own.precision.value, own.recall.value, own.f1.value, own.n_first) == pytest.approx(tuple(row))
+    assert found.macro_f1.value == pytest.approx(
+        metrics.f1_score(first, second, labels=list(BEHAVIORS), average="macro")
+    )
+    assert (found.n_chains, found.n_sentences) == (40, 1200)
+
+
+def test_macro_f1_is_over_the_labels_that_the_truth_has():
+    truth = [DEDUCTION, DEDUCTION, BACKTRACKING, BACKTRACKING]
+    guess = [DEDUCTION, DEDUCTION, BACKTRACKING, KNOWLEDGE]
+    assert macro_f1(truth, guess) == pytest.approx((1 + 2 / 3) / 2)
+    assert macro_f1(truth, [None] * 4) == 0
+    assert math.isnan(macro_f1([None], [DEDUCTION]))
+    assert macro_f1(["a"], ["a"], labels=["a", "b"]) == 1
+    with pytest.raises(LensteerError, match="2 true labels and 1 guesses"):
+        macro_f1([DEDUCTION] * 2, [DEDUCTION])
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """The second annotator is right with p = 0.8, and by chain: with 0.6 or 1. Accuracy is 0.8."""
+    hits, widths = 0, []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        chains = []
+        for _ in range(50):
+            right = rng.random(20) < rng.choice([0.6, 1.0])
+            truth = rng.choice(BEHAVIORS[:3], 20).tolist()
+            chains.append([(t, t if r else BACKTRACKING) for t, r in zip(truth, right, strict=True)])
+        found = agreement_of(chains, n_boot=300, seed=seed).accuracy
+        assert found.low < found.value < found.high
+        hits += found.low <= 0.8 <= found.high
+        widths.append(found.high - found.low)
+    # 95 of 100, ± 2.2; percentile intervals of 50 units hold a little less.
+    assert 85 <= hits <= 100
+    # As wide as chains differ (0.22 / √50 · 3.9), not as independent sentences would be (0.05).
+    assert 0.10 < np.mean(widths) < 0.14
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    chains = random_pairs()
+    assert agreement_of(chains, n_boot=50).kappa == agreement_of(chains, n_boot=50).kappa
+    assert agreement_of(chains, n_boot=50).kappa != agreement_of(chains, n_boot=50, seed=1).kappa
+
+
+def test_undefined_figures_are_nan():
+    found = agreement_of([[(DEDUCTION, DEDUCTION)] * 3, [(DEDUCTION, DEDUCTION)]], n_boot=20)
+    assert (found.accuracy.value, found.macro_f1.value) == (1, 1)
+    assert math.isnan(found.kappa.value)  # both say one thing only: chance agrees as well
+    assert math.isnan(found.kappa.low)
+    assert all(math.isnan(own.precision.value) for own in found.per_label if own.label != DEDUCTION)
+    assert math.isnan(agreement_of(random_pairs(1)).kappa.low)  # one chain cannot be resampled
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(LensteerError, match="unknown label 'summarizing'"):
+        agreement_of([[(DEDUCTION, "summarizing")]])
+    with pytest.raises(LensteerError, match="no sentence in 2 chain"):
+        agreement_of([[], []])
+    with pytest.raises(LensteerError, match="n_boot=-1"):
+        agreement_of([[(DEDUCTION, DEDUCTION)]], n_boot=-1)
+
+
+# --- traces ---------------------------------------------------------------------------------------
+
+SENTENCES = ["First, I look.", "So x is 2.", "Wait, no.", "Maybe 3."]
+
+
+def chains(*labels: str | None, n=4):
+    """`n` chains of four sentences with these labels."""
+    found = []
+    for i in range(n):
+        spans = [(label, text) for label, text in zip(labels, SENTENCES, strict=True) if label]
+        one = trace(f"<think>{' '.join(SENTENCES)}</think>It is {i}.", *spans)
+        found.append(replace(one, task=replace(one.task, id=f"t{i}")))
+    return found
+
+
+def test_a_planted_confusion_is_recovered():
+    first = chains(INITIALIZING, DEDUCTION, BACKTRACKING, UNCERTAINTY)
+    second = chains(DEDUCTION, DEDUCTION, UNCERTAINTY, None)[::-1]
+    found = agreement(first, second, n_boot=50)
+    expected = np.zeros((7, 7), int)
+    for pair in [(0, 1), (1, 1), (5, 4), (4, 6)]:
+        expected[pair] = 4
+    assert found.confusion.tolist() == expected.tolist()
+    assert (found.n_chains, found.n_sentences, found.accuracy.value) == (4, 16, 0.25)
+    frame = found.to_dataframe().set_index(["figure", "label"])
+    assert frame.loc[("recall", DEDUCTION), "value"] == 1
+    assert frame.loc[("precision", DEDUCTION), "value"] == 0.5
+    assert frame.loc[("f1", BACKTRACKING), "n"] == 4
+    assert list(frame.loc[("accuracy", "")]) == [0.25, 0.25, 0.25, 16]
+    flat = found.figures()
+    assert (flat["n_chains"], flat["accuracy_low"], flat[f"recall.{DEDUCTION}_high"]) == (4, 0.25, 1)
+    assert f"recall.{KNOWLEDGE}" not in flat
+
+
+def test_a_sentence_that_one_annotator_splits_counts_for_its_larger_part():
+    text = "Wait, so x is 2."
+    whole = trace(f"<think>{text}", (DEDUCTION, text))
+    parts = trace(f"<think>{text}", (BACKTRACKING, "Wait,"), (DEDUCTION, "so x is 2."))
+    assert agreement([whole], [parts]).accuracy.value == 1
+
+
+def test_other_chains_are_refused():
+    first = chains(*[DEDUCTION] * 4)
+    with pytest.raises(LensteerError, match=r"1 chain\(s\) on one side only, such as 't3/0'"):
+        agreement(first, first[:3])
+    with pytest.raises(LensteerError, match="first has 5 traces but 4 ids"):
+        agreement([*first, first[0]], first)
+    other = [replace(one, response=one.response.replace("2", "3")) for one in first]
+    with pytest.raises(LensteerError, match="'t0/0' have different responses"):
+        agreement(first, other)
+
+
+# --- cues -----------------------------------------------------------------------------------------
+
+
+def test_cues_are_masked_whole_and_with_their_capital():
+    assert mask_markers("Wait, maybe it awaits. HMM, for  example 3.") == "Xxx, xxx it awaits. Xxx, xxx 3."
+    assert mask_markers("Let's say it is e.g. 5. I don’t know.") == "Xxx it is xxx 5. I don’t know."
+    assert mask_markers("It is 4.") == "It is 4."
+    for cue in MARKERS:
+        assert mask_markers(f"B {cue} C") == "B xxx C"
+        assert mask_markers(mask_markers(cue)) == mask_markers(cue)
+
+
+def test_masked_chains_have_the_same_sentences():
+    (one,) = chains(*[DEDUCTION] * 4, n=1)
+    (blind,) = masked([one])
+    assert blind.response == "<think>Xxx, I look. Xxx x is 2. Xxx, no. Xxx 3.</think>It is 0."
+    assert (blind.spans, len(blind.offsets), set(blind.response_ids)) == ((), len(blind.response), {0})
+    (control,) = masked([one], control=True, seed=3)
+    assert control.response.count("xx") == 4
+    assert mask_markers(control.response).count("xx") == 8  # none of them was a cue
+    for other in (blind, control):
+        n = [len(split_sentences(t.response[slice(*t.thinking)])) for t in (one, other)]
+        assert n == [4, 4]
+
+
+def by_cue(traces):
+    """Goes by one word."""
+    return [labeled(t, lambda text, i: BACKTRACKING if "Wait" in text else DEDUCTION) for t in traces]
+
+
+def by_place(traces):
+    """Goes by the place in the chain."""
+    return [labeled(t, lambda text, i: BEHAVIORS[i % 6]) for t in traces]
+
+
+def labeled(one, rule):
+    start, end = one.thinking
+    text = one.response[start:end]
+    return [Sentence(rule(text[a:b], i), text[a:b]) for i, (a, b) in enumerate(split_sentences(text))]
+
+
+def test_masking_tells_who_goes_by_cues():
+    plain = chains(*[None] * 4, n=8)
+    assert marker_dependence(plain, by_place, n_boot=20).accuracy.value == 1
+    found = marker_dependence(plain, by_cue, n_boot=20)
+    assert found.confusion[5, 1] == 8  # backtracking became deduction
+    assert found.accuracy.value == 0.75
+    assert marker_dependence(plain, by_cue, control=True, n_boot=20).accuracy.value == 1
+
+
+def test_the_control_tells_cues_from_words():
+    """The organism's grammar needs every word of a form: without cues it reads little, but no less without others."""
+    rng = random.Random(0)
+    traces = []
+    for i in range(20):
+        world = make_world(rng, FAMILIES[i % 2], 2)
+        one = trace(render(write_chain(rng, world, Latent.draw(rng)), world.answer))
+        traces.append(replace(one, task=replace(one.task, id=f"t{i}")))
+    blind = marker_dependence(traces, grammar, n_boot=200)
+    control = marker_dependence(traces, grammar, control=True, n_boot=200)
+    assert blind.n_sentences == control.n_sentences
+    assert blind.accuracy.high < 0.8
+    assert control.accuracy.high < 0.8
+    assert blind.accuracy.high > control.accuracy.low
+    for found in (blind, control):  # what it reads, it reads right
+        assert np.count_nonzero(found.confusion[:, :-1]) == np.count_nonzero(np.diagonal(found.confusion)[:-1])
