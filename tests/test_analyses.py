@@ -128,3 +128,32 @@ def test_the_attribution_benchmark_names_its_ratios(monkeypatch):
         assert found[f"{name}_vs_published"] == pytest.approx(found["seconds.published"] / found[f"seconds.{name}"])
     assert found["exact_vs_brute_force"] > 1
     assert found["fisher_peak_vs_forward"] >= 0
+
+
+def test_the_cache_benchmark_names_its_ratios(monkeypatch):
+    benchmark = load("cache_steering", "benchmarks")
+    for name, value in dict(N_LAYERS=2, WIDTH=48, VOCABULARY=800).items():
+        monkeypatch.setattr(benchmark, name, value)
+    found = benchmark.main(benchmark.Config(rounds=2, new_tokens=4, slow_tokens=2, prompt=20, batches=(1, 3)))
+    for name in ("cache_vs_unsteered_batch1", "cache_vs_unsteered_batch3", "hook_vs_unsteered_batch3"):
+        assert 0 < found[f"{name}.low"] <= found[name] <= found[f"{name}.high"]
+    assert found["hooks_during_decode.cache"] == 0
+    assert found["hooks_during_decode.hook"] == 1
+
+
+def test_a_cache_edit_is_compared_with_the_residual_stream():
+    analysis = load("cache_versus_residual")
+    config = analysis.Config(
+        n_pairs=4, shots=1, c_values=(0.75,), c_keys=(0.0,), some_pairs=(), n_prompts=2, n_dev=3, n_test=4, n_random=1
+    )
+    found = analysis.main(config)
+    assert found.test["cache"].thinks.mean >= 0.5 > found.test["unsteered"].thinks.mean
+    assert set(found.persistence) == {"cache", "residual, once", "residual, throughout"}
+    assert "KL by token" in analysis.table(found)
+
+
+def test_styles_are_carried_over():
+    analysis = load("style_transfer")
+    found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))
+    assert found.modes["stepwise vector"].styles["stepwise"].mean >= 0.5
+    assert "if-then in words" in analysis.table(found)

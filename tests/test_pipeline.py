@@ -189,8 +189,9 @@ def test_an_artifact_that_is_gone_or_broken_is_named(stage, name, data, words, f
 DRIVER = """
 import sys
 from lensteer import cli
+from lensteer.cli import commands
 from lensteer.pipeline import RunConfig
-cli.DEMO = RunConfig(**{config!r})
+commands.DEMO = RunConfig(**{config!r})
 sys.argv = ["lensteer", "demo", "--out", {out!r}]
 cli.main()
 """

@@ -9,6 +9,8 @@ from lensteer.annotation.agreement import (
     macro_f1,
 )
 from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
+from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
+from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport
 from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked
 from lensteer.annotation.published import (
     Problem,
@@ -25,14 +27,19 @@ __all__ = [
     "Agreement",
     "Annotator",
     "Estimate",
+    "Judge",
+    "JudgePlan",
+    "JudgeReport",
     "LabelAgreement",
     "LabeledSentence",
     "Problem",
     "PublishedReport",
+    "SentenceClassifier",
     "agreement",
     "agreement_of",
     "annotate",
     "annotate_report",
+    "fit_classifier",
     "grammar",
     "labeled_sentences",
     "macro_f1",

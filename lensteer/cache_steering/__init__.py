@@ -7,6 +7,8 @@ arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot
 from lensteer.cache_steering.fitting import fit_cache_vector
 from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs, swapped
 from lensteer.cache_steering.plans import CachePlan, edit_cache
+from lensteer.cache_steering.records import load_records
+from lensteer.cache_steering.styles import style_of
 from lensteer.cache_steering.vectors import OFFSET, POSITIONS, CacheVector
 
 __all__ = [
@@ -20,5 +22,7 @@ __all__ = [
     "contrastive_pairs",
     "edit_cache",
     "fit_cache_vector",
+    "load_records",
+    "style_of",
     "swapped",
 ]

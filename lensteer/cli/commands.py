@@ -8,38 +8,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from lensteer.errors import LensteerError
+from lensteer.cli.annotating import annotating
+from lensteer.cli.caching import caching
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks
 from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, run_stage
 
-
-class _Commands(TyperGroup):
-    """What a user can mend is one line, not a traceback; versions of typer differ in what they make of Ctrl-C."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (LensteerError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as stop:
-            typer.echo("\nstopped; the same command goes on from here", err=True)
-            raise typer.Exit(130) from stop
-
-
 app = typer.Typer(
-    cls=_Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
 Out = Annotated[Path, typer.Option(help="The run's folder.")]
-Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
-Tasks = Annotated[str, typer.Option(help="'organism' or a JSONL file of tasks.")]
+Annotator = Annotated[
+    str | None, typer.Option(help="grammar, rules, classifier or judge; default: what fits the tasks.")
+]
+Classifier = Annotated[str | None, typer.Option(help="The file that `lensteer annotate fit` wrote.")]
+Chains = Annotated[str | None, typer.Option(help="Chains to use instead of generating any: traces, or annotated ones.")]
+Number = Annotated[int | None, typer.Option(help="Default: that of the run's size.")]
 Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's.")]
 Window = Annotated[str, typer.Option(help="Where a behavior is read: onset, onset±k, span or published.")]
 Negatives = Annotated[str, typer.Option(help="What it is compared with: spans, all, rest or same_trace.")]
 Scope = Annotated[str, typer.Option(help="Where steering acts: onsets, thinking, generated, everywhere, ...")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 
 @app.command()
@@ -60,11 +49,43 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         negatives: Negatives = "spans",
         scope: Scope = "onsets",
         seed: Seed = 0,
+        annotator: Annotator = None,
+        classifier: Classifier = None,
+        chains: Chains = None,
+        dtype: Dtype = "float32",
+        device: Device = None,
+        n_train: Number = None,
+        n_dev: Number = None,
+        n_test: Number = None,
+        n_samples: Number = None,
+        n_random: Number = None,
+        max_new_tokens: Number = None,
+        batch_size: Number = None,
     ) -> None:
         sizes = DEMO if small else RunConfig()
         asked: dict[str, Any] = dict(
-            model=model, tasks=tasks, window=window, negatives=negatives, scope=scope, seed=seed
+            model=model,
+            tasks=tasks,
+            window=window,
+            negatives=negatives,
+            scope=scope,
+            seed=seed,
+            annotator=annotator,
+            classifier=classifier,
+            chains=chains,
+            dtype=dtype,
+            device=device,
         )
+        numbers = dict(
+            n_train=n_train,
+            n_dev=n_dev,
+            n_test=n_test,
+            n_samples=n_samples,
+            n_random=n_random,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        asked |= {name: value for name, value in numbers.items() if value is not None}
         go(Run.open(out, replace(sizes, **asked), progress=True))
 
     command.__doc__ = doc
@@ -90,8 +111,10 @@ app.command("run")(
 )
 app.command("traces")(_beginning("Begin a run: generate its chains.", lambda run: run_stage(run, "traces")))
 for _name in STAGES:
-    if _name != "traces":
+    if _name not in ("traces", "annotate"):
         app.command(_name)(_stage_command(_name))
+app.add_typer(annotating, name="annotate")
+app.add_typer(caching, name="cache")
 
 
 def _say_where(report: Path) -> None:

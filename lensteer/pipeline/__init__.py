@@ -1,7 +1,27 @@
-"""A run on disk: its folder and manifest (`run`), its stages (`stages`), and reading it back (`results`)."""
+"""A run on disk: its folder (`run`), chains and annotator (`chains`), stages (`stages`), cache vectors (`caching`)."""
 
+from lensteer.pipeline.caching import CacheFit, CacheRun, cache_fit, cache_run
+from lensteer.pipeline.chains import fit_annotator, read_chains
 from lensteer.pipeline.results import load_results
-from lensteer.pipeline.run import DEMO, SCOPES, Run, RunConfig
-from lensteer.pipeline.stages import STAGES, complete, run_stage
+from lensteer.pipeline.run import ANNOTATORS, DEMO, MANIFEST, SCOPES, Run, RunConfig
+from lensteer.pipeline.stages import STAGES, complete, render_report, run_stage
 
-__all__ = ["DEMO", "SCOPES", "STAGES", "Run", "RunConfig", "complete", "load_results", "run_stage"]
+__all__ = [
+    "ANNOTATORS",
+    "DEMO",
+    "MANIFEST",
+    "SCOPES",
+    "STAGES",
+    "CacheFit",
+    "CacheRun",
+    "Run",
+    "RunConfig",
+    "cache_fit",
+    "cache_run",
+    "complete",
+    "fit_annotator",
+    "load_results",
+    "read_chains",
+    "render_report",
+    "run_stage",
+]

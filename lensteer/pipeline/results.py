@@ -12,6 +12,7 @@ from lensteer.evaluation import Doses, Evaluation
 from lensteer.files import read_jsonl
 from lensteer.geometry import cosine_matrix
 from lensteer.overlap import EmbeddingOverlap
+from lensteer.pipeline.caching import read_cache_run
 from lensteer.pipeline.run import Run
 from lensteer.report import RunResults
 from lensteer.selection import Site
@@ -42,6 +43,7 @@ def load_results(run: Run) -> RunResults:
         model=run.model_id,
         config=asdict(run.config),
         traces=load_traces(run.path("annotated.jsonl")),
+        annotator=json.loads(run.path("annotator.json").read_text(encoding="utf-8")),
         alignment={k: run.stages["annotate"][k] for k in ("matched", "repaired", "dropped", "unparsed")},
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
@@ -53,5 +55,6 @@ def load_results(run: Run) -> RunResults:
         seconds={name: facts["seconds"] for name, facts in run.stages.items()},
         reference=reference,
         example=examples.pop("unsteered"),
+        cache=read_cache_run(run.folder),
         steered=examples,
     )

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.directions import Recipe
@@ -22,14 +24,26 @@ if TYPE_CHECKING:
 
 SCOPES: dict[str, PositionScope] = {s.name: s for s in (everywhere, generated, thinking, onsets, sentence_starts)}
 MANIFEST = "run.json"
+ANNOTATORS = ("grammar", "rules", "classifier", "judge")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run does. The defaults are the full run on the embedded organism."""
+    """What a run does. The defaults are the full run on the embedded organism.
+
+    `chains` names a file of chains that are used instead of generating any: traces, or the published annotation format,
+    whose labels the annotator is then held against. `annotator` is one of `ANNOTATORS`; None is the grammar for the
+    organism's tasks and the rules for all others. `classifier` is the file that `lensteer annotate fit` wrote.
+    """
 
     model: str | None = None
+    dtype: str = "float32"
+    device: str | None = None
     tasks: str = "organism"
+    chains: str | None = None
+    annotator: str | None = None
+    classifier: str | None = None
     n_train: int = 300
     n_dev: int = 100
     n_test: int = 200
@@ -96,6 +110,11 @@ class Run:
             )
         return run
 
+    @property
+    def annotator(self) -> str:
+        """The annotator's name: as asked for, or the one that fits the tasks."""
+        return self.config.annotator or ("grammar" if self.config.tasks == "organism" else "rules")
+
     def check(self) -> None:
         """Refuse now what a stage would refuse only after hours.
 
@@ -104,6 +123,18 @@ class Run:
         """
         if self.config.scope not in SCOPES:
             raise LensteerError(f"no scope {self.config.scope!r}: choose one of {sorted(SCOPES)}")
+        if self.annotator not in ANNOTATORS:
+            raise LensteerError(f"no annotator {self.annotator!r}: choose one of {list(ANNOTATORS)}")
+        if (self.annotator == "classifier") != (self.config.classifier is not None):
+            raise LensteerError(
+                f"annotator {self.annotator!r} with classifier={self.config.classifier!r}: 'classifier' needs the file "
+                "that `lensteer annotate fit` wrote, and no other annotator takes one"
+            )
+        for path in filter(None, (self.config.chains, self.config.classifier)):
+            if not Path(path).exists():
+                raise LensteerError(f"no file {path!r}: give one that exists")
+        if self.config.dtype not in DTYPES:
+            raise LensteerError(f"no dtype {self.config.dtype!r}: choose one of {list(DTYPES)}")
         Recipe(self.config.window, self.config.negatives)
         self.sampling(self.config.n_samples)
         for split in SPLITS:
@@ -122,7 +153,7 @@ class Run:
     @cached_property
     def model(self) -> TransformerBridge:
         """The run's model, checked against the one the run began with."""
-        model = models.load_model(self.config.model)
+        model = models.load_model(self.config.model, dtype=getattr(torch, self.config.dtype), device=self.config.device)
         found = models.fingerprint(model)
         if not self.model_id:
             self.model_id = found.to_dict()

@@ -13,9 +13,10 @@ from lensteer.annotation import annotate_report
 from lensteer.attribution import LayerScores, attribute
 from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Arm, Doses, Evaluation, choose_coefficients, evaluate, run_arms
+from lensteer.evaluation import WORDS, Arm, Doses, Evaluation, choose_coefficients, evaluate, run_arms
 from lensteer.files import write_atomically
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
+from lensteer.pipeline.chains import annotator_of, read_chains, trust
 from lensteer.pipeline.results import load_results
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.report import render, summary
@@ -56,6 +57,10 @@ def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:
 
 def _traces(run: Run) -> dict[str, Any]:
     c = run.config
+    if c.chains is not None:
+        traces = read_chains(c.chains, run.model)
+        save_traces(traces, run.path("traces.jsonl"))
+        return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces), "given": c.chains}
     traces = generate_traces(
         run.model,
         run.tasks("train"),
@@ -70,8 +75,10 @@ def _traces(run: Run) -> dict[str, Any]:
 
 
 def _annotate(run: Run) -> dict[str, Any]:
-    annotated, reports = annotate_report(load_traces(run.path("traces.jsonl")))
+    traces = load_traces(run.path("traces.jsonl"))
+    annotated, reports = annotate_report(traces, annotator_of(run))
     save_traces(annotated, run.path("annotated.jsonl"))
+    write_atomically(run.path("annotator.json"), json.dumps(trust(run, traces, annotated), indent=1))
     return {
         "matched": sum(r.matched for r in reports),
         "repaired": sum(len(r.repaired) for r in reports),
@@ -118,6 +125,7 @@ def _select(run: Run) -> dict[str, Any]:
         min_parsed=c.min_parsed,
         scope=SCOPES[c.scope],
         sampling=run.sampling(1),
+        annotator=annotator_of(run),
         path=run.path("doses.jsonl"),
         progress=run.progress,
     )
@@ -136,9 +144,10 @@ def _evaluate(run: Run) -> dict[str, Any]:
         site,
         doses.coefficients,
         scope=SCOPES[c.scope],
-        words={b: organism.cue(b) for b in site},
+        words={b: organism.cue(b) if c.tasks == "organism" else WORDS[b] for b in site},
         n_random=c.n_random,
         sampling=run.sampling(c.n_samples),
+        annotator=annotator_of(run),
         seed=c.seed,
         path=run.path("evaluation.jsonl"),
         progress=run.progress,
@@ -160,12 +169,14 @@ def _examples(run: Run, vectors: BehaviorVectors, evaluation: Evaluation, doses:
     }
     found: dict[str, Trace] = {}
     arms = [Arm("unsteered"), *(Arm(name, plan) for name, plan in plans.items())]
-    run_arms(run.model, run.tasks("test")[:1], arms, run.sampling(1), keep=found.__setitem__)
+    one = run.tasks("test")[:1]
+    run_arms(run.model, one, arms, run.sampling(1), annotator=annotator_of(run), keep=found.__setitem__)
     lines = [json.dumps({"arm": arm, "trace": json.loads(trace.to_json())}) + "\n" for arm, trace in found.items()]
     write_atomically(run.path("examples.jsonl"), "".join(lines))
 
 
-def _report(run: Run) -> dict[str, Any]:
+def render_report(run: Run) -> dict[str, Any]:
+    """Write the page and the summary from what is in a run's folder; done again whenever more is in it."""
     results = load_results(run)
     write_atomically(run.path("summary.json"), json.dumps(summary(results), indent=1))
     write_atomically(run.path("report.html"), render(results))
@@ -179,5 +190,5 @@ STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
     "attribute": _attribute,
     "select": _select,
     "evaluate": _evaluate,
-    "report": _report,
+    "report": render_report,
 }

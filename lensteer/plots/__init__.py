@@ -6,6 +6,7 @@ A behavior has the same color in every figure, in annotated chains and on the re
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, legend_html
 from lensteer.plots.measured import doses, effects
+from lensteer.plots.modes import kl_by_token, modes
 from lensteer.plots.nulls import against_nulls
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import cosine_matrix, layer_scores, overlap
@@ -25,8 +26,10 @@ __all__ = [
     "doses",
     "effects",
     "head_map",
+    "kl_by_token",
     "layer_scores",
     "legend_html",
+    "modes",
     "overlap",
     "sentence_attention",
 ]

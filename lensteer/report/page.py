@@ -8,7 +8,8 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lensteer import plots
-from lensteer.report import sections
+from lensteer.report import sections, trust
+from lensteer.report.cache import cache
 from lensteer.report.markup import Figures, frame, section
 from lensteer.report.results import RunResults
 from lensteer.report.summary import summary
@@ -26,6 +27,7 @@ def render(results: RunResults) -> str:
         f"<header><h1>{escape(results.title)}</h1><p class='muted'>lensteer: behaviors of a reasoning model as "
         "directions, where they act, and what steering along them does</p></header>",
         sections.asked(results, f),
+        trust.annotator(f),
         sections.found(results, f, reference, _figure("effects", plots.effects(results.evaluation))),
         sections.sure(results, f),
         sections.where(
@@ -48,6 +50,7 @@ def render(results: RunResults) -> str:
             "(dashed line).</p>",
             _figure("dose-curves", plots.doses(results.doses)),
         ),
+        cache(results, f),
         sections.chains(results),
         sections.cost(results, f),
         sections.caveats(),

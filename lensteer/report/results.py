@@ -24,6 +24,7 @@ class RunResults:
         model: which model, as `ModelId.to_dict()` says it.
         config: the settings of the run; values of any kind, shown as text.
         traces: the annotated chains that the vectors come from.
+        annotator: who labeled the chains, and flat figures on how good that is.
         alignment: sentences "matched", "repaired", "dropped" and "unparsed".
         vectors: of the behaviors.
         overlap: of the vectors with single tokens.
@@ -36,12 +37,14 @@ class RunResults:
         reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
         example: a chain without steering.
         steered: the same task under some arms, by the arm's name ("backtracking/up").
+        cache: of a one-shot cache edit, if one was measured: "c_values", facts on the "vector", "test" (`Modes`).
     """
 
     title: str
     model: Mapping[str, Any]
     config: Mapping[str, Any]
     traces: Sequence[Trace]
+    annotator: Mapping[str, Any]
     alignment: Mapping[str, int]
     vectors: BehaviorVectors
     overlap: EmbeddingOverlap
@@ -54,3 +57,4 @@ class RunResults:
     reference: Mapping[str, Any] | None = None
     example: Trace | None = None
     steered: Mapping[str, Trace] = field(default_factory=dict)
+    cache: Mapping[str, Any] | None = None

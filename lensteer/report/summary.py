@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from lensteer.behaviors import BEHAVIORS
-from lensteer.evaluation import ArmSummary, Doses, Evaluation
+from lensteer.evaluation import FIGURES, ArmSummary, Doses, Evaluation, Modes
 from lensteer.overlap import SIDES
 from lensteer.report.results import RunResults
 
@@ -37,9 +37,10 @@ def summary(results: RunResults) -> dict[str, Value]:
     found: dict[str, Any] = {"title": results.title}
     found |= {f"model.{name}": value for name, value in results.model.items()}
     found |= {f"config.{name}": value for name, value in results.config.items()}
+    found |= {f"annotator.{name}": value for name, value in results.annotator.items()}
     found |= {f"alignment.{name}": value for name, value in results.alignment.items()}
     found |= _traces(results) | _where(results) | _cosines(results) | _doses(results.doses)
-    found |= _effects(results.evaluation) | _arms(results.evaluation) | _cost(results)
+    found |= _effects(results.evaluation) | _arms(results.evaluation) | _cost(results) | _cache(results)
     return {name: _plain(value) for name, value in found.items()}
 
 
@@ -162,6 +163,25 @@ def _arms(evaluation: Evaluation) -> dict[str, Any]:
 def _range(arms: Iterable[ArmSummary], name: str) -> tuple[float, float]:
     values = [getattr(arm, name) for arm in arms]
     return min(values), max(values)
+
+
+def _cache(results: RunResults) -> dict[str, Any]:
+    if results.cache is None:
+        return {}
+    test: Modes = results.cache["test"]
+    found: dict[str, Any] = {"cache.c_values": results.cache["c_values"], "cache.n_tasks": test.n_tasks}
+    found |= {f"cache.vector.{name}": value for name, value in results.cache["vector"].items() if name != "model"}
+    drawn = [arm for arm in test.arms if arm.arm.startswith("random-")]
+    found["cache.n_random"] = len(drawn)
+    for figure in FIGURES:
+        for arm in test.arms:
+            estimate = None if arm in drawn else getattr(arm, figure)
+            if estimate is not None:
+                found |= {f"cache.{arm.arm}.{figure}.{end}": value for end, value in asdict(estimate).items()}
+        values = [e.mean for e in (getattr(arm, figure) for arm in drawn) if e is not None]
+        found[f"cache.random.{figure}.min"] = min(values, default=None)
+        found[f"cache.random.{figure}.max"] = max(values, default=None)
+    return found
 
 
 def _cost(results: RunResults) -> dict[str, Any]:

@@ -1,0 +1,251 @@
+"""A sentence classifier trained on annotated chains, usable as an annotator. It learns its annotator's faults, too.
+
+Linear, on words, place and, with a model, the residual stream. It does not know whether new chains are like those that
+it was trained on: how well it does on the latter is in its provenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensteer import models
+from lensteer._version import __version__
+from lensteer.annotation import classifier_storage
+from lensteer.annotation.agreement import agreement_of
+from lensteer.annotation.classifier_scoring import MAX_RUN, Linear, Scaling
+from lensteer.annotation.classifier_training import (
+    ClassifierConfig,
+    fit_linear,
+    fit_scaling,
+    gather,
+    held_out_scores,
+)
+from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabulary, residual_features, text_groups
+from lensteer.behaviors import UNPARSED, Sentence, check_behavior
+from lensteer.errors import LensteerError
+from lensteer.splitting import split_sentences
+from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_AT_ONCE = 200  # traces whose features are held together
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceClassifier:
+    """Behaviors of sentences, cut by rule. An `Annotator`: `annotate(traces, classifier)`.
+
+    A sentence's label is that of the highest logit. The logits weigh behaviors as `ClassifierConfig.balance` says, the
+    probabilities as common as they are, so that a rare label may be given at a low probability.
+
+    Attributes:
+        labels: it knows, in the order of `BEHAVIORS`.
+        linear: words and weights.
+        scaling: from logits to probabilities.
+        weights: of the feature groups.
+        layer: whose residual stream it reads; None if it reads text only.
+        abstain: a sentence whose label is less probable than this is `UNPARSED`.
+        provenance: lensteer version, training chains and labels, cross-validated figures, model.
+        model: the one that it was trained with, if it reads a layer.
+
+    Raises:
+        LensteerError: `abstain` is no probability, or the model is not the one that it was trained with.
+    """
+
+    labels: tuple[str, ...]
+    linear: Linear
+    scaling: Scaling
+    weights: FeatureWeights
+    layer: int | None
+    abstain: float
+    provenance: dict[str, Any]
+    model: TransformerBridge | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.abstain <= 1:
+            raise LensteerError(f"abstain={self.abstain} is no probability: give a number from 0 to 1")
+        if self.model is None:
+            return
+        if self.layer is None:
+            raise LensteerError("this classifier reads text only: load it without a model")
+        if odd := models.fingerprint(self.model).differences(self.provenance["model"]):
+            raise LensteerError(
+                f"this classifier was trained with {self.provenance['model']['name']!r}, and the model given differs "
+                f"in {', '.join(odd)}: give the same one"
+            )
+
+    def __call__(self, traces: Sequence[Trace]) -> list[list[Sentence]]:
+        """Every sentence of each trace's thinking with its label, or `UNPARSED`.
+
+        Raises:
+            LensteerError: it reads a layer, and there is no model.
+        """
+        return [
+            [
+                Sentence(self.labels[best] if p[best] >= self.abstain else UNPARSED, text)
+                for text, best, p in zip(chain.texts, scores.argmax(1), self.scaling.probabilities(scores), strict=True)
+            ]
+            for chain, scores in self._scored(traces)
+        ]
+
+    def probabilities(self, traces: Sequence[Trace]) -> list[Float[np.ndarray[Any, Any], "span behavior"]]:
+        """For each trace, the calibrated probability of each of `labels` for each sentence.
+
+        Raises:
+            LensteerError: it reads a layer, and there is no model.
+        """
+        return [self.scaling.probabilities(scores) for _, scores in self._scored(traces)]
+
+    def _scored(self, traces: Sequence[Trace]) -> Iterator[tuple[Chain, Array]]:
+        if self.layer is not None and self.model is None:
+            raise LensteerError(
+                f"this classifier reads layer {self.layer} of {self.provenance['model']['name']!r}: load it with model="
+            )
+        for first in range(0, len(traces), _AT_ONCE):
+            chains = [_sentences(trace) for trace in traces[first : first + _AT_ONCE]]
+            residuals = None
+            if self.layer is not None and self.model is not None:
+                residuals = residual_features(self.model, self.layer, chains)
+            scores = self.linear.sentence_scores(chains, residuals, self.weights)
+            at = 0
+            for chain in chains:
+                yield chain, scores[at : (at := at + len(chain.pieces))]
+
+    def save(self, path: str | Path) -> None:
+        """Write all but the model to one safetensors file.
+
+        Raises:
+            LensteerError: the file cannot be written.
+        """
+        vocabulary = self.linear.vocabulary
+        arrays = {
+            "coefficients": self.linear.coefficients,
+            "intercept": self.linear.intercept,
+            "bias": self.scaling.bias,
+            "lengths": self.linear.lengths,
+            "standard": vocabulary.standard,
+            **{f"idf.{group}": values for group, values in vocabulary.idf.items()},
+        }
+        header = {
+            "labels": self.labels,
+            "terms": vocabulary.terms,
+            "scale": self.scaling.scale,
+            "weights": asdict(self.weights),
+            "layer": self.layer,
+            "abstain": self.abstain,
+            "provenance": self.provenance,
+        }
+        classifier_storage.write(path, arrays, header)
+
+    @staticmethod
+    def load(path: str | Path, model: TransformerBridge | None = None) -> SentenceClassifier:
+        """Read a classifier.
+
+        Args:
+            path: what `save` wrote.
+            model: needed to use one that reads a layer.
+
+        Raises:
+            LensteerError: no such file, a corrupt or foreign one, or a model that it was not trained with.
+        """
+        arrays, header = classifier_storage.read(path)
+        try:
+            terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
+            vocabulary = Vocabulary(terms, {group: arrays[f"idf.{group}"] for group in terms}, arrays["standard"])
+            found = SentenceClassifier(
+                labels=tuple(check_behavior(label) for label in header["labels"]),
+                linear=Linear(vocabulary, arrays["coefficients"], arrays["intercept"], arrays["lengths"]),
+                scaling=Scaling(float(header["scale"]), arrays["bias"]),
+                weights=FeatureWeights(**header["weights"]),
+                layer=None if header["layer"] is None else int(header["layer"]),
+                abstain=float(header["abstain"]),
+                provenance=dict(header["provenance"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LensteerError(
+                f"{str(path)!r} is damaged ({type(error).__name__}: {error}): save the classifier again"
+            ) from error
+        if flaw := _flaw(found):
+            raise LensteerError(f"{str(path)!r} is damaged ({flaw}): save the classifier again")
+        return found if model is None else replace(found, model=model)
+
+
+def fit_classifier(
+    traces: Sequence[Trace],
+    *,
+    model: TransformerBridge | None = None,
+    layer: int | None = None,
+    abstain: float = 0.0,
+    seed: int = 0,
+    config: ClassifierConfig | None = None,
+) -> SentenceClassifier:
+    """Train on annotated traces of any kind, and calibrate on chains held out in turn.
+
+    Args:
+        traces: annotated; those without spans are left out.
+        model: with `layer`, whose residual stream is read besides the text; give the one that wrote the chains.
+        layer: the block behind which it is read.
+        abstain: below this probability a sentence is `UNPARSED`.
+        seed: of the folds.
+        config: of features and training.
+
+    Raises:
+        LensteerError: fewer than two behaviors, fewer tasks than folds, an impossible `abstain`, a model without a
+            layer.
+    """
+    config = config or ClassifierConfig()
+    material = gather(traces, model, layer, config.n_folds, seed)
+    on_spans, on_sentences = held_out_scores(material, config)
+    figures: dict[str, Any] = {}
+    for name, pieces, scores in (
+        ("spans", material.spans, on_spans),
+        ("sentences", material.sentences, on_sentences),
+    ):
+        found = agreement_of(pieces.named(scores, material.labels), seed=seed)
+        figures[name] = {
+            figure: [estimate.value, estimate.low, estimate.high]
+            for figure, estimate in (("macro_f1", found.macro_f1), ("kappa", found.kappa))
+        }
+    scaling = fit_scaling(np.concatenate(on_sentences), material.sentences.truth(material.labels))
+    counts = [b for chain in material.spans.labels for b in chain]
+    provenance = {
+        "lensteer": __version__,
+        "n_chains": len(material.folds),
+        "n_spans": {b: counts.count(b) for b in material.labels},
+        "cross_validated": figures,
+        "seed": seed,
+        "config": asdict(config),
+        "model": None if model is None else models.fingerprint(model).to_dict(),
+    }
+    linear = fit_linear(material, config)
+    return SentenceClassifier(material.labels, linear, scaling, config.features, layer, abstain, provenance, model)
+
+
+def _sentences(trace: Trace) -> Chain:
+    begin, end = trace.thinking
+    return Chain(trace, tuple((begin + a, begin + b) for a, b in split_sentences(trace.response[begin:end])))
+
+
+def _flaw(classifier: SentenceClassifier) -> str:
+    """What is wrong with the sizes and numbers of a classifier, in words."""
+    n, linear, vocabulary = len(classifier.labels), classifier.linear, classifier.linear.vocabulary
+    if set(vocabulary.terms) != set(text_groups(classifier.weights)):
+        return f"words of {sorted(vocabulary.terms)} with weights of {sorted(text_groups(classifier.weights))}"
+    for group, terms in vocabulary.terms.items():
+        if vocabulary.idf[group].shape != (len(terms),):
+            return f"{len(terms)} terms of {group} with weights of shape {vocabulary.idf[group].shape}"
+    if linear.coefficients.ndim != 2 or len(linear.coefficients) != n:
+        return f"{n} labels with coefficients of shape {linear.coefficients.shape}"
+    if linear.intercept.shape != (n,) or classifier.scaling.bias.shape != (n,):
+        return f"{n} labels with intercepts of shape {linear.intercept.shape}"
+    if linear.lengths.shape != (MAX_RUN,):
+        return f"lengths of shape {linear.lengths.shape}"
+    arrays = (linear.coefficients, linear.intercept, linear.lengths, classifier.scaling.bias, vocabulary.standard)
+    return "" if all(np.isfinite(a).all() for a in (*arrays, *vocabulary.idf.values())) else "numbers are not finite"

@@ -1,0 +1,250 @@
+"""Training a sentence classifier: a linear model on whole chains, its scores on chains it has not seen, calibration.
+
+Works on arrays and chains; it does not know what is done with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lensteer import models
+from lensteer.annotation.classifier_scoring import Linear, Scaling, log_softmax, span_lengths
+from lensteer.annotation.features import (
+    Array,
+    Chain,
+    FeatureWeights,
+    features,
+    learn_vocabulary,
+    residual_features,
+)
+from lensteer.annotation.sentences import labeled_sentences
+from lensteer.behaviors import BEHAVIORS
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_ITERATIONS, _TOLERANCE = 300, 1e-3
+_UNSEEN = 5.0  # logits by which a label that a fold's training chains lack stays behind all others
+_PRIOR = 1.0  # weight of the ridge that holds the calibration's biases at 0 where there are few sentences
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How a classifier is trained.
+
+    Attributes:
+        features: weight of each group of features.
+        strength: inverse of the L2 penalty (scikit-learn's C).
+        balance: 1 lets all behaviors weigh the same in training, 0 all sentences; the latter is right more often and
+            finds few of the rare behaviors.
+        n_folds: of the cross-validation, whole tasks each; also fixes the calibration.
+    """
+
+    features: FeatureWeights = field(default_factory=FeatureWeights)
+    strength: float = 4.0
+    balance: float = 1.0
+    n_folds: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength < np.inf:
+            raise LensteerError(f"strength={self.strength}: give a positive number, such as 4.0")
+        if not 0 <= self.balance <= 1:
+            raise LensteerError(f"balance={self.balance}: give a number from 0 to 1")
+        if self.n_folds < 2:
+            raise LensteerError(f"n_folds={self.n_folds}: a cross-validation needs at least 2")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of chains with what the annotator calls each, and their residual features, if any.
+
+    Attributes:
+        chains: in order.
+        labels: per chain and piece; None where the annotator has no label.
+        residuals: one row per piece of every chain.
+    """
+
+    chains: tuple[Chain, ...]
+    labels: tuple[tuple[str | None, ...], ...]
+    residuals: Array | None
+
+    def take(self, which: Sequence[int]) -> Pieces:
+        """Some of the chains."""
+        rows = list(pairwise(accumulate((len(chain.pieces) for chain in self.chains), initial=0)))
+        residuals = self.residuals
+        if residuals is not None:
+            residuals = np.concatenate([residuals[slice(*rows[i])] for i in which])
+        return Pieces(tuple(self.chains[i] for i in which), tuple(self.labels[i] for i in which), residuals)
+
+    def named(self, scores: Sequence[Array], labels: Sequence[str]) -> list[list[tuple[str, str]]]:
+        """Of each chain's labeled pieces, the annotator's label and the one with the highest logit."""
+        return [
+            [(b, labels[best]) for b, best in zip(truth, of.argmax(1), strict=True) if b is not None]
+            for truth, of in zip(self.labels, scores, strict=True)
+        ]
+
+    def truth(self, labels: Sequence[str]) -> Int[np.ndarray[Any, Any], " span"]:
+        """Index of the label of each piece of every chain; -1 for none."""
+        return np.array([-1 if b is None else labels.index(b) for chain in self.labels for b in chain], dtype=np.int64)
+
+    def by_chain(self, values: Array) -> list[Array]:
+        """Rows of all pieces, chain by chain."""
+        return np.split(values, np.cumsum([len(chain.pieces) for chain in self.chains])[:-1])
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to learn from: the annotator's own spans, and the same chains cut into sentences by rule.
+
+    Attributes:
+        spans: what the linear model is trained on: a judge's spans hold whole thoughts, and their labels are its own.
+        sentences: what it is used on, so what calibrates it.
+        folds: of each chain.
+        labels: the behaviors that occur.
+    """
+
+    spans: Pieces
+    sentences: Pieces
+    folds: tuple[int, ...]
+    labels: tuple[str, ...]
+
+
+def gather(
+    traces: Sequence[Trace], model: TransformerBridge | None, layer: int | None, n_folds: int, seed: int
+) -> Material:
+    """Everything that training needs, from annotated traces. Those without spans are left out.
+
+    Raises:
+        LensteerError: a model without a layer or the other way around, no such layer, fewer than two behaviors, fewer
+            tasks than folds.
+    """
+    check_reading(model, layer)
+    annotated = [trace for trace in traces if trace.spans]
+    labels = tuple(b for b in BEHAVIORS if any(span.label == b for trace in annotated for span in trace.spans))
+    if len(labels) < 2:
+        raise LensteerError(
+            f"{len(annotated)} of {len(traces)} traces have spans, of behaviors {list(labels)}: a classifier needs "
+            "annotated traces with at least two behaviors"
+        )
+    tasks = sorted({trace.task.id for trace in annotated})
+    if len(tasks) < n_folds:
+        raise LensteerError(
+            f"annotated traces of {len(tasks)} task(s) cannot make {n_folds} folds: give more, or a smaller n_folds"
+        )
+    order = np.random.default_rng(seed).permutation(len(tasks))
+    fold = {tasks[task]: place % n_folds for place, task in enumerate(order)}
+    sentences = [labeled_sentences(trace) for trace in annotated]
+    return Material(
+        _pieces(
+            [[(s.char_start, s.char_end, s.label) for s in trace.spans] for trace in annotated], annotated, model, layer
+        ),
+        _pieces([[(s.start, s.end, s.label) for s in found] for found in sentences], annotated, model, layer),
+        tuple(fold[trace.task.id] for trace in annotated),
+        labels,
+    )
+
+
+def check_reading(model: TransformerBridge | None, layer: int | None) -> None:
+    """Whether model and layer go together.
+
+    Raises:
+        LensteerError: one without the other, or a layer that the model lacks.
+    """
+    if (model is None) != (layer is None):
+        raise LensteerError(
+            f"{'no model' if model is None else 'a model'} with layer={layer}: give both, for features of its residual "
+            "stream, or neither"
+        )
+    if model is not None and layer is not None:
+        models.check_layer(model, layer)
+
+
+def _pieces(
+    found: Sequence[Sequence[tuple[int, int, str | None]]],
+    traces: Sequence[Trace],
+    model: TransformerBridge | None,
+    layer: int | None,
+) -> Pieces:
+    chains = tuple(Chain(t, tuple((a, b) for a, b, _ in places)) for t, places in zip(traces, found, strict=True))
+    residuals = None if model is None or layer is None else residual_features(model, layer, chains)
+    return Pieces(chains, tuple(tuple(label for *_, label in places) for places in found), residuals)
+
+
+def fit_linear(material: Material, config: ClassifierConfig, *, without: int | None = None) -> Linear:
+    """Multinomial logistic regression on the spans, of all chains or of those that are not in one fold.
+
+    A label that none of them has gets a constant logit, below all others.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    which = [i for i, fold in enumerate(material.folds) if fold != without]
+    pieces, labels = material.spans.take(which), material.labels
+    vocabulary = learn_vocabulary(pieces.chains, config.features, pieces.residuals)
+    x = features(pieces.chains, vocabulary, config.features, pieces.residuals)
+    y = pieces.truth(labels)
+    counts = np.bincount(y, minlength=len(labels))
+    seen = np.flatnonzero(counts)
+    coefficients, intercept = np.zeros((len(labels), x.shape[1])), np.zeros(len(labels))
+    if len(seen) > 1:
+        weight = {b: float((counts.sum() / (len(seen) * counts[b])) ** config.balance) for b in seen}
+        regression = LogisticRegression(
+            C=config.strength, class_weight=weight, max_iter=_ITERATIONS, tol=_TOLERANCE
+        ).fit(x, y)
+        if len(seen) == 2:  # scikit-learn has one row of coefficients then
+            coefficients[seen[1]], intercept[seen[1]] = regression.coef_[0], regression.intercept_[0]
+        else:
+            coefficients[seen], intercept[seen] = regression.coef_, regression.intercept_
+    intercept[counts == 0] = intercept.min() - _UNSEEN
+    lengths = span_lengths(pieces.chains, [material.sentences.chains[i] for i in which])
+    return Linear(vocabulary, coefficients, intercept, lengths)
+
+
+def held_out_scores(material: Material, config: ClassifierConfig) -> tuple[list[Array], list[Array]]:
+    """Logits of each chain's spans, and of its sentences, from a model that was fitted on the other folds."""
+    spans: dict[int, Array] = {}
+    sentences: dict[int, Array] = {}
+    for fold in range(config.n_folds):
+        out = [i for i, f in enumerate(material.folds) if f == fold]
+        linear = fit_linear(material, config, without=fold)
+        for into, pieces, score in (
+            (spans, material.spans.take(out), linear.scores),
+            (sentences, material.sentences.take(out), linear.sentence_scores),
+        ):
+            found = pieces.by_chain(score(pieces.chains, pieces.residuals, config.features))
+            into.update(zip(out, found, strict=True))
+    n = range(len(material.folds))
+    return [spans[i] for i in n], [sentences[i] for i in n]
+
+
+def fit_scaling(
+    scores: Float[np.ndarray[Any, Any], "span behavior"], truth: Int[np.ndarray[Any, Any], " span"]
+) -> Scaling:
+    """The calibration that makes held-out labels most likely.
+
+    Args:
+        scores: logits on chains that the model has not seen.
+        truth: index of each piece's label; those below 0 are left out.
+    """
+    from scipy.optimize import minimize
+
+    n_labels = scores.shape[1]
+    scores, truth = scores[truth >= 0], truth[truth >= 0]
+    one_hot = np.eye(n_labels)[truth]
+
+    def loss(parameters: Array) -> tuple[float, Array]:
+        scale, bias = float(np.exp(parameters[0])), parameters[1:]
+        log_p = log_softmax(scale * scores + bias)
+        wrong = np.exp(log_p) - one_hot
+        gradient = np.concatenate([[scale * (wrong * scores).sum()], wrong.sum(0) + _PRIOR * bias])
+        return float(-(log_p * one_hot).sum() + _PRIOR * (bias @ bias) / 2), gradient
+
+    found = minimize(loss, np.zeros(1 + n_labels), jac=True, bounds=[(-5, 5)] + [(-10, 10)] * n_labels).x
+    return Scaling(float(np.exp(found[0])), np.asarray(found[1:]))

@@ -1,0 +1,266 @@
+"""What a trained classifier sees of a sentence: its words, how it opens, what stands around it, where it stands.
+
+Numbers only: it does not know what any of them says about a behavior. Terms are learned from training chains, so that a
+chain in another language or on another subject has few of them.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lensteer.alignment import align
+from lensteer.behaviors import BEHAVIORS, Sentence, Span
+from lensteer.errors import LensteerError
+from lensteer.traces import Trace, with_spans
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]")
+_OPENING, _CHARACTERS, _MIN_COUNT = 8, 12, 2  # words that open a sentence; words read letter by letter; rarest term
+_BINS = 5  # of the place in the thinking
+_GAP = 8  # characters beside a sentence in which line breaks are looked for
+_NONE = "<none>"
+
+
+@dataclass(frozen=True)
+class FeatureWeights:
+    """How much each group of features counts before the classifier's own weights; 0 leaves it out.
+
+    Attributes:
+        words: one and two words of the sentence, numbers and marks included.
+        opening: the same of its first eight words.
+        characters: three and four letters of its first twelve words.
+        surface: length, marks, digits, and how many words are new in the chain or repeat the sentence before.
+        place: where in the thinking it begins, whether a line break or blank line stands before or behind it.
+        neighbors: the words of the sentences before and behind it.
+        residuals: the residual stream's mean at the sentence and at its onset, where a model is given.
+    """
+
+    words: float = 1.0
+    opening: float = 1.0
+    characters: float = 0.5
+    surface: float = 0.5
+    place: float = 0.5
+    neighbors: float = 0.0
+    residuals: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, weight in weights.items():
+            if not 0 <= weight < np.inf:
+                raise LensteerError(f"feature weight {name}={weight}: give a number that is not negative")
+        if not any(weights.values()):
+            raise LensteerError("all feature weights are 0: give at least one that is positive")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A trace and the pieces of it that are classified, as characters of the response.
+
+    Their starts rise, and so do their ends; they may overlap.
+    """
+
+    trace: Trace
+    pieces: tuple[tuple[int, int], ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """What stands in each piece."""
+        return [self.trace.response[start:end] for start, end in self.pieces]
+
+    def beside(self) -> list[tuple[int, int]]:
+        """For each piece, which one is the last that ends before it (-1: none) and which the first that begins behind.
+
+        Without overlaps these are its neighbors.
+        """
+        starts, ends = [start for start, _ in self.pieces], [end for _, end in self.pieces]
+        return [(bisect_right(ends, start) - 1, bisect_left(starts, end)) for start, end in self.pieces]
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The terms of each group of text features with their inverse document frequencies; `standard` of the residuals.
+
+    Attributes:
+        terms: by group.
+        idf: by group, one per term.
+        standard: mean and standard deviation of each residual feature, `[2 feature]`; empty without a model.
+    """
+
+    terms: Mapping[str, tuple[str, ...]]
+    idf: Mapping[str, Array]
+    standard: Float[np.ndarray[Any, Any], "2 feature"]
+
+
+def learn_vocabulary(chains: Sequence[Chain], weights: FeatureWeights, residuals: Array | None) -> Vocabulary:
+    """The terms that at least two training pieces have.
+
+    Raises:
+        LensteerError: there are none at all.
+    """
+    terms: dict[str, tuple[str, ...]] = {}
+    idf: dict[str, Array] = {}
+    for group, documents in _documents(chains, weights).items():
+        counts: dict[str, int] = {}
+        for document in documents:
+            for term in set(document):
+                counts[term] = counts.get(term, 0) + 1
+        terms[group] = tuple(sorted(term for term, n in counts.items() if n >= _MIN_COUNT))
+        idf[group] = np.log((1 + len(documents)) / (1 + np.array([counts[t] for t in terms[group]]))) + 1
+    if terms and not any(terms.values()):
+        raise LensteerError("no word stands in two of the annotated sentences: give more annotated chains")
+    standard = np.zeros((2, 0))
+    if residuals is not None:
+        standard = np.stack([residuals.mean(0), np.maximum(residuals.std(0), 1e-6)])
+    return Vocabulary(terms, idf, standard)
+
+
+def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWeights, residuals: Array | None) -> Any:
+    """A sparse matrix: a row per piece of every chain; a column per term, surface, place and residual feature."""
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    blocks = []
+    for group, documents in _documents(chains, weights).items():
+        if vocabulary.terms[group]:
+            vectorizer = TfidfVectorizer(analyzer=_identity, sublinear_tf=True, vocabulary=vocabulary.terms[group])
+            vectorizer.idf_ = vocabulary.idf[group]
+            blocks.append(_weight(weights, group) * vectorizer.transform(documents))
+    for group, describe in (("surface", _surface), ("place", _place)):
+        if weight := _weight(weights, group):
+            rows = [row for chain in chains for row in describe(chain)]
+            blocks.append(weight * sparse.csr_matrix(np.array(rows, dtype=np.float64)))
+    if residuals is not None:
+        centered = (residuals - vocabulary.standard[0]) / vocabulary.standard[1]
+        length = np.linalg.norm(centered, axis=1, keepdims=True)
+        blocks.append(sparse.csr_matrix(weights.residuals * centered / np.maximum(length, 1e-6)))
+    return sparse.hstack(blocks, format="csr")
+
+
+def residual_features(
+    model: TransformerBridge, layer: int, chains: Sequence[Chain]
+) -> Float[np.ndarray[Any, Any], "span feature"]:
+    """For each piece, the residual stream behind a block at its onset and its mean over the piece and its onset.
+
+    A piece that has no token of its own has zeros.
+    """
+    from lensteer.activations import stream_features  # a lower room: only a classifier with residuals goes there
+
+    placed, numbers = [], []
+    for chain in chains:
+        trace = chain.trace
+        sentences = [Sentence(BEHAVIORS[0], text) for text in chain.texts]
+        spans = align(sentences, trace.response, trace.offsets, prompt_length=trace.prompt_length).spans
+        number = {start: i for i, (start, _) in enumerate(chain.pieces)}
+        kept: list[Span] = [span for span in spans if span.char_start in number]
+        placed.append(with_spans(trace, kept, 0))
+        numbers.append([number[span.char_start] for span in kept])
+    first = np.cumsum([0, *(len(chain.pieces) for chain in chains)])
+    found = np.zeros((int(first[-1]), 2 * int(model.cfg.d_model)))
+    for read in stream_features(model, placed, windows=("onset", "span"), layers=(layer,)):
+        rows = first[read.index] + np.array(numbers[read.index])
+        found[rows] = np.concatenate([window[:, 0].double().numpy() for window in read.spans], axis=1)
+    return found
+
+
+def text_groups(weights: FeatureWeights) -> tuple[str, ...]:
+    """The groups of terms that a vocabulary under these weights has."""
+    return tuple(_documents((), weights))
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers (all as "0") and marks, in small letters."""
+    return ["0" if token[0].isdigit() else token for token in _TOKEN.findall(text.lower().replace("’", "'"))]
+
+
+def _documents(chains: Sequence[Chain], weights: FeatureWeights) -> dict[str, list[list[str]]]:
+    """The terms of every piece, by group of weight above 0."""
+    documents: dict[str, list[list[str]]] = {}
+    words = [[tokens(text) for text in chain.texts] for chain in chains]
+    flat = [sentence for chain in words for sentence in chain]
+    if weights.words:
+        documents["words"] = [_word_pairs(sentence) for sentence in flat]
+    if weights.opening:
+        documents["opening"] = [_word_pairs(sentence[:_OPENING]) for sentence in flat]
+    if weights.characters:
+        documents["characters"] = [_letters(sentence[:_CHARACTERS]) for sentence in flat]
+    if weights.neighbors:
+        beside = [pair for chain in chains for pair in chain.beside()]
+        padded = [[*chain, [_NONE]] for chain in words for _ in chain]  # -1 and one past the last are no sentence
+        for side, group in enumerate(("before", "behind")):
+            documents[group] = [chain[pair[side]] for chain, pair in zip(padded, beside, strict=True)]
+    return documents
+
+
+def _weight(weights: FeatureWeights, group: str) -> float:
+    return float(getattr(weights, "neighbors" if group in ("before", "behind") else group))
+
+
+def _identity(document: list[str]) -> list[str]:
+    return document
+
+
+def _word_pairs(words: list[str]) -> list[str]:
+    return words + [f"{a} {b}" for a, b in pairwise(words)]
+
+
+def _letters(words: Iterable[str]) -> list[str]:
+    padded = [f" {word} " for word in words]
+    return [word[i : i + n] for word in padded for n in (3, 4) for i in range(len(word) - n + 1)]
+
+
+def _surface(chain: Chain) -> list[list[float]]:
+    rows: list[list[float]] = []
+    seen: set[str] = set()
+    read = 0
+    texts = [tokens(text) for text in chain.texts]
+    contents = [{word for word in words if len(word) > 3} for words in texts]
+    for text, words, content, (before, _) in zip(chain.texts, texts, contents, chain.beside(), strict=True):
+        while read <= before:
+            seen |= contents[read]
+            read += 1
+        size = max(1, len(words))
+        marks = [mark in text for mark in ("?", "!", '"', "...", "\n")]
+        shares = [sum(w == "0" for w in words), sum(w in "=+*/×÷^<>" for w in words), sum(c.isupper() for c in text)]
+        overlap = [len(content - seen), len(content & contents[before]) if before >= 0 else 0]
+        rows.append(
+            [np.log1p(size) / 4, *_bin(int(np.log2(size)), 7), text.endswith("?"), text.endswith(":"), *marks]
+            + [min(1.0, share / size) for share in shares]
+            + [n / max(1, len(content)) for n in overlap]
+        )
+    return rows
+
+
+def _place(chain: Chain) -> list[list[float]]:
+    response = chain.trace.response
+    begin, end = chain.trace.thinking
+    opening, closing = begin, end  # without the blanks at either end
+    while opening < closing and response[opening].isspace():
+        opening += 1
+    while closing > opening and response[closing - 1].isspace():
+        closing -= 1
+    rows: list[list[float]] = []
+    for start, stop in chain.pieces:
+        at = min(max(0.0, (start - begin) / max(1, end - begin)), 1.0)
+        before, behind = response[max(0, start - _GAP) : start], response[stop : stop + _GAP]
+        before, behind = before[len(before.rstrip()) :], behind[: len(behind) - len(behind.lstrip())]
+        breaks = [gap.count("\n") > least for gap in (before, behind) for least in (0, 1)]
+        bins = [*_bin(int(at * _BINS), _BINS), *_bin(int(np.log2(1 + max(0, start - begin) / 50)), 6)]
+        rows.append([at, *bins, *map(float, [*breaks, start <= opening, stop >= closing])])
+    return rows
+
+
+def _bin(number: int, size: int) -> list[float]:
+    """One of `size` cells is 1; the last one takes all that is beyond it."""
+    return [float(i == min(number, size - 1)) for i in range(size)]

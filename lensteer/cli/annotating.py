@@ -1,0 +1,48 @@
+"""`lensteer annotate`: the stage of a run, and `annotate fit`, which trains a classifier on annotated chains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed
+from lensteer.models import load_model
+from lensteer.pipeline import Run, fit_annotator, run_stage
+
+annotating = typer.Typer(cls=Commands, invoke_without_command=True)
+
+
+@annotating.callback()
+def annotate(
+    context: typer.Context, out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None
+) -> None:
+    """The stage 'annotate' of a run that `lensteer traces` began; `annotate fit` trains a classifier."""
+    if context.invoked_subcommand is None:
+        if out is None:
+            raise typer.BadParameter("give the run's folder", param_hint="--out")
+        run_stage(Run.open(out, progress=True), "annotate")
+
+
+@annotating.command()
+def fit(
+    chains: Annotated[Path, typer.Option(help="Annotated chains: traces, or the published format.")],
+    out: Annotated[Path, typer.Option(help="The classifier's file, for `--annotator classifier --classifier FILE`.")],
+    abstain: Annotated[float, typer.Option(help="Below this probability a sentence stays unlabeled.")] = 0.0,
+    layer: Annotated[int | None, typer.Option(help="Also read the model's residual stream behind this layer.")] = None,
+    model: Model = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a sentence classifier on annotated chains, and say how good it is on chains it was not trained on."""
+    loaded = None
+    if model is not None or layer is not None:
+        loaded = load_model(model, dtype=getattr(torch, dtype), device=device)
+    found = fit_annotator(chains, out, abstain=abstain, model=loaded, layer=layer, seed=seed)
+    for name in ("macro_f1", "kappa"):
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        typer.echo(f"{name}: {found[name]:.3f} [{low:.3f}, {high:.3f}] on chains held out in turn")
+    typer.echo(f"{found['n_chains']} chains, {found['n_sentences']} spans: {out.resolve()}")

@@ -1,0 +1,64 @@
+"""`lensteer cache`: fit a cache vector from contrastive examples, and measure what one edit with it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers
+from lensteer.pipeline import MANIFEST, CacheFit, CacheRun, Run, cache_fit, cache_run, render_report
+
+caching = typer.Typer(cls=Commands, no_args_is_help=True, help=__doc__)
+
+
+@caching.command()
+def fit(
+    out: Annotated[Path, typer.Option(help="The vector's file, such as think.safetensors.")],
+    model: Model = None,
+    records: Annotated[str, typer.Option(help="'organism', 'builtin' (100 written records) or a JSONL file.")] = "",
+    style: Annotated[str, typer.Option(help="Which wording of the steps.")] = "stepwise",
+    against: Annotated[str | None, typer.Option(help="Another style; default: no steps at all.")] = None,
+    n: Annotated[int, typer.Option(help="Contrastive pairs.")] = 100,
+    shots: Annotated[int, typer.Option(help="Solved examples in each prompt.")] = 2,
+    neighbors: Annotated[str, typer.Option(help="Examples by: random, tfidf or embedding.")] = "random",
+    position: Annotated[str, typer.Option(help="last_prompt, offset_token or an index.")] = "last_prompt",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Fit a cache vector: mean keys and values of prompts with steps less those without."""
+    cache_fit(
+        CacheFit(model, records, style, against, n, shots, neighbors, position, dtype, device, seed), out, typer.echo
+    )
+
+
+@caching.command()
+def run(
+    vector: Annotated[Path, typer.Argument(help="From `lensteer cache fit`.")],
+    out: Annotated[Path, typer.Option(help="A folder; that of a run gets the figures into its report.")],
+    model: Model = None,
+    tasks: Tasks = "organism",
+    words: Annotated[str, typer.Option(help="Put behind every question, in every arm.")] = "",
+    c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
+    c_keys: Annotated[float, typer.Option(help="Coefficient of the keys.")] = 0.0,
+    n_dev: Annotated[int, typer.Option(help="Dev tasks.")] = 40,
+    n_test: Annotated[int, typer.Option(help="Held-out tasks.")] = 100,
+    n_random: Annotated[int, typer.Option(help="Random vectors of the same length.")] = 20,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Per answer.")] = 400,
+    batch_size: Annotated[int, typer.Option(help="Answers that are made together.")] = 128,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Edit one slot of each prompt's cache, and measure what it does against random vectors and asking in words."""
+    config = CacheRun(
+        str(vector), model, tasks, words, numbers(c_values), c_keys, n_dev, n_test, n_random, temperature,
+        max_new_tokens, batch_size, dtype, device, seed,
+    )  # fmt: skip
+    cache_run(config, out, typer.echo)
+    if (out / MANIFEST).exists() and "report" in (opened := Run.open(out)).stages:
+        render_report(opened)
+        typer.echo(f"report: {opened.path('report.html').resolve()}")

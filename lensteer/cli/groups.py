@@ -1,0 +1,44 @@
+"""How every group of commands treats errors, and the options that several of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lensteer.errors import LensteerError
+
+
+class Commands(TyperGroup):
+    """What a user can mend is one line, not a traceback; versions of typer differ in what they make of Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (LensteerError, OSError) as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as stop:
+            typer.echo("\nstopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from stop
+
+
+Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
+Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: TransformerLens chooses.")]
+Tasks = Annotated[str, typer.Option(help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.5,1,2` as numbers.
+
+    Raises:
+        LensteerError: a part that is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise LensteerError(f"{text!r} is no list of numbers: write such as 0.5,1,2") from error

@@ -1,0 +1,190 @@
+"""What `lensteer cache` does: a vector from records, a coefficient from dev tasks, figures from held-out ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lensteer import models, organism
+from lensteer.annotation import grammar, rules
+from lensteer.cache_steering import (
+    CachePlan,
+    CacheVector,
+    Record,
+    contrastive_pairs,
+    fit_cache_vector,
+    load_records,
+    style_of,
+)
+from lensteer.errors import LensteerError
+from lensteer.evaluation import Arm, ModeArm, Modes, Sampling, measure_modes
+from lensteer.files import write_atomically
+from lensteer.organism.records import ENDING, JOIN, make_records
+from lensteer.pipeline.run import MANIFEST, Run
+from lensteer.tasks import load_tasks
+
+if TYPE_CHECKING:
+    pass
+
+ASK_TO_THINK = "Let us think step by step."
+RESULT = "cache.json"
+
+
+@dataclass(frozen=True)
+class CacheFit:
+    """What a cache vector is fitted from. `records` is "" for what fits the model."""
+
+    model: str | None = None
+    records: str = ""
+    style: str = "stepwise"
+    against: str | None = None
+    n: int = 100
+    shots: int = 2
+    neighbors: str = "random"
+    position: int | str = "last_prompt"
+    dtype: str = "float32"
+    device: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CacheRun:
+    """What one edit with a cache vector is measured on. `words` stand behind every question, in every arm."""
+
+    vector: str
+    model: str | None = None
+    tasks: str = "organism"
+    words: str = ""
+    c_values: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    c_keys: float = 0.0
+    n_dev: int = 40
+    n_test: int = 100
+    n_random: int = 20
+    temperature: float = 1.0
+    max_new_tokens: int = 400
+    batch_size: int = 128
+    dtype: str = "float32"
+    device: str | None = None
+    seed: int = 0
+
+
+def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> CacheVector:
+    """Fit a cache vector and save it.
+
+    Raises:
+        LensteerError: an unknown model, kind of records, style or position, or too few records.
+    """
+    model = _load(config)
+    position = config.position
+    if isinstance(position, str) and position.lstrip("-").isdigit():
+        position = int(position)
+    own = (config.records or ("builtin" if config.model else "organism")) == "organism"
+    records = _records(config)
+    wording: dict[str, Any] = dict(ending=ENDING, join=JOIN) if own else {}
+    pairs = contrastive_pairs(
+        model,
+        records,
+        n=config.n,
+        shots=config.shots,
+        style=config.style,
+        against=config.against,
+        neighbors=config.neighbors,
+        seed=config.seed,
+        **wording,
+    )
+    vector = fit_cache_vector(model, pairs, position=position, label=config.style)
+    vector.save(out)
+    announce(f"{len(pairs)} pairs from {len(records)} records, read at {vector.position!r}: {out}")
+    return vector
+
+
+def _load(config: CacheFit | CacheRun) -> TransformerBridge:
+    return models.load_model(config.model, dtype=getattr(torch, config.dtype), device=config.device)
+
+
+def _records(config: CacheFit) -> list[Record]:
+    source = config.records or ("builtin" if config.model else "organism")
+    return make_records(max(100, config.shots + 1), seed=config.seed) if source == "organism" else load_records(source)
+
+
+def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> Modes:
+    """Choose the coefficient on dev tasks, measure on held-out ones, and write `cache.json` into a folder.
+
+    The coefficient is the one with the most right answers on dev tasks, where answers can be graded, else the one with
+    the most answers that think and end; of equals the smallest.
+
+    Raises:
+        LensteerError: no such vector, another model's, or a folder that holds another experiment.
+    """
+    folder = Path(out)
+    run = Run.open(folder) if (folder / MANIFEST).exists() else None
+    model = run.model if run else _load(config)
+    vector = CacheVector.load(config.vector, model)
+    own = config.tasks == "organism"
+    sampling = Sampling(1, config.temperature, config.seed, config.max_new_tokens, config.batch_size, thinking=False)
+
+    def measured(split: str, arms: list[Arm], n: int) -> Modes:
+        return measure_modes(
+            model,
+            load_tasks(config.tasks, split=split, n=n),
+            arms,
+            sampling,
+            style_of=organism.style_of if own else style_of,
+            annotator=grammar if own else rules,
+            seed=config.seed,
+            path=folder / f"cache-{split}.jsonl",
+            progress=True,
+        )
+
+    def edit(found: CacheVector, strength: float) -> CachePlan:
+        return CachePlan(found, strength, config.c_keys if strength else 0.0)
+
+    words = config.words
+    ladder = sorted(set(config.c_values))
+    tried = [Arm(f"c_values={c:g}", edit(vector, c), words) for c in ladder]
+    dev = measured("dev", [Arm("unsteered", None, words), *tried], config.n_dev)
+    best = max(ladder, key=lambda c: (_worth(dev[f"c_values={c:g}"]), -c))
+    arms = [Arm("unsteered", None, words), Arm("cache", edit(vector, best), words)]
+    if arms[1].plan is not None and arms[1].plan.prefill:
+        arms.append(Arm("offset token alone", None, words, arms[1].plan.prefill))
+    arms.append(Arm("asked in words", None, f"{words} {ASK_TO_THINK}".strip()))
+    arms += [Arm(f"random-{i}", edit(vector.random(config.seed + i), best), words) for i in range(config.n_random)]
+    test = measured("test", arms, config.n_test)
+    values = {
+        "config": asdict(config),
+        "vector": {"label": vector.label, "position": vector.position, **vector.provenance},
+        "c_values": best,
+        "dev": asdict(dev),
+        "test": asdict(test),
+    }
+    write_atomically(folder / RESULT, json.dumps(values, indent=1))
+    for arm in (a for a in test.arms if not a.arm.startswith("random-")):
+        right = "" if arm.accuracy is None else f", right {arm.accuracy.mean:.1%}"
+        announce(f"{arm.arm}: thinks {arm.thinks.mean:.1%}{right}, {arm.length.mean:.0f} tokens")
+    announce(f"c_values={best:g}: {(folder / RESULT).resolve()}")
+    return test
+
+
+def _worth(arm: ModeArm) -> float:
+    return arm.accuracy.mean if arm.accuracy is not None else arm.thinks.mean * arm.finished.mean
+
+
+def read_cache_run(folder: Path) -> dict[str, Any] | None:
+    """What a `cache run` left in a folder, or None.
+
+    Raises:
+        LensteerError: the file is something else.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"c_values": values["c_values"], "vector": values["vector"], "test": Modes.from_dict(values["test"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise LensteerError(f"{path} holds no cache run ({error}): run it again") from error

@@ -1,0 +1,105 @@
+"""Figures of whole answers: which arms think, how well they answer, and how a KL lasts over an answer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from lensteer.errors import LensteerError
+from lensteer.evaluation import Estimate, Modes
+from lensteer.plots.style import COLORS, INK, NULL_BAND, finish
+
+TITLES = {"thinks": "answers that think", "accuracy": "right answers", "parsed": "answers that parse"}
+SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "adding-knowledge", "example-testing"))
+
+
+def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
+    """Dots with 95 % intervals over tasks, a line per arm and a panel per figure; random arms are one gray band.
+
+    Args:
+        found: from `measure_modes`; arms whose names begin with "random-" are controls.
+        figures: which of "thinks", "accuracy" and "parsed".
+
+    Raises:
+        LensteerError: an unknown figure, or no arm but controls.
+    """
+    unknown = [name for name in figures if name not in TITLES]
+    if unknown or not figures:
+        raise LensteerError(f"no figures {unknown}: choose among {list(TITLES)}")
+    arms = [arm for arm in found.arms if not arm.arm.startswith("random-")]
+    drawn = [arm for arm in found.arms if arm.arm.startswith("random-")]
+    if not arms:
+        raise LensteerError("all arms are random controls: there is nothing to show beside them")
+    shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.04)
+    for column, name in enumerate(figures, 1):
+        points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]
+        shown.add_scatter(
+            x=[e.mean for _, e in points],
+            y=[arm for arm, _ in points],
+            error_x=dict(
+                type="data",
+                symmetric=False,
+                array=[e.high - e.mean for _, e in points],
+                arrayminus=[e.mean - e.low for _, e in points],
+                thickness=1.5,
+                width=4,
+                color=INK,
+            ),
+            mode="markers",
+            marker=dict(size=10, color=SHADES[0]),
+            customdata=[(e.low, e.high) for _, e in points],
+            hovertemplate=f"<b>%{{y}}</b><br>%{{x:.1%}} {TITLES[name]}, 95 % interval %{{customdata[0]:.1%}} to "
+            f"%{{customdata[1]:.1%}}<br>n = {found.n_tasks} tasks × {found.n_samples}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        chance = [e.mean for e in (getattr(arm, name) for arm in drawn) if e is not None]
+        if chance:
+            band = dict(fillcolor=NULL_BAND, line_width=0, layer="below")
+            shown.add_vrect(x0=min(chance) - 0.004, x1=max(chance) + 0.004, row=1, col=column, **band)
+        shown.update_xaxes(title_text=TITLES[name], tickformat=".0%", range=[-0.04, 1.04], row=1, col=column)
+    shown.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[arm.arm for arm in arms])
+    title = "What each edit makes of the answers"
+    if drawn:
+        title += f"<br><sup>gray: {len(drawn)} random vectors of the same length</sup>"
+    return finish(shown, title, 170 + 34 * len(arms))
+
+
+def kl_by_token(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], bins: Sequence[tuple[int, int]]
+) -> go.Figure:
+    """KL(steered | unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
+
+    Args:
+        curves: per edit, mean and interval of each bin, in nats; NaN where no answer was that long.
+        bins: first token and one past the last.
+
+    Raises:
+        LensteerError: a curve with another number of points than there are bins.
+    """
+    shown = go.Figure()
+    names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in bins]
+    for number, (name, rows) in enumerate(curves.items()):
+        if len(rows) != len(bins):
+            raise LensteerError(f"{name!r} has {len(rows)} points for {len(bins)} bins: give one per bin")
+        means, lows, highs = zip(*rows, strict=True)
+        shown.add_scatter(
+            x=names,
+            y=means,
+            error_y=dict(
+                type="data",
+                symmetric=False,
+                array=[high - mean for mean, high in zip(means, highs, strict=True)],
+                arrayminus=[mean - low for mean, low in zip(means, lows, strict=True)],
+            ),
+            name=name,
+            mode="lines+markers",
+            line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),
+            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<extra></extra>",
+        )
+    shown.update_xaxes(title_text="token of the answer", type="category")
+    shown.update_yaxes(title_text="KL(steered | unsteered), nats per token", rangemode="tozero")
+    return finish(shown, "How long an edit is felt", 380)

@@ -1,0 +1,221 @@
+"""Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub, split by split.
+
+Knows which published part of each is for choosing and which for reporting; what a record looks like is in `schemas`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lensteer.errors import LensteerError
+from lensteer.files import read_jsonl
+from lensteer.tasks.schemas import Reading, read_choice, read_gsm8k, read_piqa
+from lensteer.tasks.values import Task
+
+#: What a file's name calls a part of a benchmark, to what the hub calls it.
+_PARTS = {"train": "train", "test": "test", "tests": "test"}
+_PARTS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SHARD = re.compile(r"-\d+-of-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A task, and the steps to its answer where the benchmark has them ("" otherwise)."""
+
+    task: Task
+    steps: str = ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A record as it was read: from where (for messages), from which part if that is known, and its number there."""
+
+    where: str
+    part: str | None
+    number: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Where a benchmark is, which published parts are our splits ("dev": the first that is there), and its schema."""
+
+    hub: str
+    config: str | None
+    read: Callable[[Mapping[str, Any], str], Reading]
+    dev: tuple[str, ...]
+    test: str
+    revision: str | None = None
+
+    def parts(self, split: str) -> tuple[str, ...]:
+        return self.dev if split == "dev" else (self.test,)
+
+
+_FORMS = {
+    "gsm8k": _Form("openai/gsm8k", "main", read_gsm8k, ("train",), "test"),
+    "arc_challenge": _Form("allenai/ai2_arc", "ARC-Challenge", read_choice, ("validation", "train"), "test"),
+    "commonsense_qa": _Form("tau/commonsense_qa", None, read_choice, ("train",), "validation"),
+    # The main branch is a script, which `datasets` 4 and later does not run; this one the hub has converted.
+    "piqa": _Form("ybisk/piqa", None, read_piqa, ("train",), "validation", "refs/convert/parquet"),
+}
+
+
+def load_benchmark(
+    name: str, source: str | Path | None = None, *, split: str = "test", n: int | None = None, seed: int = 0
+) -> list[Task]:
+    """Tasks of a public benchmark.
+
+    "test" is the published test part; of CommonsenseQA and PIQA, whose test answers are not published, it is the
+    validation part, as is usual. "dev" is the published validation part where that is left, and else the training
+    part. Of a single file (or a folder with one of these parts) a fixed fifth of the questions is "dev" and the rest is
+    "test", whatever its name. So "dev" and "test" of one source never meet, for no `n` or `seed`.
+
+    A prompt is the question and, on lines of their own, its options as "(A) ..."; it asks for no format.
+
+    Args:
+        name: "gsm8k", "arc_challenge", "commonsense_qa" or "piqa".
+        source: a file (.jsonl or .json with one record a line, .parquet), or a folder of files whose names say "train",
+            "dev" or "test"; None for the hub, through the `datasets` library.
+        split: "dev" for choosing, "test" for reporting.
+        n: how many at most, drawn at random (the first 50 of 100 are the draw of 50); None for all, in their order.
+        seed: of the draw.
+
+    Raises:
+        LensteerError: no such benchmark, split or file; a corrupt record; one whose answer is hidden; no hub.
+    """
+    if n is not None and n < 1:
+        raise LensteerError(f"n={n}: ask for at least one task")
+    tasks = [solved.task for solved in solved_tasks(name, source, split=split)]
+    return tasks if n is None else random.Random(f"{name}-{seed}").sample(tasks, len(tasks))[:n]
+
+
+def solved_tasks(name: str, source: str | Path | None = None, *, split: str = "test") -> list[Solved]:
+    """The tasks of `load_benchmark`, all of a split, with the steps to their answers.
+
+    Raises:
+        LensteerError: as `load_benchmark`.
+    """
+    if name not in _FORMS:
+        raise LensteerError(f"no benchmark {name!r}: choose one of {list(_FORMS)}")
+    if split not in ("dev", "test"):
+        raise LensteerError(f"no split {split!r} of a benchmark: choose 'dev' or 'test'")
+    form = _FORMS[name]
+    if source is None:
+        return _solved(name, split, _from_hub(form, form.parts(split)[0]))
+    files = _files(Path(source), {*form.dev, form.test})
+    if len(files) == 1:
+        [(part, paths)] = files.items()
+        return _share(_solved(name, split, _from_files(paths, part)), split, str(source))
+    part = next((part for part in form.parts(split) if part in files), None)
+    if part is None:
+        raise LensteerError(
+            f"{str(source)!r} has no file for {split!r} of {name}: that is its {' or '.join(form.parts(split))} part, "
+            f"and there is {' and '.join(map(str, files))}"
+        )
+    return _solved(name, split, _from_files(files[part], part))
+
+
+def _share(solved: list[Solved], split: str, source: str) -> list[Solved]:
+    """One split's share of a file: by the hash of its text, a question is on one side wherever it stands in it."""
+    prompts = sorted({s.task.prompt for s in solved}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    if len(prompts) < 2:
+        raise LensteerError(f"{source!r} has one question: 'dev' and 'test' need at least one each")
+    dev = set(prompts[: max(1, len(prompts) // 5)])
+    return [s for s in solved if (s.task.prompt in dev) == (split == "dev")]
+
+
+def _solved(name: str, split: str, rows: Iterable[_Row]) -> list[Solved]:
+    found: dict[str, tuple[str, Solved]] = {}
+    for row in rows:
+        read = _FORMS[name].read(row.values, row.where)
+        own = row.values.get("id")
+        key = str(own) if own not in (None, "") else "-".join(filter(None, (row.part, f"{row.number:05d}")))
+        values = dict(id=f"{name}-{key}", category=name, split=split)
+        values |= dict(prompt=read.prompt, answer=read.answer, grader=read.grader)
+        task = Task.from_dict(values, row.where)
+        if task.id in found:
+            raise LensteerError(f"{row.where} has the id {own!r} of {found[task.id][0]}: give every record its own")
+        found[task.id] = (row.where, Solved(task, read.steps))
+    return [solved for _, solved in found.values()]
+
+
+def _files(source: Path, known: set[str]) -> dict[str | None, list[Path]]:
+    """The files of each part; of a folder, only those parts that a split is taken from."""
+    if source.is_file():
+        return {_part(source): [source]}
+    if not source.is_dir():
+        raise LensteerError(f"no file or folder {str(source)!r}: give one, or None for the hub")
+    there = sorted(p for p in source.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    files: dict[str | None, list[Path]] = {}
+    for path in there:
+        part = _part(path)
+        if part in known and "socratic" not in path.stem:  # GSM8K's other wording of the same questions
+            files.setdefault(part, []).append(path)
+    if not files:
+        raise LensteerError(
+            f"{str(source)!r} holds {[p.name for p in there] or f'no {list(_SUFFIXES)}'}: give a file, or a folder of "
+            f"files whose names say {' or '.join(sorted(known))}"
+        )
+    for part, paths in files.items():
+        shards = [_SHARD.search(path.stem) for path in paths]
+        if any((int(shard[1]) if shard else 1) != len(paths) for shard in shards):
+            names = [path.name for path in paths]
+            raise LensteerError(f"{str(source)!r} has as {part} part {names}: let there be one file, or all its shards")
+    return files
+
+
+def _part(path: Path) -> str | None:
+    return next((_PARTS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in _PARTS), None)
+
+
+def _from_files(paths: list[Path], part: str | None) -> list[_Row]:
+    rows = [row for path in paths for row in (_parquet(path) if path.suffix == ".parquet" else _jsonl(path))]
+    return [_Row(where, part, number, values) for number, (where, values) in enumerate(rows, 1)]
+
+
+def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    rows = [(f"{path}, line {number}", values) for number, values in read_jsonl(path)]
+    beside = path.with_name(f"{path.stem}-labels.lst")
+    if not beside.is_file():
+        return rows
+    labels = beside.read_text(encoding="utf-8").split()
+    if len(labels) != len(rows):
+        raise LensteerError(f"{beside} has {len(labels)} labels for the {len(rows)} records of {path}: give one each")
+    return [(where, {"label": label, **values}) for (where, values), label in zip(rows, labels, strict=True)]
+
+
+def _parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    import pandas as pd
+
+    try:
+        records = json.loads(pd.read_parquet(path).to_json(orient="records"))  # arrays within become lists
+    except ImportError as error:
+        raise LensteerError(f"{path}: parquet needs pyarrow: pip install pyarrow, or give a JSONL file") from error
+    except (OSError, ValueError) as error:
+        raise LensteerError(f"{path} is no parquet file that pandas can read ({error})") from error
+    if not records:
+        raise LensteerError(f"{path} is empty: give a file with at least one record")
+    return [(f"{path}, row {number}", values) for number, values in enumerate(records, 1)]
+
+
+def _from_hub(form: _Form, part: str) -> list[_Row]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise LensteerError(f"{form.hub} is on the hub: pip install datasets, or give a file as `source`") from error
+    try:
+        records = [dict(record) for record in load_dataset(form.hub, form.config, split=part, revision=form.revision)]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LensteerError(
+            f"cannot load the {part} part of {form.hub} from the hub ({type(error).__name__}: {error}): "
+            "give a file or folder as `source`"
+        ) from error
+    return [_Row(f"{form.hub}, {part} row {i}", part, i, values) for i, values in enumerate(records, 1)]

@@ -1,0 +1,61 @@
+"""A task, and whether a response answers it. Knows nothing of where tasks come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lensteer.errors import LensteerError
+from lensteer.tasks.answers import final_answer
+from lensteer.tasks.grading import GRADERS
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question for a reasoning model; `answer` and `grader` are None where no answer is definite."""
+
+    id: str
+    category: str
+    split: str
+    prompt: str
+    answer: str | None = None
+    grader: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], where: str = "task") -> Task:
+        """From JSON values.
+
+        Raises:
+            LensteerError: a field is missing, unknown or of the wrong type, or the grader cannot read the answer.
+        """
+        known = [f.name for f in fields(Task)]
+        unknown = sorted(set(values) - set(known))
+        missing = [k for k in known[:4] if not isinstance(values.get(k), str)]
+        if unknown or missing:
+            raise LensteerError(f"{where}: a task has the text fields {known}; missing {missing}, unknown {unknown}")
+        for key in ("answer", "grader"):
+            if not isinstance(values.get(key), str | None):
+                raise LensteerError(f"{where}: {key} {values[key]!r} is no text: put it in quotes")
+        answer, grader = values.get("answer"), values.get("grader")
+        if grader is not None and grader not in GRADERS:
+            raise LensteerError(f"{where}: no grader {grader!r}, use one of {sorted(GRADERS)}")
+        if grader is not None and answer is not None and not GRADERS[grader](answer, answer):
+            raise LensteerError(
+                f"{where}: the grader {grader!r} cannot read the answer {answer!r}: "
+                "give a number (numeric), one letter (choice) or any text (exact)"
+            )
+        return Task(**values)
+
+
+def grade(task: Task, response: str) -> bool | None:
+    """Whether a response answers a task; None where the task has no definite answer."""
+    if task.answer is None or task.grader is None:
+        return None
+    given = final_answer(response)
+    return given is not None and GRADERS[task.grader](given, task.answer)

@@ -1,0 +1,98 @@
+"""`lensteer cache fit` and `run`, what they leave on disk, and where the report shows it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import lensteer as ls
+import synthetic
+from lensteer.cli import app
+from lensteer.evaluation import Estimate, ModeArm, Modes
+from lensteer.pipeline.caching import read_cache_run
+from lensteer.report import render, summary
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def modes():
+    def arm(name, mean):
+        estimate = Estimate(mean, mean - 0.1, mean + 0.1)
+        return ModeArm(name, estimate, None if name == "cache" else estimate, estimate, estimate, estimate, {})
+
+    return Modes((arm("unsteered", 0.2), arm("cache", 0.9), arm("random-0", 0.21), arm("random-1", 0.25)), 40, 1)
+
+
+def test_fit_then_run(tmp_path):
+    vector, out = tmp_path / "think.safetensors", tmp_path / "out"
+    told = call("cache", "fit", "--out", vector, "--n", 6, "--shots", 1)
+    assert "6 pairs" in told
+    sizes = ["--n-dev", 4, "--n-test", 8, "--n-random", 1, "--c-values", "0.75,1", "--words", "Just the answer."]
+    told = call("cache", "run", vector, "--out", out, *sizes)
+    assert "cache: thinks" in told
+    found = read_cache_run(out)
+    assert found["test"]["cache"].thinks.mean >= 0.75
+    assert found["test"]["random-0"].thinks.mean <= 0.25
+    assert found["vector"]["n_pairs"] == 6
+    assert {arm.arm for arm in found["test"].arms} == {"unsteered", "cache", "asked in words", "random-0"}
+    before = (out / "cache-test.jsonl").read_bytes()
+    call("cache", "run", vector, "--out", out, *sizes)
+    assert (out / "cache-test.jsonl").read_bytes() == before  # nothing is run twice
+    assert "holds another experiment" in call("cache", "run", vector, "--out", out, *sizes, "--seed", 5, code=1)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for words, said in (
+        (["fit", "--out", tmp_path / "v", "--style", "poetic"], "'poetic'"),
+        (["fit", "--out", tmp_path / "v", "--records", tmp_path / "none.jsonl"], "none.jsonl"),
+        (["run", tmp_path / "none.safetensors", "--out", tmp_path / "x"], "none.safetensors"),
+        (["run", tmp_path / "none.safetensors", "--out", tmp_path / "x", "--c-values", "a,1"], "'a,1'"),
+    ):
+        assert said in call("cache", *words, code=1).splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cache.json").write_text("{}")
+    with pytest.raises(ls.LensteerError, match="run it again"):
+        read_cache_run(tmp_path)
+
+
+def test_modes_are_saved_whole_and_name_their_arms(tmp_path):
+    modes().save(tmp_path / "m.json")
+    assert Modes.load(tmp_path / "m.json") == modes()
+    assert len(modes().to_dataframe()) == 4 * 5 - 1
+    with pytest.raises(ls.LensteerError, match="'words'"):
+        modes()["words"]
+    (tmp_path / "m.json").write_text(json.dumps({"arms": 3}))
+    with pytest.raises(ls.LensteerError, match="holds no modes"):
+        Modes.load(tmp_path / "m.json")
+
+
+def test_the_report_shows_both_methods():
+    vector = {"label": "stepwise", "position": "last_prompt", "n_pairs": 80}
+    results = synthetic.results(cache={"c_values": 0.75, "vector": vector, "test": modes()})
+    found = summary(results)
+    assert found["cache.cache.thinks.mean"] == 0.9
+    assert found["cache.random.thinks.max"] == 0.25
+    assert "cache.cache.accuracy.mean" not in found
+    page = render(results)
+    assert "One edit of the KV cache instead" in page
+    assert "random vectors" in page
+    assert "One edit of the KV cache" not in render(synthetic.results())
+
+
+def test_figures_of_modes():
+    figure = ls.plots.modes(modes())
+    assert [trace.x for trace in figure.data] == [(0.2, 0.9), (0.2,), (0.2, 0.9)]
+    assert len(figure.layout.shapes) == 3
+    with pytest.raises(ls.LensteerError, match="'speed'"):
+        ls.plots.modes(modes(), ["speed"])
+    curves = {"cache": [(7.6, 7.4, 7.8), (0.1, 0.0, 0.2)]}
+    figure = ls.plots.kl_by_token(curves, [(0, 1), (1, 20)])
+    assert figure.data[0].x == ("0", "1 to 19")
+    with pytest.raises(ls.LensteerError, match="2 points for 1 bins"):
+        ls.plots.kl_by_token(curves, [(0, 1)])
