@@ -28,7 +28,7 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
     ("model", ["models", "rotary", "organism", "steering", "cache_steering", "generation"]),
     ("text", ["traces", "splitting", "annotation", "alignment"]),
-    ("vectors", ["activations", "statistics", "directions", "vectors", "geometry"]),
+    ("vectors", ["activations", "statistics", "directions", "vectors", "geometry", "projections"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
     ("intervene", ["calibration"]),
     ("measure", ["evaluation"]),

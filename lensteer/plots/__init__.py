@@ -8,6 +8,7 @@ from lensteer.plots.chains import Html, chain_html, legend_html
 from lensteer.plots.measured import doses, effects
 from lensteer.plots.modes import kl_by_token, modes
 from lensteer.plots.nulls import against_nulls
+from lensteer.plots.projections import token_projections
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import cosine_matrix, layer_scores, overlap
 
@@ -32,4 +33,5 @@ __all__ = [
     "modes",
     "overlap",
     "sentence_attention",
+    "token_projections",
 ]
