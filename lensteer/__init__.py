@@ -16,9 +16,10 @@ from lensteer.attention import (
 )
 from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, efficiency, fidelity, null_tests
 from lensteer.behaviors import BEHAVIORS, STEERED, Span
+from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Evaluation, Sampling, choose_coefficients, evaluate
+from lensteer.evaluation import Arm, Evaluation, Modes, Sampling, choose_coefficients, evaluate, measure_modes
 from lensteer.geometry import CosineMatrix, cosine_matrix
 from lensteer.models import load_model
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
@@ -33,6 +34,7 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
+from lensteer.projections import TokenProjections, token_projections
 from lensteer.selection import Site, select_layers
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
@@ -42,8 +44,11 @@ from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accu
 __all__ = [
     "BEHAVIORS",
     "STEERED",
+    "Arm",
     "BehaviorAttention",
     "BehaviorVectors",
+    "CachePlan",
+    "CacheVector",
     "Calibration",
     "CosineMatrix",
     "Direction",
@@ -52,6 +57,7 @@ __all__ = [
     "Fidelity",
     "LayerScores",
     "LensteerError",
+    "Modes",
     "NullTests",
     "PositionScope",
     "ReceiverHeads",
@@ -61,6 +67,7 @@ __all__ = [
     "Span",
     "SteeringPlan",
     "Task",
+    "TokenProjections",
     "Trace",
     "__version__",
     "annotate",
@@ -70,6 +77,7 @@ __all__ = [
     "calibrate",
     "calibrate_many",
     "choose_coefficients",
+    "contrastive_pairs",
     "cosine_matrix",
     "efficiency",
     "embedding_overlap",
@@ -77,12 +85,14 @@ __all__ = [
     "everywhere",
     "fidelity",
     "first",
+    "fit_cache_vector",
     "fit_vectors",
     "generate_traces",
     "generated",
     "load_model",
     "load_tasks",
     "load_traces",
+    "measure_modes",
     "models",
     "null_tests",
     "onsets",
@@ -95,6 +105,7 @@ __all__ = [
     "sentence_attention",
     "sentence_starts",
     "thinking",
+    "token_projections",
 ]
 
 

@@ -6,7 +6,7 @@ Knows nothing of how the vectors were computed; every product is in double preci
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -43,6 +43,23 @@ class CosineMatrix:
             if label not in self.labels:
                 raise LensteerError(f"no behavior {label!r} here: choose from {', '.join(map(repr, self.labels))}")
         return float(self.values[self.labels.index(first), self.labels.index(second)])
+
+    def ordered(self) -> CosineMatrix:
+        """The same, with alike behaviors side by side: leaves of an average-linkage tree on 1 - cosine."""
+        from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+        from scipy.spatial.distance import squareform
+
+        if len(self.labels) < 3:
+            return self
+        apart = 1 - self.values.nan_to_num(0.0).double().numpy()
+        condensed = squareform((apart + apart.T) / 2, checks=False)
+        order = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed)).tolist()
+        parts = {
+            name: None if table is None else table[order][:, order]
+            for name, table in (("values", self.values), ("low", self.low), ("high", self.high))
+        }
+        labels, layers = (tuple(row[i] for i in order) for row in (self.labels, self.layers))
+        return replace(self, labels=labels, layers=layers, **parts)
 
     def to_dataframe(self) -> pd.DataFrame:
         """The matrix, with labels on both sides."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
-from lensteer.geometry import common_component, cosine_matrix, disattenuated_cosines
+from lensteer.geometry import CosineMatrix, common_component, cosine_matrix, disattenuated_cosines
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.fitting import vectors_of
 from test_directions import LABELS, collect, plant
@@ -162,3 +162,16 @@ def test_the_position_confound_of_the_published_vectors(published):
     cosines = cosine_matrix(centered, 17)
     assert cosines.at("backtracking", "uncertainty-estimation") == pytest.approx(0.30, abs=0.005)
     assert cosines.at("backtracking", "deduction") == pytest.approx(-0.44, abs=0.005)
+
+
+def test_alike_behaviors_stand_side_by_side():
+    values = torch.eye(4)
+    for a, b, cosine in ((0, 2, 0.9), (1, 3, 0.8), (0, 1, -0.2), (2, 3, 0.1)):
+        values[a, b] = values[b, a] = cosine
+    matrix = CosineMatrix(("a", "b", "c", "d"), (1, 2, 3, 4), values, values - 0.1, values + 0.1)
+    found = matrix.ordered()
+    at = {label: i for i, label in enumerate(found.labels)}
+    assert abs(at["a"] - at["c"]) == abs(at["b"] - at["d"]) == 1
+    assert all(found.at(x, y) == matrix.at(x, y) for x in "abcd" for y in "abcd")
+    assert dict(zip(found.labels, found.layers, strict=True)) == dict(a=1, b=2, c=3, d=4)
+    torch.testing.assert_close(found.values - found.low, torch.full((4, 4), 0.1))
