@@ -12,17 +12,13 @@ from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed
 from lensteer.models import load_model
 from lensteer.pipeline import Run, fit_annotator, run_stage
 
-annotating = typer.Typer(cls=Commands, invoke_without_command=True)
+annotating = typer.Typer(cls=Commands, invoke_without_command=True, no_args_is_help=True)
 
 
 @annotating.callback()
-def annotate(
-    context: typer.Context, out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None
-) -> None:
+def annotate(out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None) -> None:
     """The stage 'annotate' of a run that `lensteer traces` began; `annotate fit` trains a classifier."""
-    if context.invoked_subcommand is None:
-        if out is None:
-            raise typer.BadParameter("give the run's folder", param_hint="--out")
+    if out is not None:
         run_stage(Run.open(out, progress=True), "annotate")
 
 
