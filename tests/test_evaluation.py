@@ -54,7 +54,7 @@ def annotated(unparsed=1):
     )
     labels = [B, "unparsed" if unparsed else "deduction", "deduction"]
     texts = ["Wait, no.", "Blah blah.", "So B."]
-    (found,) = annotate([trace], lambda _: [Sentence(*pair) for pair in zip(labels, texts, strict=True)])
+    (found,) = annotate([trace], lambda _: [[Sentence(*pair) for pair in zip(labels, texts, strict=True)]])
     return found
 
 

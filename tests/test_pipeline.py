@@ -33,8 +33,9 @@ SMALL = RunConfig(
     n_random=2,
 )
 ARTIFACTS = {
-    "run.json", "traces.jsonl", "annotated.jsonl", "vectors.safetensors", "scores.json", "overlap.json", "site.json",
-    "doses.jsonl", "doses.json", "evaluation.jsonl", "evaluation.json", "examples.jsonl", "summary.json", "report.html",
+    "run.json", "traces.jsonl", "annotated.jsonl", "annotator.json", "vectors.safetensors", "scores.json",
+    "overlap.json", "site.json", "doses.jsonl", "doses.json", "evaluation.jsonl", "evaluation.json",
+    "examples.jsonl", "summary.json", "report.html",
 }  # fmt: skip
 
 

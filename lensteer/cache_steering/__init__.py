@@ -4,6 +4,7 @@ S = mean over contrastive pairs of (positive - negative), of keys and of values,
 arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot's position at use.
 """
 
+from lensteer.cache_steering.benchmarks import benchmark_records
 from lensteer.cache_steering.fitting import fit_cache_vector
 from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs, swapped
 from lensteer.cache_steering.plans import CachePlan, edit_cache
@@ -19,6 +20,7 @@ __all__ = [
     "CacheVector",
     "Pair",
     "Record",
+    "benchmark_records",
     "contrastive_pairs",
     "edit_cache",
     "fit_cache_vector",

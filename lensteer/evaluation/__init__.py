@@ -1,6 +1,7 @@
 """Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
 
 from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
+from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
 from lensteer.evaluation.effects import evaluate, random_directions, summarize
 from lensteer.evaluation.modes import FIGURES, Estimate, ModeArm, Modes, measure_modes
@@ -11,6 +12,7 @@ from lensteer.evaluation.words import WORDS
 __all__ = [
     "DOSES",
     "FIGURES",
+    "LEAD_IN",
     "WORDS",
     "Arm",
     "ArmSummary",
@@ -26,10 +28,12 @@ __all__ = [
     "Sampling",
     "choose_coefficients",
     "evaluate",
+    "graded",
     "interval_of",
     "measure",
     "measure_modes",
     "random_directions",
+    "read_out",
     "run_arms",
     "summarize",
 ]

@@ -29,7 +29,7 @@ from lensteer.pipeline.run import MANIFEST, Run
 from lensteer.tasks import load_tasks
 
 if TYPE_CHECKING:
-    pass
+    from transformer_lens.model_bridge import TransformerBridge
 
 ASK_TO_THINK = "Let us think step by step."
 RESULT = "cache.json"

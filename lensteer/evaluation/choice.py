@@ -1,0 +1,114 @@
+"""Reads a benchmark's answer off a response: the letter of a choice, the last number. The one place with these rules.
+
+As Belitsky et al. grade (arXiv 2507.08799): whatever form a response takes, a choice is asked for once more.
+
+- Choice: behind what the model wrote (its end token left out, a thought that is still open closed) a fixed lead-in is
+  put on a line of its own, and a few tokens are decoded, greedily and without any steering. What they begin with is the
+  answer if it is one letter, and one of those that the prompt offers as "(A) ...".
+- Numeric: the last number in what the model wrote outside of its thought.
+
+A response that gives neither is unread: None, which is not the same as wrong, though accuracy counts it so.
+`Trace.correct` is stricter: there a response has to state its answer by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lensteer import models
+from lensteer.errors import LensteerError
+from lensteer.generation import generate
+from lensteer.steering import active_plans
+from lensteer.tasks import GRADERS, Task
+from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+LEAD_IN = "The answer is ("
+
+_LETTER = re.compile(r"\s*\(?(?:([A-Za-z])\s*\)|([A-Z])(?![\w'’]))")
+_OFFERED = re.compile(r"^\(([A-Z])\) ", re.MULTILINE)
+_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+
+
+def read_out(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    *,
+    lead_in: str = LEAD_IN,
+    max_new_tokens: int = 10,
+    batch_size: int = 32,
+) -> list[str | None]:
+    """The answer of each trace as its task's grader takes it: a capital letter, a number, or None where there is none.
+
+    Args:
+        model: the bridge, with no plan on: the traces may be steered, reading them is not.
+        traces: of tasks with the grader "choice" or "numeric".
+        lead_in: what a choice is asked for with.
+        max_new_tokens: decoded behind it.
+        batch_size: traces that are read together.
+
+    Raises:
+        LensteerError: a plan is on, an impossible number, or a task with another grader.
+    """
+    if active_plans(model):
+        raise LensteerError("a plan is on: answers are read unsteered, so call read_out behind the `with` block")
+    if batch_size < 1:
+        raise LensteerError(f"batch_size={batch_size}: give a positive number")
+    for task in (trace.task for trace in traces):
+        if task.grader not in ("choice", "numeric"):
+            raise LensteerError(f"task {task.id!r} has the grader {task.grader!r}: give 'choice' or 'numeric' tasks")
+    answers = [last_number(trace) if trace.task.grader == "numeric" else None for trace in traces]
+    asked = [index for index, trace in enumerate(traces) if trace.task.grader == "choice"]
+    for begin in range(0, len(asked), batch_size):
+        batch = asked[begin : begin + batch_size]
+        prompts = [_question(model, traces[index], lead_in) for index in batch]
+        for index, made in zip(batch, generate(model, prompts, max_new_tokens=max_new_tokens), strict=True):
+            text, _ = models.decode_offsets(model.tokenizer, made.ids)
+            answers[index] = letter(text, traces[index].task)
+    return answers
+
+
+def graded(tasks: Sequence[Task], answers: Sequence[str | None]) -> list[bool | None]:
+    """Whether each answer that was read out is right; None where none could be read.
+
+    Raises:
+        LensteerError: another number of answers than tasks, or a task without a definite answer.
+    """
+    if len(tasks) != len(answers):
+        raise LensteerError(f"{len(answers)} answers for {len(tasks)} tasks: give one per task")
+    right: list[bool | None] = []
+    for task, answer in zip(tasks, answers, strict=True):
+        if task.answer is None or task.grader is None:
+            raise LensteerError(f"task {task.id!r} has no definite answer: only graded tasks can be right or wrong")
+        right.append(None if answer is None else GRADERS[task.grader](answer, task.answer))
+    return right
+
+
+def letter(text: str, task: Task) -> str | None:
+    """The letter that a text begins with, "B", "(B)", "b)" or "B.", if the task's prompt offers it."""
+    found = _LETTER.match(text)
+    if found is None:
+        return None
+    named, offered = (found[1] or found[2]).upper(), _OFFERED.findall(task.prompt)
+    return named if named in offered or not offered else None
+
+
+def last_number(trace: Trace) -> str | None:
+    """The last number that a response states outside of its thought, without thousands separators."""
+    found = _NUMBER.findall(trace.response[trace.thinking[1] :])
+    return found[-1].replace(",", "").replace("−", "-") if found else None
+
+
+def _question(model: TransformerBridge, trace: Trace, lead_in: str) -> list[int]:
+    """The ids of prompt and response as they were, and of the lead-in."""
+    written, ends = list(trace.response_ids), models.end_ids(model)
+    while written and written[-1] in ends:
+        written.pop()
+    begin, end = trace.thinking
+    is_open = end > begin and end == len(trace.response)
+    tail = f"\n{models.CLOSE_THINKING}\n\n{lead_in}" if is_open else f"\n{lead_in}"
+    return [*trace.prompt_ids, *written, *models.encode(model, tail)]
