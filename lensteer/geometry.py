@@ -6,7 +6,7 @@ Knows nothing of how the vectors were computed; every product is in double preci
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -54,12 +54,10 @@ class CosineMatrix:
         apart = 1 - self.values.nan_to_num(0.0).double().numpy()
         condensed = squareform((apart + apart.T) / 2, checks=False)
         order = leaves_list(optimal_leaf_ordering(linkage(condensed, "average"), condensed)).tolist()
-        parts = {
-            name: None if table is None else table[order][:, order]
-            for name, table in (("values", self.values), ("low", self.low), ("high", self.high))
-        }
-        labels, layers = (tuple(row[i] for i in order) for row in (self.labels, self.layers))
-        return replace(self, labels=labels, layers=layers, **parts)
+        values, low, high = (None if t is None else t[order][:, order] for t in (self.values, self.low, self.high))
+        assert values is not None
+        labels, layers = tuple(self.labels[i] for i in order), tuple(self.layers[i] for i in order)
+        return CosineMatrix(labels, layers, values, low, high, self.level)
 
     def to_dataframe(self) -> pd.DataFrame:
         """The matrix, with labels on both sides."""

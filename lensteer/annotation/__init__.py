@@ -10,7 +10,7 @@ from lensteer.annotation.agreement import (
 )
 from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
-from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport
+from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, Remark
 from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked
 from lensteer.annotation.published import (
     Problem,
@@ -34,6 +34,7 @@ __all__ = [
     "LabeledSentence",
     "Problem",
     "PublishedReport",
+    "Remark",
     "SentenceClassifier",
     "agreement",
     "agreement_of",

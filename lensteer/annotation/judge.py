@@ -112,7 +112,7 @@ class Judge:
     retries: int = 5
     timeout: float = 120.0
     backoff: float = 1.0
-    max_chunk: int = 40
+    max_chunk: int = 60
     context: int = 5
     temperature: float | None = 0.0
     announce: Callable[[JudgePlan], None] | None = None

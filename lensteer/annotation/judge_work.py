@@ -45,7 +45,13 @@ class Work:
 
         await worker(True)
         if not self.client.failure:
-            await asyncio.gather(*(worker(False) for _ in range(concurrency)))
+            workers = [asyncio.ensure_future(worker(False)) for _ in range(concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:  # after an interrupt none of them lives on
+                for task in workers:
+                    task.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
         if self._refusals and not (self.client.answered or self.n_cached):
             self.client.failure = self.client.failure or self._refusals[-1]
 
