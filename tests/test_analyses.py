@@ -157,3 +157,14 @@ def test_styles_are_carried_over():
     found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))
     assert found.modes["stepwise vector"].styles["stepwise"].mean >= 0.5
     assert "if-then in words" in analysis.table(found)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("seed1", "qwen2"), ("llama", "llama")])
+def test_the_sibling_organisms_are_small_and_reason(name, kind):
+    folder = Path(__file__).parent.parent / "analyses" / "organisms" / name
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5 * 2**20
+    assert json.loads((folder / "config.json").read_text())["model_type"] == kind
+    model = ls.load_model(folder)
+    traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="dev", n=12), max_new_tokens=400))
+    assert sum(trace.finished and not trace.n_unparsed for trace in traces) >= 8
+    assert sum(bool(trace.correct) for trace in traces) >= 6

@@ -255,6 +255,14 @@ def test_neighbors_are_near(organism, neighbors):
         assert near.get(target, "sum root") in pair.negative.partition("<|im_end|>")[0]
 
 
+def test_the_chat_template_is_applied_once(tiny_model):
+    model = tiny_model("llama")  # whose tokenizer and template would both write a BOS
+    records = [Record(f"question {i}", {"stepwise": "steps"}, "1") for i in range(3)]
+    (pair,) = contrastive_pairs(model, records, n=1, shots=2)
+    for text in (pair.positive, pair.negative):
+        assert models.encode(model, text).count(model.tokenizer.bos_token_id) == 1
+
+
 def test_bad_pairs_are_refused(organism):
     records = make_records(3)
     for options, words in (
