@@ -28,7 +28,7 @@ class TokenProjections:
         layer: whose output was read.
         tokens: their text, prompt included.
         prompt_length: how many of them are the prompt.
-        values: <h, û> at each token as a share of the layer's mean length.
+        values: <h, û> at each token as a multiple of the length of the layer's mean activation.
     """
 
     label: str

@@ -101,5 +101,5 @@ def kl_by_token(
             hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<extra></extra>",
         )
     shown.update_xaxes(title_text="token of the answer", type="category")
-    shown.update_yaxes(title_text="KL(steered | unsteered), nats per token", rangemode="tozero")
+    shown.update_yaxes(title_text="KL(steered | unsteered), nats per token", type="log", dtick=1)
     return finish(shown, "How long an edit is felt", 380)

@@ -45,7 +45,9 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
             zmin=-most,
             zmax=most,
             colorscale=DIVERGING,
-            colorbar=dict(title=dict(text="projection<br>(1 = mean length)"), thickness=12, outlinewidth=0),
+            colorbar=dict(
+                title=dict(text="projection<br>(1: as long as the<br>mean activation)"), thickness=12, outlinewidth=0
+            ),
             xgap=2,
             ygap=3,
         )
