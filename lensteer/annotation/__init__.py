@@ -10,6 +10,8 @@ from lensteer.annotation.agreement import (
 )
 from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
+from lensteer.annotation.classifier_report import ClassifierReport, cross_validate
+from lensteer.annotation.classifier_training import ClassifierConfig
 from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, Remark
 from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked
 from lensteer.annotation.published import (
@@ -26,6 +28,8 @@ __all__ = [
     "MARKERS",
     "Agreement",
     "Annotator",
+    "ClassifierConfig",
+    "ClassifierReport",
     "Estimate",
     "Judge",
     "JudgePlan",
@@ -40,6 +44,7 @@ __all__ = [
     "agreement_of",
     "annotate",
     "annotate_report",
+    "cross_validate",
     "fit_classifier",
     "grammar",
     "labeled_sentences",

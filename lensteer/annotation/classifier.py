@@ -6,8 +6,8 @@ it was trained on: how well it does on the latter is in its provenance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from lensteer import models
 from lensteer._version import __version__
 from lensteer.annotation import classifier_storage
 from lensteer.annotation.agreement import agreement_of
-from lensteer.annotation.classifier_scoring import MAX_RUN, Linear, Scaling
+from lensteer.annotation.classifier_scoring import Linear, Scaling
 from lensteer.annotation.classifier_training import (
     ClassifierConfig,
     fit_linear,
@@ -158,23 +158,27 @@ class SentenceClassifier:
         arrays, header = classifier_storage.read(path)
         try:
             terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
+            labels = tuple(check_behavior(label) for label in header["labels"])
+            weights = FeatureWeights(**header["weights"])
+            if flaw := _flaw(labels, terms, weights, arrays):
+                raise ValueError(flaw)
             vocabulary = Vocabulary(terms, {group: arrays[f"idf.{group}"] for group in terms}, arrays["standard"])
-            found = SentenceClassifier(
-                labels=tuple(check_behavior(label) for label in header["labels"]),
+            return SentenceClassifier(
+                labels=labels,
                 linear=Linear(vocabulary, arrays["coefficients"], arrays["intercept"], arrays["lengths"]),
                 scaling=Scaling(float(header["scale"]), arrays["bias"]),
-                weights=FeatureWeights(**header["weights"]),
+                weights=weights,
                 layer=None if header["layer"] is None else int(header["layer"]),
                 abstain=float(header["abstain"]),
                 provenance=dict(header["provenance"]),
+                model=model,
             )
+        except LensteerError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LensteerError(
                 f"{str(path)!r} is damaged ({type(error).__name__}: {error}): save the classifier again"
             ) from error
-        if flaw := _flaw(found):
-            raise LensteerError(f"{str(path)!r} is damaged ({flaw}): save the classifier again")
-        return found if model is None else replace(found, model=model)
 
 
 def fit_classifier(
@@ -233,19 +237,22 @@ def _sentences(trace: Trace) -> Chain:
     return Chain(trace, tuple((begin + a, begin + b) for a, b in split_sentences(trace.response[begin:end])))
 
 
-def _flaw(classifier: SentenceClassifier) -> str:
-    """What is wrong with the sizes and numbers of a classifier, in words."""
-    n, linear, vocabulary = len(classifier.labels), classifier.linear, classifier.linear.vocabulary
-    if set(vocabulary.terms) != set(text_groups(classifier.weights)):
-        return f"words of {sorted(vocabulary.terms)} with weights of {sorted(text_groups(classifier.weights))}"
-    for group, terms in vocabulary.terms.items():
-        if vocabulary.idf[group].shape != (len(terms),):
-            return f"{len(terms)} terms of {group} with weights of shape {vocabulary.idf[group].shape}"
-    if linear.coefficients.ndim != 2 or len(linear.coefficients) != n:
-        return f"{n} labels with coefficients of shape {linear.coefficients.shape}"
-    if linear.intercept.shape != (n,) or classifier.scaling.bias.shape != (n,):
-        return f"{n} labels with intercepts of shape {linear.intercept.shape}"
-    if linear.lengths.shape != (MAX_RUN,):
-        return f"lengths of shape {linear.lengths.shape}"
-    arrays = (linear.coefficients, linear.intercept, linear.lengths, classifier.scaling.bias, vocabulary.standard)
-    return "" if all(np.isfinite(a).all() for a in (*arrays, *vocabulary.idf.values())) else "numbers are not finite"
+def _flaw(
+    labels: Sequence[str],
+    terms: Mapping[str, Sequence[str]],
+    weights: FeatureWeights,
+    arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
+) -> str:
+    """What is wrong with the sizes and numbers of a stored classifier, in words."""
+    n, groups = len(labels), text_groups(weights)
+    if set(terms) != set(groups):
+        return f"terms of {sorted(terms)} with weights of {sorted(groups)}"
+    shapes: dict[str, tuple[int | None, ...]] = {"coefficients": (n, None), "intercept": (n,), "bias": (n,)}
+    shapes |= {"lengths": (None,), "standard": (2, None)} | {f"idf.{group}": (len(terms[group]),) for group in groups}
+    for name, shape in shapes.items():
+        found = arrays[name]
+        if len(found.shape) != len(shape) or any(a not in (None, b) for a, b in zip(shape, found.shape, strict=True)):
+            return f"{name} have shape {found.shape} for {n} labels"
+        if found.dtype != np.float64 or not np.isfinite(found).all():
+            return f"{name} are not all finite numbers"
+    return ""

@@ -13,8 +13,6 @@ from jaxtyping import Float
 from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabulary, features
 from lensteer.errors import LensteerError
 
-MAX_RUN = 3  # sentences of a span that are read together
-
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -24,7 +22,7 @@ class Linear:
         vocabulary: of the features.
         coefficients: of each label and feature.
         intercept: of each label.
-        lengths: share of the spans that held one, two and three sentences, among these.
+        lengths: share of the spans that held one, two, … sentences, among these.
     """
 
     vocabulary: Vocabulary
@@ -56,8 +54,8 @@ class Linear:
         """Logits of every sentence of every chain, each read alone and together with those around it.
 
         A judge's span may hold several sentences of a paragraph, and only one of them the words that its label goes by.
-        A sentence's logits are the mean over the runs of one to three sentences that it is in, without a blank line
-        inside, each weighted with the share of training spans of that many sentences.
+        A sentence's logits are the mean over the runs of sentences that it is in, without a blank line inside, each
+        weighted with the share of training spans of that many sentences.
         """
         n = sum(len(chain.pieces) for chain in chains)
         total, mass = np.zeros((n, len(self.intercept))), np.zeros((n, 1))
@@ -101,16 +99,18 @@ def log_softmax(logits: Float[np.ndarray[Any, Any], "span behavior"]) -> Float[n
     return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))
 
 
-def span_lengths(spans: Sequence[Chain], sentences: Sequence[Chain]) -> Float[np.ndarray[Any, Any], " length"]:
-    """Of the spans that hold up to `MAX_RUN` sentences (more than half of each), the share of each number."""
-    counts = np.zeros(MAX_RUN)
+def span_lengths(
+    spans: Sequence[Chain], sentences: Sequence[Chain], longest: int
+) -> Float[np.ndarray[Any, Any], " length"]:
+    """Of the spans that hold the middles of one to `longest` sentences, the share of each number."""
+    counts = np.zeros(longest)
     for whole, cut in zip(spans, sentences, strict=True):
         middles = np.array([(start + end) / 2 for start, end in cut.pieces])
         for start, end in whole.pieces:
             held = int(((middles > start) & (middles < end)).sum())
-            if 1 <= held <= MAX_RUN:
+            if 1 <= held <= longest:
                 counts[held - 1] += 1
-    return counts / counts.sum() if counts.any() else np.eye(MAX_RUN)[0]
+    return counts / counts.sum() if counts.any() else np.eye(longest)[0]
 
 
 def _runs(chain: Chain, size: int) -> list[int]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _ITERATIONS, _TOLERANCE = 300, 1e-3
 _UNSEEN = 5.0  # logits by which a label that a fold's training chains lack stays behind all others
-_PRIOR = 1.0  # weight of the ridge that holds the calibration's biases at 0 where there are few sentences
+_PRIOR = 1.0  # weight of the ridge that holds the calibration near "none" where there are few sentences or no errors
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class ClassifierConfig:
         strength: inverse of the L2 penalty (scikit-learn's C).
         balance: 1 lets all behaviors weigh the same in training, 0 all sentences; the latter is right more often and
             finds few of the rare behaviors.
+        together: sentences of one paragraph that are read together at most; 1 reads each alone.
         n_folds: of the cross-validation, whole tasks each; also fixes the calibration.
     """
 
     features: FeatureWeights = field(default_factory=FeatureWeights)
     strength: float = 4.0
     balance: float = 1.0
+    together: int = 3
     n_folds: int = 5
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class ClassifierConfig:
             raise LensteerError(f"strength={self.strength}: give a positive number, such as 4.0")
         if not 0 <= self.balance <= 1:
             raise LensteerError(f"balance={self.balance}: give a number from 0 to 1")
+        if self.together < 1:
+            raise LensteerError(f"together={self.together}: give at least 1 sentence")
         if self.n_folds < 2:
             raise LensteerError(f"n_folds={self.n_folds}: a cross-validation needs at least 2")
 
@@ -95,7 +99,7 @@ class Pieces:
         """Index of the label of each piece of every chain; -1 for none."""
         return np.array([-1 if b is None else labels.index(b) for chain in self.labels for b in chain], dtype=np.int64)
 
-    def by_chain(self, values: Array) -> list[Array]:
+    def by_chain(self, values: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any, np.dtype[Any]]]:
         """Rows of all pieces, chain by chain."""
         return np.split(values, np.cumsum([len(chain.pieces) for chain in self.chains])[:-1])
 
@@ -203,7 +207,7 @@ def fit_linear(material: Material, config: ClassifierConfig, *, without: int | N
         else:
             coefficients[seen], intercept[seen] = regression.coef_, regression.intercept_
     intercept[counts == 0] = intercept.min() - _UNSEEN
-    lengths = span_lengths(pieces.chains, [material.sentences.chains[i] for i in which])
+    lengths = span_lengths(pieces.chains, [material.sentences.chains[i] for i in which], config.together)
     return Linear(vocabulary, coefficients, intercept, lengths)
 
 
@@ -243,8 +247,8 @@ def fit_scaling(
         scale, bias = float(np.exp(parameters[0])), parameters[1:]
         log_p = log_softmax(scale * scores + bias)
         wrong = np.exp(log_p) - one_hot
-        gradient = np.concatenate([[scale * (wrong * scores).sum()], wrong.sum(0) + _PRIOR * bias])
-        return float(-(log_p * one_hot).sum() + _PRIOR * (bias @ bias) / 2), gradient
+        gradient = np.concatenate([[scale * (wrong * scores).sum()], wrong.sum(0)]) + _PRIOR * parameters
+        return float(-(log_p * one_hot).sum() + _PRIOR * (parameters @ parameters) / 2), gradient
 
     found = minimize(loss, np.zeros(1 + n_labels), jac=True, bounds=[(-5, 5)] + [(-10, 10)] * n_labels).x
     return Scaling(float(np.exp(found[0])), np.asarray(found[1:]))

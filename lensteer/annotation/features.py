@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]")
-_OPENING, _CHARACTERS, _MIN_COUNT = 8, 12, 2  # words that open a sentence; words read letter by letter; rarest term
+_OPENING, _MIN_COUNT = 8, 2  # words that open a sentence; pieces that a term must be in
 _BINS = 5  # of the place in the thinking
 _GAP = 8  # characters beside a sentence in which line breaks are looked for
 _NONE = "<none>"
@@ -38,10 +38,8 @@ class FeatureWeights:
     """How much each group of features counts before the classifier's own weights; 0 leaves it out.
 
     Attributes:
-        words: one and two words of the sentence, numbers and marks included.
+        words: single words and pairs of the sentence, numbers and marks included.
         opening: the same of its first eight words.
-        characters: three and four letters of its first twelve words.
-        surface: length, marks, digits, and how many words are new in the chain or repeat the sentence before.
         place: where in the thinking it begins, whether a line break or blank line stands before or behind it.
         neighbors: the words of the sentences before and behind it.
         residuals: the residual stream's mean at the sentence and at its onset, where a model is given.
@@ -49,10 +47,8 @@ class FeatureWeights:
 
     words: float = 1.0
     opening: float = 1.0
-    characters: float = 0.5
-    surface: float = 0.5
     place: float = 0.5
-    neighbors: float = 0.0
+    neighbors: float = 0.3
     residuals: float = 1.0
 
     def __post_init__(self) -> None:
@@ -127,7 +123,11 @@ def learn_vocabulary(chains: Sequence[Chain], weights: FeatureWeights, residuals
 
 
 def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWeights, residuals: Array | None) -> Any:
-    """A sparse matrix: a row per piece of every chain; a column per term, surface, place and residual feature."""
+    """A sparse matrix: a row per piece of every chain; a column per term, place feature and residual dimension.
+
+    Raises:
+        LensteerError: no group of features is left.
+    """
     from scipy import sparse
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -137,14 +137,17 @@ def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWe
             vectorizer = TfidfVectorizer(analyzer=_identity, sublinear_tf=True, vocabulary=vocabulary.terms[group])
             vectorizer.idf_ = vocabulary.idf[group]
             blocks.append(_weight(weights, group) * vectorizer.transform(documents))
-    for group, describe in (("surface", _surface), ("place", _place)):
-        if weight := _weight(weights, group):
-            rows = [row for chain in chains for row in describe(chain)]
-            blocks.append(weight * sparse.csr_matrix(np.array(rows, dtype=np.float64)))
+    if weights.place:
+        places = np.array([row for chain in chains for row in _place(chain)])
+        blocks.append(weights.place * sparse.csr_matrix(places))
     if residuals is not None:
         centered = (residuals - vocabulary.standard[0]) / vocabulary.standard[1]
         length = np.linalg.norm(centered, axis=1, keepdims=True)
         blocks.append(sparse.csr_matrix(weights.residuals * centered / np.maximum(length, 1e-6)))
+    if not blocks:
+        raise LensteerError(
+            f"nothing to go by under {weights} without a model: give a model and layer, or another weight"
+        )
     return sparse.hstack(blocks, format="csr")
 
 
@@ -193,8 +196,6 @@ def _documents(chains: Sequence[Chain], weights: FeatureWeights) -> dict[str, li
         documents["words"] = [_word_pairs(sentence) for sentence in flat]
     if weights.opening:
         documents["opening"] = [_word_pairs(sentence[:_OPENING]) for sentence in flat]
-    if weights.characters:
-        documents["characters"] = [_letters(sentence[:_CHARACTERS]) for sentence in flat]
     if weights.neighbors:
         beside = [pair for chain in chains for pair in chain.beside()]
         padded = [[*chain, [_NONE]] for chain in words for _ in chain]  # -1 and one past the last are no sentence
@@ -213,33 +214,6 @@ def _identity(document: list[str]) -> list[str]:
 
 def _word_pairs(words: list[str]) -> list[str]:
     return words + [f"{a} {b}" for a, b in pairwise(words)]
-
-
-def _letters(words: Iterable[str]) -> list[str]:
-    padded = [f" {word} " for word in words]
-    return [word[i : i + n] for word in padded for n in (3, 4) for i in range(len(word) - n + 1)]
-
-
-def _surface(chain: Chain) -> list[list[float]]:
-    rows: list[list[float]] = []
-    seen: set[str] = set()
-    read = 0
-    texts = [tokens(text) for text in chain.texts]
-    contents = [{word for word in words if len(word) > 3} for words in texts]
-    for text, words, content, (before, _) in zip(chain.texts, texts, contents, chain.beside(), strict=True):
-        while read <= before:
-            seen |= contents[read]
-            read += 1
-        size = max(1, len(words))
-        marks = [mark in text for mark in ("?", "!", '"', "...", "\n")]
-        shares = [sum(w == "0" for w in words), sum(w in "=+*/×÷^<>" for w in words), sum(c.isupper() for c in text)]
-        overlap = [len(content - seen), len(content & contents[before]) if before >= 0 else 0]
-        rows.append(
-            [np.log1p(size) / 4, *_bin(int(np.log2(size)), 7), text.endswith("?"), text.endswith(":"), *marks]
-            + [min(1.0, share / size) for share in shares]
-            + [n / max(1, len(content)) for n in overlap]
-        )
-    return rows
 
 
 def _place(chain: Chain) -> list[list[float]]:
