@@ -31,7 +31,7 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry", "projections"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
     ("intervene", ["calibration"]),
-    ("measure", ["evaluation"]),
+    ("measure", ["evaluation", "ablation"]),
     ("doors", ["plots", "explorer", "report", "export", "distributed", "pipeline", "cli", "__main__"]),
 ]
 ROOM_OF = {module: number for number, (_, modules) in enumerate(ROOMS) for module in modules}
