@@ -1,5 +1,6 @@
 """Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
 
+from lensteer.evaluation.ablated import MEAN, PositionAblation, PositionEffect
 from lensteer.evaluation.arms import Arm, Record, Sampling, measure, run_arms
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
@@ -13,6 +14,7 @@ __all__ = [
     "DOSES",
     "FIGURES",
     "LEAD_IN",
+    "MEAN",
     "WORDS",
     "Arm",
     "ArmSummary",
@@ -23,6 +25,8 @@ __all__ = [
     "Evaluation",
     "ModeArm",
     "Modes",
+    "PositionAblation",
+    "PositionEffect",
     "Record",
     "ResampledShares",
     "Sampling",

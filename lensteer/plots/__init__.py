@@ -5,9 +5,11 @@ A behavior has the same color in every figure, in annotated chains and on the re
 
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, legend_html
+from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
 from lensteer.plots.measured import doses, effects
 from lensteer.plots.modes import kl_by_token, modes
 from lensteer.plots.nulls import against_nulls
+from lensteer.plots.positions import position_ablation
 from lensteer.plots.projections import token_projections
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import cosine_matrix, layer_scores, overlap
@@ -28,10 +30,14 @@ __all__ = [
     "effects",
     "head_map",
     "kl_by_token",
+    "layer_angles",
     "layer_scores",
     "legend_html",
     "modes",
     "overlap",
+    "position_ablation",
+    "recipe_comparison",
     "sentence_attention",
     "token_projections",
+    "vector_geometry",
 ]

@@ -1,0 +1,312 @@
+"""At which positions does steering work? The same vectors at all, prompt, generated, thinking and other positions.
+
+At every scope each behavior's vector is added and taken away at one layer, same tasks and seeds in all arms. What
+counts is the behavior's share of sentences, added less taken away. Two comparisons of free-running chains: at the same
+coefficient, and at those that spend the same mean KL(steered || unsteered) per token of the steered model's rollouts
+(by default what the onsets spend at their coefficient), so that a scope with few positions is not just a weaker dose.
+A third is along given, unsteered chains: a behavior's own spans can be edited only there, because nobody can look
+ahead. Its effect is the log-probability of the behavior's own sentences, added less taken away, in nats per sentence,
+and its KL is KL(unsteered || steered). Intervals, and the paired difference from the onsets, are from a bootstrap over
+tasks; chains count by their length. Vectors of the default recipe are made of onsets: others may do best elsewhere.
+
+Example: python analyses/position_ablation.py --run lensteer-demo --json positions.json --figure positions.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import lensteer as ls
+from lensteer.annotation import Annotator, grammar
+from lensteer.calibration import RolloutKL, calibrate_many, rollout_kl
+from lensteer.evaluation import (
+    MEAN,
+    Arm,
+    Doses,
+    PositionAblation,
+    PositionEffect,
+    ResampledShares,
+    Sampling,
+    interval_of,
+    run_arms,
+)
+from lensteer.generation import forced_logits
+from lensteer.metrics import kl_divergence
+from lensteer.pipeline import Run
+from lensteer.pipeline.chains import annotator_of
+from lensteer.plots import position_ablation
+from lensteer.positions import Context
+
+Array = np.ndarray
+Key = tuple[str, str, str]  # scope, behavior, "down" or "up"
+KINDS = {"down": -1, "up": 1}
+OWN, REFERENCE = "own spans", ls.onsets.name
+MAX_LOGITS = 2**27  # of a batch of given chains
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's folder (its vectors, site, coefficients and dev tasks), or a model to fit vectors on; sizes.
+
+    `coefficient` is for a model without a run, `first` the n of "first(n)", `budget` in nats per token (None: what the
+    onsets spend), `folder` for finished chains, which a killed run goes on from.
+    """
+
+    run: Path | None = None
+    model: str | None = None
+    n_train: int = 150
+    n_dev: int = 40
+    n_prompts: int = 12
+    coefficient: float = 0.5
+    first: int = 16
+    budget: float | None = None
+    seed: int = 0
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is steered, by how much, and on which tasks."""
+
+    model: object
+    vectors: ls.BehaviorVectors
+    site: Mapping[str, int]
+    strength: Mapping[str, float]
+    tasks: list[ls.Task]
+    sampling: Sampling
+    annotator: Annotator = grammar
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scope and behavior in one comparison. Of `effect` the first entry is the data, the others resample tasks."""
+
+    effect: Array
+    kls: tuple[RolloutKL, ...]
+    edited: float
+    down: float
+    up: float
+    parsed: float = math.nan
+    reached: bool = True
+
+
+def main(config: Config) -> PositionAblation:
+    """Measure all three comparisons."""
+    at = _of_run(config) if config.run else _fitted(config)
+    scopes = [
+        ls.everywhere,
+        ls.prompt,
+        ls.generated,
+        ls.thinking,
+        ls.sentence_starts,
+        ls.onsets,
+        ls.first(config.first),
+    ]
+    plans = {
+        (scope.name, b, kind): ls.SteeringPlan(at.vectors[b], layer, sign * at.strength[b], scope)
+        for scope in scopes
+        for b, layer in at.site.items()
+        for kind, sign in KINDS.items()
+    }
+    drawn = dict(temperature=at.sampling.temperature, max_new_tokens=at.sampling.max_new_tokens)
+    chains = ls.generate_traces(at.model, at.tasks, seed=at.sampling.seed, **drawn)
+    chains = [chain for chain in ls.annotate(chains, at.annotator) if chain.spans]
+    prompts, options = at.tasks[: config.n_prompts], dict(seed=config.seed, batch_size=at.sampling.batch_size)
+    options |= dict(max_new_tokens=min(200, at.sampling.max_new_tokens))
+
+    def costs(of: Mapping[Key, ls.SteeringPlan]) -> dict[Key, RolloutKL]:
+        return dict(zip(of, rollout_kl(at.model, prompts, list(of.values()), **options), strict=True))
+
+    spent = costs(plans)
+    rows = _rows("coefficient", _free(at, config, "coefficient", plans, spent, chains))
+    rows += _rows("forced", _forced(at, config, plans, chains))
+    budget = config.budget or _pooled([kl for key, kl in spent.items() if key[0] == REFERENCE]).statistic(None)
+    # A KL grows with the square of the coefficient: the search begins where that leads.
+    near = {key: math.sqrt(budget / max(kl.statistic(None), budget / 100)) for key, kl in spent.items()}
+    begin = [replace(plan, coefficient=plan.coefficient * near[key]) for key, plan in plans.items()]
+    limits = dict(quantile=None, tolerance=0.15, max_rounds=5, max_coefficient=8.0)
+    found = dict(zip(plans, calibrate_many(at.model, prompts, begin, budget=budget, **limits, **options), strict=True))
+    plans, reached = {key: c.plan for key, c in found.items()}, {key: c.reached for key, c in found.items()}
+    rows += _rows("budget", _free(at, config, "budget", plans, costs(plans), chains, reached))
+    return PositionAblation(tuple(rows), REFERENCE, budget, dict(at.site), len(at.tasks), len(prompts))
+
+
+def _of_run(config: Config) -> Setting:
+    run = Run.open(config.run)
+    vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
+    site, doses = ls.Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
+    tasks = run.tasks("dev")[: config.n_dev]
+    return Setting(run.model, vectors, site, doses.coefficients, tasks, run.sampling(1), annotator_of(run))
+
+
+def _fitted(config: Config) -> Setting:
+    model = ls.load_model(config.model)
+    train = ls.load_tasks(split="train", n=config.n_train)
+    traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    vectors = ls.fit_vectors(model, traces)
+    scores = ls.attribute(model, traces, vectors, behaviors=ls.STEERED, max_spans=100, seed=config.seed)
+    site = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
+    strength, tasks = dict.fromkeys(site, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
+    return Setting(model, vectors, site, strength, tasks, Sampling(1, 1.0, config.seed, 400, 256))
+
+
+def _free(
+    at: Setting,
+    config: Config,
+    name: str,
+    plans: Mapping[Key, ls.SteeringPlan],
+    costs: Mapping[Key, RolloutKL],
+    chains: Sequence[ls.Trace],
+    reached: Mapping[Key, bool] | None = None,
+) -> dict[tuple[str, str], Cell]:
+    """Cells of free-running chains."""
+    path = None if config.folder is None else config.folder / f"{name}.jsonl"
+    arms = [Arm("/".join(key), plan) for key, plan in plans.items()]
+    records = run_arms(at.model, at.tasks, arms, at.sampling, annotator=at.annotator, path=path, progress=True)
+    shares, cells = ResampledShares(records, seed=config.seed), {}
+    for scope, b in dict.fromkeys(key[:2] for key in plans):
+        keys = [(scope, b, kind) for kind in KINDS]
+        names = ["/".join(key) for key in keys]
+        cells[scope, b] = Cell(
+            shares.of(names[1], b) - shares.of(names[0], b),
+            tuple(costs[key] for key in keys),
+            _edited(at, chains, [plans[keys[0]].scope] * len(chains)),
+            *(plans[key].coefficient for key in keys),
+            float(np.mean([r.parsed for r in records if r.arm in names])),
+            reached is None or all(reached[key] for key in keys),
+        )
+    return cells
+
+
+def _forced(
+    at: Setting, config: Config, plans: Mapping[Key, ls.SteeringPlan], chains: Sequence[ls.Trace]
+) -> dict[tuple[str, str], Cell]:
+    """Cells along given chains, the behavior's own spans (with the token before each) among the scopes."""
+    plans = {**plans, **{(OWN, b, kind): plans[REFERENCE, b, kind] for b in at.site for kind in KINDS}}
+    scopes = {key: [_own(c, key[1]) if key[0] == OWN else plan.scope for c in chains] for key, plan in plans.items()}
+    found: dict[Key, list[tuple[torch.Tensor, float]]] = {key: [] for key in plans}
+    longest = max(len(chain.response_ids) for chain in chains)
+    size = max(1, MAX_LOGITS // (longest * int(at.model.cfg.d_vocab)))
+    for begin in range(0, len(chains), size):
+        some = slice(begin, begin + size)
+        given = [c.prompt_ids for c in chains[some]], [c.response_ids for c in chains[some]]
+        plain = forced_logits(at.model, *given)
+        for key, plan in plans.items():
+            own = [replace(plan, scope=scope) for scope in scopes[key][some]]
+            steered = forced_logits(at.model, *given, plans=own)
+            found[key] += [_read(c, key[1], p, q) for c, p, q in zip(chains[some], plain, steered, strict=True)]
+    n = len(chains)
+    draws = np.vstack([np.ones(n), np.random.default_rng(config.seed).multinomial(n, np.full(n, 1 / n), size=2000)])
+    cells = {}
+    for scope, b in dict.fromkeys(key[:2] for key in plans):
+        keys = [(scope, b, kind) for kind in KINDS]
+        down, up = (np.array([log_p for _, log_p in found[key]]) for key in keys)
+        n_own = np.array([sum(span.label == b for span in chain.spans) for chain in chains])
+        cells[scope, b] = Cell(
+            draws @ (up - down) / np.maximum(draws @ n_own, 1),  # no change where there is no sentence of its own
+            tuple(RolloutKL(tuple(kl for kl, _ in found[key])) for key in keys),
+            _edited(at, chains, scopes[keys[0]]),
+            *(plans[key].coefficient for key in keys),
+        )
+    return cells
+
+
+def _read(chain: ls.Trace, b: str, plain: torch.Tensor, steered: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """KL(unsteered || steered) of every token of a response, and the log-probability of its sentences of a behavior."""
+    kl = torch.cat([kl_divergence(p, q) for p, q in zip(plain.split(256), steered.split(256), strict=True)])
+    said = torch.tensor(chain.response_ids, device=steered.device)[:, None]
+    log_p = steered.float().log_softmax(-1).gather(1, said)[:, 0].cpu()
+    own = [slice(s.start - chain.prompt_length, s.end - chain.prompt_length) for s in chain.spans if s.label == b]
+    return kl.cpu(), sum(float(log_p[span].sum()) for span in own)
+
+
+def _own(chain: ls.Trace, b: str) -> ls.PositionScope:
+    """A behavior's spans in one chain, each with the token before it, whose logits begin it."""
+    chosen = [p for span in chain.spans if span.label == b for p in range(span.onset, span.end)]
+    return ls.at(chosen) if chosen else ~ls.everywhere
+
+
+def _edited(at: Setting, chains: Sequence[ls.Trace], scopes: Sequence[ls.PositionScope]) -> float:
+    """How many positions of a chain are chosen, on average."""
+    table, none, total = ls.models.token_table(at.model), torch.zeros(1, dtype=torch.long), 0
+    for chain, scope in zip(chains, scopes, strict=True):
+        context = Context(torch.tensor([chain.ids]), none, torch.tensor([chain.prompt_length]), table)
+        total += int(scope.mask(context).sum())
+    return total / len(chains)
+
+
+def _pooled(kls: Sequence[RolloutKL]) -> RolloutKL:
+    """All tokens of several plans on the same prompts."""
+    return RolloutKL(tuple(torch.cat(rows) for rows in zip(*(kl.tokens for kl in kls), strict=True)))
+
+
+def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell]) -> list[PositionEffect]:
+    """A row per scope and behavior, and one for the mean over behaviors."""
+    rows, effects = [], {key: cell.effect for key, cell in cells.items()}
+    scopes, labels = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    effects |= {(scope, MEAN): np.mean([effects[scope, b] for b in labels], axis=0) for scope in scopes}
+    for scope in scopes:
+        for b in [*labels, MEAN]:
+            own = [cells[scope, b]] if b != MEAN else [cells[scope, label] for label in labels]
+            kl = _pooled([one for cell in own for one in cell.kls])
+            rows.append(
+                PositionEffect(
+                    comparison,
+                    scope,
+                    b,
+                    *interval_of(effects[scope, b]),
+                    *interval_of(effects[REFERENCE, b] - effects[scope, b]),
+                    kl.statistic(None),
+                    *kl.interval(None),
+                    *(float(np.mean([getattr(cell, k) for cell in own])) for k in ("edited", "down", "up", "parsed")),
+                    all(cell.reached for cell in own),
+                )
+            )
+    return rows
+
+
+def table(result: PositionAblation, behavior: str = MEAN) -> str:
+    """One line per comparison and scope, of one behavior or their mean."""
+    lines = [f"{behavior} | scope | effect | behind onsets by | KL per token | positions | coefficients | parsed |"]
+    lines.append("---|---|---|---|---|---|---|---|")
+    for r in (r for r in result.rows if r.behavior == behavior):
+        effect, behind = (
+            f"{a:+.3f} [{b:+.3f}, {c:+.3f}]"
+            for a, b, c in ((r.effect, r.low, r.high), (r.behind, r.behind_low, r.behind_high))
+        )
+        kl = f"{r.kl:.4f} [{r.kl_low:.4f}, {r.kl_high:.4f}]{'' if r.reached else ' (not all reached)'}"
+        doses = f"{r.down:+.2f}, {r.up:+.2f} | {r.parsed:.3f}"
+        lines.append(f"{r.comparison} | {r.scope} | {effect} | {behind} | {kl} | {r.edited:.1f} | {doses} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--n-train", type=int, default=150)
+    parser.add_argument("--n-dev", type=int, default=40)
+    parser.add_argument("--n-prompts", type=int, default=12)
+    parser.add_argument("--coefficient", type=float, default=0.5)
+    parser.add_argument("--first", type=int, default=16)
+    parser.add_argument("--budget", type=float)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    given = vars(parser.parse_args())
+    out, figure = given.pop("json"), given.pop("figure")
+    result = main(Config(**given))
+    for behavior in (MEAN, *result.layers):
+        print(table(result, behavior), end="\n\n")
+    if out:
+        out.write_text(json.dumps(asdict(result), indent=1))
+    if figure:
+        position_ablation(result).write_image(figure, width=1200, scale=2)

@@ -1,0 +1,82 @@
+"""Figure of what steering at different positions does: effects with intervals, their KL beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from plotly import graph_objects as go
+from plotly.subplots import make_subplots
+
+from lensteer.errors import LensteerError
+from lensteer.evaluation import MEAN, PositionAblation, PositionEffect
+from lensteer.plots.style import INK, MARKERS, color, finish
+
+#: Of each comparison: its name in words, what the effect is, and its unit as a factor and a word.
+COMPARISONS: dict[str, tuple[str, str, float, str]] = {
+    "coefficient": ("same coefficient", "share added − taken away", 100.0, "points"),
+    "budget": ("same KL per token", "share added − taken away", 100.0, "points"),
+    "forced": ("along given chains, same coefficient: log-probability", "own sentence: added − taken", 1.0, "nats"),
+}
+
+
+def position_ablation(result: PositionAblation) -> go.Figure:
+    """What each choice of positions does, as bars with 95 % intervals, and beside them what KL per token it costs.
+
+    Raises:
+        LensteerError: a result without rows.
+    """
+    shown = [name for name in COMPARISONS if any(row.comparison == name for row in result.rows)]
+    if not shown:
+        raise LensteerError("no rows to draw: give what `analyses/position_ablation.py` returns")
+    titles = [text for name in shown for text in (COMPARISONS[name][0], "what it costs")]
+    figure = make_subplots(
+        rows=len(shown),
+        cols=2,
+        shared_xaxes=True,
+        column_widths=[0.6, 0.4],
+        subplot_titles=titles,
+        horizontal_spacing=0.1,
+        vertical_spacing=0.18 / len(shown),
+    )
+    for number, name in enumerate(shown, 1):
+        _, quantity, factor, unit = COMPARISONS[name]
+        for behavior in dict.fromkeys(row.behavior for row in result.rows):
+            rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
+            about = [_about(row, factor, unit) for row in rows]
+            places = dict(row=number, col=1), dict(row=number, col=2)
+            effects = _range([(row.effect * factor, row.low * factor, row.high * factor) for row in rows])
+            costs = _range([(row.kl, row.kl_low, row.kl_high) for row in rows])
+            scopes, paint = [row.scope for row in rows], INK if behavior == MEAN else color(behavior)
+            same = dict(x=scopes, customdata=about, hovertemplate="%{customdata}<extra></extra>", name=behavior)
+            same |= dict(legendgroup=behavior, offsetgroup=behavior)
+            bar = go.Bar(**same, **effects, marker_color=paint, showlegend=number == 1)
+            figure.add_trace(bar, **places[0])
+            sign = dict(symbol=MARKERS.get(behavior, "star"), size=8, color=paint)
+            figure.add_trace(go.Scatter(**same, **costs, mode="markers", marker=sign, showlegend=False), **places[1])
+        figure.update_yaxes(title_text=f"{quantity}<br>({unit})", row=number, col=1)
+        figure.update_yaxes(title_text="KL (nats per token)", row=number, col=2)
+    figure.update_yaxes(type="log", matches="y2", dtick=1, tickformat="~g", zeroline=False, col=2)
+    figure.update_xaxes(tickangle=-35, showgrid=False, zeroline=False)
+    figure.update_annotations(font_size=13)
+    title = f"The same vectors at different positions<br><sup>95 % intervals over {result.n_tasks} dev tasks; KL over "
+    figure.update_layout(barmode="group", scattermode="group")
+    finish(figure, f"{title}{result.n_prompts} prompts</sup>", 190 + 230 * len(shown))
+    return figure.update_layout(title=dict(y=0.98, yanchor="top"), margin_t=90)
+
+
+def _range(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """Heights and error bars."""
+    bars = dict(type="data", symmetric=False, thickness=1.2, width=2, color=INK)
+    bars |= dict(array=[high - mid for mid, _, high in values], arrayminus=[mid - low for mid, low, _ in values])
+    return dict(y=[mid for mid, _, _ in values], error_y=bars)
+
+
+def _about(row: PositionEffect, factor: float, unit: str) -> str:
+    effect, low, high = (f"{factor * value:+.3g}" for value in (row.effect, row.low, row.high))
+    missed = "" if row.reached else "<br>the KL budget was not reached by all"
+    return (
+        f"<b>{row.behavior}</b>, {row.scope}<br>{effect} {unit} ({low} to {high})<br>KL {row.kl:.3g} nats per token "
+        f"({row.kl_low:.3g} to {row.kl_high:.3g})<br>coefficients {row.down:+.2g} and {row.up:+.2g}, "
+        f"{row.edited:.0f} positions a chain{missed}"
+    )
