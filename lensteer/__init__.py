@@ -83,6 +83,7 @@ __all__ = [
     "embedding_overlap",
     "evaluate",
     "everywhere",
+    "explore",
     "fidelity",
     "first",
     "fit_cache_vector",
@@ -110,7 +111,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """`plots` is loaded when it is first asked for: plotly takes a while."""
+    """`plots` and `explore` are loaded when they are first asked for: plotly takes a while."""
     if name == "plots":
         return _import_module("lensteer.plots")
+    if name == "explore":
+        return _import_module("lensteer.explorer").explore
     raise AttributeError(f"module 'lensteer' has no attribute {name!r}")

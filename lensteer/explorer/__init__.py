@@ -1,0 +1,95 @@
+"""The notebook explorer: choose a behavior, a layer and positions on a chain, and see at once what steering there does.
+
+State, numbers and code are Python and work without a page; the widget needs the extra `notebook`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lensteer.annotation import Annotator, grammar
+from lensteer.attribution import LayerScores
+from lensteer.cache_steering import CacheVector
+from lensteer.errors import LensteerError
+from lensteer.explorer.continuing import Continuation, continue_chain
+from lensteer.explorer.engine import Engine
+from lensteer.explorer.expressions import parse_scope
+from lensteer.explorer.results import Result
+from lensteer.explorer.state import Choices, State
+from lensteer.traces import Trace
+from lensteer.vectors import BehaviorVectors
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from lensteer.explorer.widget import Explorer
+
+__all__ = [
+    "Choices",
+    "Continuation",
+    "Explorer",
+    "Result",
+    "State",
+    "continue_chain",
+    "explore",
+    "parse_scope",
+]
+
+
+def explore(
+    model: TransformerBridge,
+    vectors: BehaviorVectors,
+    traces: Sequence[Trace],
+    scores: LayerScores | None = None,
+    site: Mapping[str, int] | None = None,
+    cache_vector: CacheVector | None = None,
+    *,
+    coefficients: Mapping[str, float] | None = None,
+    annotator: Annotator = grammar,
+) -> Explorer:
+    """The interactive explorer, as the last line of a notebook cell.
+
+    The model is not touched: what it shows is computed on copies that share its weights, in threads of their own, so
+    that other cells may run at the same time.
+
+    Args:
+        model: the bridge. Hooks that are on it now count, later ones don't.
+        vectors: of this model.
+        traces: annotated chains to look at.
+        scores: drawn behind the layers.
+        site: a layer for each behavior, marked there; from `select_layers`.
+        cache_vector: allows to edit the KV cache instead of the residual stream.
+        coefficients: recommended ones, marked: `choose_coefficients(...).coefficients`.
+        annotator: of continuations. The default knows the embedded organism's sentences only.
+
+    Raises:
+        LensteerError: no widget library, no traces, vectors of another model, a plan that is on.
+    """
+    widget = _widget()
+    choices = Choices(vectors, tuple(traces), scores, site, cache_vector, dict(coefficients or {}))
+    if "model" in vectors.provenance:
+        vectors.check_model(model)
+    engine = Engine(model, choices, annotator)
+    engine.chain(choices.initial().trace)  # raises for a trace of another model
+    made: Explorer = widget.Explorer(engine)
+    return made
+
+
+def _widget() -> Any:
+    try:
+        from lensteer.explorer import widget
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("anywidget", "traitlets", "ipywidgets", "IPython", "psygnal"):
+            raise
+        raise LensteerError(
+            f"the explorer needs {error.name!r}, which is not installed: pip install 'lensteer[notebook]'"
+        ) from error
+    return widget
+
+
+def __getattr__(name: str) -> Any:
+    """`Explorer` is loaded when it is first asked for: it needs the extra `notebook`."""
+    if name == "Explorer":
+        return _widget().Explorer
+    raise AttributeError(f"module 'lensteer.explorer' has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""What lets work go on while the kernel does something else: a copy of the model to hook into, and a thread.
+
+Hooks of two computations on one model would act on both. So the explorer works on copies that share the weights, and
+have their own modules and hooks. Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lensteer import models
+from lensteer.errors import LensteerError
+from lensteer.steering import active_plans
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Check = Callable[[], None]
+"""Raises `Stopped` if the job that calls it is not wanted any more."""
+
+
+class Stopped(Exception):
+    """Raised in a job that was asked to stop."""
+
+
+def private_copy(model: TransformerBridge) -> TransformerBridge:
+    """The same model on the same weights, with modules and hooks of its own (other people's hooks are copied along).
+
+    Raises:
+        LensteerError: a plan is on, which would stay on in the copy for ever.
+    """
+    if active_plans(model):
+        raise LensteerError("a steering plan is on: leave `with plan.on(model)` before exploring")
+    shared = {id(x): x for x in [*model.parameters(), *model.buffers(), model.tokenizer]}
+    made: TransformerBridge = copy.deepcopy(model, shared)
+    models.plain_twin(made)  # now, because building one sets torch's default dtype for a moment
+    return made
+
+
+class Worker:
+    """Runs jobs in a thread of its own, one at a time. A new job takes the place of the one before."""
+
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        """Nothing runs yet.
+
+        Args:
+            failed: called in the thread with what a job raised.
+        """
+        self._failed = failed
+        self._changed = threading.Condition()
+        self._next: Callable[[Check], None] | None = None
+        self._number = 0
+        self._running = False
+
+    def submit(self, job: Callable[[Check], None]) -> None:
+        """Run a job as soon as the one before has stopped; it should call the check that it gets now and then."""
+        with self._changed:
+            self._next, self._number = job, self._number + 1
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, daemon=True, name="lensteer-explorer").start()
+
+    def stop(self) -> None:
+        """Ask the job to stop."""
+        with self._changed:
+            self._next, self._number = None, self._number + 1
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs; False if that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                job, number, self._next = self._next, self._number, None
+                if job is None:
+                    self._running = False
+                    self._changed.notify_all()
+                    return
+
+            def check(mine: int = number) -> None:
+                if self._number != mine:
+                    raise Stopped
+
+            try:
+                check()
+                job(check)
+            except Stopped:
+                pass
+            except Exception as error:  # whatever it is, it is shown, and later jobs are run
+                if self._number == number:
+                    with contextlib.suppress(Exception):  # there may be no page left to show it
+                        self._failed(error)

@@ -1,0 +1,198 @@
+"""Effects on a given chain are those of teacher forcing, however little is rerun; what is left out is missed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lensteer as ls
+from lensteer import models
+from lensteer.ablation import ForcedChain, forced_effect, leave_one_out
+from lensteer.cache_steering import CachePlan, CacheVector
+from lensteer.generation import forced_logits
+from lensteer.metrics import kl_divergence
+from lensteer.positions import at, everywhere, generated, onsets, prompt, thinking
+from lensteer.steering import SteeringPlan, foreign_hooks
+from lensteer.traces import Trace
+
+FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
+PROMPT, RESPONSE = "Take three. Next", "<think>I am. So</think> The. next one is forty-two"
+
+
+def trace_of(model):
+    ids = models.encode(model, RESPONSE)
+    text, offsets = models.decode_offsets(model.tokenizer, ids)
+    prompt_ids = tuple(models.encode(model, PROMPT))
+    return Trace(ls.Task("a", "b", "dev", "How?"), PROMPT, text, prompt_ids, tuple(ids), tuple(offsets), False)
+
+
+def slow(model, trace, plan, prefill=""):
+    """KL and change of each response token, from two whole forwards of the library."""
+    prompt_ids = models.encode(model, trace.prompt + prefill)
+    steered, base = (forced_logits(model, [prompt_ids], [trace.response_ids], plans=p)[0] for p in ([plan], None))
+    ids = torch.tensor(trace.response_ids)[:, None]
+    now, then = (x.double().log_softmax(-1).gather(-1, ids)[:, 0] for x in (steered, base))
+    return kl_divergence(steered, base), now - then
+
+
+def close(effect, expected):
+    for found, wanted in zip((effect.kl, effect.change), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def plans_of(model, random_direction, trace):
+    one, two = random_direction(model, 1), random_direction(model, 2)
+    n = len(trace.ids)
+    return [
+        SteeringPlan(one, 1, 1.0, everywhere),
+        SteeringPlan(one, 0, -0.7, generated),
+        SteeringPlan(two, 3, 1.0, thinking, "project_out") + SteeringPlan(one, 3, 0.5, onsets),
+        SteeringPlan(two, 2, 1.0, at([trace.prompt_length])),
+        SteeringPlan(one, 1, 2.0, at([n - 4, n - 1])),
+        SteeringPlan(one, 1, 2.0, at([n - 1])),  # nothing is predicted from there
+        SteeringPlan(one, 1, 0.0),
+        SteeringPlan(one, 2, 1.0, prompt),
+        None,
+        SteeringPlan(two, 1, 1.0, at([0])),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_effects_are_those_of_teacher_forcing(tiny_model, random_direction, family):
+    model = tiny_model(family)
+    trace = trace_of(model)
+    plans = plans_of(model, random_direction, trace)
+    chain = ForcedChain.of(model, trace)
+    together = chain.effects(plans)
+    for plan, effect in zip(plans, together, strict=True):
+        close(effect, slow(model, trace, plan))
+        close(chain.effect(plan), (effect.kl, effect.change))
+        first = chain.first_changed(plan)
+        untouched = max(first + 1 - trace.prompt_length, 0)
+        assert not effect.kl[:untouched].any()
+        assert not effect.change[:untouched].any()
+        if plan is not None and plan.edits[0].coefficient and first < len(trace.ids) - 1:
+            assert effect.total > 1e-3
+    assert [together[i].total for i in (5, 6, 8)] == [0.0, 0.0, 0.0]
+    assert not foreign_hooks(model)
+
+
+def test_only_what_follows_the_first_edit_is_run_again(organism, random_direction):
+    (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=60)
+    chain, seen = ForcedChain.of(organism, trace), []
+    twin = models.plain_twin(organism)
+    handle = twin.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        n, direction = len(trace.ids), random_direction(organism)
+        for first in (n - 10, trace.prompt_length + 5, n - 1):
+            chain.effect(SteeringPlan(direction, 2, 1.0, at([first, n - 2 if first < n - 2 else n - 1])))
+    finally:
+        handle.remove()
+    assert seen == [n - 1, 9, n - 1 - trace.prompt_length - 5]
+
+
+def cache_vector(model, seed=0):
+    config = model.original_model.config
+    shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
+    generator = torch.Generator().manual_seed(seed)
+    return CacheVector("random", *(3 * torch.randn(shape, generator=generator) for _ in range(2)), "last_prompt")
+
+
+def test_cache_plans_and_plans_that_are_on(tiny_model, random_direction):
+    model = tiny_model("llama")
+    trace, vector = trace_of(model), cache_vector(model)
+    cache, residual = CachePlan(vector, 2.0, 0.5), SteeringPlan(random_direction(model), 2, 1.0, generated)
+    close(forced_effect(model, trace, cache), slow(model, trace, cache))
+    offset = CachePlan(vector, 2.0, position="offset_token")
+    close(forced_effect(model, trace, offset), slow(model, trace, offset, "\n"))
+    chain = ForcedChain.of(model, trace)
+    for on in (residual, cache, SteeringPlan(random_direction(model, 5), 0, 1.0)):
+        for plan in (cache, residual):
+            before = chain.effect(plan)
+            with on.on(model, prompt_length=trace.prompt_length):
+                inside = chain.effect(plan)
+                close(inside, slow(model, trace, plan))
+            close(chain.effect(plan), (before.kl, before.change))
+            assert abs(inside.total - before.total) > 1e-3
+
+
+def test_hooks_of_others_belong_to_both_sides(tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    trace, plan = trace_of(model), SteeringPlan(random_direction(model), 2, 1.0, generated)
+    chain = ForcedChain.of(model, trace)
+    before = chain.effect(plan)
+    with model.hooks(fwd_hooks=[(models.resid_hook(0), lambda resid, hook: 0.5 * resid)]):
+        close(chain.effect(plan), slow(model, trace, plan))
+        assert abs(chain.effect(plan).total - before.total) > 1e-3
+    close(chain.effect(plan), (before.kl, before.change))
+
+
+def test_leaving_out_finds_the_group_that_does_it(tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    trace, direction = trace_of(model), random_direction(model)
+    n, begin = len(trace.ids), trace.prompt_length
+    groups = {"all of it": [begin, begin + 1], "too late": [n - 1]}
+    done = []
+    found = leave_one_out(model, trace, lambda p: SteeringPlan(direction, 1, 1.0, at(p)), groups, advance=done.append)
+    assert sum(done) == 2
+    assert found.full > 0.01
+    assert found.importance == pytest.approx((found.full, 0.0))
+    assert found.groups == ((begin, begin + 1), (n - 1,))
+    alone = leave_one_out(model, trace, lambda p: SteeringPlan(direction, 1, 1.0, at(p)), {"one": [begin]})
+    assert alone.without == (0.0,)
+    table = found.to_dataframe()
+    assert list(table["group"]) == ["all of it", "too late"]
+    assert table["importance"].tolist() == pytest.approx(list(found.importance))
+
+
+@pytest.mark.parametrize("measure", ["kl", "log_prob"])
+def test_each_group_is_really_left_out(tiny_model, random_direction, measure):
+    model = tiny_model("llama")
+    trace, direction = trace_of(model), random_direction(model)
+    begin = trace.prompt_length
+    groups = {f"{p}": [p, p + 1] for p in range(begin - 2, len(trace.ids) - 1, 2)}
+    assert len(groups) > 8  # more than run together
+    targets = [begin, begin + 5, len(trace.ids) - 1] if measure == "log_prob" else None
+
+    def plan_of(positions):
+        return SteeringPlan(direction, 1, 0.8, at(positions))
+
+    found = leave_one_out(model, ForcedChain.of(model, trace), plan_of, groups, targets=targets)
+
+    def expected(positions):
+        kl, change = slow(model, trace, plan_of(positions))
+        return float(kl.sum()) if targets is None else float(change[[p - begin for p in targets]].sum())
+
+    everything = {p for group in groups.values() for p in group}
+    assert found.full == pytest.approx(expected(everything), abs=1e-4)
+    for without, group in zip(found.without, groups.values(), strict=True):
+        assert without == pytest.approx(expected(everything - set(group)), abs=1e-4)
+    assert found.measure == measure
+
+
+def test_what_cannot_be_done_is_said(tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    trace, direction = trace_of(model), random_direction(model)
+
+    def plan_of(positions):
+        return SteeringPlan(direction, 1, 1.0, at(positions))
+
+    last = len(trace.ids) - 1
+    for groups, options, words in (
+        ({}, {}, "at least one"),
+        ({"a": []}, {}, "at least one position"),
+        ({"a": [last + 1]}, {}, f"0 to {last}"),
+        ({"a": [-1]}, {}, f"0 to {last}"),
+        ({"a": [1]}, {"targets": [0]}, "no response token"),
+    ):
+        with pytest.raises(ls.LensteerError, match=words):
+            leave_one_out(model, trace, plan_of, groups, **options)
+    with pytest.raises(ls.LensteerError, match="0 response tokens"):
+        ForcedChain(model, [1], [])
+    with pytest.raises(ls.LensteerError, match="not finite"):
+        forced_effect(model, trace, SteeringPlan(direction, 1, 3e38, everywhere))
+    assert not foreign_hooks(model)
+    frame = forced_effect(model, trace, SteeringPlan(direction, 1)).to_dataframe()
+    assert frame["position"].tolist() == list(range(trace.prompt_length, last + 1))
