@@ -28,6 +28,7 @@ MEASURES = ("kl", "log_prob")
 """What leaving positions out is measured by: the total KL, or the log-probability of the behavior's first tokens."""
 
 MOST_TOKENS = 4000
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class State:
             if wanted is float and type(value) is int:
                 value = float(value)
             if type(value) is bool or not isinstance(value, wanted):
-                raise LensteerError(f"{name}={value!r}: give {getattr(wanted, '__name__', wanted)}")
+                raise LensteerError(f"{name}={value!r}: give {_KINDS.get(wanted, 'a whole number or nothing')}")
             taken[name] = value
         if "trace" in taken:  # another chain ends elsewhere
             taken.setdefault("cut", None)

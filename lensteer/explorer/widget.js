@@ -108,13 +108,19 @@ function render({ model, el }) {
     told = { ...told, ...values };
     send(name, { values });
   };
-  let later = null;
-  const soon = (action, wait = 80) => {
-    clearTimeout(later?.timer);
-    const run = () => { later = null; action(); drawSettings(); };
-    later = { timer: setTimeout(run, wait), run };
+  let later = null; // what a slider or a growing selection will send: at most every so many milliseconds
+  const now = () => {
+    if (!later) return;
+    const { timer, action } = later;
+    clearTimeout(timer);
+    later = null;
+    action();
+    drawSettings();
   };
-  const now = () => { if (later) { clearTimeout(later.timer); later.run(); } };
+  const soon = (action, wait = 80) => {
+    if (later?.action.name !== action.name) now();
+    later = { timer: later?.timer ?? setTimeout(now, wait), action };
+  };
   undo.push(() => clearTimeout(later?.timer));
 
   const select = (test, label, field, convert = String) => h("select", {
@@ -141,9 +147,10 @@ function render({ model, el }) {
   const curve = svg("svg", { class: "ls-curve", "data-testid": "ls-curve", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" });
   const layer = h("input", {
     test: "layer", type: "range", min: 0, step: 1, "aria-label": "layer",
-    oninput: () => { nameLayer(); soon(() => set({ layer: of("options").layers[layer.valueAsNumber] })); },
+    oninput: () => { nameLayer(); soon(sendLayer); },
     onchange: now,
   });
+  const sendLayer = () => set({ layer: of("options").layers[layer.valueAsNumber] });
   const layerValue = h("output", { test: "layer-value" });
   const nameLayer = () => {
     const value = of("options").layers[layer.valueAsNumber];
@@ -174,10 +181,11 @@ function render({ model, el }) {
   // Coefficient, with marks
   const strength = () => (of("settings").channel === "cache" ? "c_values" : "coefficient");
   const coefficient = h("input", {
-    test: "coefficient", type: "range", "aria-label": "coefficient", "aria-describedby": null,
-    oninput: () => { exact.value = coefficient.value; soon(() => set({ [strength()]: coefficient.valueAsNumber })); },
+    test: "coefficient", type: "range", "aria-label": "coefficient",
+    oninput: () => { exact.value = coefficient.value; soon(sendCoefficient); },
     onchange: now,
   });
+  const sendCoefficient = () => set({ [strength()]: coefficient.valueAsNumber });
   const exact = h("input", {
     test: "coefficient-number", type: "number", step: "any", "aria-label": "coefficient, as a number",
     onchange: () => (Number.isFinite(exact.valueAsNumber) ? set({ [strength()]: exact.valueAsNumber }) : drawCoefficient()),
@@ -272,6 +280,7 @@ function render({ model, el }) {
     if (drag) paint(spread(drag.base, drag.from, Number(token.dataset.i), drag.value));
     describe(Number(token.dataset.i));
   });
+  chain.addEventListener("focusin", (event) => { if (tokenOf(event)) moveTo(Number(tokenOf(event).dataset.i), false); });
   chain.addEventListener("pointerleave", () => describe(cursor));
   const drop = () => { if (drag) { drag = null; commit(); drawSettings(); } };
   for (const name of ["pointerup", "pointercancel"]) {
