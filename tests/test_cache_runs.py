@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import lensteer as ls
 import synthetic
 from lensteer.cli import app
-from lensteer.evaluation import Estimate, ModeArm, Modes
+from lensteer.evaluation import Arm, Estimate, ModeArm, Modes, Sampling
+from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.pipeline.caching import read_cache_run
 from lensteer.report import render, summary
 
@@ -59,6 +60,27 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / "cache.json").write_text("{}")
     with pytest.raises(ls.LensteerError, match="run it again"):
         read_cache_run(tmp_path)
+
+
+def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
+    pairs = ls.contrastive_pairs(organism, make_records(6), n=4, shots=1, ending=ENDING, join=JOIN)
+    plan = ls.CachePlan(ls.fit_cache_vector(organism, pairs), 0.75)
+    traces = ls.annotate(ls.generate_traces(organism, ls.load_tasks(split="train", n=12), max_new_tokens=300))
+    vectors = ls.fit_vectors(organism, traces)
+    found = ls.evaluate(
+        organism,
+        ls.load_tasks(split="test", n=3),
+        vectors,
+        {"backtracking": 4},
+        0.4,
+        extra=[Arm("cache", plan)],
+        n_random=1,
+        sampling=Sampling(1, 1.0, 0, 200, 64, thinking=False),
+    )
+    (cache,) = [arm for arm in found.arms if arm.arm == "cache"]
+    (unsteered,) = [arm for arm in found.arms if arm.arm == "unsteered"]
+    assert cache.length > unsteered.length
+    assert {effect.behavior for effect in found.effects} == {"backtracking"}
 
 
 def test_modes_are_saved_whole_and_name_their_arms(tmp_path):

@@ -40,6 +40,7 @@ def evaluate(
     *,
     scope: PositionScope = onsets,
     words: Mapping[str, str] | None = None,
+    extra: Sequence[Arm] = (),
     n_random: int = 20,
     sampling: Sampling | None = None,
     annotator: Annotator = grammar,
@@ -60,6 +61,8 @@ def evaluate(
         coefficients: positive strength per behavior, or one for all; the arms are minus and plus this.
         scope: positions to steer.
         words: per behavior, the words that ask for it: the prompt baseline.
+        extra: further arms on the same tasks and seeds, such as `Arm("cache", CachePlan(vector, 0.75))`: how their
+            chains fare is in `Evaluation.arms`.
         n_random: random vectors per distinct layer.
         sampling: how chains are drawn, the same in all arms.
         annotator: says what each sentence is.
@@ -87,6 +90,7 @@ def evaluate(
             arms.append(Arm(f"{behavior}/{kind}", plan))
         if words and behavior in words:
             arms.append(Arm(f"{behavior}/words", words=words[behavior]))
+    arms += extra
     for layer in sorted(set(site.values())):
         longest = max(abs(strength[b]) for b in site if site[b] == layer)
         for direction in random_directions(vectors, layer, n_random, seed=seed):
