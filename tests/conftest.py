@@ -7,12 +7,15 @@ for modules that nobody has imported before pytest has read its options.
 from __future__ import annotations
 
 import os
+import signal
 
 # Before the first import of torch or transformers. Notebooks and subprocesses inherit it. More than two
 # threads only slow such small models down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A process that a shell starts in the background ignores Ctrl-C, and so would tests that interrupt something.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from pathlib import Path
