@@ -14,8 +14,6 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A process that a shell starts in the background ignores Ctrl-C, and so would tests that interrupt something.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,9 @@ import pytest
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+# A process that a shell starts in the background ignores Ctrl-C, and so would tests that interrupt something.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
 
