@@ -414,7 +414,7 @@ function render({ model, el }) {
     ranking.replaceChildren(...groups.map(({ name, positions, importance }) => {
       const share = Math.abs(importance) / far, alone = positions.length === 1;
       const words = (alone ? texts.slice(Math.max(positions[0] - 7, 0), positions[0] + 1) : positions.map((p) => texts[p])).join("");
-      if (!stale && tokens[positions[0]]) {
+      if (!stale && share >= 0.02 && tokens[positions[0]]) { // a smaller one reads as a dash
         const bar = h("span", { test: "bar", class: "ls-bar", role: "presentation", "data-group": name, title: `left out: ${signed(-importance)} nats` });
         bar.style.setProperty("--r", share.toFixed(3));
         bar.dataset.sign = importance < 0 ? "down" : "up";
@@ -422,7 +422,7 @@ function render({ model, el }) {
       }
       const item = h("li", { test: "rank-item", "data-group": name },
         h("button", { type: "button", title: "go there", onclick: () => moveTo(positions[0]) },
-          h("b", { text: `${signed(importance)} ` }), h("span", { text: `${name} ` }), h("q", { text: (alone ? "…" : "") + words.slice(0, 80) })));
+          h("b", { text: `${signed(importance)} ` }), h("span", { text: `${name} ` }), h("q", { text: alone ? `…${words.slice(-80)}` : words.slice(0, 80) })));
       item.style.setProperty("--r", share.toFixed(3));
       return item;
     }));
@@ -437,7 +437,9 @@ function render({ model, el }) {
       h("div", { class: "ls-slider" }, labeled("layer", layerValue), h("div", { class: "ls-over" }, curve, layer)),
       h("div", { class: "ls-slider" }, labeled("coefficient", exact), h("div", { class: "ls-over" }, coefficient, marks))),
     h("div", { class: "ls-row", role: "group", "aria-label": "choose positions" }, ...buttons, count),
-    expression, expressionError, legend, strip, total, chain, info,
+    expression, expressionError, legend,
+    h("div", { class: "ls-drawn" }, strip, ...["KL, steered ‖ unsteered", "change of log-probability"].map((text) => h("small", { text, "aria-hidden": "true" }))),
+    total, chain, info,
     h("div", { class: "ls-row" }, go, labeled("at", cut), cutHere, labeled("most tokens", most), labeled("temperature", temperature), labeled("seed", seed), stop, progress),
     h("div", { class: "ls-arms" }, ...arms.map(({ node }) => node)),
     h("div", { class: "ls-row" }, rank, labeled("measured by", measure)), ranking,

@@ -11,7 +11,7 @@ from plotly import graph_objects as go
 
 from lensteer.attention import ELSEWHERE, BehaviorAttention, Head, ReceiverHeads, SentenceAttention
 from lensteer.errors import LensteerError
-from lensteer.plots.style import DIVERGING, INK, MARKERS, TAGS, Number, color, finish
+from lensteer.plots.style import DIVERGING, INK, MARKERS, PAPER, TAGS, Number, color, color_bar, finish
 
 _RISING = [[0.0, DIVERGING[1][1]], [1.0, DIVERGING[2][1]]]
 _WIDTH = 90  # characters of a sentence in a hover
@@ -41,7 +41,7 @@ def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> g
             zmin=0,
             zmax=float(values.tril(-1).max()) or 1.0,  # sentences look at themselves most: that would hide the rest
             colorscale=_RISING,
-            colorbar=_bar("attention mass<br>(share of 1)<br>on others"),
+            colorbar=color_bar("attention mass<br>(share of 1)"),
         )
     )
     marks = [*dict.fromkeys(attention.labels)]
@@ -53,12 +53,13 @@ def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> g
         said = [f"{says[i]}<br>{elsewhere[i]}<br>{sum(values[i].tolist()):.3f} on sentences" for i in rows]
         figure.add_trace(_marks(label, [-1.0] * len(rows), rows, said, legend=True))
         figure.add_trace(_marks(label, rows, [float(n)] * len(rows), [says[i] for i in rows], legend=False))
-    step = max(1, math.ceil(n / 20))
-    axis = dict(tickmode="linear", dtick=step, tick0=0, showgrid=False, zeroline=False, constrain="domain")
+    ticks = list(range(0, n, max(1, math.ceil(n / 20))))
+    axis = dict(tickvals=ticks, showgrid=False, zeroline=False, constrain="domain")
     figure.update_xaxes(title_text="sentence looked at (number in the chain)", range=[-1.8, n - 0.4], **axis)
     figure.update_yaxes(title_text="sentence that looks", range=[n + 0.8, -0.6], scaleanchor="x", **axis)
     title = f"Where head {head} of layer {layer} looks: {escape(attention.trace)}"
-    return finish(figure, title, 640)
+    title += "<br><sup>colors end at the largest attention to another sentence</sup>"
+    return finish(figure, title, 660)
 
 
 def head_map(
@@ -106,7 +107,7 @@ def head_map(
             hovertemplate=f"layer %{{text}}, head %{{x}}<br>{name} %{{z:.3g}}<br>%{{customdata}}<extra></extra>",
             text=[[str(layer)] * score.shape[1] for layer in found.layers],
             **_scale(score.tolist(), middle),
-            colorbar=_bar(bar),
+            colorbar=color_bar(bar),
             xgap=1,
             ygap=1,
         )
@@ -114,8 +115,9 @@ def head_map(
     ringed = [(head, found.layers.index(layer)) for layer, head in heads if layer in found.layers]
     if ringed:
         x, y = zip(*ringed, strict=True)
-        marker = dict(symbol="square-open", size=20, color=INK, line=dict(width=2))
-        figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+        for size, paint in ((20, INK), (16, PAPER)):  # one of them reads on any color
+            marker = dict(symbol="square-open", size=size, color=paint, line=dict(width=2))
+            figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
     every = max(1, math.ceil(len(found.layers) / 24))
     figure.update_xaxes(title_text="head", dtick=max(1, math.ceil(score.shape[1] / 24)), showgrid=False, zeroline=False)
     figure.update_yaxes(
@@ -126,7 +128,7 @@ def head_map(
         zeroline=False,
     )
     title = f"{title[0].upper()}{title[1:]}<br><sup>{n}</sup>"
-    return finish(figure, title, 200 + min(24 * len(found.layers), 640))
+    return finish(figure, title, 150 + min(24 * len(found.layers), 640), False)
 
 
 def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Figure:
@@ -158,15 +160,15 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
         )
     # Multiples are colored by their logarithm: twice and half are equally far from one.
     tone = lift if found.change else [[math.log2(v) if v > 0 else math.nan for v in row] for row in lift]
-    scale, bar = _scale(tone, 0.0), _bar("change of<br>the multiple" if found.change else "multiple")
+    scale, bar = _scale(tone, 0.0), color_bar("change of<br>the multiple" if found.change else "multiple")
     if not found.change:
         steps = range(-_DOUBLINGS, _DOUBLINGS + 1)
         bar |= dict(tickvals=list(steps), ticktext=[f"{2.0**step:g}" for step in steps])
         scale |= dict(zmin=-_DOUBLINGS, zmax=_DOUBLINGS)
     figure = go.Figure(
         go.Heatmap(
-            x=[_tinted(label) for label in found.labels],
-            y=[_tinted(label) for label in found.labels],
+            x=[_tinted(TAGS.get(label, label), label) for label in found.labels],
+            y=[_tinted(f"{label} ({TAGS.get(label, label)})", label) for label in found.labels],
             z=_plain(tone),
             text=text,
             texttemplate="%{text}",
@@ -178,13 +180,12 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
             ygap=2,
         )
     )
-    figure.update_xaxes(title_text="behavior looked at", showgrid=False, ticks="", tickangle=-30)
+    figure.update_xaxes(title_text="behavior looked at", showgrid=False, ticks="")
     figure.update_yaxes(title_text="behavior that looks", showgrid=False, ticks="", autorange="reversed")
     what = "How steering changes what" if found.change else "What"
-    title = (
-        f"{what} head {head} of layer {layer} looks at<br><sup>multiples of what distance and place in the chain give"
-    )
-    return finish(figure, f"{title}; * interval excludes {none:g}; n = {found.n_traces} traces</sup>", 560)
+    about = "multiples of what distance and place in the chain give</sup><br><sup>"
+    about += f"* 95 % interval over {found.n_traces} traces excludes {none:g}"
+    return finish(figure, f"{what} head {head} of layer {layer} looks at<br><sup>{about}</sup>", 480, False)
 
 
 def _short(text: str) -> str:
@@ -205,12 +206,8 @@ def _marks(label: str, x: Sequence[Number], y: Sequence[Number], said: list[str]
     )
 
 
-def _tinted(label: str) -> str:
-    return f"<span style='color:{color(label)}'>■</span> {label} ({TAGS.get(label, label)})"
-
-
-def _bar(title: str) -> dict[str, Any]:
-    return dict(title=dict(text=title), thickness=12, outlinewidth=0)
+def _tinted(text: str, label: str) -> str:
+    return f"<span style='color:{color(label)}'>■</span> {text}"
 
 
 def _scale(values: list[list[float]], middle: float | None) -> dict[str, Any]:

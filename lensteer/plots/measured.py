@@ -78,7 +78,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
     if evaluation.n_random:
         words = f"range of {evaluation.n_random} random vectors of the same length"
         figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
-    figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=11)
+    figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=-40, showgrid=False, zeroline=False, tickfont_size=11)
     figure.update_yaxes(
         title_text=f"share of {unit}<br>95 % interval over {evaluation.n_tasks} tasks",
         tickformat=".0%",
@@ -95,17 +95,21 @@ def doses(doses: Doses) -> go.Figure:
         points = sorted((d for d in doses.curve if d.behavior == label), key=lambda d: d.coefficient)
         strengths = [d.coefficient for d in points]
         hover = (
-            f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.1%}}<br>"
+            f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.1%}} of {{}}<br>"
             f"n = {doses.n_tasks} dev tasks<extra></extra>"
         )
         ends = [d for d in points if abs(d.coefficient) == doses.coefficients.get(label)]
-        for row, field in ((1, "share"), (2, "parsed")):
-            line = curve(label, strengths, [getattr(d, field) for d in points], hover, [])
+        for row, field, of in ((1, "share", "sentences"), (2, "parsed", "chains parse")):
+            said = hover.replace("{}", of)
+            line = curve(label, strengths, [getattr(d, field) for d in points], said, [])
             figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
             figure.add_trace(rings([(label, d.coefficient, getattr(d, field)) for d in ends]), row=row, col=1)
     figure.add_trace(key("chosen coefficient", "circle-open", INK), row=1, col=1)
-    figure.add_hline(y=doses.min_parsed, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
+    base = next((d.parsed for d in doses.curve if not d.coefficient), 1.0)  # the limit is a share of these
+    figure.add_hline(y=doses.min_parsed * base, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
     figure.update_xaxes(title_text="coefficient (1 = as long as the mean activation)", row=2, col=1)
     figure.update_yaxes(title_text="share of sentences", tickformat=".0%", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="chains that parse", tickformat=".0%", row=2, col=1)
-    return finish(figure, f"How strong: share and readability on {doses.n_tasks} dev tasks", 560)
+    about = f"dashed: {doses.min_parsed:.0%} of the unsteered chains that parse; a standard error below it is allowed"
+    title = f"How strong: share and readability on {doses.n_tasks} dev tasks<br><sup>{about}</sup>"
+    return finish(figure, title, 560)

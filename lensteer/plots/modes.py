@@ -32,7 +32,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     drawn = [arm for arm in found.arms if arm.arm.startswith("random-")]
     if not arms:
         raise LensteerError("all arms are random controls: there is nothing to show beside them")
-    shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.04)
+    shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, name in enumerate(figures, 1):
         points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]
         shown.add_scatter(
@@ -59,13 +59,14 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
         chance = [e.mean for e in (getattr(arm, name) for arm in drawn) if e is not None]
         if chance:
             band = dict(fillcolor=NULL_BAND, line_width=0, layer="below")
-            shown.add_vrect(x0=min(chance) - 0.004, x1=max(chance) + 0.004, row=1, col=column, **band)
-        shown.update_xaxes(title_text=TITLES[name], tickformat=".0%", range=[-0.04, 1.04], row=1, col=column)
+            shown.add_vrect(x0=min(chance) - 0.01, x1=max(chance) + 0.01, row=1, col=column, **band)
+        axis = dict(tickformat=".0%", range=[-0.04, 1.04], zeroline=False, tickvals=[0, 0.5, 1])
+        shown.update_xaxes(title_text=TITLES[name], **axis, row=1, col=column)
     shown.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[arm.arm for arm in arms])
-    title = "What each edit makes of the answers"
+    about = f"95 % intervals over {found.n_tasks} tasks"
     if drawn:
-        title += f"<br><sup>gray: {len(drawn)} random vectors of the same length</sup>"
-    return finish(shown, title, 170 + 34 * len(arms))
+        about += f"; gray: range of {len(drawn)} random vectors of the same length"
+    return finish(shown, f"What each edit makes of the answers<br><sup>{about}</sup>", 140 + 34 * len(arms), False)
 
 
 def kl_by_token(
@@ -98,8 +99,11 @@ def kl_by_token(
             name=name,
             mode="lines+markers",
             line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),
-            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<extra></extra>",
+            customdata=list(zip(lows, highs, strict=True)),
+            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<br>interval %{{customdata[0]:.3g}} to "
+            "%{customdata[1]:.3g}<extra></extra>",
         )
     shown.update_xaxes(title_text="token of the answer", type="category")
-    shown.update_yaxes(title_text="KL(steered | unsteered), nats per token", type="log", dtick=1)
+    title = "KL(steered | unsteered)<br>nats per token"
+    shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power")
     return finish(shown, "How long an edit is felt", 380)

@@ -36,7 +36,8 @@ def against_nulls(scores: LayerScores, site: Mapping[str, int] | None = None) ->
         low, high = scores.low[b].tolist(), scores.high[b].tolist()
         figure.add_trace(_band(scores, low, high, faint(label, 0.25)), **place)
         rows = [
-            "<br>".join(
+            f"95 % interval {low[i]:.3g} to {high[i]:.3g}<br>"
+            + "<br>".join(
                 f"{NAMES[kind]}: z {float(tests.z[k, b, i]):.1f}, p {float(tests.p[k, b, i]):.3g}, "
                 f"over all cells p {float(tests.p_max[k, b, i]):.3g}"
                 for k, kind in enumerate(tests.kinds)
@@ -51,7 +52,8 @@ def against_nulls(scores: LayerScores, site: Mapping[str, int] | None = None) ->
             height = float(scores.mean[b, scores.layers.index(site[label])])
             figure.add_trace(rings([(label, site[label], height)]), **place)
     figure.add_trace(key(f"middle 95 % of {tests.n} {NAMES['shuffled']}", "square", NULL_BAND), row=1, col=1)
-    figure.add_trace(key(f"the same of {tests.n} {NAMES['covariance_matched']}", "line-ew-open", MUTED), row=1, col=1)
+    dotted = key(f"the same of {tests.n} {NAMES['covariance_matched']}", "square", MUTED)
+    figure.add_trace(dotted.update(mode="lines", line=dict(color=MUTED, dash="dot", width=1)), row=1, col=1)
     if site is not None:
         figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
     figure.update_xaxes(title_text="layer", dtick=1 if len(scores.layers) <= 12 else 4, zeroline=False)

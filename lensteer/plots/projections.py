@@ -7,10 +7,11 @@ from html import escape
 from plotly import graph_objects as go
 
 from lensteer.errors import LensteerError
-from lensteer.plots.style import DIVERGING, finish
+from lensteer.plots.style import DIVERGING, color_bar, finish
 from lensteer.projections import TokenProjections
 
-PER_ROW = 14
+PER_ROW = 10
+_WIDTH = 8  # characters that fit into a cell of a figure 700 pixels wide
 
 
 def token_projections(found: TokenProjections, *, start: int | None = None, n: int = 140) -> go.Figure:
@@ -31,23 +32,24 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     rows = [chosen[i : i + PER_ROW] for i in range(0, len(chosen), PER_ROW)]
     values = found.values.tolist()
     pad = [[None] * (PER_ROW - len(row)) for row in rows]
-    text = [[_shown(found.tokens[i]) for i in row] + [""] * len(p) for row, p in zip(rows, pad, strict=True)]
-    where = [[f"{i}" for i in row] + [""] * len(p) for row, p in zip(rows, pad, strict=True)]
+    text = [[_shown(found.tokens[i], _WIDTH) for i in row] + [""] * len(p) for row, p in zip(rows, pad, strict=True)]
+    about = [
+        [f"<b>{_shown(found.tokens[i])}</b><br>position {i}" for i in row] + [""] * len(p)
+        for row, p in zip(rows, pad, strict=True)
+    ]
     most = max(abs(values[i]) for i in chosen) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=[[values[i] for i in row] + p for row, p in zip(rows, pad, strict=True)],
             text=text,
-            customdata=where,
+            customdata=about,
             texttemplate="%{text}",
-            textfont=dict(size=12),
-            hovertemplate="<b>%{text}</b><br>position %{customdata}<br>projection %{z:.3f}<extra></extra>",
+            textfont=dict(size=10),
+            hovertemplate="%{customdata}<br>projection %{z:.3f}<extra></extra>",
             zmin=-most,
             zmax=most,
             colorscale=DIVERGING,
-            colorbar=dict(
-                title=dict(text="projection<br>(1: as long as the<br>mean activation)"), thickness=12, outlinewidth=0
-            ),
+            colorbar=color_bar("projection"),
             xgap=2,
             ygap=3,
         )
@@ -55,8 +57,10 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     title = f"Along {found.label} at layer {found.layer}, token by token"
-    return finish(figure, title, 130 + 34 * len(rows))
+    title += "<br><sup>projection of 1: as long as the layer's mean activation</sup>"
+    return finish(figure, title, 110 + 30 * len(rows), False).update_layout(margin_l=20)
 
 
-def _shown(token: str) -> str:
-    return escape(token.replace("\n", "⏎").strip() or "␣")
+def _shown(token: str, width: int | None = None) -> str:
+    text = token.replace("\n", "⏎").strip() or "␣"
+    return escape(text if width is None or len(text) <= width else text[: width - 1] + "…")

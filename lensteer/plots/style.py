@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from plotly import graph_objects as go
 
@@ -42,11 +43,11 @@ PAGE: dict[str, dict[str, str]] = {
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _AXIS = dict(gridcolor=LINE, linecolor=MUTED, zerolinecolor=MUTED, ticks="outside", tickcolor=LINE, automargin=True)
-_AXIS |= dict(title=dict(font=dict(size=13)))
+_AXIS |= dict(title=dict(font=dict(size=13), standoff=10))
 TEMPLATE = go.layout.Template(
     layout=dict(
         font=dict(family=FONT, size=13, color=INK),
-        title=dict(x=0, xref="paper", font=dict(size=16), automargin=True, yref="container", y=0.96),
+        title=dict(x=0, xref="paper", yref="container", y=1, yanchor="top", pad_t=16, font_size=16),
         paper_bgcolor=PAPER,
         plot_bgcolor=PAPER,
         colorway=list(COLORS.values()),
@@ -71,9 +72,17 @@ def faint(label: str, alpha: float) -> str:
     return f"rgba({', '.join(str(int(code[i : i + 2], 16)) for i in (0, 2, 4))}, {alpha})"
 
 
-def finish(figure: go.Figure, title: str, height: int) -> go.Figure:
-    """Put the template and a title on a figure."""
-    return figure.update_layout(template=TEMPLATE, title_text=title, height=height)
+def finish(figure: go.Figure, title: str, height: int, legend: bool = True) -> go.Figure:
+    """Put the template and a title of one line or more on a figure; without a legend no room is kept for one."""
+    lines = title.count("<br>")
+    figure.update_layout(template=TEMPLATE, title_text=title, height=height)
+    figure.update_layout(margin=dict(t=60 + 18 * lines, b=90 if legend else 30))
+    return figure.update_layout(title_pad_t=28) if lines else figure  # plotly puts a first of several lines higher
+
+
+def color_bar(title: str) -> dict[str, Any]:
+    """A color bar."""
+    return dict(title=dict(text=title, font=dict(size=13)), tickfont=dict(size=11), thickness=12, outlinewidth=0)
 
 
 def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows: Sequence[object]) -> go.Scatter:
@@ -88,6 +97,7 @@ def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows
         marker=dict(symbol=MARKERS.get(label, "circle"), size=8),
         customdata=rows,
         hovertemplate=hover,
+        cliponaxis=False,
     )
 
 
@@ -95,7 +105,7 @@ def rings(points: Sequence[tuple[str, Number, Number]]) -> go.Scatter:
     """Large rings around chosen points: (behavior, x, y)."""
     marker = dict(symbol="circle-open", size=18, color=[color(label) for label, _, _ in points], line=dict(width=3))
     x, y = [x for _, x, _ in points], [y for _, _, y in points]
-    return go.Scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+    return go.Scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, cliponaxis=False)
 
 
 def key(name: str, symbol: str, paint: str) -> go.Scatter:

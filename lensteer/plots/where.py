@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from lensteer.attribution import LayerScores
 from lensteer.geometry import CosineMatrix
 from lensteer.overlap import SIDES, EmbeddingOverlap
-from lensteer.plots.style import DIVERGING, INK, curve, faint, finish, key, rings
+from lensteer.plots.style import DIVERGING, INK, color_bar, curve, faint, finish, key, rings
 
 
 def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
@@ -64,7 +64,7 @@ def _step(has_layers: LayerScores | EmbeddingOverlap) -> int:
 
 def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) -> go.Figure:
     """The largest cosine of every vector with a single token, by layer: what was read, and what is said next."""
-    titles = ("with the embedding: the word that was read", "with the unembedding: the word that comes next")
+    titles = ("embedding: the word that was read", "unembedding: the word that comes next")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
     for column, side in enumerate(SIDES, 1):
         tokens = getattr(overlap, side)
@@ -116,11 +116,11 @@ def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
             zmin=-1,
             zmax=1,
             colorscale=DIVERGING,
-            colorbar=dict(title=dict(text="cosine"), thickness=12, outlinewidth=0),
+            colorbar=color_bar("cosine"),
             xgap=2,
             ygap=2,
         )
     )
     figure.update_xaxes(showgrid=False, ticks="", tickangle=-30)
     figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")
-    return finish(figure, "Cosines between the vectors (layer of each in brackets)", 120 + 70 * len(names))
+    return finish(figure, "Cosines between the vectors (layer of each in brackets)", 120 + 60 * len(names), False)

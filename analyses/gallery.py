@@ -1,0 +1,207 @@
+"""How does every figure read? Draws all of `lensteer.plots` on the organism, as PNG and as HTML with its hovers.
+
+What is shown is measured on the spot, small and shared between the figures: nothing here is a finding.
+
+Example: python analyses/gallery.py --out gallery
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cache_versus_residual
+import position_ablation
+from plotly import graph_objects as go
+from plotly import io as pio
+
+import lensteer as ls
+from lensteer import organism, plots
+from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
+from lensteer.directions import Recipe
+from lensteer.evaluation import Arm, Sampling
+from lensteer.vectors import fit_recipes
+
+RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
+WORDS = cache_versus_residual.WORDS
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where to, which figures (none: all), whether as PNG and how wide (700 is a notebook's own), and sizes."""
+
+    out: Path
+    only: tuple[str, ...] = ()
+    png: bool = True
+    width: int = 700
+    n_train: int = 80
+    n_dev: int = 20
+    max_spans: int = 40
+    n_draws: int = 40
+    n_random: int = 6
+    seed: int = 0
+
+
+class _Shared:
+    """What the figures show. Each part is made when the first figure asks for it, and kept."""
+
+    def __init__(self, config: Config):
+        self.config, self.model = config, ls.load_model()
+        self.sampling = Sampling(1, 1.0, config.seed, 400, 256)
+        self.options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+
+    @cached_property
+    def dev(self) -> list[ls.Task]:
+        return ls.load_tasks(split="dev", n=self.config.n_dev)
+
+    @cached_property
+    def traces(self) -> list[ls.Trace]:
+        train = ls.load_tasks(split="train", n=self.config.n_train)
+        return ls.annotate(ls.generate_traces(self.model, train, temperature=1.0, max_new_tokens=400, batch_size=256))
+
+    @cached_property
+    def chain(self) -> ls.Trace:
+        return max(self.traces[:20], key=lambda trace: len(trace.spans))
+
+    @cached_property
+    def recipes(self) -> dict[str, ls.BehaviorVectors]:
+        return {str(r): v for r, v in zip(RECIPES, fit_recipes(self.model, self.traces, RECIPES), strict=True)}
+
+    @cached_property
+    def vectors(self) -> ls.BehaviorVectors:
+        n = self.config.n_draws
+        return ls.fit_vectors(self.model, self.traces, n_controls=n, n_bootstrap=n)
+
+    @cached_property
+    def exact(self) -> ls.LayerScores:
+        return ls.attribute(self.model, self.traces, self.vectors, **self.options)
+
+    @cached_property
+    def beside_nulls(self) -> ls.LayerScores:
+        nulls = self.config.n_draws
+        return ls.attribute(self.model, self.traces, self.vectors, method="fisher", nulls=nulls, **self.options)
+
+    @cached_property
+    def overlap(self) -> ls.EmbeddingOverlap:
+        return ls.embedding_overlap(self.model, self.vectors)
+
+    @cached_property
+    def site(self) -> ls.Site:
+        return ls.select_layers(self.exact, self.overlap)
+
+    @cached_property
+    def looks(self) -> ls.BehaviorAttention:
+        return ls.behavior_attention(self.model, self.traces[:30])
+
+    @cached_property
+    def looks_changed(self) -> ls.BehaviorAttention:
+        plan = ls.SteeringPlan(self.vectors["backtracking"], self.site["backtracking"], 0.6, ls.onsets)
+        return ls.behavior_attention(self.model, self.traces[:30], plan=plan)
+
+    @cached_property
+    def head(self) -> tuple[int, int]:
+        return self.looks.top("backtracking", "deduction", n=1)[0]
+
+    @cached_property
+    def evaluation(self) -> ls.Evaluation:
+        n, words = self.config.n_random, {b: organism.cue(b) for b in self.site}
+        options = dict(scope=ls.onsets, words=words, n_random=n, sampling=self.sampling)
+        return ls.evaluate(self.model, self.dev, self.vectors, self.site, 0.5, **options)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        return cache_versus_residual.pairs_of(self.model, cache_versus_residual.Config(), 20, 2)
+
+    @cached_property
+    def cache(self) -> ls.CacheVector:
+        return fit_cache_vector(self.model, self.pairs)
+
+    @cached_property
+    def modes(self) -> ls.Modes:
+        arms = [Arm("unsteered", None, WORDS)]
+        arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
+        arms.append(Arm("asked in words", None, cache_versus_residual.ASK))
+        arms += [Arm(f"random-{i}", CachePlan(self.cache.random(i), 0.75), WORDS) for i in range(self.config.n_random)]
+        return ls.measure_modes(self.model, self.dev, arms, Sampling(1, 1.0, self.config.seed, 400, 256, False))
+
+    @cached_property
+    def persistence(self) -> dict[str, list[tuple[float, float, float]]]:
+        vector = cache_versus_residual.residual_direction(self.model, self.pairs)
+        scopes = {"once": cache_versus_residual.header, "throughout": cache_versus_residual.header | ls.generated}
+        plans = {"cache": CachePlan(self.cache, 0.75)}
+        plans |= {f"residual, {name}": ls.SteeringPlan(vector, 3, 0.5, scope) for name, scope in scopes.items()}
+        prompts = cache_versus_residual.prompt_ids(self.model, self.dev)
+        return {
+            name: cache_versus_residual.persistence(self.model, prompts, plan, self.config.seed)
+            for name, plan in plans.items()
+        }
+
+    @cached_property
+    def positions(self) -> plots.positions.PositionAblation:
+        return position_ablation.main(position_ablation.Config(n_train=self.config.n_train, n_dev=8, n_prompts=2))
+
+
+PAIR = ("backtracking", "deduction")
+
+FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
+    "layer_scores": lambda s: plots.layer_scores(s.exact, s.site),
+    "against_nulls": lambda s: plots.against_nulls(s.beside_nulls, s.site),
+    "overlap": lambda s: plots.overlap(s.overlap, s.site),
+    "cosine_matrix": lambda s: plots.cosine_matrix(ls.cosine_matrix(s.vectors, s.site, default=4)),
+    "vector_geometry": lambda s: plots.vector_geometry(s.vectors),
+    "vector_geometry-3d": lambda s: plots.vector_geometry(s.vectors, dimensions=3),
+    "layer_angles": lambda s: plots.layer_angles(s.vectors),
+    "recipe_comparison": lambda s: plots.recipe_comparison(s.recipes),
+    "token_projections": lambda s: plots.token_projections(
+        ls.token_projections(s.model, s.chain, s.vectors["backtracking"], s.site["backtracking"])
+    ),
+    "sentence_attention": lambda s: plots.sentence_attention(ls.sentence_attention(s.model, s.chain), *s.head),
+    "head_map": lambda s: plots.head_map(s.looks, PAIR, heads=[s.head]),
+    "head_map-change": lambda s: plots.head_map(s.looks_changed, PAIR),
+    "head_map-receivers": lambda s: plots.head_map(ls.receiver_heads(s.model, s.traces[:30])),
+    "behavior_attention": lambda s: plots.behavior_attention(s.looks, *s.head),
+    "behavior_attention-change": lambda s: plots.behavior_attention(s.looks_changed, 7, 3),
+    "effects": lambda s: plots.effects(s.evaluation),
+    "doses": lambda s: plots.doses(
+        ls.choose_coefficients(s.model, s.dev, s.vectors, s.site, doses=(0.3, 0.6, 1.2), sampling=s.sampling)
+    ),
+    "modes": lambda s: plots.modes(s.modes),
+    "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
+    "position_ablation": lambda s: plots.position_ablation(s.positions),
+}
+"""What is drawn, by file name: the function's, and behind a dash what it is given, where it takes several kinds."""
+
+
+def main(config: Config) -> list[Path]:
+    """Draw and write; returns the files."""
+    unknown = set(config.only) - FIGURES.keys()
+    if unknown:
+        raise ls.LensteerError(f"no figures {sorted(unknown)}: choose among {list(FIGURES)}")
+    config.out.mkdir(parents=True, exist_ok=True)
+    shared = _Shared(config)
+    figures = {name: FIGURES[name](shared) for name in config.only or FIGURES}
+    written = [config.out / f"{name}.html" for name in figures]
+    for figure, path in zip(figures.values(), written, strict=True):
+        figure.write_html(path, include_plotlyjs="directory")
+    if config.png:
+        heights, files = [f.layout.height for f in figures.values()], [path.with_suffix(".png") for path in written]
+        pio.write_images(list(figures.values()), files, width=config.width, height=heights, scale=2)  # in one browser
+        written += files
+    if not config.only:
+        chain = config.out / "chain_html.html"
+        chain.write_text(f"<!doctype html><meta charset=utf-8>{plots.chain_html(shared.chain)}", encoding="utf-8")
+        written.append(chain)
+    return written
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gallery"))
+    parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="by default all")
+    parser.add_argument("--no-png", dest="png", action="store_false", help="PNG needs kaleido and a Chrome")
+    parser.add_argument("--width", type=int, default=700)
+    given = parser.parse_args()
+    print(*main(Config(**{**vars(given), "only": tuple(given.only)})), sep="\n")
