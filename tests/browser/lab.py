@@ -11,20 +11,21 @@ _READY = """(n) => document.querySelectorAll(".jp-Notebook .jp-Cell").length >= 
   && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
   && ![...document.querySelectorAll(".jp-Spinner")].some((spinner) => spinner.checkVisibility())"""
 
-_RAN = """() => {
+_WRONG = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'  # tracebacks, too
+_RAN = """(wrong) => {
   const numbers = [...document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")].map((node) => node.textContent);
-  return document.querySelector('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]')
-    || (numbers.length && numbers.every((text) => /\\[\\d+\\]/.test(text)));
+  return document.querySelector(wrong) || (numbers.length && numbers.every((text) => /\\[\\d+\\]/.test(text)));
 }"""
 
 
 def run_all(browser: Browser, server: Server, notebook: str, n_cells: int) -> None:
-    """Open a notebook and run its cells, until all have, or one has failed."""
+    """Open a notebook and run all its cells; none of them fails or warns."""
     page = browser.page
     page.goto(f"{server.url}lab/tree/{notebook}?token={server.token}&reset")
     page.wait_for_function(_READY, arg=n_cells)
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(_RAN, timeout=3 * PATIENCE)
+    page.wait_for_function(_RAN, arg=_WRONG, timeout=3 * PATIENCE)
+    assert page.locator(_WRONG).all_inner_texts() == []
 
 
 def set_theme(browser: Browser, theme: str) -> None:

@@ -56,12 +56,7 @@ def jupyter_lab(folder: Path, root: Path) -> Iterator[Server]:
     command += [f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
     command += ["--ServerApp.port={port}", "--IdentityProvider.token={token}"]
     with _serving(command, folder, {**os.environ, **{k: str(v) for k, v in dirs.items()}}, "api") as server:
-        try:
-            yield server
-        finally:  # a server that is asked to stop ends its kernels
-            asked = urllib.request.Request(f"{server.url}api/shutdown", b"", {"Authorization": f"token {server.token}"})
-            with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=30):
-                pass
+        yield server
 
 
 @contextlib.contextmanager
@@ -107,9 +102,9 @@ def _until_it_answers(server: Server, probe: str, process: subprocess.Popen[byte
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait, ask, insist. A kernel that is left alone ends by itself."""
-    for ask in (lambda: None, process.terminate, process.kill):
+    """Ask a server to end its kernels and itself, then insist. A kernel that is left alone ends by itself, too."""
+    for ask in (process.terminate, process.kill):
         ask()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(30)
             return
