@@ -240,6 +240,20 @@ def test_the_layer_and_the_coefficient_change_the_strip(shown):
     assert len(set(seen)) == 5
 
 
+def test_what_is_being_typed_is_not_overwritten(shown):
+    explorer, kernel = shown
+    for name, typed in (("max-tokens", "77"), ("coefficient-number", "0.7"), ("expression", "at([0, 1")):
+        explorer.part(name).fill(typed)
+        kernel.run("import dataclasses; explorer.state = dataclasses.replace(explorer.state, layer=(explorer.state.layer + 1) % 3)")
+        eventually(lambda: explorer.part("layer-value").inner_text()[0], str(kernel.value("explorer.state.layer")))
+        explorer.wait()
+        assert explorer.part(name).input_value() == typed
+    explorer.part("expression").fill("at([0, 1])")
+    explorer.part("expression").press("Enter")
+    eventually(lambda: kernel.value("list(explorer.positions)"), [0, 1])
+    assert kernel.value("[explorer.state.max_new_tokens, explorer.state.coefficient]") == [77, 0.7]
+
+
 def test_a_layer_is_seen_soon(shown, record_property, capsys):
     explorer, kernel = shown
     n = len(kernel.value("list(vectors.layers)"))
@@ -306,14 +320,14 @@ def test_markup_in_a_chain_stays_text(lab, shown):
     explorer.wait()
     texts = explorer.part("token").all_text_contents()
     assert sum(MARKUP in text for text in texts) == 1
-    assert MARKUP in explorer.part("legend").inner_text()
-    assert MARKUP in explorer.part("trace").inner_text()
+    assert MARKUP in explorer.part("legend").text_content()
+    assert MARKUP in explorer.part("trace").text_content()
     explorer.part("select-none").click()
     eventually(explorer.selected, [])
     explorer.part("token").filter(has_text=MARKUP).click()
     explorer.part("rank").click()
     expect(explorer.part("rank-item")).to_have_count(1)
-    assert MARKUP in explorer.part("ranking").inner_text()
+    assert MARKUP in explorer.part("ranking").text_content()
     assert explorer.root.locator("img, script").count() == 0
     assert page.evaluate("window.broken") is None
 

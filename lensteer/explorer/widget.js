@@ -122,6 +122,11 @@ function render({ model, el }) {
     later = { timer: later?.timer ?? setTimeout(now, wait), action };
   };
   undo.push(() => clearTimeout(later?.timer));
+  const typing = new Set(); // fields that hold what is not sent yet: what Python sends meanwhile does not overwrite it
+  for (const [kind, does] of [["input", "add"], ["change", "delete"], ["focusout", "delete"]]) {
+    root.addEventListener(kind, (event) => typing[does](event.target), true);
+  }
+  const show = (node, value) => { if (!typing.has(node)) node.value = value; };
 
   const select = (test, label, field, convert = String) => h("select", {
     test, "aria-label": label, onchange: (event) => set({ [field]: convert(event.target.value) }),
@@ -195,7 +200,7 @@ function render({ model, el }) {
     const settings = of("settings"), cache = settings.channel === "cache", value = settings[strength()];
     const limit = Math.max(cache ? 10 : 2, Math.abs(value));
     Object.assign(coefficient, { min: -limit, max: limit, step: cache ? 0.5 : 0.05, value });
-    exact.value = value;
+    show(exact, value);
     const recommended = (of("options").recommended[settings.behavior] || []).flatMap((c) => [c, -c]);
     const values = cache ? [0, 1, 6] : settings.operator === "add" ? [0, ...recommended] : [0, 1];
     marks.replaceChildren(...[...new Set(values.map((v) => v + 0))].filter((v) => Math.abs(v) <= limit).map((v) =>
@@ -462,9 +467,9 @@ function render({ model, el }) {
     const settings = of("settings");
     told = {};
     for (const [node, name] of [[trace, "trace"], [behavior, "behavior"], [channel, "channel"], [operator, "operator"], [measure, "measure"],
-      [cut, "cut"], [most, "max_new_tokens"], [temperature, "temperature"], [seed, "seed"]]) node.value = settings[name];
-    if (expression.value !== settings.expression && expressionError.hidden) expression.value = settings.expression;
-    layer.value = of("options").layers.indexOf(settings.layer);
+      [cut, "cut"], [most, "max_new_tokens"], [temperature, "temperature"], [seed, "seed"]]) show(node, settings[name]);
+    if (expressionError.hidden) show(expression, settings.expression);
+    show(layer, of("options").layers.indexOf(settings.layer));
     code.textContent = settings.code;
     root.style.setProperty("--behavior", of("options").looks[settings.behavior].color);
     nameLayer();
@@ -495,7 +500,7 @@ function render({ model, el }) {
     stop.disabled = !slow;
     progress.hidden = !slow;
     Object.assign(progress, { max: Math.max(all || 1, 1), value: Math.min(done || 0, all || 1) });
-    if (!here && expression.value !== of("settings").expression && root.getRootNode().activeElement !== expression) expression.value = of("settings").expression;
+    if (!here && answered()) show(expression, of("settings").expression);
   });
 
   const dress = () => {
