@@ -224,6 +224,9 @@ def test_the_layer_and_the_coefficient_change_the_strip(shown):
     explorer.part("layer").press("ArrowLeft")
     eventually(lambda: kernel.value("explorer.state.layer"), kernel.value("layer") - 1)
     seen.append(agrees(explorer, kernel)["total"])
+    explorer.part("mark").filter(has_text="KL").first.click()
+    spent = "ls.calibration.starting_coefficient(scores, 'backtracking', layer - 1, 0.1)"
+    eventually(lambda: kernel.value("explorer.state.coefficient"), kernel.value(spent))
     explorer.slide("coefficient", -1)
     eventually(lambda: kernel.value("explorer.state.coefficient"), -1)
     seen.append(agrees(explorer, kernel)["total"])
@@ -244,7 +247,7 @@ def test_what_is_being_typed_is_not_overwritten(shown):
     explorer, kernel = shown
     for name, typed in (("max-tokens", "77"), ("coefficient-number", "0.7"), ("expression", "at([0, 1")):
         explorer.part(name).fill(typed)
-        kernel.run("import dataclasses; explorer.state = dataclasses.replace(explorer.state, layer=(explorer.state.layer + 1) % 3)")
+        kernel.run("explorer.state = replace(explorer.state, layer=(explorer.state.layer + 1) % 3)")
         eventually(lambda: explorer.part("layer-value").inner_text()[0], str(kernel.value("explorer.state.layer")))
         explorer.wait()
         assert explorer.part(name).input_value() == typed

@@ -21,11 +21,12 @@ import synthetic
 from lensteer import models, positions
 from lensteer.behaviors import BEHAVIORS, Span
 from lensteer.cache_steering import CachePlan, CacheVector
+from lensteer.calibration import starting_coefficient
 from lensteer.explorer import Choices, State, continue_chain, explore, parse_scope
 from lensteer.explorer.background import Stopped, Worker, private_copy
 from lensteer.explorer.chain import SELECTIONS, Chain
 from lensteer.explorer.expressions import NAMES, as_code, inverted
-from lensteer.explorer.payloads import arm_payload, numbers
+from lensteer.explorer.payloads import arm_payload, numbers, options_payload
 from lensteer.explorer.state import code_of
 from lensteer.generation import forced_logits
 from lensteer.metrics import kl_divergence
@@ -196,6 +197,19 @@ def test_what_a_page_may_send_is_checked(vectors, traces):
             choices.check(state.changed(values))
     with pytest.raises(ls.LensteerError, match="no traces"):
         Choices(vectors, [])
+    with pytest.raises(ls.LensteerError, match="kl_budget=0"):
+        Choices(vectors, traces, kl_budget=0.0)
+
+
+def test_a_kl_budget_is_marked_where_the_scores_tell(organism, vectors, traces):
+    scores = ls.attribute(organism, traces, vectors, behaviors=["backtracking"], layers=[2, 4], max_spans=8)
+    choices = Choices(vectors, traces, scores, kl_budget=0.2)
+    assert choices.budget_coefficient("backtracking", 4) == starting_coefficient(scores, "backtracking", 4, 0.2)
+    assert choices.budget_coefficient("backtracking", 3) is None
+    assert choices.budget_coefficient("adding-knowledge", 4) is None
+    assert Choices(vectors, traces).budget_coefficient("backtracking", 4) is None
+    budgets = options_payload(choices)["budgets"]["backtracking"]
+    assert [i for i, value in enumerate(budgets) if value] == [2, 4]
 
 
 def test_first_layer_is_the_selected_or_best_scored_one():

@@ -46,6 +46,7 @@ def explore(
     cache_vector: CacheVector | None = None,
     *,
     coefficients: Mapping[str, float] | None = None,
+    kl_budget: float = 0.1,
     annotator: Annotator = grammar,
 ) -> Explorer:
     """The interactive explorer, as the last line of a notebook cell.
@@ -61,13 +62,15 @@ def explore(
         site: a layer for each behavior, marked there; from `select_layers`.
         cache_vector: allows to edit the KV cache instead of the residual stream.
         coefficients: recommended ones, marked: `choose_coefficients(...).coefficients`.
+        kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as `attribute`'s
+            first choice is, the coefficient that spends so much by them is marked for each layer.
         annotator: of continuations. The default knows the embedded organism's sentences only.
 
     Raises:
-        LensteerError: no widget library, no traces, vectors of another model, a plan that is on.
+        LensteerError: no widget library, no traces, vectors of another model, a plan that is on, an impossible budget.
     """
     widget = _widget()
-    choices = Choices(vectors, tuple(traces), scores, site, cache_vector, dict(coefficients or {}))
+    choices = Choices(vectors, tuple(traces), scores, site, cache_vector, dict(coefficients or {}), kl_budget)
     if "model" in vectors.provenance:
         vectors.check_model(model)
     engine = Engine(model, choices, annotator)

@@ -47,6 +47,8 @@ def options_payload(choices: Choices) -> dict[str, Any]:
         "curve_name": "" if scores is None else f"{scores.name} ({scores.unit})",
         "site": dict(choices.site or {}),
         "recommended": recommended,
+        "kl_budget": choices.kl_budget,
+        "budgets": {b: [choices.budget_coefficient(b, layer) for layer in vectors.layers] for b in vectors.labels},
         "page": PAGE,
         "down": DIVERGING[0][1],
         "up": DIVERGING[-1][1],

@@ -14,6 +14,7 @@ from lensteer.ablation import LeaveOneOut
 from lensteer.attribution import LayerScores
 from lensteer.behaviors import check_behavior
 from lensteer.cache_steering import CachePlan, CacheVector
+from lensteer.calibration import starting_coefficient
 from lensteer.errors import LensteerError
 from lensteer.explorer.expressions import parse_scope
 from lensteer.positions import at
@@ -97,6 +98,7 @@ class Choices:
         site: a layer for each behavior, marked on the curve.
         cache_vector: for the channel "cache".
         coefficients: a recommended coefficient for each behavior, marked.
+        kl_budget: nats per steered token; what the scores say of it is marked.
     """
 
     vectors: BehaviorVectors
@@ -105,12 +107,15 @@ class Choices:
     site: Mapping[str, int] | None = None
     cache_vector: CacheVector | None = None
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    kl_budget: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.traces:
             raise LensteerError("no traces: give at least one, e.g. from annotate(generate_traces(model, tasks))")
         if not self.vectors.labels or not self.vectors.layers:
             raise LensteerError("vectors without behaviors or layers: fit them on annotated traces")
+        if not 0 < self.kl_budget < math.inf:
+            raise LensteerError(f"kl_budget={self.kl_budget}: give nats per steered token, such as 0.1")
 
     def initial(self) -> State:
         """A first choice: backtracking if it is there, at the layer that was selected or scored best."""
@@ -129,6 +134,13 @@ class Choices:
             if scored:
                 return max(scored, key=lambda layer: scored[layer])
         return layers[len(layers) // 2]
+
+    def budget_coefficient(self, behavior: str, layer: int) -> float | None:
+        """What spends the KL budget by the scores; None where they do not say."""
+        try:
+            return None if self.scores is None else starting_coefficient(self.scores, behavior, layer, self.kl_budget)
+        except LensteerError:
+            return None
 
     def check(self, state: State) -> State:
         """The state itself, if all in it can be had.

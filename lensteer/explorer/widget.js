@@ -203,11 +203,15 @@ function render({ model, el }) {
     show(exact, value);
     const recommended = (of("options").recommended[settings.behavior] || []).flatMap((c) => [c, -c]);
     const values = cache ? [0, 1, 6] : settings.operator === "add" ? [0, ...recommended] : [0, 1];
-    marks.replaceChildren(...[...new Set(values.map((v) => v + 0))].filter((v) => Math.abs(v) <= limit).map((v) =>
-      button("mark", v === 0 ? "0" : `${v}`, () => set({ [strength()]: v }), {
-        "data-value": v, style: `left: ${50 + (50 * v) / limit}%`,
-        title: recommended.includes(v) && !cache ? "recommended for this behavior" : null,
-      })));
+    const mark = (v, text, title, attributes = {}) => Math.abs(v) <= limit && button("mark", text, () => set({ [strength()]: v }), {
+      "data-value": v, style: `left: ${50 + (50 * v) / limit}%`, title, ...attributes,
+    });
+    const { budgets, kl_budget, layers } = of("options"), spends = budgets[settings.behavior]?.[layers.indexOf(settings.layer)];
+    const budget = spends && !cache && settings.operator === "add" ? [spends, -spends] : [];
+    marks.replaceChildren(...[
+      ...[...new Set(values.map((v) => v + 0))].map((v) => mark(v, `${v}`, !cache && recommended.includes(v) ? "recommended for this behavior" : null)),
+      ...budget.map((v) => mark(v, `KL ${kl_budget}`, `${number(v)}: about ${kl_budget} nats per steered token, by the scores of this layer`, { class: "ls-budget" })),
+    ].filter((node) => node));
   };
 
   // Positions

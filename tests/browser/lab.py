@@ -33,3 +33,4 @@ def set_theme(browser: Browser, theme: str) -> None:
     name = f"JupyterLab {theme.capitalize()}"
     browser.page.evaluate("(theme) => jupyterapp.commands.execute('apputils:change-theme', { theme })", name)
     browser.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'")
+    browser.page.wait_for_function("!document.getElementById('jupyterlab-splash')")  # it fades
