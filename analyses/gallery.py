@@ -20,6 +20,7 @@ from plotly import io as pio
 
 import lensteer as ls
 from lensteer import organism, plots
+from lensteer.ablation import ForcedChain, LeaveOneOut, leave_one_out
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
 from lensteer.directions import Recipe
 from lensteer.evaluation import Arm, Sampling
@@ -120,6 +121,19 @@ class _Shared:
         return fit_cache_vector(self.model, self.pairs)
 
     @cached_property
+    def forced(self) -> ForcedChain:
+        return ForcedChain.of(self.model, self.chain)
+
+    def plan(self, scope: ls.PositionScope) -> ls.SteeringPlan:
+        return ls.SteeringPlan(self.vectors["backtracking"], self.site["backtracking"], 0.5, scope)
+
+    @cached_property
+    def left_out(self) -> LeaveOneOut:
+        spans = enumerate(self.chain.spans)
+        groups = {f"{i} {span.label}": range(span.start, span.end) for i, span in spans}
+        return leave_one_out(self.model, self.forced, lambda positions: self.plan(ls.at(positions)), groups)
+
+    @cached_property
     def modes(self) -> ls.Modes:
         arms = [Arm("unsteered", None, WORDS)]
         arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
@@ -170,6 +184,8 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     ),
     "modes": lambda s: plots.modes(s.modes),
     "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
+    "forced_effect": lambda s: plots.forced_effect(s.forced.effect(s.plan(ls.onsets)), s.chain),
+    "leave_one_out": lambda s: plots.leave_one_out(s.left_out),
     "position_ablation": lambda s: plots.position_ablation(s.positions),
 }
 """What is drawn, by file name: the function's, and behind a dash what it is given, where it takes several kinds."""

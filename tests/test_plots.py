@@ -14,6 +14,7 @@ import torch
 
 import synthetic
 from lensteer import plots
+from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
 from lensteer.plots.style import MARKERS, NULL_BAND, TAGS
@@ -271,3 +272,33 @@ def test_scores_beside_nulls_show_each_behavior_its_own_band_and_p_values():
     assert "over all cells" in curves[0].customdata[3]
     with pytest.raises(LensteerError, match="nulls=200"):
         plots.against_nulls(synthetic.layer_scores())
+
+
+def test_what_a_plan_does_to_each_token():
+    trace = synthetic.trace()
+    kl = torch.rand(len(trace.response), generator=torch.Generator().manual_seed(0))
+    effect = ForcedEffect(trace.prompt_length, kl, kl - 0.5)
+    figure = plots.forced_effect(effect, trace)
+    for axis, values in (("y", effect.kl), ("y2", effect.change)):
+        drawn = {x: y for bar in figure.data if bar.yaxis == axis for x, y in zip(bar.x, bar.y, strict=True)}
+        assert drawn == dict(enumerate(values.tolist(), trace.prompt_length))
+    span = next(span for span in trace.spans if span.label == "deduction")
+    bar = next(bar for bar in figure.data if bar.name == "deduction")
+    assert span.start in bar.x
+    assert bar.marker.color == plots.COLORS["deduction"]
+    assert f"total KL {effect.total:.3g} nats" in figure.layout.title.text
+    assert [bar.name for bar in figure.data if bar.showlegend] == [bar.name for bar in figure.data if bar.yaxis == "y"]
+    with pytest.raises(LensteerError, match="give the trace that was measured"):
+        plots.forced_effect(ForcedEffect(trace.prompt_length, kl[1:], kl[1:]), trace)
+
+
+def test_left_out_groups_stand_in_the_order_of_the_chain():
+    found = LeaveOneOut(("b <i>", "a"), ((7, 8), (3,)), 1.5, (1.75, 0.25), "log_prob", (9,))
+    (bar,) = plots.leave_one_out(found).data
+    assert bar.y == ("a", "b &lt;i&gt;")
+    assert bar.x == (1.25, -0.25)
+    assert bar.marker.color[0] != bar.marker.color[1]
+    assert [tuple(row) for row in bar.customdata] == [(1, 3), (2, 7)]
+    figure = plots.leave_one_out(found)
+    assert "+1.5 nats" in figure.layout.title.text
+    assert "log-probability of the target tokens" in figure.layout.xaxis.title.text

@@ -5,6 +5,7 @@ A behavior has the same color in every figure, in annotated chains and on the re
 
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, legend_html
+from lensteer.plots.forced import forced_effect, leave_one_out
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
 from lensteer.plots.measured import doses, effects
 from lensteer.plots.modes import kl_by_token, modes
@@ -28,10 +29,12 @@ __all__ = [
     "cosine_matrix",
     "doses",
     "effects",
+    "forced_effect",
     "head_map",
     "kl_by_token",
     "layer_angles",
     "layer_scores",
+    "leave_one_out",
     "legend_html",
     "modes",
     "overlap",

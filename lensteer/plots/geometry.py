@@ -18,8 +18,8 @@ from lensteer.errors import LensteerError
 from lensteer.plots.style import LINE, MARKERS, MUTED, PAPER, Number, color, curve, faint, finish
 from lensteer.vectors import BehaviorVectors
 
-#: Signs that plotly lacks in space.
-_SOLID = {"triangle-up": "cross"}
+#: For signs that plotly lacks in space, or draws there as a box.
+_SOLID = {"triangle-up": "cross", "x": "square-open"}
 #: Sizes of the first and the last layer's sign, so that a path has a direction.
 _SIZES = (5.0, 14.0)
 _LEVEL = 0.95
@@ -143,7 +143,7 @@ def recipe_comparison(fitted: Mapping[str, BehaviorVectors]) -> go.Figure:
         cols=n_columns,
         shared_xaxes=True,
         shared_yaxes=True,
-        subplot_titles=[name for name, _ in others],
+        subplot_titles=[name.replace(", ", "<br>") for name, _ in others],
         horizontal_spacing=0.04,
         vertical_spacing=0.13 if n_rows > 1 else 0,
     )

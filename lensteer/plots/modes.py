@@ -72,7 +72,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
 def kl_by_token(
     curves: Mapping[str, Sequence[tuple[float, float, float]]], bins: Sequence[tuple[int, int]]
 ) -> go.Figure:
-    """KL(steered | unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
+    """KL(steered || unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
 
     Args:
         curves: per edit, mean and interval of each bin, in nats; NaN where no answer was that long.
@@ -104,6 +104,6 @@ def kl_by_token(
             "%{customdata[1]:.3g}<extra></extra>",
         )
     shown.update_xaxes(title_text="token of the answer", type="category")
-    title = "KL(steered | unsteered)<br>nats per token"
+    title = "KL(steered ‖ unsteered)<br>nats per token"
     shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power")
     return finish(shown, "How long an edit is felt", 380)
