@@ -147,6 +147,8 @@ def evaluation(words=True, n_random=20):
                         share_low=base + change_ - 0.02,
                         share_high=base + change_ + 0.025,
                         base=base,
+                        base_low=base - 0.015,
+                        base_high=base + 0.016,
                         change=change_,
                         low=change_ - 0.018,
                         high=change_ + 0.019,

@@ -310,6 +310,7 @@ def test_effects_are_those_of_plain_arithmetic():
         assert (effect.layer, effect.coefficient) == (4, 0.5 * sign)
         assert effect.share == pytest.approx(slow_share(arm, B, effect.unit))
         assert effect.base == pytest.approx(slow_share(base, B, effect.unit))
+        assert effect.base_low < effect.base < effect.base_high
         assert effect.change == pytest.approx(effect.share - effect.base)
         null = [slow_share(by_arm[f"L4/random-{i}"], B, effect.unit) - effect.base for i in range(7)]
         assert sorted(found.nulls[effect.unit][f"4/{B}"]) == pytest.approx(sorted(null))
@@ -391,7 +392,8 @@ def test_the_wrong_direction_is_not_shown():
 
 
 def effect(kind="up", change=0.1, low=0.05, high=0.15, null_low=-0.02, null_high=0.02):
-    values = dict(layer=4, coefficient=1.0, unit="sentences", share=0.2, share_low=0.1, share_high=0.3, base=0.1)
+    values = dict(layer=4, coefficient=1.0, unit="sentences", share=0.2, share_low=0.1, share_high=0.3)
+    values |= dict(base=0.1, base_low=0.05, base_high=0.15)
     return Effect(B, kind, **values, change=change, low=low, high=high, null_low=null_low, null_high=null_high,
                   p_value=0.05, wrong_way=0.0)  # fmt: skip
 

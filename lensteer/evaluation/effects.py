@@ -151,6 +151,7 @@ def summarize(
                 continue
             for unit in ("sentences", "tokens"):
                 share, change = _share(arm, behavior, unit, seed=seed), _share(arm, behavior, unit, base, seed)
+                alone = _share(base, behavior, unit, seed=seed)
                 null = nulls[unit][f"{layer}/{behavior}"]
                 # "Not less" holds for NaN too: an arm without any sentence has no share, and counts against.
                 exceed = sum(not sign * value < sign * float(change.estimate) for value in null)
@@ -165,7 +166,9 @@ def summarize(
                         share=float(share.estimate),
                         share_low=float(share.low),
                         share_high=float(share.high),
-                        base=_fraction(base, behavior, unit),
+                        base=float(alone.estimate),
+                        base_low=float(alone.low),
+                        base_high=float(alone.high),
                         change=float(change.estimate),
                         low=float(change.low),
                         high=float(change.high),

@@ -23,7 +23,7 @@ class Effect:
         coefficient: signed; 0 for words.
         unit: "sentences" or "tokens", of which the share is.
         share: in this arm; `share_low` and `share_high` bound it.
-        base: the unsteered share.
+        base: the unsteered share; `base_low` and `base_high` bound it.
         change: share - base, paired by task; `low` and `high` bound it.
         null_low: smallest change of the same share by a random vector, `null_high` the largest; 0 without any.
         p_value: (1 + random vectors that change it at least as far in the wanted direction) / (1 + random vectors).
@@ -39,6 +39,8 @@ class Effect:
     share_low: float
     share_high: float
     base: float
+    base_low: float
+    base_high: float
     change: float
     low: float
     high: float

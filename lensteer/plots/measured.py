@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -40,8 +42,10 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
         figure.add_bar(
             x=[left + 1],
             y=[base.base],
+            error_y=_bounds(base.base, base.base_low, base.base_high),
             marker=dict(color=PAPER, line=dict(color=color(label), width=2)),
-            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:.1%}} of {unit}<br>{about}<extra></extra>",
+            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:.1%}} of {unit}, 95 % interval {base.base_low:.1%} "
+            f"to {base.base_high:.1%}<br>{about}<extra></extra>",
             showlegend=False,
         )
         ticks.append(left + 1)
@@ -52,15 +56,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
             figure.add_bar(
                 x=[place],
                 y=[effect.share],
-                error_y=dict(
-                    type="data",
-                    symmetric=False,
-                    array=[effect.share_high - effect.share],
-                    arrayminus=[effect.share - effect.share_low],
-                    color=INK,
-                    thickness=1.5,
-                    width=4,
-                ),
+                error_y=_bounds(effect.share, effect.share_low, effect.share_high),
                 marker=dict(
                     color=color(label),
                     opacity=0.45 if kind == "down" else 1,
@@ -85,6 +81,11 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
         rangemode="tozero",
     )
     return finish(figure, "What steering does to each behavior, on held-out tasks", 470)
+
+
+def _bounds(value: float, low: float, high: float) -> dict[str, Any]:
+    bars = dict(type="data", symmetric=False, array=[high - value], arrayminus=[value - low])
+    return {**bars, "color": INK, "thickness": 1.5, "width": 4}
 
 
 def doses(doses: Doses) -> go.Figure:

@@ -101,7 +101,7 @@ def _verdict(f: Figures, label: str) -> list[str]:
         f(f"{up}.layer", "layer"),
         coefficient,
         shares["down"],
-        f(f"{up}.base", "percent"),
+        _bounded(f, f"{up}.base", "percent"),
         shares["up"],
         shares["words"],
         f.between(f"{up}.null_low", f"{up}.null_high", "points"),
