@@ -267,7 +267,7 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
     """
     if getattr(model, "compatibility_mode", False):
         return None
-    storages = tuple(tensor.data_ptr() for tensor in model.original_model.state_dict().values())
+    storages = tuple(tensor.data_ptr() for tensor in model.original_model.parameters())
     if model not in _twins or _twins[model][0] != storages:  # the model may have been moved, cast or given new weights
         _twins[model] = (storages, _build_twin(model))
     return _twins[model][1]

@@ -8,12 +8,14 @@ import importlib
 import json
 import math
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import synthetic
+from lensteer.annotation import grammar, rules
 from lensteer.behaviors import BEHAVIORS, Sentence
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
@@ -178,6 +180,7 @@ def changed(plan, **change):
         "vector",
         "plan that is on",
         "model",
+        "annotator",
     ],
 )
 def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, random_direction, tmp_path):
@@ -211,8 +214,9 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
     elif change == "model":
         model, arm = tiny_model("qwen2", opens_thinking=True), Arm("a")
     with plan.on(model) if change == "plan that is on" else contextlib.nullcontext():
+        annotator = partial(rules) if change == "annotator" else grammar
         with pytest.raises(LensteerError, match="another experiment"):
-            run_arms(model, tasks, [arm], sampling, path=path)
+            run_arms(model, tasks, [arm], sampling, annotator=annotator, path=path)
     assert path.read_bytes() == before
 
 

@@ -108,6 +108,23 @@ def test_only_what_is_missing_is_done(folder, finished, monkeypatch):
     assert artifacts(folder) == artifacts(finished[0])
 
 
+def test_two_processes_do_not_work_on_one_run(folder, tmp_path):
+    ours, code = Run.open(folder), "import sys, time; from lensteer.pipeline import Run"
+    code += "; run = Run.open(sys.argv[1]); lock = run.locked(); lock.__enter__(); print(flush=True); time.sleep(60)"
+    del ours.stages["report"]
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE) as other:
+        try:
+            other.stdout.readline()
+            with pytest.raises(LensteerError, match="another process is at work on"):
+                run_stage(ours, "report")
+            with Run(tmp_path / "another", SMALL).locked():
+                assert "report" not in ours.stages
+        finally:
+            other.kill()
+    run_stage(ours, "report")
+    assert "report" in Run.open(folder).stages
+
+
 def test_the_summary_is_valid_json_with_the_verdicts(finished):
     summary = json.loads((finished[0] / "summary.json").read_text(), parse_constant=pytest.fail)
     assert {f"shown.{b}.{what}" for b in STEERED for what in ("up", "down", "verdict")} <= set(summary)

@@ -283,6 +283,14 @@ def test_an_impossible_plan_is_refused_by_name(change, words, tiny_model, random
         dataclasses.replace(plan, **change)
 
 
+def test_a_coefficient_beyond_the_models_numbers_is_refused_before_any_hook(tiny_model, random_direction):
+    model = tiny_model()
+    plan = SteeringPlan(random_direction(model), 1, 1e39)
+    with pytest.raises(ls.LensteerError, match=r"coefficient 1e\+39 is beyond torch.float32"), plan.on(model):
+        raise AssertionError("unreachable")
+    assert clean(model)
+
+
 @pytest.mark.parametrize("operator", ["add", "project_out"])
 @pytest.mark.parametrize("raw", [torch.zeros(4, 32), torch.full((4, 32), torch.nan), torch.ones(4, 48)])
 def test_vectors_that_cannot_be_used_are_refused_before_any_hook(raw, operator, tiny_model, random_direction):

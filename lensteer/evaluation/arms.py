@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,8 @@ def run_arms(
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
         annotator: says what each sentence is.
         style_of: from a response to the style of its thought, or None.
-        path: JSONL file that each finished batch is appended to; batches already in it are not run again.
+        path: JSONL file that each finished batch is appended to; batches already in it are not run again. It knows
+            the annotator by its kind: of two classifiers it does not tell which.
         progress: show a bar.
         keep: called with the arm's name and each new trace.
 
@@ -142,7 +144,7 @@ def run_arms(
         if len(set(names)) < len(names):
             raise LensteerError(f"{what}: {sorted({n for n in names if names.count(n) > 1})}; give each its own")
     jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(sampling.n_samples)]
-    done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling))
+    done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling, annotator))
     batches = [jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
     behind = [arm.prefill + wanted_prefill(model, arm.plan) for arm in arms]
     texts = {
@@ -189,13 +191,19 @@ def _key(arms: Sequence[Arm], tasks: Sequence[Task], job: tuple[int, int, int]) 
     return arms[job[0]].name, tasks[job[1]].id, job[2]
 
 
-def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
+def _digest(
+    model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling, annotator: Annotator
+) -> str:
+    while isinstance(annotator, partial):
+        annotator = annotator.func
+    judge = annotator if hasattr(annotator, "__qualname__") else type(annotator)
     parts = [
         replace(models.fingerprint(model), name="", revision="").to_dict(),  # a folder may be moved
         [task.to_dict() for task in tasks],
         [[arm.name, arm.words, arm.prefill, None if arm.plan is None else arm.plan.identity()] for arm in arms],
         [plan.identity() for plan in active_plans(model)],
         asdict(sampling),
+        [judge.__module__, judge.__qualname__],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
@@ -149,6 +155,25 @@ class Run:
             "stages": self.stages,
         }
         write_atomically(self.folder / MANIFEST, json.dumps(values, indent=1))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else on this machine works on the folder meanwhile.
+
+        Raises:
+            LensteerError: somebody does.
+        """
+        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        user = os.getuid() if hasattr(os, "getuid") else "user"  # each has locks of their own in a shared folder
+        lock = FileLock(Path(tempfile.gettempdir()) / f"lensteer-{user}-{place}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LensteerError(f"another process is at work on {str(self.folder)!r}: let it finish first") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @cached_property
     def model(self) -> TransformerBridge:

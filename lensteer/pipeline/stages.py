@@ -30,7 +30,7 @@ def run_stage(run: Run, name: str) -> None:
     """Do one stage, unless it is done.
 
     Raises:
-        LensteerError: no such stage, or one before it is not done.
+        LensteerError: no such stage, one before it is not done, or another process is at work on the run.
     """
     if name not in STAGES:
         raise LensteerError(f"no stage {name!r}: the stages are {list(STAGES)}")
@@ -41,9 +41,10 @@ def run_stage(run: Run, name: str) -> None:
     if missing:
         raise LensteerError(f"stage {name!r} needs {missing} in {str(run.folder)!r}: do them first")
     begun = time.perf_counter()
-    facts = STAGES[name](run)
-    run.stages[name] = {"seconds": round(time.perf_counter() - begun, 2), **facts}
-    run.write()
+    with run.locked():
+        facts = STAGES[name](run)
+        run.stages[name] = {"seconds": round(time.perf_counter() - begun, 2), **facts}
+        run.write()
 
 
 def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:

@@ -40,7 +40,8 @@ class Edits:
         """Lay out one plan (or None) per row.
 
         Raises:
-            LensteerError: a layer that the model lacks, or a vector of another width or that is not finite.
+            LensteerError: a layer that the model lacks, a vector of another width or that is not finite, or a
+                coefficient beyond the model's numbers.
         """
         groups: dict[int, list[_Group]] = {}
         shape, like = (len(plans), models.d_model(model)), next(iter(model.parameters()))
@@ -53,7 +54,7 @@ class Edits:
                 if at == len(found):
                     found.append(_Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0])))
                 behind[edit.layer] = at + 1
-                found[at].table[row] = _checked(edit, shape[1]).to(like)
+                found[at].table[row] = _checked(edit, shape[1], like.dtype).to(like)
                 found[at].strength[row] = edit.coefficient
         return Edits(groups)
 
@@ -81,11 +82,13 @@ class Edits:
         )
 
 
-def _checked(edit: SteeringPlan, width: int) -> Tensor:
+def _checked(edit: SteeringPlan, width: int, dtype: torch.dtype) -> Tensor:
     vector = edit.vector
     if vector.shape != (width,) or not torch.isfinite(vector).all():
         raise LensteerError(
             f"{edit.direction.label!r} at layer {edit.layer} is zero, not finite or another model's: shape "
             f"{list(vector.shape)}, where this residual stream is {width} wide"
         )
+    if abs(edit.coefficient) > (most := torch.finfo(dtype).max):
+        raise LensteerError(f"coefficient {edit.coefficient:g} is beyond {dtype}, which ends at {most:g}: give less")
     return vector
