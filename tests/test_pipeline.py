@@ -31,10 +31,11 @@ SMALL = RunConfig(
     doses=(0.2,),
     min_parsed=0.0,
     n_random=2,
+    n_nulls=3,
 )
 ARTIFACTS = {
     "run.json", "traces.jsonl", "annotated.jsonl", "annotator.json", "vectors.safetensors", "scores.json",
-    "overlap.json", "site.json", "doses.jsonl", "doses.json", "evaluation.jsonl", "evaluation.json",
+    "nulls.json", "overlap.json", "site.json", "doses.jsonl", "doses.json", "evaluation.jsonl", "evaluation.json",
     "examples.jsonl", "summary.json", "report.html",
 }  # fmt: skip
 
@@ -56,7 +57,7 @@ def folder(finished, tmp_path):
 def artifacts(folder):
     """What a run made, without the times that it took."""
     found = {name: (folder / name).read_bytes() for name in ARTIFACTS - {"run.json", "report.html"}}
-    for name in ("scores.json", "summary.json"):
+    for name in ("scores.json", "nulls.json", "summary.json"):
         values = json.loads(found[name])
         values.pop("cost", None)
         found[name] = {k: v for k, v in values.items() if "seconds" not in k}

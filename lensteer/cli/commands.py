@@ -59,6 +59,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         n_test: Number = None,
         n_samples: Number = None,
         n_random: Number = None,
+        n_nulls: Number = None,
         max_new_tokens: Number = None,
         batch_size: Number = None,
     ) -> None:
@@ -82,6 +83,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             n_test=n_test,
             n_samples=n_samples,
             n_random=n_random,
+            n_nulls=n_nulls,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )

@@ -14,23 +14,24 @@ class PositionEffect:
 
     Attributes:
         comparison: "coefficient" and "budget": the model writes freely, with one coefficient at all scopes or with
-            those that spend the same KL; "forced": it is led along unsteered chains.
+            those that spend the same KL; "forced": it is led along unsteered chains; "left out": so, too, and steered
+            at all sentences but one.
         scope: the positions' name.
         behavior: whose vector and effect, or `MEAN`.
-        effect: the behavior's share of sentences with its vector added less that with it taken away; if forced, the
-            same difference of the log-probability of its own sentences, in nats per sentence.
+        effect: the behavior's share of sentences with its vector added less that with it taken away; along
+            unsteered chains, the same difference of the log-probability of its own sentences, in nats per sentence.
         low: lower end of the 95 % interval over tasks.
         high: upper end.
-        behind: how much larger the effect is at the reference scope, paired by task.
+        behind: how much larger the effect is at the reference scope (if left out, at all sentences), paired by task.
         behind_low: lower end of its interval.
         behind_high: upper end.
-        kl: mean KL per token over both signs, in nats.
-        kl_low: lower end of its 95 % interval over prompts.
+        kl: mean KL per token over both signs, in nats; if left out, a chain counts once for each sentence that is read.
+        kl_low: lower end of its 95 % interval over prompts or chains.
         kl_high: upper end.
         edited: positions of an unsteered chain that are edited, its prompt's included; a mean over chains.
         down: the coefficient that takes away (for `MEAN` a mean over behaviors).
         up: the coefficient that adds.
-        parsed: share of steered chains that end and can be read; NaN if forced.
+        parsed: share of steered chains that end and can be read; NaN along unsteered chains.
         reached: whether all of its coefficients spend the budget, where one was asked for.
     """
 
@@ -59,7 +60,7 @@ class PositionAblation:
 
     Attributes:
         rows: of all comparisons.
-        reference: the scope that the others are held against.
+        reference: the scope that the others are held against, but for "left out".
         budget: mean KL per token that was asked for, in nats.
         layers: behavior → steered layer.
         n_tasks: dev tasks, one chain an arm.

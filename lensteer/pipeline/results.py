@@ -48,6 +48,7 @@ def load_results(run: Run) -> RunResults:
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
         scores=LayerScores.load(run.path("scores.json")),
+        nulls=LayerScores.load(nulls) if (nulls := run.path("nulls.json")).exists() else None,
         site=site,
         cosine=cosine_matrix(vectors, site, default=site[next(iter(site))]),
         doses=Doses.load(run.path("doses.json")),

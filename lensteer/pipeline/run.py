@@ -39,7 +39,8 @@ class RunConfig:
     """What a run does. The defaults are the full run on the embedded organism.
 
     `chains` names a file of chains that are used instead of generating any: traces, or the published annotation format,
-    whose labels the annotator is then held against. `annotator` is one of `ANNOTATORS`; None is the grammar for the
+    whose labels the annotator is then held against. `n_nulls` control vectors of two kinds stand
+    beside the scores by layer (0: none). `annotator` is one of `ANNOTATORS`; None is the grammar for the
     organism's tasks and the rules for all others. `classifier` is the file that `lensteer annotate fit` wrote.
     """
 
@@ -64,6 +65,7 @@ class RunConfig:
     doses: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8)
     min_parsed: float = 0.95
     n_random: int = 20
+    n_nulls: int = 100
     seed: int = 0
 
 

@@ -91,7 +91,8 @@ def _annotate(run: Run) -> dict[str, Any]:
 def _vectors(run: Run) -> dict[str, Any]:
     c = run.config
     traces = load_traces(run.path("annotated.jsonl"))
-    vectors = fit_vectors(run.model, traces, window=c.window, negatives=c.negatives, seed=c.seed)
+    options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=c.n_nulls, seed=c.seed)
+    vectors = fit_vectors(run.model, traces, **options)
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
 
@@ -99,16 +100,14 @@ def _vectors(run: Run) -> dict[str, Any]:
 def _attribute(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
-    scores = attribute(
-        run.model,
-        load_traces(run.path("annotated.jsonl")),
-        vectors,
-        behaviors=[b for b in STEERED if b in vectors.labels],
-        max_spans=c.max_spans,
-        seed=c.seed,
-        progress=run.progress,
-    )
+    traces = load_traces(run.path("annotated.jsonl"))
+    options: dict[str, Any] = dict(behaviors=[b for b in STEERED if b in vectors.labels], max_spans=c.max_spans)
+    options |= dict(seed=c.seed, progress=run.progress)
+    scores = attribute(run.model, traces, vectors, **options)
     scores.save(run.path("scores.json"))
+    if c.n_nulls:  # control vectors are nearly free where a vector enters as a dot product
+        beside = attribute(run.model, traces, vectors, method="fisher", nulls=c.n_nulls, **options)
+        beside.save(run.path("nulls.json"))
     embedding_overlap(run.model, vectors).save(run.path("overlap.json"))
     return {"method": scores.method}
 

@@ -12,11 +12,13 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation import MEAN, PositionAblation, PositionEffect
 from lensteer.plots.style import INK, MARKERS, color, finish
 
+LEFT_OUT = "left out"
 #: Of each comparison: its name in words, what the effect is, and its unit as a factor and a word.
 COMPARISONS: dict[str, tuple[str, str, float, str]] = {
     "coefficient": ("same coefficient", "share added − taken away", 100.0, "points"),
     "budget": ("same KL per token", "share added − taken away", 100.0, "points"),
-    "forced": ("along given chains, same coefficient: log-probability", "own sentence: added − taken", 1.0, "nats"),
+    "forced": ("along given chains: own sentences' log-probability", "log p, added − taken away", 1.0, "nats"),
+    LEFT_OUT: ("given chains, steered at all sentences but one", "log p, added − taken away", 1.0, "nats"),
 }
 
 
@@ -29,17 +31,24 @@ def position_ablation(result: PositionAblation) -> go.Figure:
     shown = [name for name in COMPARISONS if any(row.comparison == name for row in result.rows)]
     if not shown:
         raise LensteerError("no rows to draw: give what `analyses/position_ablation.py` returns")
-    titles = [text for name in shown for text in (COMPARISONS[name][0], "what it costs")]
+    # The panel of what is left out has other scopes than those above: a gap leaves room for their names.
+    panels: list[str | None] = [*shown]
+    if LEFT_OUT in shown[1:]:
+        panels.insert(-1, None)
+    titles = [text for name in shown for text in (COMPARISONS[name][0], "KL, nats per token")]
     figure = make_subplots(
-        rows=len(shown),
+        rows=len(panels),
         cols=2,
-        shared_xaxes=True,
+        specs=[[None if name is None else {}] * 2 for name in panels],
+        row_heights=[0.2 if name is None else 1.0 for name in panels],
         column_widths=[0.6, 0.4],
         subplot_titles=titles,
         horizontal_spacing=0.1,
         vertical_spacing=0.18 / len(shown),
     )
-    for number, name in enumerate(shown, 1):
+    for number, name in enumerate(panels, 1):
+        if name is None:
+            continue
         _, quantity, factor, unit = COMPARISONS[name]
         for behavior in dict.fromkeys(row.behavior for row in result.rows):
             rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
@@ -54,15 +63,19 @@ def position_ablation(result: PositionAblation) -> go.Figure:
             figure.add_trace(bar, **places[0])
             sign = dict(symbol=MARKERS.get(behavior, "star"), size=8, color=paint)
             figure.add_trace(go.Scatter(**same, **costs, mode="markers", marker=sign, showlegend=False), **places[1])
+        for col, first in enumerate(("x", "x2"), 1):
+            shared = None if number == 1 or name == LEFT_OUT else first
+            ends = number == len(panels) or panels[number] is None
+            figure.update_xaxes(matches=shared, showticklabels=ends, row=number, col=col)
         figure.update_yaxes(title_text=f"{quantity}<br>({unit})", row=number, col=1)
-        figure.update_yaxes(title_text="KL (nats per token)", row=number, col=2)
     figure.update_yaxes(type="log", matches="y2", dtick=1, tickformat="~g", zeroline=False, col=2)
     figure.update_xaxes(tickangle=-35, showgrid=False, zeroline=False)
     figure.update_annotations(font_size=13)
-    title = f"The same vectors at different positions<br><sup>95 % intervals over {result.n_tasks} dev tasks; KL over "
+    title = f"The same vectors at different positions<br><sup>95 % intervals over {result.n_tasks} dev tasks; "
+    title += f"KL of chains that run free over {result.n_prompts} prompts</sup>"
     figure.update_layout(barmode="group", scattermode="group")
-    finish(figure, f"{title}{result.n_prompts} prompts</sup>", 190 + 230 * len(shown))
-    return figure.update_layout(title=dict(y=0.98, yanchor="top"), margin_t=90)
+    finish(figure, title, 190 + 230 * len(shown) + 85 * (None in panels))
+    return figure.update_layout(title=dict(y=1, yanchor="top", pad_t=24), margin_t=85)
 
 
 def _range(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

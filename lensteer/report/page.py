@@ -13,6 +13,7 @@ from lensteer.report.cache import cache
 from lensteer.report.markup import Figures, frame, section
 from lensteer.report.results import RunResults
 from lensteer.report.summary import summary
+from lensteer.report.where import where
 
 
 def render(results: RunResults) -> str:
@@ -30,10 +31,11 @@ def render(results: RunResults) -> str:
         trust.annotator(f),
         sections.found(results, f, reference, _figure("effects", plots.effects(results.evaluation))),
         sections.sure(results, f),
-        sections.where(
+        where(
             results,
             f,
             _figure("layer-scores", plots.layer_scores(results.scores, site)),
+            "" if results.nulls is None else _figure("nulls", plots.against_nulls(results.nulls, site)),
             _figure("overlap", plots.overlap(results.overlap, site)),
         ),
         section(

@@ -30,6 +30,7 @@ class RunResults:
         overlap: of the vectors with single tokens.
         scores: by layer.
         site: the selected layers.
+        nulls: scores by layer with those of control vectors, if any were made.
         cosine: between the vectors.
         doses: by which the coefficients were chosen, on dev tasks.
         evaluation: on held-out tasks.
@@ -58,3 +59,4 @@ class RunResults:
     example: Trace | None = None
     steered: Mapping[str, Trace] = field(default_factory=dict)
     cache: Mapping[str, Any] | None = None
+    nulls: LayerScores | None = None

@@ -5,15 +5,12 @@ from __future__ import annotations
 from html import escape
 
 from lensteer.behaviors import BEHAVIORS
-from lensteer.overlap import SIDES
 from lensteer.plots import chain_html, color, legend_html
 from lensteer.report.markup import NOTHING, Figures, bullets, section, table
 from lensteer.report.results import RunResults
 from lensteer.report.summary import part, random_arm
 
 PUSHES = {"down": "pushed&nbsp;down", "up": "pushed&nbsp;up", "words": "asked&nbsp;in&nbsp;words"}
-
-WHOSE = {"own": "of its own behavior", "other": "of another behavior", "all": "of any behavior"}
 
 
 def name(label: str) -> str:
@@ -182,41 +179,6 @@ def _side_effects(results: RunResults, f: Figures) -> str:
         rows,
         caption="Side effects: how the chains of each arm fared; of random vectors the lowest and the highest.",
         words=2,
-    )
-
-
-def where(results: RunResults, f: Figures, scores: str, overlap: str) -> str:
-    """Which layer, and why that one."""
-    whose = WHOSE.get(results.scores.positions, "")
-    reasons = [f"<b>{name(label)}</b>: {f(f'site.{label}.why')}" for label in results.site]
-    rows = []
-    for label, layer in results.site.items():
-        if layer in results.overlap.layers and label in results.overlap.labels:
-            rows.append([name(label), f(f"site.{label}.layer", "layer"), *(_tokens(f, label, side) for side in SIDES)])
-    return section(
-        "where",
-        "Where the behaviors act",
-        f"<p>Each vector was added at the token before a sentence {whose}, at coefficient"
-        f" {f('scores.coefficient')}, layer by layer; the score is how far that moves the distribution of the next "
-        f"token (a KL divergence in nats, method “{f('scores.method')}”, scaling “{f('scores.scaling')}”, averaged over"
-        f" {f('scores.n_traces', 'count')} traces). It says how much is disturbed, not in which direction: that is "
-        f"what the held-out tasks are for. Noise floor: {f('scores.noise_floor')} nats.</p>",
-        scores,
-        "<h3>Why these layers</h3>",
-        bullets(reasons),
-        overlap,
-        "<p>A vector that is just one word would steer by saying it. At the selected layers the nearest tokens, with "
-        "their cosines, are:</p>",
-        table(["behavior", "layer", "read (embedding)", "said next (unembedding)"], rows, words=4),
-    )
-
-
-def _tokens(f: Figures, label: str, side: str) -> str:
-    path = f"nearest.{label}.{side}"
-    ranks = dict.fromkeys(key.split(".")[0] for key in part(f.found, path))
-    return ", ".join(
-        f'<span class="token">{f(f"{path}.{rank}.token")}</span>&nbsp;{f(f"{path}.{rank}.cosine", "cosine")}'
-        for rank in ranks
     )
 
 

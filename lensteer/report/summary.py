@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from lensteer.attribution import null_tests
 from lensteer.behaviors import BEHAVIORS
 from lensteer.evaluation import FIGURES, ArmSummary, Doses, Evaluation, Modes
 from lensteer.overlap import SIDES
@@ -92,6 +93,21 @@ def _where(results: RunResults) -> dict[str, Any]:
                 for rank, (text, cosine) in enumerate(overlap.nearest(label, site[label], side)):
                     found[f"nearest.{label}.{side}.{rank}.token"] = text
                     found[f"nearest.{label}.{side}.{rank}.cosine"] = cosine
+    return found | _nulls(results)
+
+
+def _nulls(results: RunResults) -> dict[str, Any]:
+    if results.nulls is None:
+        return {}
+    tests = null_tests(results.nulls)
+    found: dict[str, Any] = {"nulls.n": tests.n, "nulls.method": results.nulls.method}
+    for k, kind in enumerate(tests.kinds):
+        found[f"nulls.{kind}.p_any"] = tests.p_any(kind)
+        for label, layer in results.site.items():
+            if label in tests.labels and layer in tests.layers:
+                cell = k, tests.labels.index(label), tests.layers.index(layer)
+                for name in ("z", "p", "p_max"):
+                    found[f"nulls.{label}.{kind}.{name}"] = float(getattr(tests, name)[cell])
     return found
 
 
