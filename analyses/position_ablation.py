@@ -4,10 +4,12 @@ At every scope each behavior's vector is added and taken away at one layer, same
 counts is the behavior's share of sentences, added less taken away. Two comparisons of free-running chains: at the same
 coefficient, and at those that spend the same mean KL(steered || unsteered) per token of the steered model's rollouts
 (by default what the onsets spend at their coefficient), so that a scope with few positions is not just a weaker dose.
-A third is along given, unsteered chains: a behavior's own spans can be edited only there, because nobody can look
-ahead. Its effect is the log-probability of the behavior's own sentences, added less taken away, in nats per sentence,
-and its KL is KL(unsteered || steered). Intervals, and the paired difference from the onsets, are from a bootstrap over
-tasks; chains count by their length. Vectors of the default recipe are made of onsets: others may do best elsewhere.
+Two more are along given, unsteered chains: the behavior's own spans can be edited only there, because nobody can look
+ahead, and one sentence at a time can be left out (`given_chains.py`). Their effect is the log-probability of the
+behavior's own sentences, added less taken away, in nats per sentence, and their KL is KL(unsteered || steered).
+Intervals, and the paired difference from the onsets (from all sentences, where one is left out), are from a bootstrap
+over tasks; chains count by their length. Vectors of the default recipe are made of onsets: others may do best
+elsewhere.
 
 Example: python analyses/position_ablation.py --run lensteer-demo --json positions.json --figure positions.png
 """
@@ -23,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from given_chains import KINDS, WHOLE, Cell, Setting, edited, forced, left_out, whole_chains
 
 import lensteer as ls
-from lensteer.annotation import Annotator, grammar
 from lensteer.calibration import RolloutKL, calibrate_many, rollout_kl
 from lensteer.evaluation import (
     MEAN,
@@ -38,18 +40,12 @@ from lensteer.evaluation import (
     interval_of,
     run_arms,
 )
-from lensteer.generation import forced_logits
-from lensteer.metrics import kl_divergence
 from lensteer.pipeline import Run
 from lensteer.pipeline.chains import annotator_of
 from lensteer.plots import position_ablation
-from lensteer.positions import Context
 
-Array = np.ndarray
+REFERENCE = ls.onsets.name
 Key = tuple[str, str, str]  # scope, behavior, "down" or "up"
-KINDS = {"down": -1, "up": 1}
-OWN, REFERENCE = "own spans", ls.onsets.name
-MAX_LOGITS = 2**27  # of a batch of given chains
 
 
 @dataclass(frozen=True)
@@ -72,34 +68,8 @@ class Config:
     folder: Path | None = None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is steered, by how much, and on which tasks."""
-
-    model: object
-    vectors: ls.BehaviorVectors
-    site: Mapping[str, int]
-    strength: Mapping[str, float]
-    tasks: list[ls.Task]
-    sampling: Sampling
-    annotator: Annotator = grammar
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One scope and behavior in one comparison. Of `effect` the first entry is the data, the others resample tasks."""
-
-    effect: Array
-    kls: tuple[RolloutKL, ...]
-    edited: float
-    down: float
-    up: float
-    parsed: float = math.nan
-    reached: bool = True
-
-
 def main(config: Config) -> PositionAblation:
-    """Measure all three comparisons."""
+    """Measure all four comparisons."""
     at = _of_run(config) if config.run else _fitted(config)
     scopes = [
         ls.everywhere,
@@ -127,7 +97,8 @@ def main(config: Config) -> PositionAblation:
 
     spent = costs(plans)
     rows = _rows("coefficient", _free(at, config, "coefficient", plans, spent, chains))
-    rows += _rows("forced", _forced(at, config, plans, chains))
+    rows += _rows("forced", forced(at, chains, whole_chains(at, scopes, chains), config.seed))
+    rows += _rows("left out", forced(at, chains, left_out(at, chains), config.seed), WHOLE)
     budget = config.budget or _pooled([kl for key, kl in spent.items() if key[0] == REFERENCE]).statistic(None)
     # A KL grows with the square of the coefficient: the search begins where that leads.
     near = {key: math.sqrt(budget / max(kl.statistic(None), budget / 100)) for key, kl in spent.items()}
@@ -178,7 +149,7 @@ def _free(
         cells[scope, b] = Cell(
             shares.of(names[1], b) - shares.of(names[0], b),
             tuple(costs[key] for key in keys),
-            _edited(at, chains, [plans[keys[0]].scope] * len(chains)),
+            edited(at, chains, [plans[keys[0]].scope] * len(chains)),
             *(plans[key].coefficient for key in keys),
             float(np.mean([r.parsed for r in records if r.arm in names])),
             reached is None or all(reached[key] for key in keys),
@@ -186,70 +157,15 @@ def _free(
     return cells
 
 
-def _forced(
-    at: Setting, config: Config, plans: Mapping[Key, ls.SteeringPlan], chains: Sequence[ls.Trace]
-) -> dict[tuple[str, str], Cell]:
-    """Cells along given chains, the behavior's own spans (with the token before each) among the scopes."""
-    plans = {**plans, **{(OWN, b, kind): plans[REFERENCE, b, kind] for b in at.site for kind in KINDS}}
-    scopes = {key: [_own(c, key[1]) if key[0] == OWN else plan.scope for c in chains] for key, plan in plans.items()}
-    found: dict[Key, list[tuple[torch.Tensor, float]]] = {key: [] for key in plans}
-    longest = max(len(chain.response_ids) for chain in chains)
-    size = max(1, MAX_LOGITS // (longest * int(at.model.cfg.d_vocab)))
-    for begin in range(0, len(chains), size):
-        some = slice(begin, begin + size)
-        given = [c.prompt_ids for c in chains[some]], [c.response_ids for c in chains[some]]
-        plain = forced_logits(at.model, *given)
-        for key, plan in plans.items():
-            own = [replace(plan, scope=scope) for scope in scopes[key][some]]
-            steered = forced_logits(at.model, *given, plans=own)
-            found[key] += [_read(c, key[1], p, q) for c, p, q in zip(chains[some], plain, steered, strict=True)]
-    n = len(chains)
-    draws = np.vstack([np.ones(n), np.random.default_rng(config.seed).multinomial(n, np.full(n, 1 / n), size=2000)])
-    cells = {}
-    for scope, b in dict.fromkeys(key[:2] for key in plans):
-        keys = [(scope, b, kind) for kind in KINDS]
-        down, up = (np.array([log_p for _, log_p in found[key]]) for key in keys)
-        n_own = np.array([sum(span.label == b for span in chain.spans) for chain in chains])
-        cells[scope, b] = Cell(
-            draws @ (up - down) / np.maximum(draws @ n_own, 1),  # no change where there is no sentence of its own
-            tuple(RolloutKL(tuple(kl for kl, _ in found[key])) for key in keys),
-            _edited(at, chains, scopes[keys[0]]),
-            *(plans[key].coefficient for key in keys),
-        )
-    return cells
-
-
-def _read(chain: ls.Trace, b: str, plain: torch.Tensor, steered: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """KL(unsteered || steered) of every token of a response, and the log-probability of its sentences of a behavior."""
-    kl = torch.cat([kl_divergence(p, q) for p, q in zip(plain.split(256), steered.split(256), strict=True)])
-    said = torch.tensor(chain.response_ids, device=steered.device)[:, None]
-    log_p = steered.float().log_softmax(-1).gather(1, said)[:, 0].cpu()
-    own = [slice(s.start - chain.prompt_length, s.end - chain.prompt_length) for s in chain.spans if s.label == b]
-    return kl.cpu(), sum(float(log_p[span].sum()) for span in own)
-
-
-def _own(chain: ls.Trace, b: str) -> ls.PositionScope:
-    """A behavior's spans in one chain, each with the token before it, whose logits begin it."""
-    chosen = [p for span in chain.spans if span.label == b for p in range(span.onset, span.end)]
-    return ls.at(chosen) if chosen else ~ls.everywhere
-
-
-def _edited(at: Setting, chains: Sequence[ls.Trace], scopes: Sequence[ls.PositionScope]) -> float:
-    """How many positions of a chain are chosen, on average."""
-    table, none, total = ls.models.token_table(at.model), torch.zeros(1, dtype=torch.long), 0
-    for chain, scope in zip(chains, scopes, strict=True):
-        context = Context(torch.tensor([chain.ids]), none, torch.tensor([chain.prompt_length]), table)
-        total += int(scope.mask(context).sum())
-    return total / len(chains)
-
-
 def _pooled(kls: Sequence[RolloutKL]) -> RolloutKL:
     """All tokens of several plans on the same prompts."""
     return RolloutKL(tuple(torch.cat(rows) for rows in zip(*(kl.tokens for kl in kls), strict=True)))
 
 
-def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell]) -> list[PositionEffect]:
+def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell], reference: str = REFERENCE) -> list[PositionEffect]:
     """A row per scope and behavior, and one for the mean over behaviors."""
+    if not cells:
+        return []
     rows, effects = [], {key: cell.effect for key, cell in cells.items()}
     scopes, labels = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     effects |= {(scope, MEAN): np.mean([effects[scope, b] for b in labels], axis=0) for scope in scopes}
@@ -263,7 +179,7 @@ def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell]) -> list[Positi
                     scope,
                     b,
                     *interval_of(effects[scope, b]),
-                    *interval_of(effects[REFERENCE, b] - effects[scope, b]),
+                    *interval_of(effects[reference, b] - effects[scope, b]),
                     kl.statistic(None),
                     *kl.interval(None),
                     *(float(np.mean([getattr(cell, k) for cell in own])) for k in ("edited", "down", "up", "parsed")),
@@ -274,8 +190,8 @@ def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell]) -> list[Positi
 
 
 def table(result: PositionAblation, behavior: str = MEAN) -> str:
-    """One line per comparison and scope, of one behavior or their mean."""
-    lines = [f"{behavior} | scope | effect | behind onsets by | KL per token | positions | coefficients | parsed |"]
+    """One line per comparison and scope, of one behavior or their mean; "behind" onsets, or all sentences."""
+    lines = [f"{behavior} | scope | effect | behind by | KL per token | positions | coefficients | parsed |"]
     lines.append("---|---|---|---|---|---|---|---|")
     for r in (r for r in result.rows if r.behavior == behavior):
         effect, behind = (
