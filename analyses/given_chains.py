@@ -1,0 +1,164 @@
+"""What do vectors do along given, unsteered chains? The part of `position_ablation.py` that looks ahead.
+
+A case is a choice of positions in one chain and the sentences whose log-probability is read. Whole chains: all of a
+behavior's sentences, at any scope or at the behavior's own spans with the token before each. Leave one out: a
+behavior's sentence by itself, with all sentences steered, and with all but one: itself, one of the three before it, or
+the chain's first. What stands between two sentences belongs to the first of them, so that the onset, whose logits
+begin a sentence, belongs to the one before. Sentences with fewer than four before them are not read there, so that all
+rows are of the same ones.
+
+Cases that differ only in what is read share a pass, and all of a chain's share the unsteered one.
+`lensteer.ablation.leave_one_out` gives the same importances; it runs all plans again for each set of targets, and its
+KL is KL(steered || unsteered).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import lensteer as ls
+from lensteer.annotation import Annotator, grammar
+from lensteer.behaviors import Span
+from lensteer.calibration import RolloutKL
+from lensteer.evaluation import Sampling
+from lensteer.generation import forced_logits
+from lensteer.metrics import kl_divergence
+from lensteer.positions import Context
+
+Array = np.ndarray
+Case = tuple[ls.PositionScope, Sequence[Span]]  # where a given chain is steered, and the sentences that are read
+Cases = Mapping[tuple[str, str], Sequence[Sequence[Case]]]  # by scope and behavior, and there by chain
+Row = tuple[int, str, str, ls.PositionScope]  # number of a given chain, behavior, "down" or "up", where
+KINDS = {"down": -1, "up": 1}
+OWN, WHOLE = "own spans", "all sentences"
+FIRST, BEFORE = "without the first", 4  # so many sentences before a behavior's own, and they are different ones
+LEFT_OUT = {"without its own": 0, "without the one before": 1, "without the 2nd before": 2, "without the 3rd before": 3}
+MAX_LOGITS = 2**27  # of a batch of given chains
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is steered, by how much, and on which tasks."""
+
+    model: object
+    vectors: ls.BehaviorVectors
+    site: Mapping[str, int]
+    strength: Mapping[str, float]
+    tasks: list[ls.Task]
+    sampling: Sampling
+    annotator: Annotator = grammar
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scope and behavior in one comparison. Of `effect` the first entry is the data, the others resample tasks."""
+
+    effect: Array
+    kls: tuple[RolloutKL, ...]
+    edited: float
+    down: float
+    up: float
+    parsed: float = math.nan
+    reached: bool = True
+
+
+def whole_chains(at: Setting, scopes: Sequence[ls.PositionScope], chains: Sequence[ls.Trace]) -> Cases:
+    """All of a behavior's sentences in each chain, at every scope and at the behavior's own spans."""
+    own = {b: [[span for span in chain.spans if span.label == b] for chain in chains] for b in at.site}
+    cases = {(scope.name, b): [[(scope, spans)] for spans in own[b]] for scope in scopes for b in at.site}
+    return cases | {(OWN, b): [[(_around(spans), spans)] for spans in own[b]] for b in at.site}
+
+
+def _around(spans: Sequence[Span]) -> ls.PositionScope:
+    """Spans of one chain, each with the token before it, whose logits begin it."""
+    chosen = [p for span in spans for p in range(span.onset, span.end)]
+    return ls.at(chosen) if chosen else ~ls.everywhere
+
+
+def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
+    """Each of a behavior's sentences by itself, with all sentences steered, and with all but one."""
+    cases = {(name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.site}
+    for number, chain in enumerate(chains):
+        starts = [*(span.start for span in chain.spans), chain.spans[-1].end]
+        every = set(range(starts[0], starts[-1]))
+        for i, span in enumerate(chain.spans):
+            if i < BEFORE or span.label not in at.site:
+                continue
+            kept = {name: every.difference(range(*starts[i - n : i - n + 2])) for name, n in LEFT_OUT.items()}
+            kept |= {WHOLE: every, FIRST: every.difference(range(*starts[:2]))}
+            for name, positions in kept.items():
+                cases[name, span.label][number].append((ls.at(positions), [span]))
+    return {key: by_chain for key, by_chain in cases.items() if any(by_chain)}
+
+
+def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0) -> dict[tuple[str, str], Cell]:
+    """Cells by scope and behavior. A chain's cases are resampled together."""
+    plans = {
+        (number, b, kind, scope): ls.SteeringPlan(at.vectors[b], at.site[b], sign * at.strength[b], scope)
+        for (_, b), by_chain in cases.items()
+        for kind, sign in KINDS.items()
+        for number, some in enumerate(by_chain)
+        for scope, _ in some
+    }
+    found, n = _along(at.model, chains, plans), len(chains)
+    draws = np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=2000)])
+    cells = {}
+    for (name, b), by_chain in cases.items():
+        listed = [(number, *case) for number, some in enumerate(by_chain) for case in some]
+        n_read, log_p = np.zeros(n), {kind: np.zeros(n) for kind in KINDS}
+        kls = {kind: [[torch.zeros(0, dtype=torch.float64)] for _ in chains] for kind in KINDS}
+        for number, scope, spans in listed:
+            n_read[number] += len(spans)
+            for kind in KINDS:
+                kl, said = found[number, b, kind, scope]
+                kls[kind][number].append(kl)
+                begin = chains[number].prompt_length
+                log_p[kind][number] += sum(float(said[s.start - begin : s.end - begin].sum()) for s in spans)
+        cells[name, b] = Cell(
+            draws @ (log_p["up"] - log_p["down"]) / np.maximum(draws @ n_read, 1),  # no sentence of its own, no change
+            tuple(RolloutKL(tuple(map(torch.cat, kls[kind]))) for kind in KINDS),
+            edited(at, [chains[number] for number, *_ in listed], [scope for _, scope, _ in listed]),
+            *(sign * at.strength[b] for sign in KINDS.values()),
+        )
+    return cells
+
+
+def _along(
+    model: object, chains: Sequence[ls.Trace], plans: Mapping[Row, ls.SteeringPlan]
+) -> dict[Row, tuple[torch.Tensor, torch.Tensor]]:
+    """KL(unsteered || steered) of every token of a response, and its log-probability when steered."""
+    longest = max(len(chain.response_ids) for chain in chains)
+    size, found = max(1, MAX_LOGITS // (longest * int(model.cfg.d_vocab))), {}
+    for begin in range(0, len(chains), size):
+        numbers = range(begin, min(begin + size, len(chains)))
+        plain = dict(zip(numbers, _logits(model, [chains[number] for number in numbers]), strict=True))
+        rows = [row for row in plans if row[0] in plain]
+        for start in range(0, len(rows), len(plain)):
+            some = rows[start : start + len(plain)]
+            steered = _logits(model, [chains[row[0]] for row in some], [plans[row] for row in some])
+            for row, q in zip(some, steered, strict=True):
+                halves = zip(plain[row[0]].split(256), q.split(256), strict=True)
+                said = torch.tensor(chains[row[0]].response_ids, device=q.device)[:, None]
+                log_p = q.float().log_softmax(-1).gather(1, said)[:, 0]
+                found[row] = torch.cat([kl_divergence(p, part) for p, part in halves]).cpu(), log_p.cpu()
+    return found
+
+
+def _logits(
+    model: object, chains: Sequence[ls.Trace], plans: Sequence[ls.SteeringPlan] | None = None
+) -> list[torch.Tensor]:
+    return forced_logits(model, [c.prompt_ids for c in chains], [c.response_ids for c in chains], plans=plans)
+
+
+def edited(at: Setting, chains: Sequence[ls.Trace], scopes: Sequence[ls.PositionScope]) -> float:
+    """How many positions of a chain are chosen, on average."""
+    table, none, total = ls.models.token_table(at.model), torch.zeros(1, dtype=torch.long), 0
+    for chain, scope in zip(chains, scopes, strict=True):
+        context = Context(torch.tensor([chain.ids]), none, torch.tensor([chain.prompt_length]), table)
+        total += int(scope.mask(context).sum())
+    return total / len(chains)
