@@ -25,7 +25,8 @@ def run_all(browser: Browser, server: Server, notebook: str, n_cells: int) -> No
     page.wait_for_function(_READY, arg=n_cells)
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(_RAN, arg=_WRONG, timeout=3 * PATIENCE)
-    assert page.locator(_WRONG).all_inner_texts() == []
+    wrong = page.locator(_WRONG).all_text_contents()
+    assert not wrong, "\n".join(wrong)
 
 
 def set_theme(browser: Browser, theme: str) -> None:
