@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.plots.style import LINE, MARKERS, MUTED, PAPER, Number, color, curve, faint, finish
+from lensteer.plots.style import LINE, MARKERS, MUTED, PAPER, band, color, curve, finish
 from lensteer.vectors import BehaviorVectors
 
 #: For signs that plotly lacks in space, or draws there as a box.
@@ -106,7 +106,7 @@ def layer_angles(vectors: BehaviorVectors) -> go.Figure:
             if bounds is not None:
                 low, high = (bound[b].tolist() for bound in bounds)
                 said = [f"<br>{_LEVEL:.0%} interval {lo:.1f}° to {hi:.1f}°" for lo, hi in zip(low, high, strict=True)]
-                figure.add_trace(_band(label, layers[1:], low, high), row=1, col=column)
+                figure.add_trace(band(label, layers[1:], low, high), row=1, col=column)
             line = curve(label, layers[1:], angles[b].tolist(), f"{hover}<extra></extra>", said)
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
     figure.add_hline(y=90, line=dict(color=MUTED, width=1, dash="dot"))
@@ -215,20 +215,6 @@ def _path(
         ),
         customdata=rows,
         hovertemplate=f"{hover}<extra></extra>",
-    )
-
-
-def _band(label: str, x: Sequence[int], low: Sequence[Number], high: Sequence[Number]) -> go.Scatter:
-    return go.Scatter(
-        x=[*x, *reversed(x)],
-        y=[*high, *reversed(low)],
-        fill="toself",
-        fillcolor=faint(label, 0.16),
-        line=dict(width=0),
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=label,
     )
 
 

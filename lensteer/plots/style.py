@@ -101,6 +101,21 @@ def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows
     )
 
 
+def band(label: str, x: Sequence[Number], low: Sequence[Number], high: Sequence[Number]) -> go.Scatter:
+    """The area between two lines, in the color of a behavior."""
+    return go.Scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=faint(label, 0.16),
+        line=dict(width=0),
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=label,
+    )
+
+
 def rings(points: Sequence[tuple[str, Number, Number]]) -> go.Scatter:
     """Large rings around chosen points: (behavior, x, y)."""
     marker = dict(symbol="circle-open", size=18, color=[color(label) for label, _, _ in points], line=dict(width=3))

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from lensteer.attribution import LayerScores
 from lensteer.geometry import CosineMatrix
 from lensteer.overlap import SIDES, EmbeddingOverlap
-from lensteer.plots.style import DIVERGING, INK, color_bar, curve, faint, finish, key, rings
+from lensteer.plots.style import DIVERGING, INK, band, color_bar, curve, finish, key, rings
 
 
 def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
@@ -25,17 +25,7 @@ def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> 
     noisy = scores.below_noise().tolist()
     for b, label in enumerate(scores.labels):
         mean, low, high = (values[b].tolist() for values in (scores.mean, scores.low, scores.high))
-        figure.add_scatter(
-            x=[*scores.layers, *reversed(scores.layers)],
-            y=[*high, *reversed(low)],
-            fill="toself",
-            fillcolor=faint(label, 0.16),
-            line=dict(width=0),
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=label,
-        )
+        figure.add_trace(band(label, scores.layers, low, high))
         remarks = ["<br>under ten times the noise floor" if flag else "" for flag in noisy[b]]
         hover = (
             f"<b>{label}</b>, layer %{{x}}<br>{scores.name} %{{y:.3g}} {scores.unit}<br>"
