@@ -27,7 +27,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import lensteer as ls
-from lensteer import models
+from lensteer import twins
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.generation import generate
 from lensteer.vectors import Direction
@@ -79,7 +79,7 @@ def timed(model, prompts: list[list[int]], plan, n: int) -> float:
 
 def without_cache(model, prompt: list[int], plan, n: int) -> float:
     """Seconds for `n` tokens with a whole forward each, hooked where there is a plan."""
-    twin, ids = models.plain_twin(model), list(prompt)
+    twin, ids = twins.plain_twin(model), list(prompt)
     handle = None
     if plan is not None:
         added = plan.coefficient * plan.vector
@@ -87,7 +87,7 @@ def without_cache(model, prompt: list[int], plan, n: int) -> float:
         def hook(_module, _inputs, output):
             return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
 
-        handle = models.twin_layer(twin, plan.layer).register_forward_hook(hook)
+        handle = twins.twin_layer(twin, plan.layer).register_forward_hook(hook)
     begin = time.perf_counter()
     with torch.inference_mode():
         for _ in range(n):
@@ -100,7 +100,7 @@ def without_cache(model, prompt: list[int], plan, n: int) -> float:
 
 def hooks_during_decode(model, prompt: list[int], plan) -> int:
     """How many forward hooks the modules of the running model carry after the first token (some are its own)."""
-    twin = models.plain_twin(model)
+    twin = twins.plain_twin(model)
     most, step = 0, 0
 
     def advance(_n: int) -> None:

@@ -6,15 +6,15 @@ Layer `l` is 0-based and means the residual stream behind block `l`. Knows nothi
 from __future__ import annotations
 
 import hashlib
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lensteer.errors import LensteerError
 from lensteer.positions import TokenTable
@@ -53,7 +53,8 @@ def load_model(
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise LensteerError(f"{source!r} is a folder without config.json: give the folder of a Hugging Face checkpoint")
     try:
-        model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
+        with _no_bar() if name_or_path is None else nullcontext():  # it is there at once
+            model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LensteerError(
             f"cannot load model {source!r}: give a folder with a Hugging Face checkpoint, a name on the hub, or "
@@ -63,6 +64,20 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the bar that Hugging Face shows while it loads weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def n_layers(model: TransformerBridge) -> int:
@@ -254,47 +269,3 @@ def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
 def token_table(model: TransformerBridge) -> TokenTable:
     """Facts about the model's vocabulary, worked out once per tokenizer."""
     return _table(model.tokenizer, int(model.cfg.d_vocab))
-
-
-_twins: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], nn.Module | None]] = weakref.WeakKeyDictionary()
-
-
-def plain_twin(model: TransformerBridge) -> nn.Module | None:
-    """A plain Hugging Face model on the very same parameters, for hot loops: its attention is the fused kernel.
-
-    None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), where
-    its layers are not laid out as Llama's, or where TransformerLens has processed the weights.
-    """
-    if getattr(model, "compatibility_mode", False):
-        return None
-    storages = tuple(tensor.data_ptr() for tensor in model.original_model.parameters())
-    if model not in _twins or _twins[model][0] != storages:  # the model may have been moved, cast or given new weights
-        _twins[model] = (storages, _build_twin(model))
-    return _twins[model][1]
-
-
-def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
-    """The module of a plain twin whose output is the residual stream behind a block."""
-    return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
-
-
-def _build_twin(model: TransformerBridge) -> nn.Module | None:
-    original = model.original_model
-    if not hasattr(getattr(original, "model", None), "rotary_emb"):
-        return None
-    state = {k.replace("._original_component", ""): v for k, v in original.state_dict().items()}
-    config = original.config
-    with torch.device("meta"):
-        twin = type(original)._from_config(config, attn_implementation="sdpa", dtype=original.dtype)
-    twin.load_state_dict({k: v for k, v in state.items() if k in twin.state_dict()}, strict=False, assign=True)
-    twin.tie_weights()
-    rotary = type(twin.model.rotary_emb)
-    twin.model.rotary_emb = rotary(config=config).to(device(model))
-    if any(p.is_meta for p in [*twin.parameters(), *twin.buffers()]):
-        return None
-    twin.eval()
-    ids = torch.arange(min(8, int(model.cfg.d_vocab)), device=device(model))[None]
-    with torch.inference_mode():
-        ours, theirs = model(ids), twin(input_ids=ids).logits
-    close = torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
-    return twin if close or original.dtype != torch.float32 else None

@@ -206,9 +206,9 @@ def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[
 
 
 def layer_names(layers: Sequence[int]) -> str:
-    """Layers in words: "layer 3", "layers 1–6", "layers 1, 4 and 5"."""
+    """Layers in words: "layer 3", "layers 1 to 6", "layers 1, 4 and 5"."""
     if len(layers) == 1:
         return f"layer {layers[0]}"
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"layers {layers[0]}–{layers[-1]}"
+        return f"layers {layers[0]} to {layers[-1]}"
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}" if layers else "no layers"

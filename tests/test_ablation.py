@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lensteer as ls
-from lensteer import models
+from lensteer import models, twins
 from lensteer.ablation import ForcedChain, forced_effect, leave_one_out
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.generation import forced_logits
@@ -80,7 +80,7 @@ def test_effects_are_those_of_teacher_forcing(tiny_model, random_direction, fami
 def test_only_what_follows_the_first_edit_is_run_again(organism, random_direction):
     (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=60)
     chain, seen = ForcedChain.of(organism, trace), []
-    twin = models.plain_twin(organism)
+    twin = twins.plain_twin(organism)
     handle = twin.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )

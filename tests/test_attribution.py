@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lensteer.attribution.rows as rows_module
-from lensteer import models
+from lensteer import models, twins
 from lensteer.attribution import LayerScores, attribute, efficiency
 from lensteer.attribution.cells import Cells, average, sampling_error
 from lensteer.behaviors import Span
@@ -79,8 +79,8 @@ def vectors_for(model, raw: torch.Tensor | None = None, labels=LABELS, n_control
 
 def no_hook_is_left(model) -> bool:
     """None at all on the bridge, none of ours on its plain twin (Hugging Face has its own)."""
-    twin = models.plain_twin(model)
-    layers = [] if twin is None else [models.twin_layer(twin, i) for i in range(models.n_layers(model))]
+    twin = twins.plain_twin(model)
+    layers = [] if twin is None else [twins.twin_layer(twin, i) for i in range(models.n_layers(model))]
     behind = [hook for layer in layers for hook in layer._forward_hooks.values()]
     ours = [hook for hook in behind if hook.__module__.startswith("lensteer")]
     return not ours and all(not point.fwd_hooks for point in model.hook_dict.values())

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.attribution import attribute
 from lensteer.attribution.exact import exact_cells
 from lensteer.attribution.rows import MAX_ROWS, Rows, SharedCache, row_edits, rows_per_forward
@@ -144,11 +144,11 @@ def test_somebody_elses_hooks_stay_in_force(tiny_model, traces):
 def test_bridge_and_plain_twin_agree(tiny_model, traces, monkeypatch):
     model = tiny_model("qwen2")
     vectors = vectors_for(model)
-    assert models.plain_twin(model) is not None
+    assert twins.plain_twin(model) is not None
     methods = ("exact", "fisher", "fisher_jvp", "signed", "published")
     positions = dict(positions="all", keep_cells=True)
     twin = [attribute(model, traces, vectors, method=m, **positions) for m in methods]
-    monkeypatch.setattr(models, "plain_twin", lambda model: None)
+    monkeypatch.setattr(twins, "plain_twin", lambda model: None)
     bridge = [attribute(model, traces, vectors, method=m, **positions) for m in methods]
     for ours, theirs in zip(bridge, twin, strict=True):
         torch.testing.assert_close(ours.cells.values, theirs.cells.values, rtol=1e-3, atol=1e-5)

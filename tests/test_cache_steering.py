@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import lensteer as ls
-from lensteer import models
+from lensteer import models, twins
 from lensteer.cache_steering import (
     CachePlan,
     CacheVector,
@@ -40,7 +40,7 @@ def random_vector(model, seed=0, size=3.0, position="last_prompt"):
 
 def by_hand(model, ids, slot, vector, c_values, c_keys, layers=None):
     """Logits behind a prompt whose slot was edited, with nothing of ours: token by token, on the Hugging Face cache."""
-    plain = models.plain_twin(model)
+    plain = twins.plain_twin(model)
     cache = DynamicCache()
     for position, token in enumerate(ids):
         out = plain(input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[position]]), past_key_values=cache)
@@ -60,7 +60,7 @@ def test_keys_are_read_as_they_were_before_rotation(tiny_model, family):
     model = tiny_model(family)
     ids = models.encode(model, TEXTS[2])
     (keys, values) = read_slots(model, [ids], [len(ids) - 2])
-    plain = models.plain_twin(model)
+    plain = twins.plain_twin(model)
     for shift in (0, 7, 40):
         cache = DynamicCache()
         place = torch.arange(len(ids))[None] + shift
@@ -87,7 +87,7 @@ def test_only_the_slot_changes(tiny_model):
     ids = torch.tensor([models.encode(model, TEXTS[0])] * 2)
     cache = DynamicCache()
     with torch.no_grad():
-        models.plain_twin(model)(input_ids=ids, past_key_values=cache)
+        twins.plain_twin(model)(input_ids=ids, past_key_values=cache)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
     vector = random_vector(model)
     edit_cache(model, cache, [1], [3], [3], [CachePlan(vector, 2.0, 0.5, layers=(0, 2))])

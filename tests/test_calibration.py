@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.attribution import LayerScores
 from lensteer.calibration import RolloutKL, calibrate, calibrate_many, rollout_kl, starting_coefficient
 from lensteer.calibration.search import Search
@@ -326,7 +326,7 @@ def test_what_was_measured_is_not_lost(tiny_model, random_direction):
 
 def test_forwards_are_counted(tiny_model, random_direction):
     model = tiny_model("qwen2")
-    twin, calls = models.plain_twin(model), []
+    twin, calls = twins.plain_twin(model), []
     handle = twin.register_forward_pre_hook(lambda module, args, kwargs: calls.append(1), with_kwargs=True)
     try:
         found = calibrate(model, prompts_of(model), random_direction(model), 1, budget=0.1, max_new_tokens=6)

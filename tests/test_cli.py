@@ -98,6 +98,9 @@ def test_options_reach_the_run(lensteer, monkeypatch, tmp_path):
         config = calls[-1][1].config
         assert (config.model, config.window, config.negatives) == ("some/model", "span", "all")
         assert (config.scope, config.seed, config.n_train) == ("generated", 7, DEMO.n_train)
+        assert config.tasks == "builtin"  # the organism's are of no use to another model
+    lensteer("run", "--out", tmp_path / "c", *options, "--tasks", "organism")
+    assert calls[-1][1].config.tasks == "organism"
 
 
 def test_a_stage_a_command_makes_the_same_run(lensteer, monkeypatch, tmp_path):

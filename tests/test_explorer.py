@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import lensteer as ls
 import synthetic
-from lensteer import models, positions
+from lensteer import models, positions, twins
 from lensteer.behaviors import BEHAVIORS, Span
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.calibration import starting_coefficient
@@ -321,7 +321,7 @@ def test_a_private_copy_shares_weights_and_nothing_else(organism, vectors):
         assert torch.equal(organism(ids), before)
         assert not torch.allclose(copied(ids), before, atol=1e-2)
         assert not foreign_hooks(organism)
-    assert models.plain_twin(copied) is not models.plain_twin(organism)
+    assert twins.plain_twin(copied) is not twins.plain_twin(organism)
     with plan.on(organism), pytest.raises(ls.LensteerError, match="plan is on"):
         private_copy(organism)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lensteer as ls
-from lensteer import models
+from lensteer import models, twins
 from lensteer.generation import generate
 from lensteer.positions import at, everywhere, generated, onsets, prompt, sentence_starts, thinking
 from lensteer.steering import SteeringPlan, active_plans, foreign_hooks
@@ -122,7 +122,7 @@ def test_twin_and_bridge_write_the_same_under_plans_that_are_on(nested, tiny_mod
                 results.append(_generate(model, prompts, through_bridge, fired, options))
         assert bool(fired) == through_bridge
     assert results[0] == results[1]
-    assert models.plain_twin(model) is not None
+    assert twins.plain_twin(model) is not None
 
 
 def _generate(model, prompts, through_bridge, fired, options):
@@ -227,8 +227,8 @@ def test_no_hook_is_left_when_generation_is_interrupted(through_bridge, tiny_mod
         generate(model, prompts_of(model)[:1], max_new_tokens=4, plans=[plan + SteeringPlan(tall, 99)])
     assert not foreign_hooks(model)
     assert not active_plans(model)
-    twins = [h for m in models.plain_twin(model).modules() for h in m._forward_hooks.values()]
-    assert not [h for h in twins if h.__module__.startswith("lensteer")]  # Hugging Face has some of its own
+    hooks = [h for m in twins.plain_twin(model).modules() for h in m._forward_hooks.values()]
+    assert not [h for h in hooks if h.__module__.startswith("lensteer")]  # Hugging Face has some of its own
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lensteer as ls
-from lensteer import models
+from lensteer import models, twins
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
 BOS = {"qwen2": False, "llama": True, "qwen3": False, "gemma3": True}
@@ -243,7 +243,7 @@ def test_offsets_of_a_sentencepiece_like_tokenizer(ids, strips):
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
 def test_the_twin_shares_storage_and_gives_the_bridges_logits(family, tiny_model):
     model = tiny_model(family)
-    twin = models.plain_twin(model)
+    twin = twins.plain_twin(model)
     assert twin is not None
     ours = {k.replace("._original_component", ""): v for k, v in model.original_model.state_dict().items()}
     theirs = twin.state_dict()
@@ -261,14 +261,14 @@ def test_the_twin_shares_storage_and_gives_the_bridges_logits(family, tiny_model
 def test_the_twin_follows_the_models_weights(tiny_checkpoint):
     model = ls.load_model(tiny_checkpoint())
     ids = torch.tensor([[5, 6, 7, 8]])
-    before = models.plain_twin(model)
-    assert models.plain_twin(model) is before
+    before = twins.plain_twin(model)
+    assert twins.plain_twin(model) is before
     weight = model.original_model.get_parameter("model.norm._original_component.weight")
     with torch.no_grad():
         weight.mul_(2)  # in place: the very same numbers
         torch.testing.assert_close(before(input_ids=ids).logits, model(ids), atol=1e-3, rtol=0)
         weight.data = weight.data / 4  # other storage
-        after = models.plain_twin(model)
+        after = twins.plain_twin(model)
         torch.testing.assert_close(after(input_ids=ids).logits, model(ids), atol=1e-3, rtol=0)
     assert after is not before
 
@@ -277,15 +277,23 @@ def test_there_is_no_twin_where_it_would_lie(tiny_checkpoint, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = ls.load_model(tiny_checkpoint(n_layers=2))
-    assert models.plain_twin(model) is not None
+    assert twins.plain_twin(model) is not None
     model.enable_compatibility_mode()
-    assert models.plain_twin(model) is None
+    assert twins.plain_twin(model) is None
 
     folder = shutil.copytree(tiny_checkpoint(), tmp_path / "gpt2")
     (folder / "model.safetensors").unlink()
     size = len(model.tokenizer)
     GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64)).save_pretrained(folder)
     other = ls.load_model(folder)  # another layout: it generates through the bridge
-    assert models.plain_twin(other) is None
+    assert twins.plain_twin(other) is None
     (result,) = ls.generation.generate(other, [[5, 6, 7]], max_new_tokens=4)
     assert 1 <= len(result.ids) <= 4
+
+
+def test_the_embedded_model_loads_without_a_bar(capfd):
+    from transformers.utils import logging
+
+    models.load_model()
+    assert "Loading weights" not in "".join(capfd.readouterr())
+    assert logging.is_progress_bar_enabled()

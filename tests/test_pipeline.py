@@ -18,6 +18,7 @@ import pytest
 from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, load_results, run_stage
+from lensteer.traces import load_traces, save_traces
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = RunConfig(
@@ -107,6 +108,18 @@ def test_only_what_is_missing_is_done(folder, finished, monkeypatch):
     complete(Run.open(folder))
     assert calls == ["evaluate", "report"]
     assert artifacts(folder) == artifacts(finished[0])
+
+
+def test_chains_without_any_steered_behavior_end_the_run_early(folder):
+    run = Run.open(folder)
+    traces = [
+        replace(t, spans=tuple(s for s in t.spans if s.label not in STEERED))
+        for t in load_traces(run.path("annotated.jsonl"))
+    ]
+    save_traces(traces, run.path("annotated.jsonl"))
+    del run.stages["vectors"]
+    with pytest.raises(LensteerError, match=r"sentences of .*'deduction'.* only, and of none that is steered"):
+        run_stage(run, "vectors")
 
 
 def test_two_processes_do_not_work_on_one_run(folder, tmp_path):

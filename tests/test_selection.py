@@ -70,7 +70,7 @@ def test_the_best_of_the_middle_is_chosen():
 def test_words_say_why():
     site = select_layers(SCORES, OVERLAP)
     assert site.why["uncertainty-estimation"] == (
-        "layer 4 of 8: the largest exact KL (0.3 nats, 95 % interval 0.29 to 0.31, 12 spans) among layers 2–6; "
+        "layer 4 of 8: the largest exact KL (0.3 nats, 95 % interval 0.29 to 0.31, 12 spans) among layers 2 to 6; "
         "layers 0 and 1 left out, because the overlap with the embedding (0.41, 0.20) exceeds 1.2 times the "
         "median over layers (0.08); layer 7 left out, because too few layers follow to use the vector"
     )
@@ -172,5 +172,5 @@ def test_layers_in_words():
     assert layer_names([]) == "no layers"
     assert layer_names([3]) == "layer 3"
     assert layer_names([3, 4]) == "layers 3 and 4"
-    assert layer_names([3, 4, 5]) == "layers 3–5"
+    assert layer_names([3, 4, 5]) == "layers 3 to 5"
     assert layer_names([1, 4, 5]) == "layers 1, 4 and 5"

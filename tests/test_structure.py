@@ -26,7 +26,7 @@ PACKAGE = ROOT / "lensteer"
 ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors", "_version"]),
     ("values", ["files", "behaviors", "tasks", "positions", "metrics"]),
-    ("model", ["models", "rotary", "organism", "steering", "cache_steering", "generation"]),
+    ("model", ["models", "twins", "rotary", "organism", "steering", "cache_steering", "generation"]),
     ("text", ["traces", "splitting", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry", "projections"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),

@@ -109,7 +109,7 @@ def test_a_behavior_without_spans_is_left_out(model, traces):
     assert vectors.labels == STEERED[:3]
     assert vectors.counts["backtracking"] == 0
     assert vectors.raw.isfinite().all()
-    with pytest.raises(LensteerError, match="'backtracking' had no span in the traces: there are 'adding-know"):
+    with pytest.raises(LensteerError, match="'backtracking' had no span in the traces: choose one of 'adding-know"):
         vectors["backtracking"]
     with pytest.raises(LensteerError, match="unknown behavior 'wandering'"):
         vectors["wandering"]
@@ -157,8 +157,9 @@ def test_nothing_to_fit(model, traces):
     with pytest.raises(LensteerError, match="annotate the traces first"):
         fit_vectors(model, [replace(t, spans=()) for t in traces])
     one = [replace(t, spans=tuple(s for s in t.spans if s.label == "backtracking")) for t in traces if t.spans]
-    with pytest.raises(LensteerError, match="negatives 'rest' leave nothing to subtract"):
-        fit_vectors(model, one, negatives="rest")
+    for negatives in ("rest", "spans", "same_trace"):
+        with pytest.raises(LensteerError, match=f"negatives '{negatives}' leave nothing to subtract"):
+            fit_vectors(model, one, negatives=negatives)
     with pytest.raises(LensteerError, match="unknown negatives 'none'"):
         fit_vectors(model, traces, negatives="none")
 

@@ -30,7 +30,6 @@ from lensteer.attribution.request import (
     scaled_vectors,
 )
 from lensteer.attribution.scores import LayerScores
-from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
@@ -160,9 +159,11 @@ def attribute(
     labels = vectors.labels if behaviors is None else tuple(dict.fromkeys(behaviors))
     chosen = vectors.layers if layers is None else tuple(dict.fromkeys(layers))
     if not (labels and chosen):
-        raise LensteerError(f"nothing to score: behaviors={behaviors!r}, layers={layers!r}; name at least one")
+        raise LensteerError(
+            f"nothing to score: behaviors={behaviors!r}, layers={layers!r}; name at least one of {list(vectors.labels)}"
+        )
     for label in labels:
-        check_behavior(label, vectors.labels)
+        vectors[label]  # raises
     for layer in chosen:
         models.check_layer(model, layer)
         if layer not in vectors.layers:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.errors import LensteerError
 from lensteer.metrics import kl_divergence
 from lensteer.steering import active_plans, attached, foreign_hooks
@@ -109,7 +109,7 @@ class SharedCache:
 
     It keeps every position at every layer, also where the model itself attends to a sliding window only: there
     the rows' mask is narrowed to that window. Filling and rows run on the plain twin of the model where there is
-    one (`models.plain_twin`); on the bridge where somebody else's hooks are on it, and in half precision, where its
+    one (`twins.plain_twin`); on the bridge where somebody else's hooks are on it, and in half precision, where its
     attention rounds rows as it rounds whole texts and the fused kernels do not (bfloat16 organism, onsets: noise
     floor 0 against 1e-4 nats).
 
@@ -149,7 +149,7 @@ class SharedCache:
         self.model, self._difference = model, difference
         self._windows = _windows(model)
         fused = model.original_model.dtype in TOLERATED and not foreign_hooks(model)
-        self._runner: nn.Module = (models.plain_twin(model) if fused else None) or model
+        self._runner: nn.Module = (twins.plain_twin(model) if fused else None) or model
         self.ids = torch.tensor(ids[: int(positions.max()) + 1], device=models.device(model))
         self._cache = DynamicCache()
         self._cache.layers = [_Shared() for _ in self._windows]

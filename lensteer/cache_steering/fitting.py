@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.cache_steering.pairs import Pair
 from lensteer.cache_steering.vectors import CacheVector, check_position, index_in
 from lensteer.errors import LensteerError
@@ -98,7 +98,7 @@ def read_slots(
         use_cache=True,
         logits_to_keep=1,
     )
-    twin = models.plain_twin(model)
+    twin = twins.plain_twin(model)
     if twin is not None:
         twin(input_ids=ids, **options)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for
 from lensteer.pipeline import MANIFEST, CacheFit, CacheRun, Run, cache_fit, cache_run, render_report
 
 caching = typer.Typer(cls=Commands, no_args_is_help=True, help=__doc__)
@@ -39,7 +39,7 @@ def run(
     vector: Annotated[Path, typer.Argument(help="From `lensteer cache fit`.")],
     out: Annotated[Path, typer.Option(help="A folder; that of a run gets the figures into its report.")],
     model: Model = None,
-    tasks: Tasks = "organism",
+    tasks: Tasks = None,
     words: Annotated[str, typer.Option(help="Put behind every question, in every arm.")] = "",
     c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
     c_keys: Annotated[float, typer.Option(help="Coefficient of the keys.")] = 0.0,
@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Edit one slot of each prompt's cache, and measure what it does against random vectors and asking in words."""
     config = CacheRun(
-        str(vector), model, tasks, words, numbers(c_values), c_keys, n_dev, n_test, n_random, temperature,
-        max_new_tokens, batch_size, dtype, device, seed,
+        str(vector), model, tasks_for(model, tasks), words, numbers(c_values), c_keys, n_dev, n_test, n_random,
+        temperature, max_new_tokens, batch_size, dtype, device, seed,
     )  # fmt: skip
     cache_run(config, out, typer.echo)
     if (out / MANIFEST).exists() and "report" in (opened := Run.open(out)).stages:

@@ -11,7 +11,7 @@ import typer
 
 from lensteer.cli.annotating import annotating
 from lensteer.cli.caching import caching
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, tasks_for
 from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, run_stage
 
 app = typer.Typer(
@@ -24,11 +24,15 @@ Annotator = Annotated[
 ]
 Classifier = Annotated[str | None, typer.Option(help="The file that `lensteer annotate fit` wrote.")]
 Chains = Annotated[str | None, typer.Option(help="Chains to use instead of generating any: traces, or annotated ones.")]
-Number = Annotated[int | None, typer.Option(help="Default: that of the run's size.")]
 Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's.")]
 Window = Annotated[str, typer.Option(help="Where a behavior is read: onset, onset±k, span or published.")]
 Negatives = Annotated[str, typer.Option(help="What it is compared with: spans, all, rest or same_trace.")]
 Scope = Annotated[str, typer.Option(help="Where steering acts: onsets, thinking, generated, everywhere, ...")]
+
+
+def _size(name: str, what: str) -> Any:
+    """A number whose default hangs on the run's size."""
+    return typer.Option(help=what, show_default=f"{getattr(RunConfig(), name)}; small: {getattr(DEMO, name)}")
 
 
 @app.command()
@@ -43,7 +47,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
     def command(
         out: Out,
         model: Model = None,
-        tasks: Tasks = "organism",
+        tasks: Tasks = None,
         small: Small = False,
         window: Window = "onset",
         negatives: Negatives = "spans",
@@ -54,19 +58,19 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         chains: Chains = None,
         dtype: Dtype = "float32",
         device: Device = None,
-        n_train: Number = None,
-        n_dev: Number = None,
-        n_test: Number = None,
-        n_samples: Number = None,
-        n_random: Number = None,
-        n_nulls: Number = None,
-        max_new_tokens: Number = None,
-        batch_size: Number = None,
+        n_train: Annotated[int | None, _size("n_train", "Tasks that vectors are fitted on.")] = None,
+        n_dev: Annotated[int | None, _size("n_dev", "Tasks that coefficients are chosen on.")] = None,
+        n_test: Annotated[int | None, _size("n_test", "Held-out tasks.")] = None,
+        n_samples: Annotated[int | None, _size("n_samples", "Chains per held-out task and arm.")] = None,
+        n_random: Annotated[int | None, _size("n_random", "Random vectors per steered layer.")] = None,
+        n_nulls: Annotated[int | None, _size("n_nulls", "Control vectors beside the scores.")] = None,
+        max_new_tokens: Annotated[int | None, _size("max_new_tokens", "Per chain.")] = None,
+        batch_size: Annotated[int | None, _size("batch_size", "Chains that are made together.")] = None,
     ) -> None:
         sizes = DEMO if small else RunConfig()
         asked: dict[str, Any] = dict(
             model=model,
-            tasks=tasks,
+            tasks=tasks_for(model, tasks),
             window=window,
             negatives=negatives,
             scope=scope,

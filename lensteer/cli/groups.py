@@ -28,7 +28,20 @@ class Commands(TyperGroup):
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
 Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: TransformerLens chooses.")]
-Tasks = Annotated[str, typer.Option(help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.",
+        show_default="builtin, and organism for the embedded model",
+    ),
+]
+
+
+def tasks_for(model: str | None, tasks: str | None) -> str:
+    """The tasks that were asked for, or those that fit the model: only the embedded one can do its own."""
+    return tasks or ("organism" if model is None else "builtin")
+
+
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 
 

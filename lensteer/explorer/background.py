@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lensteer import models
+from lensteer import twins
 from lensteer.errors import LensteerError
 from lensteer.steering import active_plans
 
@@ -37,7 +37,7 @@ def private_copy(model: TransformerBridge) -> TransformerBridge:
         raise LensteerError("a steering plan is on: leave `with plan.on(model)` before exploring")
     shared = {id(x): x for x in [*model.parameters(), *model.buffers(), model.tokenizer]}
     made: TransformerBridge = copy.deepcopy(model, shared)
-    models.plain_twin(made)  # now, because building one sets torch's default dtype for a moment
+    twins.plain_twin(made)  # now, because building one sets torch's default dtype for a moment
     return made
 
 

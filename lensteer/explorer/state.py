@@ -5,6 +5,7 @@ Values and pure functions only: knows neither widgets nor threads, and runs no m
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,8 +221,12 @@ def code_of(state: State, scope: str, *, continued: bool = False, ranked: LeaveO
         lines.append("from lensteer.cache_steering import CachePlan")
     if continued:
         lines.append("from lensteer.explorer import continue_chain")
-    lines += ["", f"trace = traces[{state.trace}]"]
-    given = [f"vectors[{state.behavior!r}]", f"layer={state.layer}", f"coefficient={state.coefficient!r}"]
+    lines += ["", f"trace = traces[{state.trace}]  # of those that the explorer was given"]
+    given = [
+        f"vectors[{json.dumps(state.behavior, ensure_ascii=False)}]",
+        f"layer={state.layer}",
+        f"coefficient={state.coefficient!r}",
+    ]
     kind = [f"operator={state.operator!r}"] if state.operator != "add" else []
     if state.channel == "cache":
         lines.append(f"plan = CachePlan(cache_vector, c_values={state.c_values!r})")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from lensteer import models
+from lensteer import twins
 from lensteer.cache_steering import CachePlan, edit_cache
 from lensteer.cache_steering.plans import check_plan
 from lensteer.steering import Plan, Plans, active_plans, foreign_hooks
@@ -24,7 +24,7 @@ def choose_runner(
 ) -> tuple[nn.Module, list[Plan | None]]:
     """What runs `n` rows, and what it has to do to each: the plain twin knows nothing of the plans that are on."""
     rows: list[Plan | None] = list(plans or [None] * n)
-    twin = None if foreign_hooks(model) else models.plain_twin(model)
+    twin = None if foreign_hooks(model) else twins.plain_twin(model)
     for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
         seen = on if twin is not None else Plans((), on.slots)  # the bridge's own hooks edit its residuals
         rows = [seen if row is None else seen + row for row in rows]

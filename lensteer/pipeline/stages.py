@@ -93,6 +93,11 @@ def _vectors(run: Run) -> dict[str, Any]:
     traces = load_traces(run.path("annotated.jsonl"))
     options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=c.n_nulls, seed=c.seed)
     vectors = fit_vectors(run.model, traces, **options)
+    if not set(STEERED) & set(vectors.labels):
+        raise LensteerError(
+            f"the chains have sentences of {list(vectors.labels)} only, and of none that is steered ({list(STEERED)}): "
+            "take another annotator, or longer chains"
+        )
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
 

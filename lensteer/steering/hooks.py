@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.errors import LensteerError
 from lensteer.positions import Context
 from lensteer.steering.edits import Edits
@@ -84,7 +84,7 @@ def attached(
 
     try:
         for layer in layers:
-            handles.append(models.twin_layer(runner, layer).register_forward_hook(behind(layer)))
+            handles.append(twins.twin_layer(runner, layer).register_forward_hook(behind(layer)))
         yield
     finally:
         for handle in handles:

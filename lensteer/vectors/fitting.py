@@ -16,7 +16,7 @@ from lensteer.directions import ContrastSums, ProbeFits, Recipe, isotropic
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
-from lensteer.vectors.values import BehaviorVectors, Controls
+from lensteer.vectors.values import NO_SPANS, BehaviorVectors, Controls
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -141,10 +141,10 @@ def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance
         LensteerError: no spans, or a behavior without negatives.
     """
     if sums.n_traces == 0:
-        raise LensteerError("no trace has a span to fit vectors on: annotate the traces first")
+        raise LensteerError(NO_SPANS)
     present = sums.counts > 0
     raw = sums.difference()[present]
-    if not raw.isfinite().all():
+    if not (raw.isfinite().all() and raw.flatten(1).any(1).all()):
         raise LensteerError(
             f"negatives {sums.recipe.negatives!r} leave nothing to subtract: all spans are of one behavior"
         )

@@ -17,6 +17,7 @@ from lensteer.directions.probes import check_memory, cross_validated
 from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.traces import Trace
+from lensteer.vectors.values import NO_SPANS
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -107,7 +108,7 @@ def probe_accuracy(
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     n_spans = sum(len(trace.spans) for trace in traces)
     if not n_spans:
-        raise LensteerError("no trace has a span to probe: annotate the traces first")
+        raise LensteerError(NO_SPANS)
     check_memory(n_spans, len(chosen), models.d_model(model))
     own = tuple(labels)
     number = {task: i for i, task in enumerate(sorted({trace.task.id for trace in traces if trace.spans}))}

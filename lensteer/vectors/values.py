@@ -26,6 +26,10 @@ from lensteer.vectors.direction import Direction
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+NO_SPANS = (
+    "no trace has a span: annotate the traces first; if they are, the annotator found no sentence in them (`grammar` "
+    "reads the embedded organism only, and nothing behind </think> is read)"
+)
 _CONTROLS = ("isotropic", "covariance_matched", "shuffled")
 
 
@@ -89,7 +93,8 @@ class BehaviorVectors:
 
     def __getitem__(self, label: str) -> Direction:
         if label not in self.labels and label in self.counts:
-            raise LensteerError(f"{label!r} had no span in the traces: there are {', '.join(map(repr, self.labels))}")
+            there = ", ".join(map(repr, self.labels))
+            raise LensteerError(f"{label!r} had no span in the traces: choose one of {there}, or annotate more chains")
         row = self.labels.index(check_behavior(label, self.labels))
         return Direction(label, self.raw[row], self.mean_norm, self.layers)
 
