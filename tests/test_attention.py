@@ -603,9 +603,9 @@ def test_head_maps_show_scores_with_their_intervals(tiny_model, random_direction
     assert list(figure.layout.yaxis.ticktext) == ["1", "3"]
     behaviors = behavior_attention(model, traces)
     figure = plots.head_map(behaviors, ("backtracking", "deduction"))
-    assert figure.data[0].z[1][2] == pytest.approx(float(behaviors.lift[1, 2, BACK, 1]))
+    assert figure.data[0].z[1][2] == pytest.approx(math.log2(float(behaviors.lift[1, 2, BACK, 1])))
     assert f"n = {int(behaviors.n_pairs[BACK, 1])} pairs" in figure.data[0].customdata[0][0]
-    assert figure.data[0].zmax - 1 == pytest.approx(1 - figure.data[0].zmin)  # no effect is in the middle
+    assert figure.data[0].zmax == -figure.data[0].zmin  # no effect, a logarithm of 0, is in the middle
     change = receiver_heads(model, traces, plan=SteeringPlan(random_direction(model), 0))
     assert plots.head_map(change).layout.title.text.startswith("How steering changes how peaked")
     with pytest.raises(LensteerError, match="receiver heads have one score each"):
@@ -628,7 +628,7 @@ def test_the_behavior_matrix_shows_multiples_intervals_and_pairs(tiny_model, ran
     sure = replace(found, low=found.lift * 0 + 1.5, high=found.lift * 0 + 2)
     assert plots.behavior_attention(sure, 1, 3).data[0].text[BACK][1].endswith("*")
     change = behavior_attention(model, traces, plan=SteeringPlan(random_direction(model), 0))
-    assert plots.behavior_attention(change, 1, 3).data[0].text[BACK][1][0] in "+-"
+    assert plots.behavior_attention(change, 1, 3).data[0].text[BACK][1][0] in "+−"
     with pytest.raises(LensteerError, match="no head 4 of layer 1"):
         plots.behavior_attention(found, 1, 4)
 

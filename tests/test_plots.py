@@ -15,9 +15,10 @@ import torch
 import synthetic
 from lensteer import plots
 from lensteer.ablation import ForcedEffect, LeaveOneOut
+from lensteer.attention import BehaviorAttention
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
-from lensteer.plots.style import MARKERS, NULL_BAND, TAGS
+from lensteer.plots.style import CELL_FONT, DIVERGING, MARKERS, NULL_BAND, PAPER, TAGS, in_cell, number
 
 PACKAGE = Path(plots.__file__).parent.parent
 
@@ -63,6 +64,36 @@ def test_colors_are_written_nowhere_else():
         if color.search(line)
     ]
     assert found == []
+
+
+def luminance(rgb) -> float:
+    """Relative, of WCAG 2: of 0 to 255."""
+    share = np.asarray(rgb) / 255
+    return float(np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_numbers_in_cells_can_be_read():
+    stops = [[int(code[i : i + 2], 16) for i in (1, 3, 5)] for _, code in DIVERGING]
+    for tone in np.linspace(-1, 1, 401):
+        paper = luminance([np.interp(tone, [-1, 0, 1], channel) for channel in zip(*stops, strict=True)])
+        ink = in_cell("7", tone)
+        assert ink == "7" or PAPER in ink
+        ink = luminance([0] * 3 if ink == "7" else [255] * 3)
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
+    assert CELL_FONT["color"] == "#000000"
+    assert in_cell("undefined", float("nan")) == "undefined"
+
+
+def test_numbers_have_the_sign_of_axes_and_zero_has_none():
+    assert [number(v, "+.2f") for v in (-0.204, -0.004, 0.0, 0.004, 0.204)] == [
+        "−0.20",
+        "0.00",
+        "0.00",
+        "0.00",
+        "+0.20",
+    ]
+    assert [number(v) for v in (-0.204, -0.004, 0.204)] == ["−0.20", "0.00", "0.20"]
+    assert number(-1.5e-07, ".3g") == "−1.5e−07"
 
 
 def named(figure, name):
@@ -137,13 +168,16 @@ def test_overlap_shows_both_sides_with_their_tokens():
 def test_cosines_stand_in_the_cells():
     figure = plots.cosine_matrix(synthetic.cosines())
     (cells,) = figure.data
-    assert list(cells.text[0][:3]) == ["1.00", "-0.41", "undefined"]
-    assert "95% interval -0.51 to -0.31" in cells.customdata[0][1]
+    assert list(cells.text[0][:3]) == [in_cell("1.00", 1.0), "−0.41", "undefined"]
+    assert cells.customdata[0][1] == "−0.41<br>95 % interval −0.51 to −0.31"
     assert cells.x[3] == "backtracking (L5)"
     assert (cells.zmin, cells.zmax) == (-1, 1)
     bare = synthetic.cosines()
     object.__setattr__(bare, "low", None)
-    assert plots.cosine_matrix(bare).data[0].customdata[0][1] == ""
+    assert plots.cosine_matrix(bare).data[0].customdata[0][1] == "−0.41"
+    together = plots.cosine_matrix(dataclasses.replace(synthetic.cosines(), layers=(5,) * 4))
+    assert together.data[0].x[3] == "backtracking"
+    assert together.layout.title.text == "Cosines between the vectors at layer 5"
 
 
 @pytest.mark.parametrize("unit", ["sentences", "tokens"])
@@ -180,6 +214,27 @@ def test_effects_without_words_or_chance():
 def test_effects_of_an_unknown_unit():
     with pytest.raises(LensteerError, match=r"'words': choose one of 'sentences', 'tokens'"):
         plots.effects(synthetic.evaluation(), "words")
+
+
+def test_multiples_are_colored_by_their_logarithm():
+    lift = torch.ones(2, 2, 2, 2)
+    lift[0, 0, 0, 1], lift[0, 1, 0, 1], lift[1, 0, 0, 1], lift[1, 1, 0, 1] = 4.0, 0.5, 0.0, torch.nan
+    found = BehaviorAttention(
+        BEHAVIORS[-2:], (3, 5), lift, lift - 0.1, lift + 0.1, 0.1 * lift, torch.full((2, 2), 9), 4
+    )
+    figure = plots.head_map(found, BEHAVIORS[-2:], heads=[(5, 1)])
+    cells = figure.data[0]
+    assert list(cells.z[0]) == [2, -1]
+    assert cells.z[1][0] < cells.zmin == -3 == -cells.zmax
+    assert cells.z[1][1] is None
+    assert cells.colorbar.ticktext[0] == "≤ 0.125"
+    assert cells.colorbar.ticktext[-1] == "8"
+    assert cells.customdata[0][0].startswith("4<br>95 % interval 3.9 to 4.1")
+    assert "square: a chosen head" in figure.layout.title.text
+    lift[1, 0, 0, 1] = 1.25
+    small = plots.head_map(dataclasses.replace(found, lift=lift), BEHAVIORS[-2:])
+    assert (small.data[0].zmin, small.data[0].zmax) == (-2, 2)
+    assert "square" not in small.layout.title.text
 
 
 def test_doses_with_the_chosen_ones_marked():
@@ -287,6 +342,8 @@ def test_what_a_plan_does_to_each_token():
     assert span.start in bar.x
     assert bar.marker.color == plots.COLORS["deduction"]
     assert f"total KL {effect.total:.3g} nats" in figure.layout.title.text
+    stripes = [(shape.x0, shape.x1) for shape in figure.layout.shapes if shape.yref == "y2 domain"]
+    assert stripes == [(span.start - 0.5, span.end - 0.5) for span in trace.spans]
     assert [bar.name for bar in figure.data if bar.showlegend] == [bar.name for bar in figure.data if bar.yaxis == "y"]
     with pytest.raises(LensteerError, match="give the trace that was measured"):
         plots.forced_effect(ForcedEffect(trace.prompt_length, kl[1:], kl[1:]), trace)

@@ -87,7 +87,7 @@ def test_angles_have_intervals_where_there_are_replicates():
     for band in bands[:4]:
         high, low = band.y[:4], band.y[:3:-1]
         assert all(lo < TURN + 2 and TURN - 2 < hi and 0 < hi - lo < 15 for lo, hi in zip(low, high, strict=True))
-    assert "95% interval over 300 traces" in figure.layout.yaxis.title.text
+    assert "95 % interval over 300 traces" in figure.layout.yaxis.title.text
     assert "interval" in curves(figure, "backtracking")[0].customdata[0]
 
 
@@ -108,6 +108,8 @@ def test_recipes_are_held_against_the_first():
         assert list(line.x) == [10, 11, 12, 13, 14]
     assert len(curves(figure, "adding-knowledge")) == 3
     assert figure.layout.yaxis.range[0] < -1
+    above = recipe_comparison({"mine": first, "same": same}).layout.yaxis.range
+    assert -0.1 < above[0] < 0  # nothing is below zero, which is shown all the same
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,24 @@ from plotly import graph_objects as go
 
 from lensteer.attention import ELSEWHERE, BehaviorAttention, Head, ReceiverHeads, SentenceAttention
 from lensteer.errors import LensteerError
-from lensteer.plots.style import DIVERGING, INK, MARKERS, PAPER, TAGS, Number, color, color_bar, finish
+from lensteer.plots.style import (
+    CELL_FONT,
+    DIVERGING,
+    INK,
+    MARKERS,
+    PAPER,
+    TAGS,
+    Number,
+    color,
+    color_bar,
+    finish,
+    in_cell,
+    number,
+)
 
 _RISING = [[0.0, DIVERGING[1][1]], [1.0, DIVERGING[2][1]]]
 _WIDTH = 90  # characters of a sentence in a hover
-_DOUBLINGS = 3  # where the colors of multiples end: at 8 times and at an eighth
+_DOUBLINGS = 3  # where the colors of multiples end at the latest: at 8 times and at an eighth
 
 
 def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> go.Figure:
@@ -72,7 +85,7 @@ def head_map(
     Args:
         found: the scores.
         pair: for `BehaviorAttention`: who asks and who is asked.
-        heads: (layer, head) to ring.
+        heads: (layer, head) of chosen ones, to mark by squares.
 
     Raises:
         LensteerError: a pair where there is none to choose, none where there is, or one of unknown behaviors.
@@ -81,7 +94,7 @@ def head_map(
         if pair is not None:
             raise LensteerError(f"pair={pair!r}: receiver heads have one score each; leave the pair out")
         score, low, high = found.kurtosis, found.low, found.high
-        name, bar, middle = "excess kurtosis of received attention", "excess<br>kurtosis", None
+        name, bar = "excess kurtosis of received attention", "excess<br>kurtosis"
         n = f"n = {found.n_traces} traces"
         title = "how peaked the attention is that sentences receive"
     else:
@@ -89,32 +102,31 @@ def head_map(
             raise LensteerError(f"pair={pair!r}: give who asks and who is asked, two of {list(found.labels)}")
         a, b = (found.labels.index(label) for label in pair)
         score, low, high = (values[..., a, b] for values in (found.lift, found.low, found.high))
-        name, bar, middle = "multiple of what places alone give", "multiple", 1.0
+        name, bar = "multiple of what places alone give", "multiple"
         n = f"n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
         title = f"how much {pair[0]} looks at {pair[1]}"
     if found.change:
-        name, bar, middle, title = f"change of {name}", f"change of<br>{bar}", 0.0, f"how steering changes {title}"
+        name, bar, title = f"change of {name}", f"change of<br>{bar}", f"how steering changes {title}"
     rows = [
-        [f"95 % interval {_number(lo)} to {_number(hi)}<br>{n}" for lo, hi in zip(*pair_of, strict=True)]
-        for pair_of in zip(low.tolist(), high.tolist(), strict=True)
+        [f"{_number(v)}<br>95 % interval {_number(lo)} to {_number(hi)}<br>{n}" for v, lo, hi in zip(*row, strict=True)]
+        for row in zip(score.tolist(), low.tolist(), high.tolist(), strict=True)
     ]
+    colored = _colored(score.tolist(), bar, found.change, 1 if isinstance(found, BehaviorAttention) else None)
     figure = go.Figure(
         go.Heatmap(
             x=list(range(score.shape[1])),
             y=list(range(len(found.layers))),
-            z=_plain(score.tolist()),
+            **colored,
             customdata=rows,
-            hovertemplate=f"layer %{{text}}, head %{{x}}<br>{name} %{{z:.3g}}<br>%{{customdata}}<extra></extra>",
+            hovertemplate=f"layer %{{text}}, head %{{x}}<br>{name} %{{customdata}}<extra></extra>",
             text=[[str(layer)] * score.shape[1] for layer in found.layers],
-            **_scale(score.tolist(), middle),
-            colorbar=color_bar(bar),
             xgap=1,
             ygap=1,
         )
     )
-    ringed = [(head, found.layers.index(layer)) for layer, head in heads if layer in found.layers]
-    if ringed:
-        x, y = zip(*ringed, strict=True)
+    chosen = [(head, found.layers.index(layer)) for layer, head in heads if layer in found.layers]
+    if chosen:
+        x, y = zip(*chosen, strict=True)
         for size, paint in ((20, INK), (16, PAPER)):  # one of them reads on any color
             marker = dict(symbol="square-open", size=size, color=paint, line=dict(width=2))
             figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
@@ -127,7 +139,7 @@ def head_map(
         showgrid=False,
         zeroline=False,
     )
-    title = f"{title[0].upper()}{title[1:]}<br><sup>{n}</sup>"
+    title = f"{title[0].upper()}{title[1:]}<br><sup>{n}{'; square: a chosen head' if chosen else ''}</sup>"
     return finish(figure, title, 150 + min(24 * len(found.layers), 640), False)
 
 
@@ -147,9 +159,12 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
     at = found.layers.index(layer)
     lift, low, high, mass = (values[at, head].tolist() for values in (found.lift, found.low, found.high, found.mass))
     none, sign = (0.0, "+") if found.change else (1.0, "")
+    colored = _colored(lift, "change of<br>the multiple" if found.change else "multiple", found.change, _DOUBLINGS)
     text, hover = [], []
     for a, query in enumerate(found.labels):
-        text.append([_cell(lift[a][b], low[a][b], high[a][b], none, sign) for b in range(len(found.labels))])
+        cells = [_cell(*of, none, sign) for of in zip(lift[a], low[a], high[a], strict=True)]
+        tones = [math.nan if v is None else v / colored["zmax"] for v in colored["z"][a]]
+        text.append([in_cell(*cell) for cell in zip(cells, tones, strict=True)])
         hover.append(
             [
                 f"{query} looks at {key}<br>{_number(lift[a][b])} (95 % interval {_number(low[a][b])} to "
@@ -158,24 +173,16 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
                 for b, key in enumerate(found.labels)
             ]
         )
-    # Multiples are colored by their logarithm: twice and half are equally far from one.
-    tone = lift if found.change else [[math.log2(v) if v > 0 else math.nan for v in row] for row in lift]
-    scale, bar = _scale(tone, 0.0), color_bar("change of<br>the multiple" if found.change else "multiple")
-    if not found.change:
-        steps = range(-_DOUBLINGS, _DOUBLINGS + 1)
-        bar |= dict(tickvals=list(steps), ticktext=[f"{2.0**step:g}" for step in steps])
-        scale |= dict(zmin=-_DOUBLINGS, zmax=_DOUBLINGS)
     figure = go.Figure(
         go.Heatmap(
             x=[_tinted(TAGS.get(label, label), label) for label in found.labels],
             y=[_tinted(f"{label} ({TAGS.get(label, label)})", label) for label in found.labels],
-            z=_plain(tone),
+            **colored,
             text=text,
             texttemplate="%{text}",
+            textfont=CELL_FONT,
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
-            **scale,
-            colorbar=bar,
             xgap=2,
             ygap=2,
         )
@@ -210,17 +217,30 @@ def _tinted(text: str, label: str) -> str:
     return f"<span style='color:{color(label)}'>■</span> {text}"
 
 
-def _scale(values: list[list[float]], middle: float | None) -> dict[str, Any]:
-    """Colors that rise from the least value, or that go apart from the one that means no effect."""
-    finite = [v for row in values for v in row if math.isfinite(v)]
-    if middle is None:
-        return dict(colorscale=_RISING)
-    reach = max((abs(v - middle) for v in finite), default=1.0) or 1.0
-    return dict(colorscale=DIVERGING, zmin=middle - reach, zmax=middle + reach)
+def _colored(values: list[list[float]], bar: str, change: bool, doublings: int | None) -> dict[str, Any]:
+    """Heights of a heat map and their colors, which go apart from no effect, or rise from the least value.
 
-
-def _plain(values: list[list[float]]) -> list[list[float | None]]:
-    return [[v if math.isfinite(v) else None for v in row] for row in values]
+    Multiples are colored by their logarithm (twice and half are equally far from one), at least up to some doublings.
+    """
+    logs = doublings is not None and not change
+    if logs:
+        values = [[math.log2(max(v, 2.0**-99)) if math.isfinite(v) else v for v in row] for row in values]
+    plain = [[v if math.isfinite(v) else None for v in row] for row in values]
+    same: dict[str, Any] = dict(z=plain, colorbar=color_bar(bar))
+    if not change and not logs:
+        return dict(**same, colorscale=_RISING)
+    finite = [v for row in plain for v in row if v is not None]
+    most = max(map(abs, finite), default=1.0) or 1.0
+    if doublings is not None and logs:
+        most = min(max(most, doublings), _DOUBLINGS)
+        steps = range(-_DOUBLINGS, _DOUBLINGS + 1)
+        ticks = [f"{2.0**step:g}" for step in steps]
+        if min(finite, default=0) < -most:
+            ticks[0] = f"≤ {ticks[0]}"
+        if max(finite, default=0) > most:
+            ticks[-1] = f"≥ {ticks[-1]}"
+        same["colorbar"] |= dict(tickvals=list(steps), ticktext=ticks)
+    return dict(**same, colorscale=DIVERGING, zmin=-most, zmax=most)
 
 
 def _number(value: float) -> str:
@@ -230,4 +250,4 @@ def _number(value: float) -> str:
 def _cell(value: float, low: float, high: float, none: float, sign: str) -> str:
     if not math.isfinite(value):
         return ""
-    return f"{value:{sign}.2f}{'*' if low > none or high < none else ''}"
+    return f"{number(value, f'{sign}.2f')}{'*' if low > none or high < none else ''}"

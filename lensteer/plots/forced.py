@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.errors import LensteerError
-from lensteer.plots.style import DIVERGING, color, finish
+from lensteer.plots.style import DIVERGING, color, faint, finish, number
 from lensteer.traces import Trace
 
 NO_LABEL = "no behavior"
@@ -58,8 +58,15 @@ def forced_effect(effect: ForcedEffect, trace: Trace) -> go.Figure:
     figure.update_xaxes(showgrid=False, range=[trace.prompt_length - 1, len(trace.ids)])
     figure.update_yaxes(title_text="KL, steered ‖<br>unsteered (nats)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="log-probability<br>change (nats)", row=2, col=1)
+    stripe = dict(type="rect", y0=0, y1=1, layer="below", line_width=0)
+    stripes = [
+        dict(**stripe, x0=span.start - 0.5, x1=span.end - 0.5, yref=panel, fillcolor=faint(span.label, 0.16))
+        for panel in ("y domain", "y2 domain")
+        for span in trace.spans
+    ]
+    figure.update_layout(shapes=stripes)
     figure.update_layout(barmode="overlay", bargap=0)
-    about = f"total KL {effect.total:.3g} nats over {n} tokens of {escape(trace.id)}"
+    about = f"total KL {effect.total:.3g} nats over {n} tokens of {escape(trace.id)}; stripes: its sentences"
     return finish(figure, f"What the plan does to each token<br><sup>{about}</sup>", 460)
 
 
@@ -85,6 +92,6 @@ def leave_one_out(ranked: LeaveOneOut) -> go.Figure:
     )
     figure.update_xaxes(title_text=f"missed without it: {_MEASURES[ranked.measure]} (nats)")
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, tickmode="linear")
-    about = f"steered at all of them: {ranked.full:+.3g} nats; the bars need not add up to that"
+    about = f"steered at all of them: {number(ranked.full, '+.3g')} nats; the bars need not add up to that"
     title = f"What each of {len(order)} groups of positions adds<br><sup>{about}</sup>"
     return finish(figure, title, 150 + 20 * len(order), legend=False).update_layout(margin_b=60)

@@ -22,7 +22,7 @@ from lensteer.vectors import BehaviorVectors
 _SOLID = {"triangle-up": "cross", "x": "square-open"}
 #: Sizes of the first and the last layer's sign, so that a path has a direction.
 _SIZES = (5.0, 14.0)
-_LEVEL = 0.95
+_LEVEL, _ENDS = "95 %", (0.025, 0.975)
 _COLUMNS = 3
 
 
@@ -99,13 +99,13 @@ def layer_angles(vectors: BehaviorVectors) -> go.Figure:
         bounds = None
         if draws is not None:
             turned = _degrees(draws[:, :, 1:], draws[:, :, since])
-            bounds = [turned.quantile(q, dim=0) for q in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)]
+            bounds = [turned.quantile(q, dim=0) for q in _ENDS]
         for b, label in enumerate(vectors.labels):
             hover = f"<b>{label}</b>, layer %{{x}}<br>%{{y:.1f}}° {title}%{{customdata}}{_spans(vectors, label)}"
             said = [""] * (len(layers) - 1)
             if bounds is not None:
                 low, high = (bound[b].tolist() for bound in bounds)
-                said = [f"<br>{_LEVEL:.0%} interval {lo:.1f}° to {hi:.1f}°" for lo, hi in zip(low, high, strict=True)]
+                said = [f"<br>{_LEVEL} interval {lo:.1f}° to {hi:.1f}°" for lo, hi in zip(low, high, strict=True)]
                 figure.add_trace(band(label, layers[1:], low, high), row=1, col=column)
             line = curve(label, layers[1:], angles[b].tolist(), f"{hover}<extra></extra>", said)
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
@@ -113,7 +113,7 @@ def layer_angles(vectors: BehaviorVectors) -> go.Figure:
     figure.add_annotation(x=layers[-1], y=90, text="nothing in common", showarrow=False, yshift=-9, xanchor="right")
     figure.update_xaxes(title_text="layer", dtick=1 if len(layers) <= 24 else 4, zeroline=False)
     figure.update_yaxes(rangemode="tozero", dtick=30)
-    interval = f"<br>{_LEVEL:.0%} interval over {vectors.n_traces} traces" if draws is not None else ""
+    interval = f"<br>{_LEVEL} interval over {vectors.n_traces} traces" if draws is not None else ""
     figure.update_yaxes(title_text=f"angle (degrees){interval}", row=1, col=1)
     figure.update_annotations(font_size=13)
     return finish(figure, "How far each direction turns along the layers", 430)
@@ -164,7 +164,7 @@ def recipe_comparison(fitted: Mapping[str, BehaviorVectors]) -> go.Figure:
             title_text="layer", row=n_rows - (column > len(others) - (n_rows - 1) * _COLUMNS), col=column
         )
     figure.update_xaxes(dtick=1 if len(first.layers) <= 12 else 4, zeroline=False)
-    figure.update_yaxes(range=[min(-0.25, least - 0.1), 1.08], dtick=0.5)
+    figure.update_yaxes(range=[least - 0.06, 1.08], dtick=0.5)
     figure.update_yaxes(title_text="cosine", col=1)
     figure.update_annotations(font_size=13)
     return finish(figure, f"Cosine of every vector with that of “{reference}”", 170 + 210 * n_rows).update_layout(

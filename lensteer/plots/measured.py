@@ -37,7 +37,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
             band = dict(type="rect", fillcolor=NULL_BAND, line=dict(width=0))
             figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
-            x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=13
+            x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=12
         )
         figure.add_bar(
             x=[left + 1],
@@ -74,7 +74,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
     if evaluation.n_random:
         words = f"range of {evaluation.n_random} random vectors of the same length"
         figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
-    figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=-40, showgrid=False, zeroline=False, tickfont_size=11)
+    figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=10)
     figure.update_yaxes(
         title_text=f"share of {unit}<br>95 % interval over {evaluation.n_tasks} tasks",
         tickformat=".0%",

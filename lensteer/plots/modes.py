@@ -75,7 +75,7 @@ def kl_by_token(
     """KL(steered || unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
 
     Args:
-        curves: per edit, mean and interval of each bin, in nats; NaN where no answer was that long.
+        curves: per edit, mean and 95 % interval of each bin, in nats; NaN where no answer was that long.
         bins: first token and one past the last.
 
     Raises:
@@ -100,10 +100,11 @@ def kl_by_token(
             mode="lines+markers",
             line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),
             customdata=list(zip(lows, highs, strict=True)),
-            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<br>interval %{{customdata[0]:.3g}} to "
-            "%{customdata[1]:.3g}<extra></extra>",
+            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<br>95 % interval "
+            "%{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>",
         )
     shown.update_xaxes(title_text="token of the answer", type="category")
     title = "KL(steered ‖ unsteered)<br>nats per token"
-    shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power")
+    smaller = 13 / 1.25  # plotly draws the tick labels of such an axis larger by this factor
+    shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power", tickfont_size=smaller)
     return finish(shown, "How long an edit is felt", 380)

@@ -7,7 +7,7 @@ from html import escape
 from plotly import graph_objects as go
 
 from lensteer.errors import LensteerError
-from lensteer.plots.style import DIVERGING, color_bar, finish
+from lensteer.plots.style import CELL_FONT, DIVERGING, color_bar, finish, in_cell
 from lensteer.projections import TokenProjections
 
 PER_ROW = 10
@@ -32,19 +32,19 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     rows = [chosen[i : i + PER_ROW] for i in range(0, len(chosen), PER_ROW)]
     values = found.values.tolist()
     pad = [[None] * (PER_ROW - len(row)) for row in rows]
-    text = [[_shown(found.tokens[i], _WIDTH) for i in row] + [""] * len(p) for row, p in zip(rows, pad, strict=True)]
     about = [
         [f"<b>{_shown(found.tokens[i])}</b><br>position {i}" for i in row] + [""] * len(p)
         for row, p in zip(rows, pad, strict=True)
     ]
     most = max(abs(values[i]) for i in chosen) or 1.0
+    words = {i: in_cell(_shown(found.tokens[i], _WIDTH), values[i] / most) for i in chosen}
     figure = go.Figure(
         go.Heatmap(
             z=[[values[i] for i in row] + p for row, p in zip(rows, pad, strict=True)],
-            text=text,
+            text=[[words[i] for i in row] + [""] * len(p) for row, p in zip(rows, pad, strict=True)],
             customdata=about,
             texttemplate="%{text}",
-            textfont=dict(size=10),
+            textfont=CELL_FONT | dict(size=10),
             hovertemplate="%{customdata}<br>projection %{z:.3f}<extra></extra>",
             zmin=-most,
             zmax=most,

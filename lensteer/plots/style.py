@@ -33,6 +33,9 @@ TAGS: dict[str, str] = dict(zip(BEHAVIORS, ("init", "ded", "know", "ex", "unc", 
 INK, PAPER, LINE, MUTED = "#1f2933", "#ffffff", "#e1e5ea", "#7b8794"
 NULL_BAND = "rgba(123, 135, 148, 0.35)"
 DIVERGING = [[0.0, "#b35806"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]
+#: Text in cells of `DIVERGING` is black, and white beyond these of its ends at -1 and 1: a contrast of 4.5:1 or more.
+CELL_FONT: dict[str, Any] = dict(color="#000000", size=12)
+_WHITE_BEYOND = (-0.96, 0.87)
 
 #: The report's page in light and in dark, as CSS variables. Figures keep their white paper in both.
 PAGE: dict[str, dict[str, str]] = {
@@ -70,6 +73,18 @@ def faint(label: str, alpha: float) -> str:
     """The color of a behavior, translucent."""
     code = color(label).lstrip("#")
     return f"rgba({', '.join(str(int(code[i : i + 2], 16)) for i in (0, 2, 4))}, {alpha})"
+
+
+def in_cell(text: str, tone: float) -> str:
+    """Text of a cell of `DIVERGING`, whose ends are -1 and 1, for a trace whose text has `CELL_FONT`."""
+    low, high = _WHITE_BEYOND
+    return f"<span style='color:{PAPER}'>{text}</span>" if tone < low or tone > high else text
+
+
+def number(value: float, spec: str = ".2f") -> str:
+    """A number with the minus sign that axes have, and none on zero."""
+    text = f"{value:{spec}}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
 def finish(figure: go.Figure, title: str, height: int, legend: bool = True) -> go.Figure:

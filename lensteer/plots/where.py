@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -11,7 +12,7 @@ from plotly.subplots import make_subplots
 from lensteer.attribution import LayerScores
 from lensteer.geometry import CosineMatrix
 from lensteer.overlap import SIDES, EmbeddingOverlap
-from lensteer.plots.style import DIVERGING, INK, band, color_bar, curve, finish, key, rings
+from lensteer.plots.style import CELL_FONT, DIVERGING, INK, band, color_bar, curve, finish, in_cell, key, number, rings
 
 
 def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
@@ -86,12 +87,15 @@ def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) ->
 
 def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
     """Cosines between the behaviors' vectors, with the numbers in the cells and intervals on hover."""
-    names = [f"{label} (L{layer})" for label, layer in zip(matrix.labels, matrix.layers, strict=True)]
+    shared = len(set(matrix.layers)) == 1
+    names = [label if shared else f"{label} (L{at})" for label, at in zip(matrix.labels, matrix.layers, strict=True)]
     values = matrix.values.tolist()
+    texts = [["undefined" if math.isnan(v) else number(v) for v in row] for row in values]
     bounds = [[""] * len(names) for _ in names]
     if matrix.low is not None and matrix.high is not None:
+        level = f"{100 * matrix.level:g} %"
         bounds = [
-            [f"<br>{matrix.level:.0%} interval {low:.2f} to {high:.2f}" for low, high in zip(*pair, strict=True)]
+            [f"<br>{level} interval {number(low)} to {number(high)}" for low, high in zip(*pair, strict=True)]
             for pair in zip(matrix.low.tolist(), matrix.high.tolist(), strict=True)
         ]
     figure = go.Figure(
@@ -99,10 +103,11 @@ def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
             x=names,
             y=names,
             z=values,
-            text=[[f"{v:.2f}" if v == v else "undefined" for v in row] for row in values],
+            text=[[in_cell(*cell) for cell in zip(*pair, strict=True)] for pair in zip(texts, values, strict=True)],
             texttemplate="%{text}",
-            customdata=bounds,
-            hovertemplate="%{y}<br>%{x}<br>cosine %{text}%{customdata}<extra></extra>",
+            textfont=CELL_FONT,
+            customdata=[[t + b for t, b in zip(*pair, strict=True)] for pair in zip(texts, bounds, strict=True)],
+            hovertemplate="%{y}<br>%{x}<br>cosine %{customdata}<extra></extra>",
             zmin=-1,
             zmax=1,
             colorscale=DIVERGING,
@@ -113,4 +118,5 @@ def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
     )
     figure.update_xaxes(showgrid=False, ticks="", tickangle=-30)
     figure.update_yaxes(showgrid=False, ticks="", autorange="reversed")
-    return finish(figure, "Cosines between the vectors (layer of each in brackets)", 120 + 60 * len(names), False)
+    where = f"at layer {matrix.layers[0]}" if shared else "(layer of each in brackets)"
+    return finish(figure, f"Cosines between the vectors {where}", 120 + 60 * len(names), False)
