@@ -34,7 +34,7 @@ MARKUP = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
 #: One more cell: a chain whose task, text and behavior are markup.
 HOSTILE = f"""
 from dataclasses import replace
-one, text = told[0], {MARKUP!r}
+one, text = chains[0], {MARKUP!r}
 n, cut = len(text), one.offsets[10]
 ls.explore(model, vectors, [replace(
     one,
@@ -52,7 +52,7 @@ from lensteer.ablation import forced_effect
 
 def measured():
     # Apart from the explorer: the shown plan on the shown chain, by the library.
-    trace, plan = told[explorer.state.trace], explorer.wait(120).plan
+    trace, plan = chains[explorer.state.trace], explorer.wait(120).plan
     nothing = ls.SteeringPlan(vectors["backtracking"], layer, 0.0)
     effect = forced_effect(model, trace, plan or nothing)
     values = {"kl": effect.kl.tolist(), "change": effect.change.tolist()}
@@ -136,13 +136,13 @@ def test_the_first_choice_is_on_the_page(shown):
     assert "selected" in explorer.part("layer-value").inner_text()
     assert explorer.part("curve").locator("polyline").count() == 1
     tokens = explorer.part("token").all_inner_texts()
-    assert len(tokens) >= kernel.value("len(told[0].ids)")
+    assert len(tokens) >= kernel.value("len(chains[0].ids)")
     assert explorer.part("code").text_content() == kernel.value("explorer.to_code()")
 
 
 def test_positions_by_click_shift_click_and_drag(shown):
     explorer, kernel = shown
-    a = kernel.value("told[0].prompt_length") + 4
+    a = kernel.value("chains[0].prompt_length") + 4
     explorer.part("select-none").click()
     eventually(explorer.selected, [])
     assert agrees(explorer, kernel)["total"] == 0
@@ -169,19 +169,19 @@ def test_positions_by_click_shift_click_and_drag(shown):
 
 def test_positions_by_buttons_and_by_an_expression(shown):
     explorer, kernel = shown
-    n = kernel.value("len(told[0].ids)")
+    n = kernel.value("len(chains[0].ids)")
     before = explorer.selected()
     explorer.part("select-invert").click()
     eventually(explorer.selected, [i for i in range(n) if i not in before])
     explorer.part("select-all").click()
     eventually(explorer.selected, [*range(n)])
     explorer.part("select-behavior").click()
-    own = "sorted(p for s in told[0].spans if s.label == 'backtracking' for p in range(s.start, s.end))"
+    own = "sorted(p for s in chains[0].spans if s.label == 'backtracking' for p in range(s.start, s.end))"
     eventually(explorer.selected, kernel.value(own))
     agrees(explorer, kernel)
     explorer.part("select-none").click()
     eventually(explorer.selected, [])
-    span = kernel.value("[told[0].spans[1].start, told[0].spans[1].end]")
+    span = kernel.value("[chains[0].spans[1].start, chains[0].spans[1].end]")
     explorer.token(span[0] + 1).click()
     explorer.part("select-sentence").click()
     eventually(explorer.selected, [*range(*span)])
@@ -238,7 +238,7 @@ def test_the_layer_and_the_coefficient_change_the_strip(shown):
     explorer.part("behavior").select_option("uncertainty-estimation")
     explorer.part("trace").select_option("3")
     eventually(lambda: kernel.value("[explorer.state.behavior, explorer.state.trace]"), ["uncertainty-estimation", 3])
-    eventually(lambda: explorer.part("chain").get_by_test_id("ls-token").count(), kernel.value("len(told[3].ids)"))
+    eventually(lambda: explorer.part("chain").get_by_test_id("ls-token").count(), kernel.value("len(chains[3].ids)"))
     seen.append(agrees(explorer, kernel)["total"])
     assert len(set(seen)) == 5
 
@@ -347,7 +347,7 @@ def test_by_keyboard_only(lab, shown):
         if page.evaluate(focused) == "ls-token":
             break
     at = int(page.evaluate("() => document.activeElement.dataset.i"))
-    assert at == kernel.value("told[0].prompt_length")
+    assert at == kernel.value("chains[0].prompt_length")
     for key in ("ArrowRight", "Space", "ArrowRight", "ArrowRight", "Shift+ArrowRight", "Shift+ArrowRight"):
         page.keyboard.press(key)
     eventually(lambda: kernel.value("list(explorer.positions)"), [at + 1, at + 3, at + 4, at + 5])

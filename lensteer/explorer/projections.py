@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 def projections(
     model: TransformerBridge, ids: Sequence[int], vectors: BehaviorVectors
 ) -> Float[Tensor, "behavior layer pos"]:
-    """`<h, û>` at resid_post, unsteered, for every behavior and layer of the vectors; NaN where a vector is zero."""
+    """`<h, û> / ‖mean h‖` at resid_post, unsteered, for every behavior and layer; NaN where a vector is zero."""
     runner, _ = choose_runner(model, None, 1)
     tokens = torch.tensor([ids], device=models.device(model))
     unit = vectors.raw.double() / vectors.raw.double().norm(dim=-1, keepdim=True)
+    unit = unit / vectors.mean_norm.double()[:, None]
     found: dict[int, Tensor] = {}
 
     def read(layer: int, resid: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ function render({ model, el }) {
     if (!texts || i >= texts.length) return;
     const t = i - prompt_length, projection = of("projection")[i];
     const parts = [`position ${i}`, JSON.stringify(texts[i]), labels[i] || (t < 0 ? "prompt" : "no label")];
-    if (projection !== undefined) parts.push(`projection ${number(projection)}`);
+    if (projection !== undefined) parts.push(`projection ${number(projection)} of the mean length`);
     if (t >= 0 && effect.kl) parts.push(`KL ${number(effect.kl[t])} nats`, `log-prob ${signed(effect.change[t])}`);
     info.textContent = parts.join(" · ");
   };
