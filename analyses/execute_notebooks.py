@@ -37,7 +37,8 @@ def execute(path: Path, picture: bytes | None = None) -> float:
     for cell, shown in zip(code, before, strict=True):
         for output in cell.outputs:
             if WIDGET in output.get("data", {}):
-                output.data = {"text/plain": output.data["text/plain"].split("(")[0], **({PNG: shown} if shown else {})}
+                name = output.data["text/plain"].split("(")[0].split(" object at ")[0].strip("<>")
+                output.data = {"text/plain": f"<{name}>", **({PNG: shown} if shown else {})}
     notebook.metadata.pop("widgets", None)
     write_atomically(path, nbformat.writes(notebook) + "\n")
     return seconds
