@@ -27,6 +27,7 @@ def test_every_figure_is_in_the_gallery(gallery):
     assert {name.partition("-")[0] for name in gallery.FIGURES} == figures
 
 
+@pytest.mark.slow
 def test_the_gallery_draws_them(gallery, tmp_path):
     names = tuple(name for name in gallery.FIGURES if name != "position_ablation")  # its own test runs that analysis
     small = dict(n_train=24, n_dev=2, max_spans=4, n_draws=9, n_random=1)
