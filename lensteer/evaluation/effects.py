@@ -145,13 +145,13 @@ def summarize(
     }
     effects = []
     for behavior, layer in site.items():
+        unsteered = {unit: _share(base, behavior, unit, seed=seed) for unit in nulls}
         for kind, sign in (("down", -1), ("up", 1), ("words", 1)):
             arm = by_arm.get(f"{behavior}/{kind}")
             if arm is None:
                 continue
-            for unit in ("sentences", "tokens"):
+            for unit, alone in unsteered.items():
                 share, change = _share(arm, behavior, unit, seed=seed), _share(arm, behavior, unit, base, seed)
-                alone = _share(base, behavior, unit, seed=seed)
                 null = nulls[unit][f"{layer}/{behavior}"]
                 # "Not less" holds for NaN too: an arm without any sentence has no share, and counts against.
                 exceed = sum(not sign * value < sign * float(change.estimate) for value in null)

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Doses, Evaluation
-from lensteer.plots.style import INK, MUTED, NULL_BAND, PAPER, color, curve, finish, key, rings
+from lensteer.plots.style import INK, MUTED, NULL_BAND, PAPER, color, curve, error_bars, finish, key, rings
 
 
 def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
@@ -84,8 +84,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
 
 
 def _bounds(value: float, low: float, high: float) -> dict[str, Any]:
-    bars = dict(type="data", symmetric=False, array=[high - value], arrayminus=[value - low])
-    return {**bars, "color": INK, "thickness": 1.5, "width": 4}
+    return {**error_bars([value], [low], [high]), "color": INK, "thickness": 1.5, "width": 4}
 
 
 def doses(doses: Doses) -> go.Figure:

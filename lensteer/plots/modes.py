@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Estimate, Modes
-from lensteer.plots.style import COLORS, INK, NULL_BAND, finish
+from lensteer.plots.style import COLORS, INK, NULL_BAND, error_bars, finish
 
 TITLES = {"thinks": "answers that think", "accuracy": "right answers", "parsed": "answers that parse"}
 SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "adding-knowledge", "example-testing"))
@@ -39,10 +39,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
             x=[e.mean for _, e in points],
             y=[arm for arm, _ in points],
             error_x=dict(
-                type="data",
-                symmetric=False,
-                array=[e.high - e.mean for _, e in points],
-                arrayminus=[e.mean - e.low for _, e in points],
+                **error_bars(*([getattr(e, end) for _, e in points] for end in ("mean", "low", "high"))),
                 thickness=1.5,
                 width=4,
                 color=INK,
@@ -90,12 +87,7 @@ def kl_by_token(
         shown.add_scatter(
             x=names,
             y=means,
-            error_y=dict(
-                type="data",
-                symmetric=False,
-                array=[high - mean for mean, high in zip(means, highs, strict=True)],
-                arrayminus=[mean - low for mean, low in zip(means, lows, strict=True)],
-            ),
+            error_y=error_bars(means, lows, highs),
             name=name,
             mode="lines+markers",
             line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),

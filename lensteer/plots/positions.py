@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import MEAN, PositionAblation, PositionEffect
-from lensteer.plots.style import INK, MARKERS, color, finish
+from lensteer.plots.style import INK, MARKERS, color, error_bars, finish
 
 LEFT_OUT = "left out"
 #: Of each comparison: its name in words, what the effect is, and its unit as a factor and a word.
@@ -80,9 +80,8 @@ def position_ablation(result: PositionAblation) -> go.Figure:
 
 def _range(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
     """Heights and error bars."""
-    bars = dict(type="data", symmetric=False, thickness=1.2, width=2, color=INK)
-    bars |= dict(array=[high - mid for mid, _, high in values], arrayminus=[mid - low for mid, low, _ in values])
-    return dict(y=[mid for mid, _, _ in values], error_y=bars)
+    mids, lows, highs = zip(*values, strict=True) if values else ((), (), ())
+    return dict(y=list(mids), error_y={**error_bars(mids, lows, highs), "thickness": 1.2, "width": 2, "color": INK})
 
 
 def _about(row: PositionEffect, factor: float, unit: str) -> str:

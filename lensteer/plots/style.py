@@ -131,6 +131,13 @@ def band(label: str, x: Sequence[Number], low: Sequence[Number], high: Sequence[
     )
 
 
+def error_bars(values: Sequence[Number], lows: Sequence[Number], highs: Sequence[Number]) -> dict[str, Any]:
+    """Intervals as plotly takes them, less how they look."""
+    above = [high - value for value, high in zip(values, highs, strict=True)]
+    below = [value - low for value, low in zip(values, lows, strict=True)]
+    return dict(type="data", symmetric=False, array=above, arrayminus=below)
+
+
 def rings(points: Sequence[tuple[str, Number, Number]]) -> go.Scatter:
     """Large rings around chosen points: (behavior, x, y)."""
     marker = dict(symbol="circle-open", size=18, color=[color(label) for label, _, _ in points], line=dict(width=3))
