@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -20,13 +19,17 @@ from torch import Tensor
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
+from lensteer.steering import active_plans, attached, foreign_hooks
 from lensteer.traces import Trace
+from lensteer.twins import plain_twin
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 #: The published code reads at most so many tokens from a span's first one on.
 PUBLISHED_TOKENS = 10
+#: Tokens of one forward, padding included: more than a processor's cache holds are slower, not faster.
+MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def stream_features(
         windows: which positions stand for a span; see `Window.parse`.
         layers: to read; all by default.
         site: where in each block; see `models.SITES`.
-        batch_size: traces per forward.
+        batch_size: traces per forward, fewer where they are long (`MAX_TOKENS`).
 
     Raises:
         LensteerError: an unknown window, layer or site, a span beyond its trace's end, or an activation that is not
@@ -153,9 +156,10 @@ def stream_features(
         )
     for layer in chosen:
         models.check_layer(model, layer)
-    order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
-    for first in range(0, len(order), batch_size):
-        numbers = order[first : first + batch_size]
+    order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: -len(traces[i].ids))
+    while order:
+        n = max(1, min(batch_size, MAX_TOKENS // len(traces[order[0]].ids)))
+        numbers, order = order[:n], order[n:]
         yield from _features(model, {i: traces[i] for i in numbers}, wanted, chosen, site)
 
 
@@ -231,17 +235,28 @@ def _averaged(
     positions = torch.arange(n_tokens).expand_as(ids)
     means: dict[int, Tensor] = {}
 
-    def read(resid: Float[Tensor, "batch pos d_model"], hook: Any, layer: int) -> None:
+    def read(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> Tensor:
         weights = averaging.to(resid.device)
         means[layer] = torch.bmm(weights, resid.float()).cpu()
+        return resid
 
-    hooks = [(models.resid_hook(layer, site), partial(read, layer=layer)) for layer in set(layers)]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        model(
-            ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            logits_to_keep=1,
-            stop_at_layer=stop if (stop := max(layers) + 1) < models.n_layers(model) else None,
-        )
+    inputs = dict(attention_mask=mask.to(device), position_ids=positions.to(device), logits_to_keep=1)
+    twin = None
+    if site == "resid_post" and not active_plans(model) and not foreign_hooks(model):
+        twin = plain_twin(model)  # its attention is the fused kernel: several times faster on long chains
+    if twin is not None:
+        with torch.no_grad(), attached(model, twin, sorted(set(layers)), read):
+            twin(input_ids=ids.to(device), use_cache=False, **inputs)
+    else:
+        stop = max(layers) + 1
+
+        def at_point(layer: int) -> Callable[..., None]:
+            def keep(resid: Tensor, hook: object) -> None:
+                read(layer, resid)
+
+            return keep
+
+        hooks = [(models.resid_hook(layer, site), at_point(layer)) for layer in set(layers)]
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            model(ids.to(device), stop_at_layer=stop if stop < models.n_layers(model) else None, **inputs)
     return torch.stack([means[layer] for layer in layers], dim=2)

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl, write_atomically
 from lensteer.generation import Generated, generate
+from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task, grade
 
@@ -125,6 +124,7 @@ def generate_traces(
     *,
     n_samples: int = 1,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     max_new_tokens: int = 1000,
     batch_size: int = 128,
@@ -142,6 +142,7 @@ def generate_traces(
         tasks: what to ask.
         n_samples: chains per task. Chain (task, sample) has a seed of its own, whatever else runs.
         temperature: 0 is greedy (then `n_samples` must be 1).
+        top_p: draw from the likeliest tokens that together have so much probability.
         seed: of the whole run.
         max_new_tokens: per chain.
         batch_size: chains that run together.
@@ -177,14 +178,14 @@ def generate_traces(
         for task, text in zip(tasks, behind, strict=True)
     ]
     encoded = [tuple(models.encode(model, prompt)) for prompt in prompts]
-    numbers = (max_new_tokens, temperature, seed if temperature else None)
+    numbers = (max_new_tokens, temperature, seed if temperature else None, *(() if top_p == 1 else (top_p,)))
     own = {id(plan): _run(model, plan, *numbers) for plan in plans or [None]}
     runs = [own[id(plan)] for plan in plans or [None] * len(tasks)]
     done: dict[tuple[int, int], Trace] = {}
     store = None if path is None else Path(path)
     if store is not None:
         done = _resume(store, tasks, encoded, runs)
-    with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
+    with progress_bar(total=len(jobs), initial=len(done), unit="chain", show=progress) as bar:
         tokens = 0
 
         def advance(n: int) -> None:
@@ -201,6 +202,7 @@ def generate_traces(
                 [encoded[i] for i, _ in batch],
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                top_p=top_p,
                 seeds=[chain_seed(seed, tasks[i].id, sample) for i, sample in batch],
                 plans=None if plans is None else [plans[i] for i, _ in batch],
                 advance=advance,

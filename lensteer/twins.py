@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lensteer import models
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_twins: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], nn.Module | None]] = weakref.WeakKeyDictionary()
+_Twin = tuple[tuple[int, ...], nn.Module | None]
+_twins: weakref.WeakKeyDictionary[nn.Module, dict[int, _Twin]] = weakref.WeakKeyDictionary()
+_building = threading.Lock()
 
 
 def plain_twin(model: TransformerBridge) -> nn.Module | None:
     """A plain Hugging Face model on the very same parameters, for hot loops: its attention is the fused kernel.
 
     None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), where
-    its layers are not laid out as Llama's, or where TransformerLens has processed the weights.
+    its layers are not laid out as Llama's, or where TransformerLens has processed the weights. Each thread has a twin
+    of its own, whose hooks are its own, too.
     """
     if getattr(model, "compatibility_mode", False):
         return None
     storages = tuple(tensor.data_ptr() for tensor in model.original_model.parameters())
-    if model not in _twins or _twins[model][0] != storages:  # the model may have been moved, cast or given new weights
-        _twins[model] = (storages, _build_twin(model))
-    return _twins[model][1]
+    with _building:
+        own, thread = _twins.setdefault(model, {}), threading.get_ident()
+        if thread not in own or own[thread][0] != storages:  # the model may have been moved, cast or given new weights
+            own[thread] = (storages, _build_twin(model))
+        return own[thread][1]
 
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
     """The module of a plain twin whose output is the residual stream behind a block."""
     return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
+
+
+def grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Hugging Face's fused attention, but one new token reads its shared keys and values without copies of them.
+
+    Query heads that share a key head are laid out as that head's queries: for a single position this is the same sum.
+    Repeating keys and values for every head, as the stock function does where there is a mask, was most of a decode
+    step's time on a CPU.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    batch, heads, length, width = query.shape
+    shared = key.shape[1]
+    plain = not any(options.get(name) is not None for name in ("softcap", "position_bias", "cache"))
+    if length > 1 or heads == shared or not plain or (attention_mask is not None and attention_mask.shape[1] > 1):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    grouped = query.reshape(batch, shared, heads // shared, width)
+    found = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=options.get("scaling"))
+    return found.reshape(batch, heads, 1, width).transpose(1, 2).contiguous(), None
+
+
+def _attention() -> str:
+    """The name under which Hugging Face knows `grouped_attention`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    AttentionInterface.register("lensteer_sdpa", grouped_attention)
+    AttentionMaskInterface.register("lensteer_sdpa", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return "lensteer_sdpa"
 
 
 def _build_twin(model: TransformerBridge) -> nn.Module | None:
@@ -42,7 +80,7 @@ def _build_twin(model: TransformerBridge) -> nn.Module | None:
     state = {k.replace("._original_component", ""): v for k, v in original.state_dict().items()}
     config = original.config
     with torch.device("meta"):
-        twin = type(original)._from_config(config, attn_implementation="sdpa", dtype=original.dtype)
+        twin = type(original)._from_config(config, attn_implementation=_attention(), dtype=original.dtype)
     twin.load_state_dict({k: v for k, v in state.items() if k in twin.state_dict()}, strict=False, assign=True)
     twin.tie_weights()
     rotary = type(twin.model.rotary_emb)

@@ -13,6 +13,7 @@ from lensteer.behaviors import STEERED, Span
 from lensteer.errors import LensteerError
 from lensteer.tasks import Task
 from lensteer.traces import Trace
+from lensteer.twins import plain_twin
 from reference import kept_activations, window_positions
 
 WINDOWS = ("onset", "onset±2", "span", "published")
@@ -67,12 +68,12 @@ def test_streamed_features_are_those_of_one_trace_at_a_time(tiny_checkpoint, tra
             for s, span in enumerate(trace.spans):
                 positions = window_positions(span, window, len(trace.ids))
                 truth = acts[:, positions].mean(1)
-                torch.testing.assert_close(features.spans[w, s].double(), truth, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(features.spans[w, s].double(), truth, rtol=1e-4, atol=1e-4)  # fp32
                 assert int(features.lengths[w, s]) == len(positions)
         begin, end = trace.spans[0].start, trace.spans[-1].end
         assert features.n_tokens == end - begin
         truth = acts[:, begin:end].mean(1)
-        torch.testing.assert_close(features.tokens.double(), truth, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features.tokens.double(), truth, rtol=1e-4, atol=1e-4)
     assert sorted(seen) == [0, 1, 2, 4, 5, 6, 7]  # the fourth has no spans
 
 
@@ -81,7 +82,7 @@ def test_layers_are_those_asked_for(model, traces):
     for layers in ([2], [3, 1], [0, 1]):
         for features in stream_features(model, traces, layers=layers):
             assert features.layers == tuple(layers)
-            torch.testing.assert_close(features.spans, every[features.index][:, :, layers])
+            torch.testing.assert_close(features.spans, every[features.index][:, :, layers], rtol=1e-4, atol=1e-4)
 
 
 def test_keys_follow_the_trace_not_its_place(model, traces):
@@ -101,7 +102,8 @@ def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces, monkeypatch
 
     monkeypatch.setattr(torch, "bmm", watched)
     logits = []
-    handle = model.original_model.lm_head.register_forward_hook(lambda m, i, out: logits.append(out.shape[1]))
+    head = plain_twin(model).lm_head
+    handle = head.register_forward_hook(lambda m, i, out: logits.append(out.shape[1]))
     list(stream_features(model, traces, batch_size=3))
     handle.remove()
     assert len(shapes) >= 4 * 3
@@ -170,7 +172,7 @@ def test_activations_that_are_not_finite_name_layer_and_trace(tiny_checkpoint, t
         return resid
 
     lengths = [len(t.ids) for t in traces if t.spans]
-    row = sorted(lengths).index(len(traces[number].ids))
+    row = sorted(lengths, reverse=True).index(len(traces[number].ids))  # the longest come first
     where = (row, traces[number].ids.index(token))
     with (
         model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", poison)]),

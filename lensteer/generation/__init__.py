@@ -2,5 +2,6 @@
 
 from lensteer.generation.decoding import Generated, generate
 from lensteer.generation.forcing import forced_logits
+from lensteer.generation.parallel import run_batches
 
-__all__ = ["Generated", "forced_logits", "generate"]
+__all__ = ["Generated", "forced_logits", "generate", "run_batches"]

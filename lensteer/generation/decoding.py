@@ -2,7 +2,8 @@
 
 Prompts are padded on the left, finished rows leave the batch, and sampling inverts the cumulative distribution at one
 uniform number per step from the row's own generator: the same seed gives the same chain in any batch, and two arms with
-the same seeds differ by what was done to them. Knows nothing of tasks or behaviors.
+the same seeds differ by what was done to them. Rows with the same prompt share its prefill up to the last token, unless
+their plans edit it differently. Knows nothing of tasks or behaviors.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lensteer.errors import LensteerError
 from lensteer.generation.buffers import Buffered
 from lensteer.generation.running import choose_runner, prefilled, slot_edits
 from lensteer.positions import Context
-from lensteer.steering import Edits, Plan, attached, tokens_seen
+from lensteer.steering import Edits, Plan, attached, foreign_hooks, tokens_seen
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -43,6 +44,7 @@ def generate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     plans: Sequence[Plan | None] | None = None,
     advance: Callable[[int], object] | None = None,
@@ -54,6 +56,7 @@ def generate(
         prompts: token ids.
         max_new_tokens: at most so many per row.
         temperature: 0 takes the likeliest token, ties to the lowest id.
+        top_p: draw from the likeliest tokens that together have so much probability; 1 draws from all.
         seeds: one per row, needed when sampling.
         plans: one per row, None for a row that is left alone.
         advance: called with the number of tokens made in each step.
@@ -70,13 +73,18 @@ def generate(
         raise LensteerError(f"max_new_tokens={max_new_tokens}: give a positive number")
     if not 0 <= temperature < math.inf:
         raise LensteerError(f"temperature {temperature}: give 0 (greedy) or a positive number")
+    if not 0 < top_p <= 1:
+        raise LensteerError(f"top_p={top_p}: give a probability above 0, 1 for all tokens")
     if temperature and seeds is None:
         raise LensteerError(f"sampling at temperature {temperature} needs seeds, one per row")
     for name, given in (("seeds", seeds), ("plans", plans)):
         if given is not None and len(given) != len(prompts):
             raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
     runner, rows = choose_runner(model, plans, len(prompts))
-    return _Loop(model, runner, prompts, rows, max_new_tokens, temperature, seeds).run(advance)
+    loop = _Loop(model, runner, prompts, rows, max_new_tokens, temperature, top_p, seeds)
+    if not foreign_hooks(model):  # such a hook may tell rows apart
+        loop.share([(tuple(p), id(plan)) for p, plan in zip(prompts, plans or [None] * len(prompts), strict=True)])
+    return loop.run(advance)
 
 
 class _Loop:
@@ -90,10 +98,11 @@ class _Loop:
         plans: list[Plan | None],
         max_new_tokens: int,
         temperature: float,
+        top_p: float,
         seeds: Sequence[int] | None,
     ) -> None:
         self.model, self.runner = model, runner
-        self.limit, self.temperature = max_new_tokens, temperature
+        self.limit, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         where = models.device(model)
         width = max(map(len, prompts))
         self.lengths = torch.tensor([len(p) for p in prompts], device=where)
@@ -105,8 +114,30 @@ class _Loop:
         self.cache.layers = [Buffered() for _ in range(models.n_layers(model))]
         self.ends = torch.tensor(sorted(models.end_ids(model)), device=where)
         self.noise = None
+        self.shared: tuple[Tensor, Tensor] | None = None
         if temperature and seeds is not None:
             self.noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
+
+    def share(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> None:
+        """Find rows with one prefill: the same prompt, and the same plan where one edits more than its last token.
+
+        Args:
+            rows: prompt and number of the plan of each row.
+        """
+        if self.slots or self.ids.shape[1] < 2:
+            return
+        context = Context(self.ids, self.ids.shape[1] - self.lengths, self.lengths, models.token_table(self.model))
+        edited = self.edits.touched(context, self.ids.shape[1] - 1).tolist()
+        keys = [(ids, plan if own else None) for (ids, plan), own in zip(rows, edited, strict=True)]
+        first: dict[object, int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
+        if len(first) < len(keys):
+            place = {key: i for i, key in enumerate(first)}
+            self.shared = (
+                torch.tensor(list(first.values()), device=self.ids.device),
+                torch.tensor([place[key] for key in keys], device=self.ids.device),
+            )
 
     @torch.inference_mode()
     def run(self, advance: Callable[[int], object] | None) -> list[Generated]:
@@ -125,6 +156,8 @@ class _Loop:
                 end = self.width + step
                 if step:
                     logits = self._forward(end - 1, end)
+                elif self.shared is not None:
+                    logits = self._prefill_once(end, *self.shared)
                 else:
                     logits = prefilled(self.model, self.cache, self.slots, end, self._forward)
                 new = self._pick(logits, step)
@@ -142,6 +175,16 @@ class _Loop:
                 if live.float().mean() < 0.8:  # leaving costs a copy of the cache, so several leave together
                     self._keep(live.nonzero()[:, 0])
         return [done[row] for row in range(len(done))]
+
+    def _prefill_once(self, end: int, first: Tensor, place: Tensor) -> Float[Tensor, "batch d_vocab"]:
+        """Prefill one row of each kind but for the last token, copy the cache to all rows, and run that token."""
+        every = self.ids, self.lengths, self.edits
+        self.ids, self.lengths, self.edits = self.ids[first], self.lengths[first], self.edits.keep(first)
+        self._forward(0, end - 1)
+        self.ids, self.lengths, self.edits = every
+        for layer in self.cache.layers:
+            layer.keep(place)
+        return self._forward(end - 1, end)
 
     def _forward(self, begin: int, end: int) -> Float[Tensor, "batch d_vocab"]:
         """Run the columns [begin, end) behind what the cache holds."""
@@ -161,14 +204,14 @@ class _Loop:
             return self.model(ids[:, begin:], return_type="logits", **options)[:, -1].float()
 
     def _pick(self, logits: Float[Tensor, "batch d_vocab"], step: int) -> Int[Tensor, " batch"]:
-        if not torch.isfinite(logits).all():
-            row = int(self.rows[(~torch.isfinite(logits)).any(1)][0])
+        low, high = logits.aminmax(dim=1)  # both NaN where any logit is
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            row = int(self.rows[~(torch.isfinite(low) & torch.isfinite(high))][0])
             raise LensteerError(f"the logits of row {row} are not finite at step {step}: lower the coefficient")
         if self.noise is None:
             return logits.argmax(-1)
-        cumulative = (logits / self.temperature).softmax(-1).double().cumsum(-1)
-        wanted = self.noise[:, step, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+        p = (logits / self.temperature).softmax(-1)
+        return inverse_cdf(p if self.top_p == 1 else nucleus(p, self.top_p), self.noise[:, step])
 
     def _keep(self, live: Tensor) -> None:
         self.ids, self.rows, self.lengths = self.ids[live], self.rows[live], self.lengths[live]
@@ -176,6 +219,32 @@ class _Loop:
         self.noise = None if self.noise is None else self.noise[live]
         for layer in self.cache.layers:
             layer.keep(live)
+
+
+def nucleus(p: Float[Tensor, "batch d_vocab"], mass: float) -> Float[Tensor, "batch d_vocab"]:
+    """Probabilities of the likeliest tokens that together have at least `mass`; 0 for the others."""
+    ordered, ids = p.sort(stable=True, dim=-1, descending=True)
+    kept = ordered.cumsum(-1) - ordered < mass
+    return torch.zeros_like(p).scatter(-1, ids, torch.where(kept, ordered, 0.0))
+
+
+def inverse_cdf(
+    p: Float[Tensor, "batch d_vocab"], uniform: Float[Tensor, " batch"], block: int = 256
+) -> Int[Tensor, " batch"]:
+    """The first id whose cumulative probability exceeds `uniform` times the total.
+
+    Sums of blocks of the vocabulary find the block, and the sums within it the id: one pass over `p` instead of a
+    double-precision copy of it and its running sum.
+    """
+    size = p.shape[1]
+    blocks = torch.nn.functional.pad(p, (0, -size % block)).unflatten(1, (-1, block))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniform[:, None] * ends[:, -1:]
+    which = torch.searchsorted(ends, wanted, right=True).clamp(max=ends.shape[1] - 1)
+    inside = blocks.gather(1, which[..., None].expand(-1, 1, block))[:, 0].double().cumsum(-1)
+    before = torch.where(which > 0, ends.gather(1, (which - 1).clamp(min=0)), 0.0)
+    found = which[:, 0] * block + torch.searchsorted(inside, wanted - before, right=True)[:, 0]
+    return found.clamp(max=size - 1)
 
 
 def _until(ids: list[int], ends: list[int]) -> tuple[int, ...]:

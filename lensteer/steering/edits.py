@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensteer import models
@@ -71,6 +71,14 @@ class Edits:
                 delta = -strength * (resid * vector).sum(-1, keepdim=True) * vector
             resid = torch.where(chosen, resid + delta, resid)
         return resid
+
+    def touched(self, context: Context, columns: int) -> Bool[Tensor, " batch"]:
+        """Which rows some edit changes within the first columns of a context."""
+        found = torch.zeros(len(context.ids), dtype=torch.bool, device=context.ids.device)
+        for groups in self.groups.values():
+            for group in groups:
+                found |= group.scope.mask(context)[:, :columns].any(1) & (group.strength != 0)
+        return found
 
     def keep(self, rows: Tensor) -> Edits:
         """The same for some of the rows."""
