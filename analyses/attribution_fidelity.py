@@ -21,7 +21,7 @@ METHODS = ("fisher_jvp", "fisher", "published", "signed")
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, and the coefficients of the exact scores."""
+    """Model, sizes, and the coefficients of the exact scores: 1 adds a vector as long as the mean activation."""
 
     model: str | None = None
     n_train: int = 60
@@ -53,10 +53,12 @@ def main(config: Config) -> list[Row]:
     traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
     vectors = ls.fit_vectors(model, traces)
     options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
-    exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, **options)
+    exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, scaling="mean_norm", **options)
     rows = []
     for method in METHODS:
-        scores = ls.attribute(model, traces, vectors, method=method, samples=config.samples, **options)
+        scaling = None if method == "published" else "mean_norm"  # the published code has its own
+        how = dict(method=method, samples=config.samples, scaling=scaling)
+        scores = ls.attribute(model, traces, vectors, **how, **options)
         rows += _rows(fidelity(scores, exact))
     return rows
 

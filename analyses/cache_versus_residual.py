@@ -147,16 +147,13 @@ def main(config: Config) -> Result:
     calibrated = calibrate_many(
         model,
         prompts,
-        [ls.SteeringPlan(direction, layer, 1.0, scopes[name]) for name, layer in sites],
+        [ls.SteeringPlan(direction, layer, 1.0, scopes[name], unit="mean_norm") for name, layer in sites],
         budget=budget,
         quantile=None,
         seed=config.seed,
         progress=True,
     )
-    plans = {
-        site: (ls.SteeringPlan(direction, site[1], c.coefficient, scopes[site[0]]), c.kl)
-        for site, c in zip(sites, calibrated, strict=True)
-    }
+    plans = {site: (c.plan, c.kl) for site, c in zip(sites, calibrated, strict=True)}
     tried = measure_modes(
         model, tasks, [Arm(f"{n}/{i}", plan, WORDS) for (n, i), (plan, _) in plans.items()], sampling, progress=True
     )

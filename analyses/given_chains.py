@@ -43,7 +43,7 @@ MAX_LOGITS = 2**27  # of a batch of given chains
 
 @dataclass(frozen=True)
 class Setting:
-    """What is steered, by how much, and on which tasks."""
+    """What is steered, by how much, in which unit of the coefficient, and on which tasks."""
 
     model: object
     vectors: ls.BehaviorVectors
@@ -52,6 +52,12 @@ class Setting:
     tasks: list[ls.Task]
     sampling: Sampling
     annotator: Annotator = grammar
+    unit: str = "difference"
+
+    def plan(self, behavior: str, kind: str, scope: ls.PositionScope) -> ls.SteeringPlan:
+        """A behavior's vector, taken away ("down") or added ("up")."""
+        strength = KINDS[kind] * self.strength[behavior]
+        return ls.SteeringPlan(self.vectors[behavior], self.site[behavior], strength, scope, unit=self.unit)
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,9 @@ def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
 def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0) -> dict[tuple[str, str], Cell]:
     """Cells by scope and behavior. A chain's cases are resampled together."""
     plans = {
-        (number, b, kind, scope): ls.SteeringPlan(at.vectors[b], at.site[b], sign * at.strength[b], scope)
+        (number, b, kind, scope): at.plan(b, kind, scope)
         for (_, b), by_chain in cases.items()
-        for kind, sign in KINDS.items()
+        for kind in KINDS
         for number, some in enumerate(by_chain)
         for scope, _ in some
     }

@@ -1,7 +1,8 @@
 """At which layer does each behavior's vector act? The paper's figure with intervals, control vectors and chosen layer.
 
 Scores every layer by `fisher`, beside 200 control vectors of each kind in the same pass, and selects a layer by the
-exact scores. Any run's folder gives the chains; without one the organism writes some.
+exact scores. All vectors are as long as the layer's mean activation. Any run's folder gives the chains; without one the
+organism writes some.
 
 Example: python analyses/layer_attribution.py --run lensteer-demo --figure layer_attribution.png
 """
@@ -49,7 +50,7 @@ def main(config: Config) -> Result:
         train = ls.load_tasks(split="train", n=config.n_train)
         traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
     vectors = ls.fit_vectors(model, traces, n_controls=config.nulls, seed=config.seed)
-    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm")
     scores = ls.attribute(model, traces, vectors, method="fisher", nulls=config.nulls, **options)
     exact = ls.attribute(model, traces, vectors, **options)
     return Result(scores, null_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))

@@ -41,7 +41,7 @@ from lensteer.evaluation import (
     run_arms,
 )
 from lensteer.pipeline import Run
-from lensteer.pipeline.chains import annotator_of
+from lensteer.pipeline.chains import annotators_of
 from lensteer.plots import position_ablation
 
 REFERENCE = ls.onsets.name
@@ -52,8 +52,9 @@ Key = tuple[str, str, str]  # scope, behavior, "down" or "up"
 class Config:
     """A run's folder (its vectors, site, coefficients and dev tasks), or a model to fit vectors on; sizes.
 
-    `coefficient` is for a model without a run, `first` the n of "first(n)", `budget` in nats per token (None: what the
-    onsets spend), `folder` for finished chains, which a killed run goes on from.
+    `coefficient` is for a model without a run, in multiples of the mean activation's length; a run has its own doses.
+    `first` is the n of "first(n)", `budget` in nats per token (None: what the onsets spend), `folder` for finished
+    chains, which a killed run goes on from.
     """
 
     run: Path | None = None
@@ -80,12 +81,7 @@ def main(config: Config) -> PositionAblation:
         ls.onsets,
         ls.first(config.first),
     ]
-    plans = {
-        (scope.name, b, kind): ls.SteeringPlan(at.vectors[b], layer, sign * at.strength[b], scope)
-        for scope in scopes
-        for b, layer in at.site.items()
-        for kind, sign in KINDS.items()
-    }
+    plans = {(scope.name, b, kind): at.plan(b, kind, scope) for scope in scopes for b in at.site for kind in KINDS}
     drawn = dict(temperature=at.sampling.temperature, max_new_tokens=at.sampling.max_new_tokens)
     chains = ls.generate_traces(at.model, at.tasks, seed=at.sampling.seed, **drawn)
     chains = [chain for chain in ls.annotate(chains, at.annotator) if chain.spans]
@@ -115,7 +111,10 @@ def _of_run(config: Config) -> Setting:
     vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     site, doses = ls.Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
     tasks = run.tasks("dev")[: config.n_dev]
-    return Setting(run.model, vectors, site, doses.coefficients, tasks, run.sampling(1), annotator_of(run))
+    strength, unit = doses.coefficients, doses.coefficient_unit
+    annotator = next(iter(annotators_of(run).values()))
+    site = {b: layer for b, layer in site.items() if b in strength}  # every dose of the others breaks the text
+    return Setting(run.model, vectors, site, strength, tasks, run.sampling(1), annotator, unit)
 
 
 def _fitted(config: Config) -> Setting:
@@ -123,10 +122,12 @@ def _fitted(config: Config) -> Setting:
     train = ls.load_tasks(split="train", n=config.n_train)
     traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
     vectors = ls.fit_vectors(model, traces)
-    scores = ls.attribute(model, traces, vectors, behaviors=ls.STEERED, max_spans=100, seed=config.seed)
+    options = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
+    scores = ls.attribute(model, traces, vectors, scaling="mean_norm", **options)
     site = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
     strength, tasks = dict.fromkeys(site, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
-    return Setting(model, vectors, site, strength, tasks, Sampling(1, 1.0, config.seed, 400, 256))
+    sampling = Sampling(1, 1.0, config.seed, 400, 256)
+    return Setting(model, vectors, site, strength, tasks, sampling, unit="mean_norm")
 
 
 def _free(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def _calibrated(
 ) -> dict[str, ls.SteeringPlan]:
     """A plan per direction, layer and sign, at the budget; kept in a file, because finding them takes minutes."""
     plans = {
-        f"{b}/{layer}/{kind}": ls.SteeringPlan(vectors[b], layer, sign * 0.4, ls.onsets)
+        f"{b}/{layer}/{kind}": ls.SteeringPlan(vectors[b], layer, sign * 0.4, ls.onsets, unit="mean_norm")
         for b in ls.STEERED
         for layer in vectors.layers
         for kind, sign in (("down", -1), ("up", 1))
@@ -112,7 +112,7 @@ def _calibrated(
         values = {key: (c.coefficient, c.kl, c.reached) for key, c in zip(plans, found, strict=True)}
         write_atomically(path, json.dumps(values, indent=1))
     doses = json.loads(path.read_text())
-    return {key: ls.SteeringPlan(plan.direction, plan.layer, doses[key][0], plan.scope) for key, plan in plans.items()}
+    return {key: replace(plan, coefficient=doses[key][0]) for key, plan in plans.items()}
 
 
 def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Array:
@@ -124,7 +124,8 @@ def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Ar
 
 def scores(model, traces: list[ls.Trace], vectors: BehaviorVectors, config: Config) -> dict[str, Array]:
     """Every score, `[behavior layer]`, larger meaning a better layer."""
-    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    common = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    options = dict(scaling="mean_norm", **common)
     exact = ls.attribute(model, traces, vectors, **options)
     everywhere = ls.attribute(model, traces, vectors, positions="all", **options)
     signed = ls.attribute(model, traces, vectors, method="signed", positions="all", **options)
@@ -135,7 +136,7 @@ def scores(model, traces: list[ls.Trace], vectors: BehaviorVectors, config: Conf
         "fisher": ls.attribute(model, traces, vectors, method="fisher", **options).mean.numpy(),
         "signed": signed.mean.numpy(),
         "efficiency": efficiency(signed, everywhere).mean.numpy(),
-        "published": ls.attribute(model, traces, vectors, method="published", **options).mean.numpy(),
+        "published": ls.attribute(model, traces, vectors, method="published", **common).mean.numpy(),
         "low overlap": -overlap.embedding.maximum[rows].numpy(),
         "probe accuracy": probes.mean[[probes.labels.index(b) for b in ls.STEERED]].numpy(),
         "norm ratio": (vectors.raw[rows].norm(dim=-1) / vectors.mean_norm).numpy(),

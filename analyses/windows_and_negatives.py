@@ -35,7 +35,10 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, strength, layers (None: all), and the file that a killed run goes on from."""
+    """Model, sizes, strength, layers (None: all), and the file that a killed run goes on from.
+
+    At strength 1 a vector is as long as the mean activation.
+    """
 
     model: str | None = None
     n_train: int = 150
@@ -75,7 +78,7 @@ def main(config: Config) -> list[Row]:
         for layer in layers:
             for b in ls.STEERED:
                 for kind, sign in (("down", -1), ("up", 1)):
-                    plan = ls.SteeringPlan(vectors[b], layer, sign * config.coefficient, scope)
+                    plan = ls.SteeringPlan(vectors[b], layer, sign * config.coefficient, scope, unit="mean_norm")
                     arms.append(Arm(f"{vectors.recipe}/{layer}/{b}/{kind}", plan))
     sampling = Sampling(1, 1.0, config.seed, 400, 256)
     return rows(run_arms(model, tasks, arms, sampling, path=config.resume, progress=True), layers, config.seed)

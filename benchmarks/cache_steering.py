@@ -65,7 +65,7 @@ def random_plans(seed: int) -> tuple[CachePlan, ls.SteeringPlan]:
     vector = torch.randn(N_LAYERS, WIDTH, generator=generator)
     direction = Direction("random", vector, torch.full((N_LAYERS,), 0.1), tuple(range(N_LAYERS)))
     cache = CachePlan(CacheVector("random", keys, values, "last_prompt"), 1.0, 1.0)
-    return cache, ls.SteeringPlan(direction, N_LAYERS // 2, 1.0)
+    return cache, ls.SteeringPlan(direction, N_LAYERS // 2, 1.0, unit="mean_norm")
 
 
 def timed(model, prompts: list[list[int]], plan, n: int) -> float:

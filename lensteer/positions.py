@@ -101,6 +101,8 @@ def _behind_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
 
 everywhere = PositionScope("everywhere", lambda c: torch.ones_like(c.ids, dtype=torch.bool))
 """Every position, prompt included."""
+everywhere_but_first = PositionScope("everywhere_but_first", lambda c: c.position > 0)
+"""Every position but the first, which is the BOS or another attention sink."""
 prompt = PositionScope("prompt", lambda c: c.position < c.prompt_length[:, None])
 """The prompt's tokens, the chat template's included."""
 generated = PositionScope("generated", lambda c: c.position >= c.prompt_length[:, None])

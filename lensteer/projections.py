@@ -54,7 +54,7 @@ def token_projections(model: TransformerBridge, trace: Trace, direction: Directi
     Raises:
         LensteerError: a layer that the model or the direction lacks.
     """
-    vector = direction.scaled(models.check_layer(model, layer)).to(models.device(model))
+    vector = direction.scaled(models.check_layer(model, layer), "mean_norm").to(models.device(model))
     found: list[Tensor] = []
     hooks = [(models.resid_hook(layer), lambda resid, hook: found.append(resid[0].float()))]
     ids = torch.tensor([trace.ids], device=models.device(model))

@@ -17,12 +17,19 @@ from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.tasks import Task
 from lensteer.traces import Trace
+from lensteer.units import UNITS
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.values import Controls
 from reference import patched_forward_kl, patched_span_kl
 
 LABELS = ("uncertainty-estimation", "backtracking")
 N_LAYERS = 4
+NOISE = 1e-7  # nats; the logits are fp32 whatever the scores are, and other kernels round otherwise
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal but for the rounding of fp32 logits, which another batch shape or kernel makes anew."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def trace_of(n_tokens: int, spans: list[tuple[str, int, int]], *, seed: int) -> Trace:
@@ -87,7 +94,7 @@ def no_hook_is_left(model) -> bool:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])  # the last one with windows of 8 tokens
-@pytest.mark.parametrize("scaling", ["mean_norm", "unit"])
+@pytest.mark.parametrize("scaling", UNITS)
 def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
     vectors = vectors_for(model)
@@ -96,13 +103,13 @@ def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
     assert len(frame) == (3 + 2 + 2) * len(LABELS) * N_LAYERS
     for cell in frame.itertuples():
         direction = vectors[cell.behavior].at(cell.layer)
-        length = vectors.mean_norm[cell.layer] if scaling == "mean_norm" else 1.0
+        length = {"difference": direction.norm(), "mean_norm": vectors.mean_norm[cell.layer], "unit": 1.0}[scaling]
         added = 0.7 * direction / direction.norm() * length
         slow = patched_forward_kl(model, traces[cell.trace].ids, cell.onset, cell.layer, added)
         assert cell.value == pytest.approx(slow, rel=1e-4, abs=1e-6)
         assert traces[cell.trace].spans[cell.span].onset == cell.onset
     assert frame["value"].min() > 1e-4  # what is compared is not nothing
-    assert scores.noise_floor < 1e-9
+    assert scores.noise_floor < NOISE
     assert no_hook_is_left(model)
 
 
@@ -120,7 +127,7 @@ def test_a_whole_span_equals_brute_force(tiny_checkpoint, traces, family):
             added = strength * vectors[cell.behavior].scaled(cell.layer)
             slow = patched_span_kl(model, traces[cell.trace].ids, span.start - 1, span.end - 1, cell.layer, added)
             assert cell.value == pytest.approx(slow, rel=1e-4, abs=1e-6)
-        assert scores.noise_floor < 1e-9
+        assert scores.noise_floor < NOISE
     assert no_hook_is_left(model)
 
 
@@ -128,7 +135,7 @@ def test_a_span_of_one_token_is_its_onset(model, traces):
     one = dataclasses.replace(traces[1], spans=traces[1].spans[:1])
     vectors = vectors_for(model)
     onset, span = (attribute(model, [one], vectors, window=w, behaviors=["backtracking"]) for w in ("onset", "span"))
-    torch.testing.assert_close(onset.mean, span.mean)
+    close(onset.mean, span.mean)
 
 
 def test_several_coefficients_come_from_one_filling(model, traces):
@@ -137,7 +144,7 @@ def test_several_coefficients_come_from_one_filling(model, traces):
     assert isinstance(together, tuple)
     for scores, strength in zip(together, strengths, strict=True):
         alone = attribute(model, traces, vectors, coefficient=strength, positions="all")
-        torch.testing.assert_close(scores.mean, alone.mean, rtol=1e-4, atol=1e-7)
+        close(scores.mean, alone.mean)
         assert scores.coefficient == strength
         assert (scores.cost["coefficients"], alone.cost["coefficients"]) == (3, 1)
     assert together[0].cost["rows"] < 3 * alone.cost["rows"]  # unedited rows are shared
@@ -164,7 +171,7 @@ def test_padding_behind_a_trace_is_never_seen(model, traces):
     )
     for name in ("mean", "low"):
         ours, theirs = (getattr(attribute(model, [t], vectors), name) for t in (trace, padded))
-        torch.testing.assert_close(ours, theirs, equal_nan=True)
+        close(ours, theirs)
 
 
 def test_a_vector_of_one_layer_acts_at_that_layer_only(model, traces):
@@ -174,7 +181,7 @@ def test_a_vector_of_one_layer_acts_at_that_layer_only(model, traces):
     scores = attribute(model, traces, vectors_for(model, raw))
     assert (scores.mean > 1e-2).nonzero().tolist() == [[0, 2], [1, 0]]
     # A row that is not edited is the very row it is compared with.
-    assert scores.mean[scores.mean <= 1e-2].abs().max() < 1e-9
+    assert scores.mean[scores.mean <= 1e-2].abs().max() < NOISE
     assert scores.below_noise().sum() >= 6
 
 
@@ -183,7 +190,7 @@ def test_coefficient_zero_disturbs_nothing_and_strength_counts(model, traces):
     none = attribute(model, traces, vectors, coefficient=0.0)
     weak = attribute(model, traces, vectors, coefficient=0.1)
     strong = attribute(model, traces, vectors, coefficient=-1.0)
-    assert none.mean.abs().max() < 1e-9
+    assert none.mean.abs().max() < NOISE
     assert (weak.mean > 10 * none.mean).all()
     assert (strong.mean > weak.mean).all()
 
@@ -199,7 +206,7 @@ def test_positions_choose_the_onsets(model, traces):
     assert labels == [LABELS[b] for b in own.cells.behavior.tolist()]
     n_own, n_other = torch.tensor(own.n_spans), torch.tensor(other.n_spans)
     pooled = (own.mean * n_own[:, None] + other.mean * n_other[:, None]) / (n_own + n_other)[:, None]
-    torch.testing.assert_close(every.mean, pooled)
+    close(every.mean, pooled)
 
 
 def test_behaviors_layers_and_limits(model, traces):
@@ -232,7 +239,7 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
     ("options", "message"),
     [
         (dict(method="saliency"), "unknown method 'saliency': choose one of 'exact', 'fisher'"),
-        (dict(scaling="norm"), "unknown scaling 'norm': choose one of 'mean_norm', 'unit'"),
+        (dict(scaling="norm"), "unknown scaling 'norm': choose one of 'difference', 'mean_norm', 'unit'"),
         (dict(positions="mine"), "unknown positions 'mine': choose one of 'own', 'other', 'all'"),
         (dict(behaviors=["doubt"]), "unknown behavior 'doubt': choose one of 'uncertainty-estimation'"),
         (dict(behaviors=[]), r"nothing to score: behaviors=\[\]"),
@@ -277,7 +284,7 @@ def test_bad_input_is_refused(model, traces, tiny_checkpoint):
 def test_numbers_that_overflow_are_refused(model, traces):
     huge = dataclasses.replace(vectors_for(model), mean_norm=torch.tensor([1.0, 1.0, 3e38, 1.0]))
     with pytest.raises(LensteerError, match=r"coefficient 10\.0 .* 'uncertainty-estimation' at layer 2 overflow"):
-        attribute(model, traces, huge, coefficient=10.0)
+        attribute(model, traces, huge, coefficient=10.0, scaling="mean_norm")
 
     def overflow(resid, hook):
         return resid * torch.inf if resid.shape[1] == 1 + N_LAYERS else None  # only where the rows run
@@ -352,14 +359,14 @@ def test_unreliable_cells_are_recomputed_exactly(model, traces):
         wanted = before.unreliable()
         assert torch.equal(after.recomputed, wanted)
         assert torch.equal(after.estimated, before.mean)
-        torch.testing.assert_close(after.mean[wanted], truth.mean[wanted], rtol=1e-4, atol=1e-7)
+        close(after.mean[wanted], truth.mean[wanted])
         assert torch.equal(after.mean[~wanted], before.mean[~wanted])
         assert (after.standard_error[wanted] == 0).all()
         assert torch.equal(after.standard_error[~wanted], before.standard_error[~wanted])
         assert not after.unreliable().any()
         assert after.cost["rows"] > before.cost["rows"] or not wanted.any()
         own = wanted[after.cells.behavior]
-        torch.testing.assert_close(after.cells.values[own], truth.cells.values[own], rtol=1e-4, atol=1e-7)
+        close(after.cells.values[own], truth.cells.values[own])
         assert after.to_dataframe()["recomputed"].tolist() == wanted.flatten().tolist()
     assert mixed[1].recomputed.any()
     assert not all(scores.recomputed.all() for scores in mixed)
@@ -395,9 +402,24 @@ def test_sampling_error_by_hand():
 
 def test_how_long_an_addition_is_does_not_depend_on_the_scaling_named(model, traces):
     vectors = vectors_for(model)
-    norm, unit = (attribute(model, traces[1:2], vectors, coefficient=-0.5, scaling=s) for s in ("mean_norm", "unit"))
-    torch.testing.assert_close(norm.relative_length, torch.full((2, N_LAYERS), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(unit.relative_length, (0.5 / vectors.mean_norm).double().expand(2, -1))
+    own, norm, unit = (attribute(model, traces[1:2], vectors, coefficient=-0.5, scaling=s) for s in UNITS)
+    lengths = 0.5 * vectors.raw.norm(dim=-1), 0.5 * vectors.mean_norm.expand(2, -1), torch.full((2, N_LAYERS), 0.5)
+    for scores, length in zip((own, norm, unit), lengths, strict=True):
+        expected = (length / vectors.mean_norm).double()
+        torch.testing.assert_close(scores.relative_length, expected, rtol=1e-5, atol=0)  # vectors are fp32
+
+
+def test_the_default_scaling_is_what_steering_adds(model, traces):
+    vectors = vectors_for(model)
+    assert attribute(model, traces, vectors).scaling == "difference"
+    assert attribute(model, traces, vectors, method="signed").scaling == "difference"
+    assert attribute(model, traces, vectors, method="published").scaling == "unit"
+    scaled = dataclasses.replace(vectors, raw=2 * vectors.raw)
+    for scaling in UNITS:  # only the difference itself carries its length
+        one, two = (attribute(model, traces, v, method="fisher_jvp", scaling=scaling).mean for v in (vectors, scaled))
+        torch.testing.assert_close(
+            two / one, torch.full_like(one, 4.0 if scaling == "difference" else 1.0), rtol=1e-3, atol=0
+        )
 
 
 def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
@@ -411,7 +433,7 @@ def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
     weak = [
         attribute(model, traces, vectors, method=m, positions="all", coefficient=0.1) for m in ("signed", "fisher_jvp")
     ]
-    torch.testing.assert_close(efficiency(*weak).mean, found.mean)
+    close(efficiency(*weak).mean, found.mean)
     with pytest.raises(
         LensteerError, match="needs scores of method 'signed' and scores in nats: these are 'fisher_jvp'"
     ):

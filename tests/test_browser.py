@@ -277,7 +277,7 @@ def test_a_continuation_runs_and_is_stopped(shown):
         expect(explorer.part(name)).not_to_be_empty()
     texts = [explorer.part(name).text_content() for name in ("unsteered", "steered")]
     assert texts == kernel.value("continued()")
-    assert explorer.part("steered").get_by_test_id("ls-piece").first.get_attribute("data-label") == "initializing"
+    assert explorer.part("unsteered").get_by_test_id("ls-piece").first.get_attribute("data-label") == "initializing"
 
     explorer.part("select-all").click()
     explorer.part("coefficient-number").fill("6")  # so much that no chain ends by itself

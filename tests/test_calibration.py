@@ -12,6 +12,7 @@ import torch
 from lensteer import models, twins
 from lensteer.attribution import LayerScores
 from lensteer.calibration import RolloutKL, calibrate, calibrate_many, rollout_kl, starting_coefficient
+from lensteer.calibration.budgets import START
 from lensteer.calibration.search import Search
 from lensteer.errors import LensteerError
 from lensteer.generation import forced_logits, generate
@@ -19,6 +20,7 @@ from lensteer.positions import everywhere, generated, onsets, thinking
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import chain_seed
+from lensteer.units import UNITS
 
 FAMILIES = ("qwen2", "llama", "gemma3")
 TEXTS = ["Take three. Next", "So", "The answer. I am not sure. For example, take", "Wait,<think>", "First. Let"]
@@ -285,7 +287,25 @@ def test_the_budget_is_what_a_fresh_measurement_finds(sign, tiny_model, random_d
         assert (found.low, found.high) == pytest.approx(again.interval(quantile, seed=7), rel=1e-6)
         assert found.step.n_tokens == sum(map(len, again.tokens))
         assert (found.step.p50, found.step.p95) == pytest.approx((again.statistic(0.5), again.statistic(0.95)))
-        assert found.path[0].coefficient == sign * 0.3
+        assert found.path[0].coefficient == sign * START
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_budget_is_spent_in_any_unit(unit, tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    direction = dataclasses.replace(random_direction(model), mean_norm=torch.full((4,), 0.5))  # raw vectors are 3 long
+    options = dict(budget=0.2, scope=everywhere, max_new_tokens=8, seed=7)
+    found = calibrate(model, prompts_of(model, 12), direction, 1, unit=unit, **options)
+    again = calibrate(model, prompts_of(model, 12), direction, 1, **options)
+    length = {"difference": 3.0, "mean_norm": 0.5, "unit": 1.0}[unit]
+    assert found.plan.unit == unit
+    assert found.reached
+    assert found.path[0].coefficient == pytest.approx(START * 3.0 / length, rel=1e-5)
+    # The search takes the same steps, but for rounding.
+    assert found.coefficient * length == pytest.approx(again.coefficient * 3.0, rel=0.05)
+    assert set(found.to_dataframe()["coefficient_unit"]) == {unit}
+    with pytest.raises(LensteerError, match="no unit 'norm' of a coefficient"):
+        calibrate(model, prompts_of(model), direction, 1, unit="norm", **options)
 
 
 def test_together_is_as_alone(tiny_model, random_direction):
@@ -316,7 +336,7 @@ def test_what_was_measured_is_not_lost(tiny_model, random_direction):
     assert far.kl == max(step.kl for step in far.path)
     short = calibrate(model, prompts_of(model), random_direction(model), 1, budget=1e-4, max_rounds=1, **options)
     assert not short.reached
-    assert short.coefficient == short.path[0].coefficient == 0.3
+    assert short.coefficient == short.path[0].coefficient == START
     frame = far.to_dataframe()
     assert list(frame.coefficient) == [step.coefficient for step in far.path]
     assert frame.chosen.sum() == 1
@@ -363,7 +383,7 @@ def scores_of(**changes):
         n_traces=3,
         method="fisher",
         coefficient=2.0,
-        scaling="mean_norm",
+        scaling="difference",
         positions="own",
     )
     return LayerScores(**{**values, **changes})
@@ -377,9 +397,10 @@ def test_the_start_is_where_the_second_order_meets_the_budget():
             dict(method="published"),
             "backtracking",
             0,
-            "method 'published', scaling 'mean_norm' and window 'onset' say no",
+            "method 'published', scaling 'difference' and window 'onset' say no",
         ),
         (dict(scaling="unit"), "backtracking", 0, "scaling 'unit' and window 'onset' say no coefficient"),
+        (dict(scaling="mean_norm"), "backtracking", 0, "scaling 'mean_norm' and window 'onset' say no coefficient"),
         (dict(window="span"), "backtracking", 0, "window 'span' say no coefficient"),
         ({}, "backtracking", 3, r"no score at layer 3: these have layers \[0, 1, 2, 5\]"),
         ({}, "deduction", 0, "unknown behavior 'deduction'"),
@@ -390,6 +411,13 @@ def test_the_start_is_where_the_second_order_meets_the_budget():
             starting_coefficient(scores_of(**changes), label, layer, 0.02)
     with pytest.raises(LensteerError, match="budget 0"):
         starting_coefficient(scores_of(), "backtracking", 0, 0.0)
+    for unit in UNITS:
+        own = scores_of(scaling=unit)
+        assert starting_coefficient(own, "backtracking", 0, 0.02, unit) == pytest.approx(1.0)
+    with pytest.raises(LensteerError, match=r"scaling 'difference' .* 'mean_norm' and 'onset'"):
+        starting_coefficient(scores_of(), "backtracking", 0, 0.02, "mean_norm")
+    with pytest.raises(LensteerError, match="no unit 'norm' of a coefficient"):
+        starting_coefficient(scores_of(), "backtracking", 0, 0.02, "norm")
 
 
 def test_a_search_may_start_from_scores(tiny_model, random_direction):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -24,10 +26,16 @@ def test_a_planted_direction_shows_where_it_was_added(organism, random_direction
     assert float(change.abs().max()) < 1e-5
     with torch.no_grad():
         _, cache = organism.run_with_cache(torch.tensor([trace.ids]))
-    unit = direction.scaled(4)
+    unit = direction.scaled(4, "mean_norm")
     wanted = cache[models.resid_hook(4)][0] @ unit / unit.norm() ** 2
     torch.testing.assert_close(plain.values, wanted, rtol=1e-4, atol=1e-5)
+    # Multiples of the mean activation's length, not of the difference's.
+    twice = dataclasses.replace(direction, mean_norm=2 * direction.mean_norm)
+    torch.testing.assert_close(2 * token_projections(organism, trace, twice, 4).values, plain.values)
+    longer = dataclasses.replace(direction, raw=2 * direction.raw)
+    torch.testing.assert_close(token_projections(organism, trace, longer, 4).values, plain.values)
     figure = ls.plots.token_projections(plain, n=20)
+    assert "as long as the layer's mean activation" in figure.layout.title.text
     assert len(figure.data[0].z) == 2
     assert list(plain.to_dataframe()) == ["token", "projection"]
     with pytest.raises(ls.LensteerError, match="start=999"):

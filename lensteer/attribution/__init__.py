@@ -22,7 +22,6 @@ from lensteer.attribution.nulls import NullTests, null_tests
 from lensteer.attribution.request import (
     METHODS,
     POSITIONS,
-    SCALINGS,
     WINDOWS,
     Request,
     null_vectors,
@@ -32,6 +31,7 @@ from lensteer.attribution.request import (
 from lensteer.attribution.scores import LayerScores
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
+from lensteer.units import UNITS
 from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ def attribute(
         positions: Whose spans are averaged: the behavior's "own", those of "other" behaviors, or "all". By default
             "own" for a KL, "all" for `signed` and "other" for `published`.
         coefficient: α; several share one filling of the caches and give a tuple of scores.
-        scaling: "mean_norm" makes u as long as the mean activation at its layer, as steering does (the default
-            but for `published`); "unit" gives it length 1. Means of activations grow with depth, so the two favor
-            different layers.
+        scaling: "difference" takes u as it is, as steering does (the default but for `published`); "mean_norm" makes
+            it as long as the mean activation at its layer; "unit" gives it length 1. Activations grow with depth, so
+            the three favor different layers.
         samples: Tokens drawn per position by `fisher`.
         nulls: So many control vectors of each kind are scored along (methods with gradients only).
         exact_where_unreliable: Replace cells of a Fisher estimate that cannot be trusted for their sampling error,
@@ -140,7 +140,7 @@ def attribute(
     _check_choice("method", method, list(METHODS))
     how = METHODS[method]
     scaling, positions = scaling or how.scaling, positions or how.positions
-    _check_choice("scaling", scaling, SCALINGS)
+    _check_choice("scaling", scaling, UNITS)
     _check_choice("positions", positions, POSITIONS)
     _check_choice("window", window, WINDOWS)
     if window not in how.windows:

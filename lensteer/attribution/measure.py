@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lensteer import models
 from lensteer.attribution.cells import Cells, average, sampling_error
@@ -22,6 +21,7 @@ from lensteer.attribution.request import METHODS, Request
 from lensteer.attribution.rows import SharedCache
 from lensteer.attribution.scores import LayerScores
 from lensteer.errors import LensteerError
+from lensteer.progress import progress_bar
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request,
     nulls: dict[str, Tensor] = {}
     noise, forwards, rows = 0.0, 0, 0
     difference = noise_measure(request)
-    for number in tqdm(cases[:, 0].unique().tolist(), desc=request.method, unit="trace", disable=not progress):
+    for number in progress_bar(cases[:, 0].unique().tolist(), desc=request.method, unit="trace", show=progress):
         mine = (cases[:, 0] == number).nonzero()[:, 0]
         try:
             places = torch.cat([torch.arange(begin, end) for begin, end in cases[mine, 3:].unique(dim=0).tolist()])

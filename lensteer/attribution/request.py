@@ -15,7 +15,6 @@ from torch import Tensor
 from lensteer.errors import LensteerError
 from lensteer.vectors import BehaviorVectors
 
-SCALINGS = ("mean_norm", "unit")
 POSITIONS = ("own", "other", "all")
 WINDOWS = ("onset", "span")
 NULL_KINDS = ("covariance_matched", "shuffled")
@@ -29,7 +28,7 @@ class Method:
         unit: Of its values.
         power: They grow with the coefficient to this power; None if each strength is run.
         positions: Whose onsets it averages unless told otherwise.
-        scaling: Of the vectors, likewise.
+        scaling: Of the vectors, likewise; one of `UNITS`.
         windows: What it can disturb.
         linear: Whether a vector enters as a dot product with gradients, so that nulls are nearly free.
         sampled: Whether it draws tokens.
@@ -38,7 +37,7 @@ class Method:
     unit: str
     power: int | None = None
     positions: str = "own"
-    scaling: str = "mean_norm"
+    scaling: str = "difference"
     windows: tuple[str, ...] = WINDOWS
     linear: bool = False
     sampled: bool = False
@@ -58,17 +57,17 @@ class Nulls:
     """Control vectors of one kind; `raw · factor` is as long as the vectors that they are held against.
 
     Attributes:
-        raw: As they were fitted; one behavior where all share the same.
-        factor: What to multiply each by.
+        raw: As they were fitted; one row where all behaviors share the same.
+        factor: What to multiply each by, for each behavior.
     """
 
-    raw: Float[Tensor, "null behavior layer d_model"]
+    raw: Float[Tensor, "null row layer d_model"]
     factor: Float[Tensor, "null behavior layer"]
 
     def of(self, behavior: int) -> tuple[Float[Tensor, "null layer d_model"], Float[Tensor, "null layer"]]:
         """Those that stand for one behavior."""
         b = behavior if self.raw.shape[1] > 1 else 0
-        return self.raw[:, b], self.factor[:, b]
+        return self.raw[:, b], self.factor[:, behavior]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +121,9 @@ class Request:
 def scaled_vectors(
     vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str
 ) -> Float[Tensor, "behavior layer d_model"]:
-    """The vectors as coefficient 1 adds them, under either scaling. A vector of zeros stays one."""
-    rows = [vectors.labels.index(label) for label in labels]
-    columns = [vectors.layers.index(layer) for layer in layers]
-    raw = vectors.raw[rows][:, columns].float().cpu()
-    return raw * _factor(raw, vectors, columns, scaling)[..., None]
+    """The vectors as coefficient 1 adds them, under any scaling. A vector of zeros stays one."""
+    raw, length = _lengths(vectors, labels, layers, scaling)
+    return raw if scaling == "difference" else raw * _factor(raw, length)[..., None]
 
 
 def relative_length(
@@ -154,17 +151,30 @@ def null_vectors(
         raise LensteerError(f"nulls={n}, but these vectors have {there} controls: fit them with n_controls={n}")
     rows = [vectors.labels.index(label) for label in labels]
     columns = [vectors.layers.index(layer) for layer in layers]
+    _, length = _lengths(vectors, labels, layers, scaling)
     found = {}
     for kind in NULL_KINDS:
         draws: Tensor = getattr(vectors.controls, kind)[:n]
         draws = draws[:, rows] if draws.dim() == 4 else draws[:, None]
         draws = draws[:, :, columns].float()
-        found[kind] = Nulls(draws, _factor(draws, vectors, columns, scaling))
+        found[kind] = Nulls(draws, _factor(draws, length))
     return found
 
 
-def _factor(raw: Tensor, vectors: BehaviorVectors, columns: Sequence[int], scaling: str) -> Tensor:
-    """What makes each vector (last axis) as long as `scaling` says; 0 for a vector of zeros."""
+def _lengths(
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str
+) -> tuple[Float[Tensor, "behavior layer d_model"], Float[Tensor, "behavior layer"]]:
+    """The raw vectors, and how long each is under a scaling."""
+    columns = [vectors.layers.index(layer) for layer in layers]
+    raw = vectors.raw[[vectors.labels.index(label) for label in labels]][:, columns].float().cpu()
     norm = raw.norm(dim=-1)
-    length = vectors.mean_norm[list(columns)].float().cpu() if scaling == "mean_norm" else torch.ones(len(columns))
+    if scaling == "difference":
+        return raw, norm
+    length = vectors.mean_norm[columns].float().cpu() if scaling == "mean_norm" else torch.ones(len(columns))
+    return raw, length.expand_as(norm)
+
+
+def _factor(raw: Float[Tensor, "*rows layer d_model"], length: Float[Tensor, "behavior layer"]) -> Tensor:
+    """What makes each vector as long as wanted; 0 for a vector of zeros."""
+    norm = raw.norm(dim=-1)
     return torch.where(norm > 0, length / norm, 0.0)

@@ -51,7 +51,7 @@ class LayerScores:
         n_traces: Traces with any of them: the units of the bootstrap.
         method: Which estimator.
         coefficient: What the scaled vector was multiplied by.
-        scaling: What coefficient 1 means: "mean_norm" or "unit".
+        scaling: What coefficient 1 means: one of `UNITS`.
         positions: Whose onsets: "own", "other" or "all".
         window: What part of a span is disturbed: its "onset" or the "span" from there to its last token but one,
             the effects on all its tokens summed.

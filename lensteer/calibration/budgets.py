@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from lensteer import models
 from lensteer.attribution import LayerScores
 from lensteer.calibration.results import Calibration, Step
@@ -21,14 +19,16 @@ from lensteer.calibration.rollouts import RolloutKL, rollout_kl
 from lensteer.calibration.search import Search
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope, onsets
+from lensteer.progress import progress_bar
 from lensteer.steering import Steerable, SteeringPlan
 from lensteer.tasks import Task
+from lensteer.units import check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: The first coefficient of a search that is told nothing.
-START = 0.3
+#: Where a search that is told nothing begins, in multiples of the direction itself (of removing it, for "project_out").
+START = 1.0
 #: Methods whose scores are a KL in nats, or its second order.
 KL_METHODS = ("exact", "fisher", "fisher_jvp")
 
@@ -43,6 +43,7 @@ def calibrate(
     sign: int = 1,
     scope: PositionScope = onsets,
     operator: str = "add",
+    unit: str = "difference",
     start: float | LayerScores | None = None,
     quantile: float | None = 0.95,
     tolerance: float = 0.1,
@@ -64,19 +65,21 @@ def calibrate(
         sign: 1 adds the direction, -1 takes it away.
         scope: positions to steer.
         operator: see `SteeringPlan`.
+        unit: of the coefficients, see `SteeringPlan`.
         start: the first coefficient to try, without its sign; or scores that say what KL to expect, see
-            `starting_coefficient`.
+            `starting_coefficient`. By default what adds the direction itself, in any unit.
         quantile: as for `calibrate_many`, and so are the others and the errors.
         tolerance: near enough.
         max_rounds: limit on the search.
-        max_coefficient: limit on the dose.
+        max_coefficient: limit on the dose, in `unit`.
         max_new_tokens: per rollout.
         seed: of the sampling.
         batch_size: rollouts that run together.
         memory: bytes of a teacher-forced pass, roughly.
 
     Raises:
-        LensteerError: a sign that is none, a start that is not positive, or scores that say nothing of this plan.
+        LensteerError: a sign that is none, a start that is not positive, an unknown unit, or scores that say nothing of
+            this plan.
     """
     if sign not in (1, -1):
         raise LensteerError(f"sign={sign}: give 1 to add the direction or -1 to take it away")
@@ -84,10 +87,13 @@ def calibrate(
     if isinstance(start, LayerScores):
         if operator != "add":
             raise LensteerError(f"scores are of adding a vector, not of {operator!r}: give a number to start from")
-        start = starting_coefficient(start, direction.label, layer, budget)
+        start = starting_coefficient(start, direction.label, layer, budget, unit)
     if start is not None and not 0 < start < math.inf:
         raise LensteerError(f"start={start}: give a positive, finite coefficient; its sign is `sign`")
-    plan = SteeringPlan(direction, layer, sign * (START if start is None else start), scope, operator)
+    plan = SteeringPlan(direction, layer, 1.0, scope, operator, unit)
+    if start is None:
+        start = START * float(direction.at(layer).norm() / plan.vector.norm()) if operator == "add" else START
+    plan = replace(plan, coefficient=sign * start)
     (found,) = calibrate_many(
         model,
         prompts,
@@ -169,7 +175,7 @@ def calibrate_many(
     searches = [Search(budget, tolerance, abs(plan.coefficient), max_coefficient) for plan in plans]
     paths: list[list[Step]] = [[] for _ in plans]
     best: dict[int, RolloutKL] = {}
-    for _ in tqdm(range(max_rounds), desc="calibrate", unit="round", disable=not progress):
+    for _ in progress_bar(range(max_rounds), desc="calibrate", unit="round", show=progress):
         wanted = {i: x for i, search in enumerate(searches) if (x := search.next()) is not None}
         if not wanted:
             break
@@ -220,7 +226,7 @@ def _step(coefficient: float, kl: RolloutKL, quantile: float | None) -> Step:
     )
 
 
-def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: float) -> float:
+def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: float, unit: str = "difference") -> float:
     """The coefficient at which a layer's score predicts a KL: α₀ = c·√(budget / K), K the score at coefficient c.
 
     For K = ½c²·Var this is √(2·budget / Var). K is the mean over single, edited positions, so α₀ is a guess for a
@@ -228,21 +234,22 @@ def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: fl
     smaller by a factor that nothing but a rollout tells; the search takes it out after its first step.
 
     Args:
-        scores: of a method that gives nats, with scaling "mean_norm" (what steering adds) and window "onset" (what one
+        scores: of a method that gives nats, with `unit` as scaling (what steering adds) and window "onset" (what one
             edited position does to its own next token).
         label: the behavior.
         layer: of the model.
         budget: in nats.
+        unit: of the coefficient.
 
     Raises:
-        LensteerError: scores that are no KL or not of what steering adds, that lack the behavior or layer, or that
-            have no positive value there.
+        LensteerError: an unknown unit, scores that are no KL or not of what steering adds, that lack the behavior or
+            layer, or that have no positive value there.
     """
     _check_budget(budget)
-    if (scores.scaling, scores.window) != ("mean_norm", "onset") or scores.method not in KL_METHODS:
+    if (scores.scaling, scores.window) != (check_unit(unit), "onset") or scores.method not in KL_METHODS:
         raise LensteerError(
             f"scores of method {scores.method!r}, scaling {scores.scaling!r} and window {scores.window!r} say no "
-            f"coefficient: give those of one of {list(KL_METHODS)}, 'mean_norm' and 'onset', or a number to start from"
+            f"coefficient: give those of one of {list(KL_METHODS)}, {unit!r} and 'onset', or a number to start from"
         )
     if layer not in scores.layers:
         raise LensteerError(f"no score at layer {layer}: these have layers {list(scores.layers)}")

@@ -54,7 +54,7 @@ class Calibration:
 
     @property
     def coefficient(self) -> float:
-        """Of the plan, with its sign."""
+        """Of the plan, with its sign and in its unit."""
         return self.plan.coefficient
 
     @property
@@ -66,6 +66,7 @@ class Calibration:
         """A row per measured coefficient, in the order of the search; `chosen` marks the result."""
         import pandas as pd
 
-        fixed = dict(direction=self.plan.direction.label, layer=self.plan.layer, budget=self.budget)
+        plan = self.plan
+        fixed = dict(direction=plan.direction.label, layer=plan.layer, coefficient_unit=plan.unit, budget=self.budget)
         rows = [{**fixed, **vars(step), "chosen": step is self.step, "reached": self.reached} for step in self.path]
         return pd.DataFrame(rows)

@@ -61,9 +61,10 @@ def explore(
         scores: drawn behind the layers.
         site: a layer for each behavior, marked there; from `select_layers`.
         cache_vector: allows to edit the KV cache instead of the residual stream.
-        coefficients: recommended ones, marked: `choose_coefficients(...).coefficients`.
-        kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as `attribute`'s
-            first choice is, the coefficient that spends so much by them is marked for each layer.
+        coefficients: recommended ones in the unit "difference", marked: `choose_coefficients(...).coefficients`.
+        kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as those of
+            `attribute` are by default (scaling "difference"), the coefficient that spends so much by them is marked for
+            each layer.
         annotator: of continuations. The default knows the embedded organism's sentences only.
 
     Raises:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.behaviors import BEHAVIORS
-from lensteer.explorer.state import CHANNELS, MEASURES, Choices, State
+from lensteer.explorer.state import CHANNELS, MEASURES, UNIT, Choices, State
 from lensteer.plots.style import DIVERGING, PAGE, TAGS, color
 from lensteer.steering import OPERATORS
 from lensteer.traces import Trace
+from lensteer.units import UNIT_WORDS
 
 
 def numbers(values: Iterable[float] | Tensor, digits: int = 4) -> list[float | None]:
@@ -47,6 +48,7 @@ def options_payload(choices: Choices) -> dict[str, Any]:
         "curve_name": "" if scores is None else f"{scores.name} ({scores.unit})",
         "site": dict(choices.site or {}),
         "recommended": recommended,
+        "unit": UNIT_WORDS[UNIT],
         "kl_budget": choices.kl_budget,
         "budgets": {b: [choices.budget_coefficient(b, layer) for layer in vectors.layers] for b in vectors.labels},
         "page": PAGE,

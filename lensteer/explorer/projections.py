@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def projections(
     model: TransformerBridge, ids: Sequence[int], vectors: BehaviorVectors
 ) -> Float[Tensor, "behavior layer pos"]:
-    """`<h, û> / ‖mean h‖` at resid_post, unsteered, for every behavior and layer; NaN where a vector is zero."""
+    """`<h, û> / ‖mean h‖` at resid_post, unsteered, for every behavior and layer; NaN where a vector is zero.
+
+    In multiples of the length of the layer's mean activation, whatever the unit of a coefficient.
+    """
     runner, _ = choose_runner(model, None, 1)
     tokens = torch.tensor([ids], device=models.device(model))
     unit = vectors.raw.double() / vectors.raw.double().norm(dim=-1, keepdim=True)

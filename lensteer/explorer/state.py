@@ -30,6 +30,9 @@ MEASURES = ("kl", "log_prob")
 """What leaving positions out is measured by: the total KL, or the log-probability of the behavior's first tokens."""
 
 MOST_TOKENS = 4000
+UNIT = "difference"
+"""Of the coefficient, see `lensteer.units`."""
+
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -41,7 +44,7 @@ class State:
         behavior: whose vector.
         layer: whose output is edited.
         trace: index of the chain.
-        coefficient: of the vector.
+        coefficient: of the vector, in multiples of the difference of means itself.
         operator: "add" or "project_out".
         expression: the positions; see `parse_scope`. Empty: none.
         channel: "residual", or "cache" for the cache vector, whose slot is its own.
@@ -56,7 +59,7 @@ class State:
     behavior: str
     layer: int
     trace: int = 0
-    coefficient: float = 0.5
+    coefficient: float = 1.0
     operator: str = "add"
     expression: str = "onsets"
     channel: str = "residual"
@@ -98,7 +101,7 @@ class Choices:
         scores: the curve behind the layers.
         site: a layer for each behavior, marked on the curve.
         cache_vector: for the channel "cache".
-        coefficients: a recommended coefficient for each behavior, marked.
+        coefficients: a recommended coefficient for each behavior, in the same unit, marked.
         kl_budget: nats per steered token; what the scores say of it is marked.
     """
 
@@ -164,7 +167,7 @@ class Choices:
             raise LensteerError(f"trace={state.trace}: there are {len(self.traces)} traces, counted from 0")
         for name in ("coefficient", "c_values"):
             if not math.isfinite(getattr(state, name)):
-                raise LensteerError(f"{name}={getattr(state, name)} is not finite: give a number such as 0.5")
+                raise LensteerError(f"{name}={getattr(state, name)} is not finite: give a number such as 1.0")
         if not 1 <= state.max_new_tokens <= MOST_TOKENS:
             raise LensteerError(f"max_new_tokens={state.max_new_tokens}: give a number from 1 to {MOST_TOKENS}")
         if not 0 <= state.temperature < math.inf:
@@ -192,7 +195,7 @@ class Choices:
         if positions is None and not state.expression.strip():
             return None
         scope = parse_scope(state.expression) if positions is None else at(positions)
-        return SteeringPlan(self.vectors[state.behavior], state.layer, state.coefficient, scope, state.operator)
+        return SteeringPlan(self.vectors[state.behavior], state.layer, state.coefficient, scope, state.operator, UNIT)
 
 
 def same_steering(a: State, b: State) -> bool:
@@ -227,7 +230,7 @@ def code_of(state: State, scope: str, *, continued: bool = False, ranked: LeaveO
         f"layer={state.layer}",
         f"coefficient={state.coefficient!r}",
     ]
-    kind = [f"operator={state.operator!r}"] if state.operator != "add" else []
+    kind = [f"unit={UNIT!r}"] if state.operator == "add" else [f"operator={state.operator!r}"]
     if state.channel == "cache":
         lines.append(f"plan = CachePlan(cache_vector, c_values={state.c_values!r})")
     elif scope:

@@ -6,7 +6,7 @@ Names: set {values}, expression {values}, choose {positions}, select {what, curs
 
 All text from models is set as textContent. Stable data-testid attributes, for tests:
   ls-explorer (data-theme, data-ready)  ls-error  ls-trace  ls-behavior  ls-channel  ls-operator
-  ls-layer  ls-layer-value  ls-curve    ls-coefficient  ls-coefficient-number  ls-mark (data-value)
+  ls-layer  ls-layer-value  ls-curve    ls-coefficient  ls-coefficient-number  ls-unit  ls-mark (data-value)
   ls-select-all -none -invert -sentence -behavior -thinking -sentence_starts -onsets
   ls-expression  ls-expression-error  ls-count  ls-legend  ls-total  ls-strip (data-kl, data-change)  ls-info
   ls-chain      the listbox; ls-token (data-i; aria-selected; data-label) its options; ls-bar (data-group) on it
@@ -195,19 +195,20 @@ function render({ model, el }) {
     test: "coefficient-number", type: "number", step: "any", "aria-label": "coefficient, as a number",
     onchange: () => (Number.isFinite(exact.valueAsNumber) ? set({ [strength()]: exact.valueAsNumber }) : drawCoefficient()),
   });
-  const marks = h("div", { class: "ls-marks" });
+  const marks = h("div", { class: "ls-marks" }), unit = h("small", { test: "unit" });
   const drawCoefficient = () => {
     const settings = of("settings"), cache = settings.channel === "cache", value = settings[strength()];
-    const limit = Math.max(cache ? 10 : 2, Math.abs(value));
+    const limit = Math.max(cache ? 10 : 4, Math.abs(value)), adds = !cache && settings.operator === "add";
     Object.assign(coefficient, { min: -limit, max: limit, step: cache ? 0.5 : 0.05, value });
     show(exact, value);
+    unit.textContent = adds ? of("options").unit : cache ? "" : "1 = removed";
     const recommended = (of("options").recommended[settings.behavior] || []).flatMap((c) => [c, -c]);
-    const values = cache ? [0, 1, 6] : settings.operator === "add" ? [0, ...recommended] : [0, 1];
+    const values = cache ? [0, 1, 6] : adds ? [0, ...recommended] : [0, 1];
     const mark = (v, text, title, attributes = {}) => Math.abs(v) <= limit && button("mark", text, () => set({ [strength()]: v }), {
       "data-value": v, style: `left: ${50 + (50 * v) / limit}%`, title, ...attributes,
     });
     const { budgets, kl_budget, layers } = of("options"), spends = budgets[settings.behavior]?.[layers.indexOf(settings.layer)];
-    const budget = spends && !cache && settings.operator === "add" ? [spends, -spends] : [];
+    const budget = spends && adds ? [spends, -spends] : [];
     marks.replaceChildren(...[
       ...[...new Set(values.map((v) => v + 0))].map((v) => mark(v, `${v}`, !cache && recommended.includes(v) ? "recommended for this behavior" : null)),
       ...budget.map((v) => mark(v, `KL ${kl_budget}`, `${number(v)}: about ${kl_budget} nats per steered token, by the scores of this layer`, { class: "ls-budget" })),
@@ -247,7 +248,7 @@ function render({ model, el }) {
     if (!texts || i >= texts.length) return;
     const t = i - prompt_length, projection = of("projection")[i];
     const parts = [`position ${i}`, JSON.stringify(texts[i]), labels[i] || (t < 0 ? "prompt" : "no label")];
-    if (projection !== undefined) parts.push(`projection ${number(projection)} of the mean length`);
+    if (projection !== undefined) parts.push(`projection ${number(projection)} × the mean activation's length`);
     if (t >= 0 && effect.kl) parts.push(`KL ${number(effect.kl[t])} nats`, `log-prob ${signed(effect.change[t])}`);
     info.textContent = parts.join(" · ");
   };
@@ -444,7 +445,7 @@ function render({ model, el }) {
     h("div", { class: "ls-row" }, labeled("chain", trace), labeled("behavior", behavior), labeled("edit", channel), labeled("operator", operator)),
     h("div", { class: "ls-row" },
       h("div", { class: "ls-slider" }, labeled("layer", layerValue), h("div", { class: "ls-over" }, curve, layer)),
-      h("div", { class: "ls-slider" }, labeled("coefficient", exact), h("div", { class: "ls-over" }, coefficient, marks))),
+      h("div", { class: "ls-slider" }, labeled("coefficient", exact, unit), h("div", { class: "ls-over" }, coefficient, marks))),
     h("div", { class: "ls-row", role: "group", "aria-label": "choose positions" }, ...buttons, count),
     expression, expressionError, legend,
     h("div", { class: "ls-drawn" }, strip, ...["KL, steered ‖ unsteered", "change of log-probability"].map((text) => h("small", { text, "aria-hidden": "true" }))),

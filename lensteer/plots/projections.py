@@ -15,7 +15,7 @@ _WIDTH = 8  # characters that fit into a cell of a figure 700 pixels wide
 
 
 def token_projections(found: TokenProjections, *, start: int | None = None, n: int = 140) -> go.Figure:
-    """A heat map that reads as text: rows of tokens, each over its projection.
+    """A heat map that reads as text: rows of tokens, each over its projection (1: as long as the mean activation).
 
     Args:
         found: from `projections.token_projections`.

@@ -1,6 +1,6 @@
 """What is done to which positions of which layer: plans, which join with `+`.
 
-h <- h + coefficient * v        (add; v as long as the layer's mean activation, so coefficient 1 is that long)
+h <- h + coefficient * v        (add; v is the difference of means itself, or as long as `unit` says)
 h <- h - coefficient * <h, û> û (project_out; coefficient 1 removes the direction)
 
 Knows nothing of text, tasks or whether an edit does any good.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope, everywhere
+from lensteer.units import check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -37,8 +38,8 @@ class Steerable(Protocol):
     def at(self, layer: int) -> Float[Tensor, " d_model"]:
         """The direction as it was computed; raises for a layer it lacks."""
 
-    def scaled(self, layer: int) -> Float[Tensor, " d_model"]:
-        """The direction, as long as the layer's mean activation."""
+    def scaled(self, layer: int, unit: str = "difference") -> Float[Tensor, " d_model"]:
+        """What coefficient 1 adds under a unit; see `Direction.scaled`."""
 
 
 @runtime_checkable
@@ -93,12 +94,14 @@ class SteeringPlan(Joinable):
     Attributes:
         direction: such as `vectors["backtracking"]`.
         layer: whose output is edited.
-        coefficient: signed; 1 adds a vector as long as the layer's mean activation.
+        coefficient: signed; in multiples of what `unit` says.
         scope: the positions that are edited.
         operator: "add" or "project_out".
+        unit: of an added vector: "difference", the direction as it was computed; "mean_norm", a vector as long as the
+            layer's mean activation (the default before 0.1.0); "unit", one of length 1.
 
     Raises:
-        LensteerError: a layer the direction lacks, a coefficient that is not finite, an unknown operator.
+        LensteerError: a layer the direction lacks, a coefficient that is not finite, an unknown operator or unit.
     """
 
     direction: Steerable
@@ -106,12 +109,14 @@ class SteeringPlan(Joinable):
     coefficient: float = 1.0
     scope: PositionScope = everywhere
     operator: str = "add"
+    unit: str = "difference"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.coefficient):
             raise LensteerError(f"coefficient {self.coefficient} is not finite: give a number such as 1.0 or -0.5")
         if self.operator not in OPERATORS:
             raise LensteerError(f"no operator {self.operator!r}: choose one of {list(OPERATORS)}")
+        check_unit(self.unit)
         self.direction.at(self.layer)  # raises for a layer it lacks
 
     @property
@@ -128,7 +133,7 @@ class SteeringPlan(Joinable):
     def vector(self) -> Float[Tensor, " d_model"]:
         """What is added per unit of coefficient, or the unit vector that is projected out."""
         if self.operator == "add":
-            return self.direction.scaled(self.layer)
+            return self.direction.scaled(self.layer, self.unit)
         raw = self.direction.at(self.layer)
         return raw / raw.norm()
 

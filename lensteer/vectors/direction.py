@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.units import check_unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +18,7 @@ class Direction:
     Attributes:
         label: what it is called.
         raw: as it was computed, unscaled.
-        mean_norm: length of the mean activation at each layer.
+        mean_norm: length of the mean activation at each layer, for the unit of that name.
         layers: of the layer axis.
     """
 
@@ -39,14 +40,21 @@ class Direction:
         """
         return self.raw[self._row(layer)]
 
-    def scaled(self, layer: int) -> Float[Tensor, " d_model"]:
-        """`raw / ‖raw‖ · mean_norm`: coefficient 1 adds a vector as long as the layer's mean activation.
+    def scaled(self, layer: int, unit: str = "difference") -> Float[Tensor, " d_model"]:
+        """What coefficient 1 adds.
+
+        Args:
+            layer: one of its layers.
+            unit: "difference": the vector as it was computed, `raw`; "mean_norm": `raw / ‖raw‖ · mean_norm`, as long as
+                the layer's mean activation; "unit": `raw / ‖raw‖`.
 
         Raises:
-            LensteerError: a layer that it does not have, or at which it is zero.
+            LensteerError: a layer that it does not have or at which it is zero, or an unknown unit.
         """
         row = self._row(layer)
         norm = self.raw[row].norm()
         if norm == 0:
             raise LensteerError(f"{self.label!r} is zero at layer {layer}: it has no direction to scale")
-        return self.raw[row] / norm * self.mean_norm[row]
+        if check_unit(unit) == "difference":
+            return self.raw[row]
+        return self.raw[row] / norm * (self.mean_norm[row] if unit == "mean_norm" else 1.0)

@@ -1,7 +1,8 @@
 """Behavior vectors: one direction per behavior and layer, with what it takes to use them rightly.
 
-Strength is no part of the tensor: `raw` is the difference as it is, `mean_norm` the length that coefficient 1
-means. Does not know how they are computed, which layer is a good one, or what steering does.
+Strength is no part of the tensor: `raw` is the difference as it is, and what coefficient 1 adds; `mean_norm` is the
+length of the mean activation, for the unit of that name. Does not know how they are computed, which layer is a good
+one, or what steering does.
 """
 
 from __future__ import annotations
