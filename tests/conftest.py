@@ -182,6 +182,38 @@ def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Transforme
 
 
 @pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    """The folder of published chains and activations, LENSTEER_REFERENCE; skips where it is not set."""
+    folder = os.environ.get("LENSTEER_REFERENCE")
+    if not folder:
+        pytest.skip("LENSTEER_REFERENCE is not set: it names the folder of published chains and activations")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], TransformerBridge]:
+    """A factory of small real models by name: `real_model("mini-r1")`, from the folder LENSTEER_REAL.
+
+    Skips where there is none. Shared like `organism`: leave nothing behind.
+    """
+    import lensteer as ls
+
+    made: dict[str, TransformerBridge] = {}
+
+    def make(name: str) -> TransformerBridge:
+        folder = os.environ.get("LENSTEER_REAL")
+        if not folder:
+            pytest.skip("LENSTEER_REAL is not set: it names the folder of small real models")
+        if not (Path(folder) / name / "config.json").is_file():
+            pytest.skip(f"LENSTEER_REAL has no model {name!r}")
+        if name not in made:
+            made[name] = ls.load_model(Path(folder) / name)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def random_direction() -> Callable[..., Any]:
     """A factory of random `Direction`s for a model, `length` long where they are added."""
     import torch
@@ -192,6 +224,7 @@ def random_direction() -> Callable[..., Any]:
     def make(model: TransformerBridge, seed: int = 0, length: float = 3.0) -> Direction:
         shape = (models.n_layers(model), models.d_model(model))
         raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        raw = length * raw / raw.norm(dim=-1, keepdim=True)  # the same in either unit
         return Direction(f"random {seed}", raw, torch.full(shape[:1], length), tuple(range(shape[0])))
 
     return make

@@ -37,7 +37,7 @@ def slow(model, trace, plan, prefill=""):
 
 def close(effect, expected):
     for found, wanted in zip((effect.kl, effect.change), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)  # of fp32 logits, in batches of another shape
 
 
 def plans_of(model, random_direction, trace):
@@ -138,13 +138,13 @@ def test_leaving_out_finds_the_group_that_does_it(tiny_model, random_direction):
     found = leave_one_out(model, trace, lambda p: SteeringPlan(direction, 1, 1.0, at(p)), groups, advance=done.append)
     assert sum(done) == 2
     assert found.full > 0.01
-    assert found.importance == pytest.approx((found.full, 0.0))
+    assert found.importance == pytest.approx((found.full, 0.0), rel=1e-4, abs=1e-5)  # of fp32 logits, rows of one batch
     assert found.groups == ((begin, begin + 1), (n - 1,))
     alone = leave_one_out(model, trace, lambda p: SteeringPlan(direction, 1, 1.0, at(p)), {"one": [begin]})
     assert alone.without == (0.0,)
     table = found.to_dataframe()
     assert list(table["group"]) == ["all of it", "too late"]
-    assert table["importance"].tolist() == pytest.approx(list(found.importance))
+    assert table["importance"].tolist() == list(found.importance)
 
 
 @pytest.mark.parametrize("measure", ["kl", "log_prob"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +17,6 @@ from lensteer.behaviors import BEHAVIORS, Sentence, Span
 from lensteer.errors import LensteerError
 
 PROMPT = 7
-REFERENCE = os.environ.get("LENSTEER_REFERENCE")
 
 # --- a chain, what an annotator makes of it, and the truth ----------------------------------------
 
@@ -436,10 +433,9 @@ def test_a_long_chain_takes_well_under_a_second():
     assert len(alignment.report.dropped) == len(sentences) - 1
 
 
-@pytest.mark.skipif(not REFERENCE, reason="LENSTEER_REFERENCE is not set: no published annotations here")
-def test_published_annotations_are_placed():
+def test_published_annotations_are_placed(reference_folder):
     n_exact = n_placed = n_sentences = 0
-    for line in (Path(REFERENCE) / "r1_qwen_1.5b_annotated_chains.jsonl").read_text("utf-8").splitlines():
+    for line in (reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         response = row["response"]
         parts = re.findall(r'\["(\S+?)"\](.*?)\["end-section"\]', row["annotated"], re.DOTALL)

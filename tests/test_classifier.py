@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 import sys
 from dataclasses import replace
@@ -33,7 +32,6 @@ from lensteer.errors import LensteerError
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
-REFERENCE = os.environ.get("LENSTEER_REFERENCE")
 CUES = {
     "initializing": ("Okay, the task asks about", "I am asked about"),
     "deduction": ("So it follows that we have", "Therefore we get"),
@@ -379,10 +377,9 @@ def test_the_analysis_answers_its_question_on_any_annotated_chains(tmp_path):
     assert f"{default.macro_f1.value:.3f}" in analysis.table(result)
 
 
-@pytest.mark.skipif(not REFERENCE, reason="LENSTEER_REFERENCE is not set: no published chains here")
-def test_on_the_published_chains_it_beats_words_alone():
+def test_on_the_published_chains_it_beats_words_alone(reference_folder):
     """Five folds by chain on the judge's spans: measured .593; words alone .528."""
-    traces, _ = read_published(Path(REFERENCE) / "r1_qwen_1.5b_annotated_chains.jsonl")
+    traces, _ = read_published(reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl")
     found = cross_validate(traces, units="spans", n_boot=200)
     assert found.agreement.macro_f1.value >= 0.56
     assert found.agreement.kappa.value >= 0.45

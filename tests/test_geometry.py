@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,6 @@ from lensteer.geometry import CosineMatrix, common_component, cosine_matrix, dis
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.fitting import vectors_of
 from test_directions import LABELS, collect, plant
-
-REFERENCE = os.environ.get("LENSTEER_REFERENCE")
 
 #: Where the published study steers (R1-Qwen-1.5B). Its other two labels are taken at backtracking's layer.
 SITE = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
@@ -109,10 +105,8 @@ def test_what_all_vectors_share():
 
 
 @pytest.fixture(scope="module")
-def published() -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, int]]:
-    if REFERENCE is None:
-        pytest.skip("LENSTEER_REFERENCE names no folder with published activations")
-    with safe_open(str(Path(REFERENCE) / "r1_qwen_1.5b_mean_activations.safetensors"), "pt") as file:
+def published(reference_folder) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, int]]:
+    with safe_open(str(reference_folder / "r1_qwen_1.5b_mean_activations.safetensors"), "pt") as file:
         means = {name: file.get_tensor(name) for name in file.keys()}
         counts = json.loads(file.metadata()["counts"])
     return means, means.pop("overall"), counts

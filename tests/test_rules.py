@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 import sys
 import time
@@ -21,7 +20,6 @@ from lensteer.splitting import split_sentences
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
-REFERENCE = os.environ.get("LENSTEER_REFERENCE")
 ANALYSIS = Path(__file__).resolve().parent.parent / "analyses" / "cue_rules.py"
 
 #: The first eight sentences of a chain, so that what follows is no beginning any more.
@@ -181,10 +179,9 @@ def test_the_analysis_compares_with_the_judge_on_both_parts(tmp_path):
         analysis.main(analysis.Config(tmp_path, n_tuned=5))
 
 
-@pytest.mark.skipif(not REFERENCE, reason="LENSTEER_REFERENCE is not set: no published annotations here")
-def test_the_judge_on_chains_that_the_rules_were_not_tuned_on():
+def test_the_judge_on_chains_that_the_rules_were_not_tuned_on(reference_folder):
     analysis = load_analysis()
-    result = analysis.main(analysis.Config(Path(REFERENCE), n_boot=0))
+    result = analysis.main(analysis.Config(reference_folder, n_boot=0))
     assert result.held_out.n_chains == 50
     assert result.held_out.macro_f1.value >= 0.45  # measured: 0.468
     assert result.held_out.kappa.value >= 0.28  # 0.299
