@@ -3,6 +3,7 @@
 Knows nothing of models, traces or files: tensors and values in, numbers out.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,15 @@ def repetition(ids: Sequence[int], n: int = 4) -> float:
         raise LensteerError(f"n-grams of length {n} do not exist: n must be at least 1")
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def compression(text: str) -> float:
+    """Length of a text after compression by zlib as a share of its own, in UTF-8: near 0 for a loop.
+
+    Short texts compress little whatever they say: compare texts of about the same length. 1 for an empty one.
+    """
+    raw = text.encode()
+    return min(1.0, len(zlib.compress(raw, 9)) / len(raw)) if raw else 1.0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,16 @@ from lensteer.annotation import (
     MARKERS,
     agreement,
     agreement_of,
+    annotate,
     grammar,
+    left_out_source,
     macro_f1,
     marker_dependence,
     mask_markers,
     masked,
+    masking,
 )
-from lensteer.behaviors import BEHAVIORS, Sentence
+from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
 from lensteer.splitting import split_sentences
@@ -232,3 +236,113 @@ def test_the_control_tells_cues_from_words():
     assert blind.accuracy.high > control.accuracy.low
     for found in (blind, control):  # what it reads, it reads right
         assert np.count_nonzero(found.confusion[:, :-1]) == np.count_nonzero(np.diagonal(found.confusion)[:-1])
+
+
+# --- annotators that see masked text, and label what stands there -----------------------------------
+
+
+def counted(traces, annotator):
+    """Labels of all chains, with the sentences that no label was given."""
+    found = annotate(traces, annotator)
+    return Counter(s.label for t in found for s in t.spans) + Counter({None: sum(t.n_unparsed for t in found)})
+
+
+def test_a_masked_annotator_that_goes_by_cues_finds_nothing_of_them():
+    plain = chains(*[None] * 4, n=8)
+    assert counted(plain, by_cue) == {BACKTRACKING: 8, DEDUCTION: 24}
+    assert counted(plain, masking(by_cue)) == {DEDUCTION: 32}
+    # As many other words hide nothing from one that goes by cues, nor anything from one that goes by the place.
+    assert counted(plain, masking(by_cue, control=True)) == {BACKTRACKING: 8, DEDUCTION: 24}
+    for control in (False, True):
+        assert counted(plain, masking(by_place, control=control)) == counted(plain, by_place)
+
+
+def test_a_masked_annotator_labels_the_text_as_it_is():
+    """What it says of the masked sentences is said of the real ones, in their places."""
+    plain = chains(*[None] * 4, n=4)
+    for control in (False, True):
+        seen = annotate(plain, masking(by_place, control=control, seed=2))
+        assert [t.spans for t in seen] == [t.spans for t in annotate(plain, by_place)]
+        for one in seen:
+            assert one.response == plain[0].response.replace("It is 0.", one.response[-8:])
+            assert [one.response[s.char_start : s.char_end] for s in one.spans] == SENTENCES
+
+
+def test_the_control_masks_as_many_other_words():
+    plain, shown = chains(*[None] * 4, n=6), []
+
+    def spy(traces):
+        shown.extend(t.response for t in traces)
+        return by_place(traces)
+
+    masking(spy)(plain)
+    masking(spy, control=True)(plain)
+    masking(spy, control=True)(plain)
+    masking(spy, control=True, seed=1)(plain)
+    cues, control, again, other = (shown[6 * i : 6 * i + 6] for i in range(4))
+    assert {text.lower().count("xxx") for text in cues + control} == {4}
+    assert all("First" not in text and "Wait" not in text for text in cues)
+    assert all(word in text for text in control for word in ("First", "So", "Wait", "Maybe"))  # the cues stand
+    assert control == again != other
+
+
+def test_sentences_that_cannot_be_read_are_counted_though_masked():
+    """They stay in every denominator, so that a masked share is of the same sentences."""
+
+    def unsure(traces):
+        return [labeled(t, lambda text, i: UNPARSED if "no" in text else DEDUCTION) for t in traces]
+
+    def blinded(traces):
+        return [labeled(t, lambda text, i: DEDUCTION if "Wait" in text else UNPARSED) for t in traces]
+
+    plain = chains(*[None] * 4, n=3)
+    assert counted(plain, masking(unsure)) == counted(plain, unsure) == {DEDUCTION: 9, None: 3}
+    assert counted(plain, blinded) == {DEDUCTION: 3, None: 9}
+    assert counted(plain, masking(blinded)) == {None: 12}
+
+
+# --- a classifier without the source that it is judged on -------------------------------------------
+
+WORDS = {
+    INITIALIZING: "Okay, I am asked about",
+    DEDUCTION: "So it follows that we have",
+    KNOWLEDGE: "Recall that there is",
+    EXAMPLE: "For example, try",
+    UNCERTAINTY: "Hmm, maybe it is",
+    BACKTRACKING: "Wait, let me go back to",
+}
+
+
+def sourced(words, source, n=12, seed=0):
+    """Annotated chains on the same questions, as one model writes them."""
+    rng, found = random.Random(f"{seed}{source}"), []
+    for i in range(n):
+        told = [(b, f"{words[b]} {rng.randint(2, 99)} doors.") for b in rng.choices(BEHAVIORS, k=12)]
+        one = trace(f"<think>{' '.join(text for _, text in told)}</think>Done.", *told)
+        found.append(replace(one, task=replace(one.task, id=f"q{i}"), sample=source))
+    return found
+
+
+def test_planted_labels_are_recovered_without_the_source():
+    traces = [*sourced(WORDS, 0), *sourced(WORDS, 1)]
+    found = left_out_source(traces, ["a"] * 12 + ["b"] * 12, n_boot=50)
+    assert found.macro_f1.value > 0.95
+    assert (found.n_chains, found.n_sentences) == (24, 24 * 12)  # each chain once
+    assert left_out_source(traces, ["a"] * 12 + ["b"] * 12, n_boot=50).macro_f1 == found.macro_f1
+
+
+def test_what_only_the_source_itself_would_tell_is_not_learned():
+    """The second source means other things by the same words: fitted on the first, it is labeled wrong."""
+    turned = dict(zip(BEHAVIORS, [WORDS[b] for b in (*BEHAVIORS[1:], BEHAVIORS[0])], strict=True))
+    traces = [*sourced(WORDS, 0), *sourced(turned, 1)]
+    assert left_out_source(traces, [0] * 12 + [1] * 12, n_boot=0).macro_f1.value < 0.2
+    # The same chains with the sources mixed up: each side has seen both.
+    assert left_out_source(traces, [i % 2 for i in range(24)], n_boot=0).macro_f1.value > 0.2
+
+
+def test_one_source_cannot_be_left_out():
+    traces = sourced(WORDS, 0, n=4)
+    with pytest.raises(LensteerError, match=r"4 sources \(1 different\) for 4 traces"):
+        left_out_source(traces, ["a"] * 4)
+    with pytest.raises(LensteerError, match=r"3 sources \(3 different\) for 4 traces"):
+        left_out_source(traces, ["a", "b", "c"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from lensteer.tasks import Task
 from lensteer.traces import Trace
 from test_analyses import load
 
-REFERENCE = os.environ.get("LENSTEER_REFERENCE")
 CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
 
 RESPONSE = "<think>First, I look. So x is 2. Wait, no.\n\nMaybe 3.</think>It is 3."
@@ -94,6 +92,18 @@ def test_every_letter_is_read_or_named(annotated):
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+def test_the_questions_are_kept_where_the_file_has_them(tmp_path):
+    """A run needs them to say whether a classifier was fitted on the questions that it judges."""
+    annotated = '["deduction"] So x is 2. ["end-section"]'
+    rows = [{"response": RESPONSE, "annotated": annotated, "prompt": "What is x?"}]
+    rows.append({"response": RESPONSE, "annotated": annotated})
+    traces, _ = read_published(write(tmp_path / "chains.jsonl", *rows))
+    assert [t.task.prompt for t in traces] == ["What is x?", ""]
+    assert [t.task.id for t in traces] == ["published-000", "published-001"]
+    assert [t.prompt for t in traces] == ["", ""]  # as the model saw it is not known
+    assert [t.prompt_length for t in traces] == [1, 1]
 
 
 def test_a_file_becomes_traces(tmp_path):
@@ -208,12 +218,9 @@ def test_labels_against_counting_letters(data):
 
 # --- the published chains -------------------------------------------------------------------------
 
-needs_reference = pytest.mark.skipif(not REFERENCE, reason="LENSTEER_REFERENCE is not set: no published chains here")
 
-
-@needs_reference
-def test_the_published_chains_are_placed():
-    traces, report = read_published(Path(REFERENCE) / CHAINS)
+def test_the_published_chains_are_placed(reference_folder):
+    traces, report = read_published(reference_folder / CHAINS)
     assert len(traces) == 100
     frame = report.to_dataframe()
     assert set(frame.kind) == {"repaired", "dropped", "label without quotes"}
@@ -241,10 +248,9 @@ def test_the_published_chains_are_placed():
     assert sum(hits) / len(hits) > 0.99
 
 
-@needs_reference
-def test_the_published_figures_follow_from_the_published_data():
+def test_the_published_figures_follow_from_the_published_data(reference_folder):
     analysis = load("published_r1_qwen")
-    result = analysis.main(analysis.Config(Path(REFERENCE)))
+    result = analysis.main(analysis.Config(reference_folder))
     rows = {(row.figure, row.of): row for row in result.rows}
     for row in result.rows:  # 0.305 was published as 0.31; shares are of other chains, or of fewer
         if row.expected is not None and not row.figure.startswith("share"):

@@ -10,10 +10,10 @@ from lensteer.annotation.agreement import (
 )
 from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
-from lensteer.annotation.classifier_report import ClassifierReport, cross_validate
+from lensteer.annotation.classifier_report import ClassifierReport, cross_validate, left_out_source
 from lensteer.annotation.classifier_training import ClassifierConfig
 from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, Remark
-from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked
+from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked, masking
 from lensteer.annotation.published import (
     Problem,
     PublishedReport,
@@ -48,10 +48,12 @@ __all__ = [
     "fit_classifier",
     "grammar",
     "labeled_sentences",
+    "left_out_source",
     "macro_f1",
     "marker_dependence",
     "mask_markers",
     "masked",
+    "masking",
     "parse_published",
     "read_published",
     "rules",

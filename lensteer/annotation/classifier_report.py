@@ -6,7 +6,7 @@ Against the annotator that it learns from: it does not know how right that one i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,13 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensteer.annotation.agreement import Agreement, Estimate, agreement_of
-from lensteer.annotation.classifier_training import ClassifierConfig, fit_scaling, gather, held_out_scores
+from lensteer.annotation.classifier_training import (
+    ClassifierConfig,
+    fit_linear,
+    fit_scaling,
+    gather,
+    held_out_scores,
+)
 from lensteer.annotation.features import Array
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
@@ -147,6 +153,55 @@ def cross_validate(
         units=units,
         correct=tuple((sum(a == b for a, b in chain), len(chain)) for chain in pairs),
     )
+
+
+def left_out_source(
+    traces: Sequence[Trace],
+    sources: Sequence[object],
+    *,
+    seed: int = 0,
+    config: ClassifierConfig | None = None,
+    n_boot: int = 2000,
+) -> Agreement:
+    """How well a classifier labels chains of a source, such as a model, and of questions that it was not fitted on.
+
+    The sentences of one source's chains in one half of the tasks are labeled by a classifier that was fitted on the
+    other sources' chains in the other half; so each in turn.
+
+    Args:
+        traces: annotated.
+        sources: of each, two or more.
+        seed: of the halves and of the bootstrap over chains.
+        config: of features and training.
+        n_boot: resamples of the chains.
+
+    Raises:
+        LensteerError: one source, a list of another length, or anything that `fit_classifier` refuses.
+    """
+    if len(sources) != len(traces) or len(set(sources)) < 2:
+        raise LensteerError(
+            f"{len(sources)} sources ({len(set(sources))} different) for {len(traces)} traces: give one for each, at "
+            "least two different ones"
+        )
+    config = config or ClassifierConfig()
+    halves = gather(traces, None, None, 2, seed)
+    half = dict(zip((t.id for t in traces if t.spans), halves.folds, strict=True))
+    pairs: list[list[tuple[str, str]]] = []
+    for source in dict.fromkeys(sources):
+        for out in (0, 1):
+            chosen = [
+                trace
+                for trace, of in zip(traces, sources, strict=True)
+                if trace.spans and (of == source) == (half[trace.id] == out)
+            ]
+            held = {t.id for t, of in zip(traces, sources, strict=True) if of == source}
+            material = gather(chosen, None, None, 2, seed)
+            folds = tuple(int(t.id not in held) for t in chosen)
+            linear = fit_linear(replace(material, folds=folds), config, without=0)
+            pieces = material.sentences.take([i for i, fold in enumerate(folds) if fold == 0])
+            scores = pieces.by_chain(linear.sentence_scores(pieces.chains, None, config.features))
+            pairs += pieces.named(scores, material.labels)
+    return agreement_of(pairs, n_boot=n_boot, seed=seed)
 
 
 def _reliability(

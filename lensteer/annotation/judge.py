@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lensteer.annotation.judge_cache import ReplyCache, default_folder
 from lensteer.annotation.judge_client import MODEL, OPENAI, URL, Client, run
@@ -22,6 +21,7 @@ from lensteer.annotation.judge_reply import Answer, Remark, Talk, converse
 from lensteer.annotation.judge_work import Work
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
+from lensteer.progress import progress_bar
 from lensteer.splitting import split_sentences
 from lensteer.traces import Trace
 
@@ -186,7 +186,7 @@ class Judge:
                 backoff=self.backoff,
             ),
         )
-        with tqdm(total=len(talks), desc="judge", disable=not self.progress) as bar:
+        with progress_bar(total=len(talks), desc="judge", show=self.progress) as bar:
             try:
                 await work.all([talk for _, talk in talks], self.concurrency, lambda: bar.update())
             finally:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from lensteer.annotation.agreement import Agreement, agreement_of
 from lensteer.annotation.annotators import Annotator, annotate
 from lensteer.annotation.sentences import label_intervals, labeled_sentences
+from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.traces import Trace
 
 #: What stands for a masked word; with a capital where the word has one, so that sentences split as before.
@@ -64,6 +65,35 @@ def masked(traces: Sequence[Trace], *, control: bool = False, seed: int = 0) -> 
         seed: of those draws.
     """
     return [_mask(trace, _places(trace, control, seed)) for trace in traces]
+
+
+def masking(annotator: Annotator, *, control: bool = False, seed: int = 0) -> Annotator:
+    """An annotator that sees the chains with their cues masked, and labels the sentences as they are.
+
+    A behavior's share by it says how much of the share is more than cue words; what it means shows beside `control`,
+    which masks as many random other words.
+
+    Args:
+        annotator: must read text, not token ids.
+        control: mask random words instead of cues.
+        seed: of those.
+    """
+
+    def blind(traces: Sequence[Trace]) -> list[list[Sentence]]:
+        places = [_places(trace, control, seed) for trace in traces]
+        hidden = annotate([_mask(trace, at) for trace, at in zip(traces, places, strict=True)], annotator)
+        return [
+            [
+                *(
+                    Sentence(s.label, trace.response[_back(s.char_start, at) : _back(s.char_end, at)])
+                    for s in seen.spans
+                ),
+                *([Sentence(UNPARSED, "")] * seen.n_unparsed),
+            ]
+            for trace, seen, at in zip(traces, hidden, places, strict=True)
+        ]
+
+    return blind
 
 
 def marker_dependence(
@@ -128,6 +158,16 @@ def _masked(text: str, places: Sequence[tuple[int, int]]) -> str:
         parts += [text[behind:start], MASK.capitalize() if text[start].isupper() else MASK]
         behind = end
     return "".join([*parts, text[behind:]])
+
+
+def _back(at: int, places: Sequence[tuple[int, int]]) -> int:
+    """Where a character of the masked text was before; one within a mask was where the masked word begins."""
+    shift = 0
+    for start, end in places:
+        if at < start + shift + len(MASK):
+            return min(at - shift, start)
+        shift += len(MASK) - (end - start)
+    return at - shift
 
 
 def _moved(at: int, places: Sequence[tuple[int, int]]) -> int:

@@ -133,8 +133,9 @@ def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[
 def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
-    Nothing is known of the prompt: a trace's is empty (or an open `<think>`, where the response holds none), and one
-    token with the id 0 stands for it, so that no span begins at position 0. Tasks are called `published-000` and so on.
+    Nothing is known of the prompt as the model saw it: a trace's is empty (or an open `<think>`, where the response
+    holds none), and one token with the id 0 stands for it, so that no span begins at position 0. Tasks are called
+    `published-000` and so on, and hold the line's `prompt`, if there is one.
 
     Args:
         path: the file.
@@ -156,7 +157,7 @@ def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace]
         ids, offsets = _tokens(response, tokenizer)
         alignment = align(sentences, response, offsets, prompt_length=1)
         trace = Trace(
-            task=Task(f"published-{i:03}", "published", "train", ""),
+            task=Task(f"published-{i:03}", "published", "train", str(row.get("prompt", ""))),
             prompt="" if models.OPEN_THINKING in response else models.OPEN_THINKING,
             response=response,
             prompt_ids=(0,),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from lensteer import models, twins
 from lensteer.cache_steering.pairs import Pair
 from lensteer.cache_steering.vectors import CacheVector, check_position, index_in
 from lensteer.errors import LensteerError
+from lensteer.progress import progress_bar
 from lensteer.rotary import rotated
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fit_cache_vector(
     signs = [1.0, -1.0] * len(pairs)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # a batch of one length wastes no padding
     sums: tuple[Tensor, Tensor] | None = None
-    with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
+    with progress_bar(total=len(prompts), unit="prompt", show=progress) as bar:
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             found = read_slots(model, [prompts[i] for i in batch], [index_in(position, len(prompts[i])) for i in batch])

@@ -1,6 +1,7 @@
 """Runs the arms of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
 
-Arms share batches, so that forty small arms cost little more than one large one. Knows nothing of what the arms mean.
+Arms share batches, so that forty small arms cost little more than one large one, and rows with the same prompt share
+its prefill. Knows nothing of what the arms mean.
 """
 
 from __future__ import annotations
@@ -8,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm.auto import tqdm
 
 from lensteer import models
 from lensteer.annotation import Annotator, annotate, grammar
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
+from lensteer.evaluation.quality import text_quality
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
-from lensteer.generation import generate
-from lensteer.metrics import repetition
+from lensteer.generation import Generated, generate, run_batches
+from lensteer.metrics import compression, repetition
+from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task
 from lensteer.traces import Trace, chain_seed, trace_of
@@ -31,19 +31,42 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+#: Chains of a control vector whose likelihood is measured.
+CONTROL_TEXTS = 5
+#: So many batches' chains are sorted by the length of their prompts.
+BLOCK = 4
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One way to run the tasks: a plan, words put behind the question, text put behind the prompt, or none of these."""
+    """One way to run the tasks: a plan, words put after the question, text put after the prompt, or none of these.
+
+    Attributes:
+        name: one of its own.
+        plan: what is steered.
+        words: put after the question.
+        prefill: put after the prompt.
+        n_samples: chains per task, if fewer than `Sampling` says.
+        behavior: whose arm it is, in an evaluation.
+        kind: "down", "up" or "words" there; "" for any other arm.
+        pool: of which control vectors it is one.
+    """
 
     name: str
     plan: Plan | None = None
     words: str = ""
     prefill: str = ""
+    n_samples: int | None = None
+    behavior: str = ""
+    kind: str = ""
+    pool: str = ""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How chains are drawn; the same in every arm. `thinking` is whether the template opens `<think>`.
+    """How chains are drawn; the same in every arm.
+
+    `thinking` is whether the template opens `<think>`; `prefill` is what every chain begins with.
 
     Raises:
         LensteerError: an impossible number, or greedy samples that would all be the same.
@@ -55,6 +78,8 @@ class Sampling:
     max_new_tokens: int = 400
     batch_size: int = 256
     thinking: bool = True
+    top_p: float = 1.0
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "max_new_tokens", "batch_size"):
@@ -62,6 +87,8 @@ class Sampling:
                 raise LensteerError(f"{name}={getattr(self, name)}: give a positive number")
         if not 0 <= self.temperature < math.inf:
             raise LensteerError(f"temperature {self.temperature}: give 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise LensteerError(f"top_p={self.top_p}: give a probability above 0, 1 for all tokens")
         if self.n_samples > 1 and not self.temperature:
             raise LensteerError(
                 f"{self.n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1"
@@ -69,8 +96,38 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What one annotator finds in a chain's thinking: by behavior, and of all that it read or could not read."""
+
+    sentences: dict[str, int]
+    tokens: dict[str, int]
+    n_sentences: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class Record:
-    """What is kept of one chain. Counts are over its thinking, with the sentences that no annotator could read."""
+    """What is kept of one chain. Counts are over its thinking, with the sentences that no annotator could read.
+
+    Attributes:
+        arm: whose chain.
+        task: id of its task.
+        sample: which of the arm's chains on the task.
+        sentences: of each behavior, by the first annotator.
+        tokens: likewise.
+        n_sentences: of all.
+        n_tokens: of all.
+        parsed: it ended, it closed its thinking, and every sentence could be read: a test for the organism's grammar.
+        finished: it ended by itself.
+        correct: its answer is right; None where that isn't definite.
+        length: tokens of the response.
+        repetition: share of its 4-grams that occurred in it before.
+        style: of its thought, if asked for.
+        compression: length of its text after compression by zlib, as a share; loops compress well.
+        others: what further annotators find, by their name.
+        nll: nats per token of the text under the model without any plan; None if it was not measured.
+        kl: nats per token between the steered and the unsteered model along the text; None if not measured.
+    """
 
     arm: str
     task: str
@@ -85,26 +142,57 @@ class Record:
     length: int
     repetition: float
     style: str | None = None
+    compression: float = 1.0
+    others: Mapping[str, Counts] = field(default_factory=dict)
+    nll: float | None = None
+    kl: float | None = None
+
+    def by(self, annotator: str | None) -> Counts:
+        """The counts of one annotator; None is the first.
+
+        Raises:
+            LensteerError: there is none of that name.
+        """
+        if annotator is None:
+            return Counts(self.sentences, self.tokens, self.n_sentences, self.n_tokens)
+        if annotator not in self.others:
+            raise LensteerError(f"no annotator {annotator!r} beside the first: there are {list(self.others)}")
+        return self.others[annotator]
 
 
-def measure(trace: Trace, arm: str, style: str | None = None) -> Record:
-    """The record of an annotated trace. `parsed`: it ended, it closed its thinking, every sentence could be read."""
-    begin, end = trace.thinking
+def measure(
+    trace: Trace, arm: str, style: str | None = None, others: Mapping[str, Trace] | None = None, **measured: float
+) -> Record:
+    """The record of an annotated trace, and of the same one as further annotators see it."""
+    counts = _counts(trace)
     closed = models.CLOSE_THINKING in trace.response
     return Record(
         arm,
         trace.task.id,
         trace.sample,
-        {b: sum(s.label == b for s in trace.spans) for b in BEHAVIORS},
-        {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in BEHAVIORS},
-        len(trace.spans) + trace.n_unparsed,
-        sum(begin <= offset < end for offset in trace.offsets),
+        counts.sentences,
+        counts.tokens,
+        counts.n_sentences,
+        counts.n_tokens,
         trace.finished and closed and not trace.n_unparsed and bool(trace.spans),
         trace.finished,
         trace.correct,
         len(trace.response_ids),
         repetition(trace.response_ids),
         style,
+        compression(trace.response),
+        {name: _counts(seen) for name, seen in (others or {}).items()},
+        **measured,
+    )
+
+
+def _counts(trace: Trace) -> Counts:
+    begin, end = trace.thinking
+    return Counts(
+        {b: sum(s.label == b for s in trace.spans) for b in BEHAVIORS},
+        {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in BEHAVIORS},
+        len(trace.spans) + trace.n_unparsed,
+        sum(begin <= offset < end for offset in trace.offsets),
     )
 
 
@@ -114,101 +202,156 @@ def run_arms(
     arms: Sequence[Arm],
     sampling: Sampling | None = None,
     *,
-    annotator: Annotator = grammar,
+    annotator: Annotator | Mapping[str, Annotator] = grammar,
     style_of: Callable[[str], str | None] | None = None,
+    quality: int = 0,
     path: Path | None = None,
     progress: bool = False,
     keep: Callable[[str, Trace], object] | None = None,
 ) -> list[Record]:
-    """Run every arm on every task.
+    """Run every arm on every task, and measure the chains.
 
     Args:
         model: the bridge.
         tasks: the same for all arms.
         arms: with distinct names.
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
-        annotator: says what each sentence is.
+        annotator: says what each sentence is; or several by name, of which the first is the one that counts, and the
+            others stand beside it.
         style_of: from a response to the style of its thought, or None.
-        path: JSONL file that each finished batch is appended to; batches already in it are not run again. It knows
-            the annotator by its kind: of two classifiers it does not tell which.
+        quality: of so many chains per arm the likelihood under the unsteered model is measured, too (of control
+            vectors: of `CONTROL_TEXTS`); each task's first sample comes first.
+        path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again.
+            It holds text and ids, no labels, so that another annotator costs no generation.
         progress: show a bar.
-        keep: called with the arm's name and each new trace.
+        keep: called with the arm's name and each annotated trace.
 
     Raises:
-        LensteerError: no task, tasks that share an id, arms that share a name, or a file of another experiment.
+        LensteerError: no task, tasks that share an id, arms that share a name, no annotator, or a file of another
+            experiment. Chains that were generated are kept when an annotator fails.
     """
+    annotators: dict[str, Annotator] = dict(annotator) if isinstance(annotator, Mapping) else {"": annotator}
+    if not annotators:
+        raise LensteerError("no annotator: give at least one, such as {'rules': rules}")
+    chains = draw_chains(model, tasks, arms, sampling, path=path, progress=progress)
+    first, *others = [annotate([trace for _, trace in chains], each) for each in annotators.values()]
+    plans = {arm.name: arm.plan for arm in arms}
+    limit = {arm.name: min(quality, CONTROL_TEXTS) if arm.pool else quality for arm in arms}
+    place = {task.id: i for i, task in enumerate(tasks)}
+    chosen = [
+        i
+        for i, (arm, trace) in enumerate(chains)
+        if trace.response_ids and trace.sample * len(tasks) + place[trace.task.id] < limit[arm]
+    ]
+    measured = text_quality(
+        model,
+        [chains[i][1] for i in chosen],
+        [plans[chains[i][0]] for i in chosen],
+        path=None if path is None else path.with_suffix(".quality.jsonl"),
+        progress=progress,
+    )
+    found = dict(zip(chosen, measured, strict=True))
+    records = []
+    for i, (arm, _) in enumerate(chains):
+        if keep is not None:
+            keep(arm, first[i])
+        seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
+        style = style_of(first[i].response) if style_of else None
+        records.append(measure(first[i], arm, style, seen, **found.get(i, {})))
+    return records
+
+
+def draw_chains(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    sampling: Sampling | None = None,
+    *,
+    path: Path | None = None,
+    progress: bool = False,
+) -> list[tuple[str, Trace]]:
+    """The chains of every arm on every task, with the arm's name, not annotated. Arguments are those of `run_arms`."""
     sampling = sampling or Sampling()
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='test')")
     for what, names in (("arms share a name", [a.name for a in arms]), ("tasks share an id", [t.id for t in tasks])):
         if len(set(names)) < len(names):
             raise LensteerError(f"{what}: {sorted({n for n in names if names.count(n) > 1})}; give each its own")
-    jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(sampling.n_samples)]
-    done = {} if path is None else _resume(path, _digest(model, tasks, arms, sampling, annotator))
-    batches = [jobs[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
-    behind = [arm.prefill + wanted_prefill(model, arm.plan) for arm in arms]
+    samples = [min(arm.n_samples or sampling.n_samples, sampling.n_samples) for arm in arms]
+    jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(samples[a])]
+    after = [sampling.prefill + arm.prefill + wanted_prefill(model, arm.plan) for arm in arms]
     texts = {
         (t, arm.words, tail): models.chat_text(
             model, f"{tasks[t].prompt} {arm.words}".strip(), thinking=sampling.thinking
         )
         + tail
-        for arm, tail in zip(arms, behind, strict=True)
+        for arm, tail in zip(arms, after, strict=True)
         for t in range(len(tasks))
     }
     ids = {key: tuple(models.encode(model, text)) for key, text in texts.items()}
-    with tqdm(total=len(jobs), initial=len(done), unit="chain", disable=not progress) as bar:
-        for batch in batches:
-            if all(_key(arms, tasks, job) in done for job in batch):
-                continue
-            # A batch that a kill cut short is made again whole: rounding depends on the company.
-            results = generate(
+    keys = [(t, arms[a].words, after[a]) for a, t, _ in jobs]
+    chain_names = [(arms[a].name, tasks[t].id, s) for a, t, s in jobs]
+    done: dict[tuple[str, str, int], Trace] = {}
+    if path is not None:
+        done = _resume(path, _digest(model, tasks, arms, sampling), chain_names, keys, texts, ids, tasks)
+    with progress_bar(total=len(jobs), initial=len(done), unit="chain", show=progress) as bar:
+        # Prompts of about one length share a batch, so that little is padding; a few arms at a time, so that those that
+        # come first are done first.
+        order = sorted(range(len(jobs)), key=lambda i: (i // (BLOCK * sampling.batch_size), len(ids[keys[i]])))
+        batches = [order[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
+
+        def draw(batch: list[int]) -> list[Generated]:
+            return generate(
                 model,
-                [ids[t, arms[a].words, behind[a]] for a, t, _ in batch],
+                [ids[keys[i]] for i in batch],
                 max_new_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                seeds=[chain_seed(sampling.seed, tasks[t].id, s) for _, t, s in batch],
-                plans=[arms[a].plan for a, _, _ in batch],
+                top_p=sampling.top_p,
+                seeds=[chain_seed(sampling.seed, chain_names[i][1], chain_names[i][2]) for i in batch],
+                plans=[arms[jobs[i][0]].plan for i in batch],
             )
-            fresh = [(job, r) for job, r in zip(batch, results, strict=True) if _key(arms, tasks, job) not in done]
-            keys = [(t, arms[a].words, behind[a]) for (a, t, _), _ in fresh]
-            traces = [
-                trace_of(model, tasks[t], texts[key], ids[key], result, s, key[2])
-                for ((_, t, s), result), key in zip(fresh, keys, strict=True)
-            ]
-            new = []
-            for (job, _), trace in zip(fresh, annotate(traces, annotator), strict=True):
-                if keep is not None:
-                    keep(arms[job[0]].name, trace)
-                new.append(measure(trace, arms[job[0]].name, style_of(trace.response) if style_of else None))
-                done[_key(arms, tasks, job)] = new[-1]
+
+        # A batch that a kill cut short is made again whole: rounding depends on batch composition.
+        unfinished = [batch for batch in batches if any(chain_names[i] not in done for i in batch)]
+        for batch, results in run_batches(model, draw, unfinished):
+            fresh = [i for i in batch if chain_names[i] not in done]
+            for i, result in zip(batch, results, strict=True):
+                key, (_, t, s) = keys[i], jobs[i]
+                if chain_names[i] not in done:
+                    done[chain_names[i]] = trace_of(model, tasks[t], texts[key], ids[key], result, s, key[2])
             if path is not None:
-                append_lines(path, (json.dumps(asdict(record)) for record in new))
-            bar.update(len(new))
-    return [done[_key(arms, tasks, job)] for job in jobs]
+                append_lines(path, (_line(chain_names[i][0], done[chain_names[i]]) for i in fresh))
+            bar.update(len(fresh))
+    return [(name[0], done[name]) for name in chain_names]
 
 
-def _key(arms: Sequence[Arm], tasks: Sequence[Task], job: tuple[int, int, int]) -> tuple[str, str, int]:
-    return arms[job[0]].name, tasks[job[1]].id, job[2]
+def _line(arm: str, trace: Trace) -> str:
+    """A chain without its prompt, which the experiment gives."""
+    values = {"arm": arm, "task": trace.task.id, "sample": trace.sample, "response": trace.response}
+    values |= {"ids": trace.response_ids, "offsets": trace.offsets, "finished": trace.finished}
+    return json.dumps(values, ensure_ascii=False)
 
 
-def _digest(
-    model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling, annotator: Annotator
-) -> str:
-    while isinstance(annotator, partial):
-        annotator = annotator.func
-    judge = annotator if hasattr(annotator, "__qualname__") else type(annotator)
+def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
     parts = [
         replace(models.fingerprint(model), name="", revision="").to_dict(),  # a folder may be moved
         [task.to_dict() for task in tasks],
         [[arm.name, arm.words, arm.prefill, None if arm.plan is None else arm.plan.identity()] for arm in arms],
         [plan.identity() for plan in active_plans(model)],
         asdict(sampling),
-        [judge.__module__, judge.__qualname__],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _resume(path: Path, digest: str) -> dict[tuple[str, str, int], Record]:
+def _resume(
+    path: Path,
+    digest: str,
+    names: Sequence[tuple[str, str, int]],
+    keys: Sequence[tuple[int, str, str]],
+    texts: Mapping[tuple[int, str, str], str],
+    ids: Mapping[tuple[int, str, str], tuple[int, ...]],
+    tasks: Sequence[Task],
+) -> dict[tuple[str, str, int], Trace]:
     if not drop_cut_line(path):
         append_lines(path, [json.dumps({"experiment": digest})])
         return {}
@@ -217,8 +360,16 @@ def _resume(path: Path, digest: str) -> dict[tuple[str, str, int], Record]:
         raise LensteerError(
             f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path"
         )
-    try:
-        records = [Record(**values) for values in rows[1:]]
-    except TypeError as error:
-        raise LensteerError(f"{path} holds a line that is no record ({error}): give another path") from error
-    return {(r.arm, r.task, r.sample): r for r in records}
+    key_of, done = dict(zip(names, keys, strict=True)), {}
+    for row in rows[1:]:
+        try:
+            name = (row["arm"], row["task"], row["sample"])
+            key = key_of[name]
+            numbers = tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
+            done[name] = Trace(
+                tasks[key[0]], texts[key], row["response"], ids[key], *numbers, row["finished"], row["sample"],
+                prefill=key[2],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise LensteerError(f"{path} holds a line that is no chain ({error!r}): give another path") from error
+    return done

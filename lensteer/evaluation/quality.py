@@ -1,0 +1,110 @@
+"""What a reader would call broken, measured on texts: how likely they are without steering, and how far it moved them.
+
+Knows nothing of behaviors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lensteer import models
+from lensteer.errors import LensteerError
+from lensteer.files import append_lines, drop_cut_line, read_jsonl
+from lensteer.generation import forced_logits, run_batches
+from lensteer.progress import progress_bar
+from lensteer.steering import Plan, active_plans
+from lensteer.traces import Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+#: Tokens of one forward, logits kept: few enough for a cache of the processor, which is faster than more at once.
+_TOKENS = 2048
+
+
+def text_quality(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    plans: Sequence[Plan | None],
+    *,
+    path: Path | None = None,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """For each chain "nll", nats per token of its response under the model without its plan, and "kl".
+
+    "kl" is the mean over its tokens of KL(p_steered ‖ p_unsteered) in nats, 0 for a chain without a plan: what the plan
+    really spent there. The chain is read twice by teacher forcing, with and without the plan.
+
+    Args:
+        model: the bridge.
+        traces: chains as they were generated, none empty.
+        plans: one per chain, which it was generated with.
+        path: JSONL file for resuming.
+        progress: show a bar.
+
+    Raises:
+        LensteerError: an empty response, a list of another length, or a likelihood that is not finite.
+    """
+    if len(plans) != len(traces):
+        raise LensteerError(f"{len(plans)} plans for {len(traces)} chains: give one per chain")
+    identities = {id(plan): "" if plan is None else json.dumps(plan.identity()) for plan in plans}
+    on = json.dumps([plan.identity() for plan in active_plans(model)])
+    fingerprint = models.fingerprint(model).weights
+
+    def key(i: int) -> str:
+        parts = [fingerprint, on, identities[id(plans[i])], list(traces[i].ids), traces[i].prompt_length]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    keys = [key(i) for i in range(len(traces))]
+    known: dict[str, dict[str, float]] = {}
+    if path is not None and drop_cut_line(path):
+        known = {row.pop("key"): row for _, row in read_jsonl(path)}
+    order = sorted((i for i in range(len(traces)) if keys[i] not in known), key=lambda i: -len(traces[i].ids))
+    batches = []
+    while order:
+        n = max(1, _TOKENS // len(traces[order[0]].ids))
+        batches.append(order[:n])
+        order = order[n:]
+
+    def read(some: list[int]) -> list[dict[str, float]]:
+        given = [traces[i].prompt_ids for i in some]
+        written = [traces[i].response_ids for i in some]
+        plain = forced_logits(model, given, written)
+        steered: Sequence[Tensor | None] = [None] * len(some)
+        if any(plans[i] is not None for i in some):
+            steered = forced_logits(model, given, written, plans=[plans[i] for i in some])
+        return [
+            _figures(ids, q, None if plans[i] is None else p)
+            for i, ids, q, p in zip(some, written, plain, steered, strict=True)
+        ]
+
+    todo = sum(map(len, batches))
+    with progress_bar(total=todo, unit="chain", desc="text quality", show=progress and bool(todo)) as bar:
+        for some, found in run_batches(model, read, batches):
+            for i, figures in zip(some, found, strict=True):
+                if not all(map(math.isfinite, figures.values())):
+                    raise LensteerError(
+                        f"the likelihood of chain {traces[i].id!r} is not finite: lower the coefficient that wrote it"
+                    )
+                known[keys[i]] = figures
+            if path is not None:
+                append_lines(path, (json.dumps({"key": keys[i], **known[keys[i]]}) for i in some))
+            bar.update(len(some))
+    return [known[k] for k in keys]
+
+
+def _figures(ids: Sequence[int], logits: Tensor, steered: Tensor | None) -> dict[str, float]:
+    log_q = logits.float().log_softmax(-1)
+    nll = -float(log_q.gather(1, torch.tensor(ids, device=log_q.device)[:, None]).double().mean())
+    if steered is None:
+        return {"nll": nll, "kl": 0.0}
+    log_p = steered.float().log_softmax(-1)
+    return {"nll": nll, "kl": float((log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64).mean())}

@@ -1,0 +1,42 @@
+"""Progress bars: a live one in a terminal or notebook, and plain lines, seconds apart, where output goes to a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+
+#: Seconds between two lines of a log.
+EVERY = 20.0
+
+
+class _Lines:
+    """A stream that turns a bar's redrawing into lines of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        for line in text.replace("\r", "\n").split("\n"):
+            if line.strip():
+                self.stream.write(line.strip() + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: Any) -> Any:
+    """A `tqdm` bar; without a terminal or a notebook it writes a line every 20 seconds, without carriage returns.
+
+    Args:
+        items: what to go through, if anything.
+        show: whether to show anything at all.
+        options: of `tqdm`, such as total, desc and unit.
+    """
+    if show and not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        from tqdm.std import tqdm as plain
+
+        return plain(items, file=_Lines(sys.stderr), mininterval=EVERY, maxinterval=EVERY, ncols=100, **options)
+    return tqdm(items, disable=not show, **options)
