@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lensteer.attribution import LayerScores
+from lensteer.attribution import LayerScores, null_tests
 from lensteer.behaviors import STEERED, check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
@@ -19,6 +19,12 @@ from lensteer.overlap import EmbeddingOverlap
 #: The share of the model's last layers that is left out by default, rounded up. Mean activations grow with
 #: depth, so vectors as long as they are score highest where hardly any layer is left to use them.
 DROP_TRAILING = 0.125
+#: A layer is not taken from the scores of fewer spans than this, ...
+MIN_SPANS = 10
+#: ... nor if the intervals of more than this share of the model's layers overlap with the best one's, ...
+OVERLAPPING = 1 / 3
+#: ... nor if so large a share of control vectors of some kind scores as much there.
+NULL_LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +101,19 @@ def select_layers(
     drop_leading: bool | int = True,
     drop_trailing: float | int = DROP_TRAILING,
     factor: float = 1.2,
+    nulls: LayerScores | None = None,
 ) -> Site:
-    """For each behavior the layer with the largest mean score, first and last layers left out.
+    """For each behavior the layer with the largest mean score, first and last layers left out; or the middle layer.
 
-    Give it `exact` scores: on three organisms (two seeds of Qwen2's architecture, one of Llama's) they go best with
-    what steering at a layer really does at equal KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all
-    three every other score's choice was worse, by an interval that excludes 0; the published score's was about the
-    worst (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model was tried).
+    Scores that cannot tell layers apart choose none: where they rest on few spans or are close to their noise floor,
+    where the intervals of more than a third of the layers overlap with the best one's, or where control vectors score
+    as much there, it is the middle layer, and `why` says so.
+
+    Give it `exact` scores at a small coefficient: at large ones every layer of mini-R1 saturates. On three organisms
+    (two seeds of Qwen2's architecture, one of Llama's) they go best with what steering at a layer really does at equal
+    KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all three every other score's choice was worse, by
+    an interval that excludes 0; the published score's was about the worst
+    (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model was tried).
 
     Args:
         scores: Scores by behavior and layer.
@@ -111,6 +123,7 @@ def select_layers(
         drop_trailing: How many of the model's last layers to leave out: a whole number of layers, or a
             fraction below 1 of all of them, rounded up.
         factor: The overlap of a leading layer exceeds so many times the median over layers.
+        nulls: Scores of the same vectors with those of control vectors, if there are any.
 
     Returns:
         The layers, with a sentence each on why.
@@ -133,7 +146,7 @@ def select_layers(
             first, reason = range(0), "no overlap was given, so no leading layer was left out"
         else:
             first, reason = _leading(scores, overlap, label, factor)
-        layers[label], best = _best(scores, label, first, last)
+        layers[label], best = _best(scores, label, first, last, nulls)
         skipped = [layer for layer in scores.layers if layer in first]
         words = [
             best,
@@ -174,8 +187,10 @@ def _trailing(drop: float | int, n_layers: int) -> int:
     return math.ceil(drop * n_layers) if isinstance(drop, float) else drop
 
 
-def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int]) -> tuple[int, str]:
-    """The layer with the largest mean among those that remain, and what makes it so."""
+def _best(
+    scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int], nulls: LayerScores | None
+) -> tuple[int, str]:
+    """The layer with the largest mean among those that remain, or the middle one, and what makes it so."""
     b = scores.row(label)
     kept = [i for i, layer in enumerate(scores.layers) if layer not in first and layer not in last]
     if not kept:
@@ -200,9 +215,33 @@ def _best(scores: LayerScores, label: str, first: Sequence[int], last: Sequence[
         words += f"; the interval of {layer_names(rivals)} overlaps with it"
     elif rivals:
         words += f"; the intervals of {layer_names(rivals)} overlap with it"
-    if bool(scores.below_noise()[b, best]):
-        words += f"; under ten times the noise floor ({scores.noise_floor:.2g} {scores.unit}), so this says little"
-    return scores.layers[best], words
+    doubts = _doubts(scores, label, scores.layers[best], len(rivals), nulls)
+    if not doubts:
+        return scores.layers[best], words
+    middle = min((scores.layers[i] for i in kept), key=lambda layer: abs(layer - scores.n_layers // 2))
+    return middle, f"layer {middle} of {scores.n_layers}, the middle one, because {' and '.join(doubts)}; {words}"
+
+
+def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, nulls: LayerScores | None) -> list[str]:
+    """Why the scores cannot tell layers apart, in words; nothing if they can."""
+    n, doubts = scores.n_spans[scores.row(label)], []
+    if n < MIN_SPANS:
+        doubts.append(f"{n} spans are too few to tell layers apart")
+    if bool(scores.below_noise()[scores.row(label), scores.layers.index(layer)]):
+        doubts.append(f"the scores are under ten times their noise floor ({scores.noise_floor:.2g} {scores.unit})")
+    if 1 + n_rivals > OVERLAPPING * scores.n_layers:
+        doubts.append(f"the intervals of {1 + n_rivals} layers overlap, so that the scores cannot tell them apart")
+    if nulls is not None and label in nulls.labels and layer in nulls.layers:
+        tests = null_tests(nulls)
+        enough = 1 / (1 + tests.n) <= NULL_LEVEL
+        cell = tests.labels.index(label), tests.layers.index(layer)
+        for k, kind in enumerate(tests.kinds):
+            if enough and float(tests.p[k][cell]) > NULL_LEVEL:
+                doubts.append(
+                    f"{float(tests.p[k][cell]):.0%} of the {kind.replace('_', '-')} control vectors score as much at "
+                    f"layer {layer}"
+                )
+    return doubts
 
 
 def layer_names(layers: Sequence[int]) -> str:

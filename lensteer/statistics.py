@@ -1,4 +1,4 @@
-"""Sums that merge, seeds that belong to a trace, and bootstrap intervals.
+"""Sums that merge, seeds that belong to a trace, bootstrap intervals, and tests by flipping signs.
 
 Everything that is averaged over traces goes through `WeightedSums`: one linear pass over values with many
 rows of weights, such as labels, shuffled labels, Gaussian noise or resampling. Knows nothing of models,
@@ -8,6 +8,7 @@ tokens or behaviors.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,6 +151,59 @@ def bootstrap_interval(
     if defined.any(axis=0).all():
         low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(estimate, np.asarray(low), np.asarray(high), n_units, int((~defined).sum(0).max()))
+
+
+def sign_flip_test(
+    own: Ratio | np.ndarray[Any, np.dtype[Any]],
+    base: Ratio | np.ndarray[Any, np.dtype[Any]],
+    *,
+    n: int = 20000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of a paired difference of two fractions, by exchanging the arms within units.
+
+    If an arm does nothing, which of a unit's two results is called steered is a coin's toss. The difference of the two
+    fractions (each a ratio of sums over units) is computed again under `n` random exchanges; p is the share of them,
+    and of the data as they are, whose difference is at least as large in size. Unlike a percentile bootstrap it keeps
+    its level where an arm has no event at all.
+
+    Args:
+        own: per unit, what the steered arm has.
+        base: the same units in the same order, unsteered.
+        n: number of exchanges; p is at least 1 / (n + 1).
+        seed: of the exchanges.
+
+    Raises:
+        LensteerError: arms of different size, fewer than two units, or values that are not finite.
+    """
+    arms = [_ratio(own), _ratio(base)]
+    n_units = len(arms[0].values)
+    if n_units < 2 or len(arms[1].values) != n_units:
+        raise LensteerError(
+            f"arms have {n_units} and {len(arms[1].values)} units: a paired test needs the same two or more in both"
+        )
+    values, weights = (np.stack([getattr(arm, name) for arm in arms]) for name in ("values", "weights"))
+
+    def difference(exchanged: Array) -> Array:
+        parts = []
+        for a, b in ((0, 1), (1, 0)):
+            sums = [(1 - exchanged) @ each[a] + exchanged @ each[b] for each in (values, weights)]
+            parts.append(np.divide(sums[0], sums[1], out=np.zeros_like(sums[0]), where=sums[1] != 0))
+        return np.asarray(parts[0] - parts[1])
+
+    seen = abs(float(difference(np.zeros((1, n_units)))[0]))
+    coins = np.random.default_rng(seed).integers(0, 2, size=(n, n_units)).astype(np.float64)
+    return float((1 + (np.abs(difference(coins)) >= seen * (1 - 1e-9)).sum()) / (n + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979): the k-th smallest of m times m - k + 1, never decreasing."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - place)))
+        adjusted[i] = highest
+    return adjusted
 
 
 def _ratio(arm: Ratio | np.ndarray[Any, np.dtype[Any]]) -> Ratio:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 B4 = ("adding-knowledge", "example-testing", "uncertainty-estimation", "backtracking")
+NAN = float("nan")
 SITE = {"adding-knowledge": 3, "example-testing": 4, "uncertainty-estimation": 4, "backtracking": 5}
 
 
@@ -107,64 +108,175 @@ def vectors(labels=B4, n_layers=8, width=4):
     return BehaviorVectors(raw, torch.ones(n_layers), tuple(labels), tuple(range(n_layers)), counts, 300, Recipe())
 
 
-def doses():
-    from lensteer.evaluation import Dose, Doses
+#: Text figures of the unsteered arm, and whether a higher one is worse.
+PLAIN_TEXT = {
+    "nll": (1.2, True),
+    "repetition": (0.031, True),
+    "compression": (0.45, False),
+    "sentence_length": (6.2, True),
+    "finished": (0.99, False),
+    "parsed": (0.981, False),
+    "kl": (0.0, True),
+}
 
-    curve = [
-        Dose(b, layer, c, 1 - 0.03 * c * c * (1 + 0.2 * layer), 0.12 + 0.05 * c)
-        for b, layer in SITE.items()
-        for c in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-    ]
-    return Doses({b: 1.0 if b == "backtracking" else 0.5 for b in SITE}, tuple(curve), 0.95, 40)
+
+def text_check(margins, used=0.6):
+    """Every figure that the margins ask for, its interval's worse end at a share of the way to the limit."""
+    from lensteer.evaluation import TextCheck, TextFigure
+
+    figures = []
+    for name, (base, rise) in PLAIN_TEXT.items():
+        margin = getattr(margins, name)
+        if margin is not None:
+            room = base * (margin - 1) if name == "sentence_length" else margin if rise else -margin
+            figures.append(
+                TextFigure(name, base + 0.5 * used * room, base, base + used * room, base + room, used <= 1.0)
+            )
+    return TextCheck(tuple(figures))
 
 
-def evaluation(words=True, n_random=20):
-    """Backtracking moves both ways, uncertainty only up, example-testing only down, adding-knowledge neither."""
-    from lensteer.evaluation import ArmSummary, Effect, Evaluation
+def doses(margins=None, without=()):
+    """Doses of every direction but those of `without`, such as ("backtracking", "up")."""
+    from lensteer.evaluation import GRAMMAR_MARGINS, Dose, Doses
 
-    moves = {
-        "adding-knowledge": (-0.005, 0.01),
-        "example-testing": (-0.06, 0.01),
-        "uncertainty-estimation": (-0.005, 0.13),
-        "backtracking": (-0.08, 0.171),
+    margins = margins or GRAMMAR_MARGINS
+
+    def dose(behavior, layer, coefficient):
+        broken = (behavior, "up" if coefficient > 0 else "down") in without
+        text = text_check(margins, 1.5 if broken else 0.5 * abs(coefficient)) if coefficient else None
+        return Dose(behavior, layer, coefficient, abs(coefficient) * (2.0 + layer), 0.12 + 0.05 * coefficient, text)
+
+    steps = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+    curve = [dose(b, layer, c) for b, layer in SITE.items() for c in steps]
+    chosen = {
+        kind: {b: 1.5 if b == "backtracking" else 1.0 for b in SITE if (b, kind) not in without}
+        for kind in ("down", "up")
     }
-    found = []
-    for behavior, (down, up) in moves.items():
-        for kind, change in (("down", down), ("up", up), ("words", 0.2)):
-            for unit, factor in (("sentences", 1.0), ("tokens", 1.1)):
-                change_, base = change * factor, 0.123 * factor
-                coefficient = {"down": -0.5, "up": 0.5, "words": 0.0}[kind]
-                if kind == "words" and not words:
-                    continue
-                found.append(
-                    Effect(
-                        behavior=behavior,
-                        kind=kind,
-                        layer=-1 if kind == "words" else SITE[behavior],
-                        coefficient=coefficient,
-                        unit=unit,
-                        share=base + change_,
-                        share_low=base + change_ - 0.02,
-                        share_high=base + change_ + 0.025,
-                        base=base,
-                        base_low=base - 0.015,
-                        base_high=base + 0.016,
-                        change=change_,
-                        low=change_ - 0.018,
-                        high=change_ + 0.019,
-                        null_low=-0.021,
-                        null_high=0.017,
-                        p_value=1 / 21 if abs(change) > 0.02 else 9 / 21,
-                        wrong_way=0.1,
-                    )
-                )
-    arms = ["unsteered", *(f"{b}/{k}" for b in moves for k in (("down", "up", "words") if words else ("down", "up")))]
-    arms += [f"L{layer}/random-{i}" for layer in (3, 4, 5) for i in range(n_random)]
+    return Doses(chosen["down"], chosen["up"], tuple(curve), margins, "difference", 40, 1)
+
+
+#: Behavior → unsteered share; kind → change, p, p after Holm's correction, rank among control vectors.
+STORY = {
+    "adding-knowledge": (0.004, {"down": (-0.001, 0.9, NAN, 4), "up": (0.013, 0.001, 0.006, 2)}),
+    "example-testing": (0.123, {"down": (-0.06, 0.0004, 0.002, 1), "up": (0.01, 0.4, 0.8, 9)}),
+    "uncertainty-estimation": (0.123, {"down": (-0.005, 0.6, 0.8, 9), "up": (0.13, 0.0002, 0.001, 1)}),
+    "backtracking": (0.123, {"down": (-0.08, 0.0002, 0.001, 1), "up": (0.171, 0.0001, 0.0007, 1)}),
+}
+#: The same directions, and nothing is found in any.
+NOTHING = {b: (base, dict.fromkeys(kinds, (0.001, 0.7, 1.0, 9))) for b, (base, kinds) in STORY.items()}
+BROKEN = "example-testing/up"  # the arm whose text is worse
+
+
+def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), others=()):
+    """Backtracking moves both ways, uncertainty only up, example-testing only down, adding-knowledge neither.
+
+    Adding-knowledge is too rare for a fall, and rises as it does under a control vector.
+
+    Args:
+        words: whether there is a prompted baseline.
+        n_random: control vectors per pool.
+        story: `STORY` or `NOTHING`.
+        margins: of the text; by default the grammar's.
+        without: directions without a dose.
+        others: names of annotators beside the first.
+    """
+    from lensteer.evaluation import GRAMMAR_MARGINS, POOLS, ArmSummary, ControlRank, Effect, Evaluation
+
+    margins = margins or GRAMMAR_MARGINS
+    found, arms = [], ["unsteered"]
+
+    def controls(kind, change, rank):
+        sign = -1 if kind == "down" else 1
+        return tuple(
+            ControlRank(
+                pool=pool,
+                n=n_random,
+                length=9.0,
+                low=-0.021 + 0.001 * i,
+                high=0.017 + 0.001 * i,
+                mean=sign * 0.001,
+                sd=0.01,
+                z=(sign * change - sign * 0.001) / 0.01,
+                rank=rank if i == 1 else 1,
+                p_max=None,
+            )
+            for i, pool in enumerate(POOLS if n_random and kind != "words" else ())
+        )
+
+    def effect(behavior, kind, base, change, p, p_holm, rank, unit, annotator):
+        rare = base < 0.01
+        return Effect(
+            behavior=behavior,
+            kind=kind,
+            layer=-1 if kind == "words" else SITE[behavior],
+            coefficient={"down": -1.5, "up": 1.5, "words": 0.0}[kind],
+            length=0.0 if kind == "words" else 1.5 * (2.0 + SITE[behavior]),
+            unit=unit,
+            annotator=annotator,
+            share=base + change,
+            share_low=base + change - 0.02,
+            share_high=base + change + 0.025,
+            base=base,
+            base_low=base - 0.015,
+            base_high=base + 0.016,
+            events=round(2450 * (base + change)),
+            base_events=9 if rare else 301,
+            base_event_tasks=7 if rare else 48,
+            change=change,
+            low=change - 0.018,
+            high=change + 0.019,
+            p=p,
+            p_holm=p_holm,
+            controls=controls(kind, change, rank),
+            null_low=-0.021 if n_random and kind != "words" else 0.0,
+            null_high=0.019 if n_random and kind != "words" else 0.0,
+            p_value=rank / (1 + 3 * n_random),
+            wrong_way=0.1,
+            text=f"{behavior}/{kind}" != BROKEN,
+        )
+
+    views = [("sentences", "", 1.0), ("tokens", "", 1.1), *(("sentences", other, 0.7) for other in others)]
+    for behavior, (base, kinds) in story.items():
+        for kind, row in {**kinds, **({"words": (0.2, 0.0001, 0.0001, 1)} if words else {})}.items():
+            if (behavior, kind) in without:
+                continue
+            arms.append(f"{behavior}/{kind}")
+            change, *rest = row
+            found += [
+                effect(behavior, kind, base * factor, change * factor, *rest, unit, annotator)
+                for unit, annotator, factor in views
+            ]
+    drawn = [(layer, pool, i) for layer in (3, 4, 5) for pool in POOLS for i in range(n_random)]
+    rows = [(name, "", -1) for name in arms]
+    rows += [(f"L{layer}/{pool}-{i}", pool, layer) for layer, pool, i in drawn]
+
+    def text(name):
+        return None if name == "unsteered" else text_check(margins, 1.4 if name == BROKEN else 0.6)
+
     summaries = tuple(
-        ArmSummary(name, 0.81 - 0.002 * i, 0.75, 0.87, 0.981, 0.99, 151.25 + i, 24.5, 0.031)
-        for i, name in enumerate(arms)
+        ArmSummary(
+            arm=name,
+            pool=pool,
+            layer=layer,
+            chains=50 if pool else 100,
+            accuracy=0.81 - 0.002 * i,
+            accuracy_low=0.75,
+            accuracy_high=0.87,
+            parsed=0.981,
+            finished=0.99,
+            length=151.25 + i,
+            sentences=24.5,
+            sentence_length=6.2,
+            repetition=0.031,
+            compression=0.45,
+            nll=None if margins.nll is None else 1.21,
+            kl=None if margins.nll is None else 0.05,
+            text=text(name),
+        )
+        for i, (name, pool, layer) in enumerate(rows)
     )
-    return Evaluation(tuple(found), summaries, {"sentences": {}, "tokens": {}}, 50, 2, n_random, "thinking")
+    names = ("rules", *others) if others else ("",)
+    return Evaluation(tuple(found), summaries, 50, 2, n_random, 1, "onsets", "difference", names, tuple(without))
 
 
 def results(**changes):
@@ -184,7 +296,7 @@ def results(**changes):
             "macro_f1": 0.45, "macro_f1_low": 0.42, "macro_f1_high": 0.48, "kappa": 0.4, "kappa_low": 0.36,
             "kappa_high": 0.44, "f1.backtracking": 0.61, "f1.backtracking_low": 0.55, "f1.backtracking_high": 0.66,
         },
-        alignment={"matched": 4321, "repaired": 2, "dropped": 1, "unparsed": 7},
+        alignment={"given": 0, "matched": 4321, "repaired": 2, "dropped": 1, "unparsed": 7},
         vectors=vectors(),
         overlap=overlap(),
         scores=layer_scores(),
@@ -194,7 +306,11 @@ def results(**changes):
         evaluation=evaluation(),
         seconds={"traces": 40.25, "evaluate": 122.5},
         reference=None,
-        example=trace(),
-        steered={"backtracking/down": trace(), "backtracking/up": trace()},
+        examples=(("unsteered", trace()), ("backtracking/down", trace()), ("backtracking/up", trace())),
+        plan={
+            "chains": {"doses": 760, "own": 1300, "controls": 9000}, "tokens_per_chain": 151.2, "minutes": 3.5,
+            "power": [{"behavior": "adding-knowledge", "base": 0.004, "events": 9.5, "fall": None, "down": False}],
+        },
+        notes=("adding-knowledge: about 9 sentences on 7 tasks are expected unsteered.",),
     )  # fmt: skip
     return RunResults(**{**values, **changes})

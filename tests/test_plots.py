@@ -18,6 +18,7 @@ from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.attention import BehaviorAttention
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
+from lensteer.plots.measured import STRAIN_SHOWN
 from lensteer.plots.style import CELL_FONT, DIVERGING, MARKERS, NULL_BAND, PAPER, TAGS, in_cell, number
 
 PACKAGE = Path(plots.__file__).parent.parent
@@ -198,9 +199,10 @@ def test_effects_are_drawn_as_they_are(unit):
         assert bars[5 * group + 1].y[0] == base.base
         band = figure.layout.shapes[group]
         assert (band.y0, band.y1) == (base.base + base.null_low, base.base + base.null_high)
+        assert f"change {100 * effect.change:+.1f} points" in bar.hovertemplate
     assert f"share of {unit}" in figure.layout.yaxis.title.text
     assert "95 % interval over 50 tasks" in figure.layout.yaxis.title.text
-    assert any("20 random vectors" in (trace.name or "") for trace in figure.data)
+    assert any("20 control vectors of each kind" in (trace.name or "") for trace in figure.data)
 
 
 def test_effects_without_words_or_chance():
@@ -208,7 +210,16 @@ def test_effects_without_words_or_chance():
     figure = plots.effects(evaluation)
     assert sum(t.type == "bar" for t in figure.data) == 3 * 4
     assert not figure.layout.shapes
-    assert not any("random" in (trace.name or "") for trace in figure.data)
+    assert not any("control" in (trace.name or "") for trace in figure.data)
+
+
+def test_effects_of_a_direction_without_dose_have_no_bar():
+    evaluation = synthetic.evaluation(without=(("backtracking", "up"),), others=("judge",))
+    figure = plots.effects(evaluation)
+    bars = {float(t.x[0]): t for t in figure.data if t.type == "bar"}
+    assert len(bars) == 4 * 4 - 1  # another annotator's shares are no bars either
+    assert sorted(x for x in bars if x >= 15) == [15, 16, 18]
+    assert bars[16].y[0] == evaluation.effect("backtracking", "down").base
 
 
 def test_effects_of_an_unknown_unit():
@@ -238,18 +249,46 @@ def test_multiples_are_colored_by_their_logarithm():
 
 
 def test_doses_with_the_chosen_ones_marked():
-    doses = synthetic.doses()
+    doses = synthetic.doses(without=(("backtracking", "up"), ("example-testing", "down"), ("example-testing", "up")))
     figure = plots.doses(doses)
-    share, parsed = [t for t in figure.data if t.name == "backtracking"]
-    curve = [d for d in doses.curve if d.behavior == "backtracking"]
-    assert list(share.x) == [d.coefficient for d in curve]
-    assert list(share.y) == [d.share for d in curve]
-    assert list(parsed.y) == [d.parsed for d in curve]
-    chosen = {(d.coefficient, v) for d in curve if abs(d.coefficient) == 1.0 for v in (d.share, d.parsed)}
-    assert chosen <= ringed(figure)
-    assert all(abs(x) in doses.coefficients.values() for x, _ in ringed(figure))
-    assert figure.layout.shapes[0].y0 == doses.min_parsed
+    for label in synthetic.B4:
+        share, strain = [t for t in figure.data if t.name == label]
+        curve = [d for d in doses.curve if d.behavior == label]
+        assert list(share.x) == list(strain.x) == [d.coefficient for d in curve]
+        assert list(share.y) == [d.share for d in curve]
+        assert list(strain.y) == [0.0 if d.text is None else d.text.strain for d in curve]
+        assert [y <= 1 for y in strain.y] == [d.readable for d in curve]
+        assert "40 dev tasks" in share.hovertemplate
+    chosen = {
+        (sign * kind[label], d.share)
+        for sign, kind in ((-1, doses.down), (1, doses.up))
+        for label in kind
+        for d in doses.curve
+        if (d.behavior, d.coefficient) == (label, sign * kind[label])
+    }
+    ringed_shares = {
+        (x, y)
+        for trace in figure.data
+        if trace.mode == "markers" and trace.marker.symbol == "circle-open" and trace.yaxis == "y"
+        for x, y in zip(trace.x, trace.y, strict=True)
+        if x is not None
+    }
+    assert ringed_shares == chosen
+    assert 1.5 not in {x for x, _ in chosen}  # every dose of backtracking up breaks the text
+    assert figure.layout.shapes[0].y0 == 1
+    assert "1 = the difference of means itself" in figure.layout.xaxis2.title.text
     assert "40 dev tasks" in figure.layout.title.text
+
+
+def test_a_dose_says_what_it_breaks_and_a_large_strain_is_cut_off():
+    doses = synthetic.doses()
+    huge = dataclasses.replace(doses.curve[0], text=synthetic.text_check(doses.margins, 40.0))
+    figure = plots.doses(dataclasses.replace(doses, curve=(huge, *doses.curve[1:])))
+    _, strain = [t for t in figure.data if t.name == huge.behavior]
+    assert strain.y[0] == STRAIN_SHOWN
+    assert "parsed" in str(strain.customdata[0])
+    assert "unsteered 0.98" in str(strain.customdata[0])
+    assert "within its margins" in str(strain.customdata[1])
 
 
 @pytest.mark.parametrize(

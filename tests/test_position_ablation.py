@@ -16,7 +16,7 @@ from lensteer import plots
 from lensteer.ablation import leave_one_out
 from lensteer.calibration import RolloutKL
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, Doses, PositionAblation
+from lensteer.evaluation import MEAN, Doses, Margins, PositionAblation
 from lensteer.pipeline import Run, RunConfig
 from lensteer.plots import position_ablation
 from lensteer.selection import Site
@@ -251,11 +251,13 @@ def test_the_figure_shows_the_rows(analysis):
 
 
 def test_a_run_gives_vectors_site_and_doses(analysis, given, organism, vectors, tmp_path, monkeypatch):
-    run = Run.open(tmp_path / "run", RunConfig(n_train=2, n_dev=3, n_test=2, max_new_tokens=80))
+    run = Run.open(
+        tmp_path / "run", RunConfig(tasks="organism", n_train=2, n_dev=3, n_test=2, temperature=1.0, max_new_tokens=80)
+    )
     assert run.model is not None  # begins the run
     vectors.save(run.path("vectors.safetensors"))
     Site({LABEL: 4}, {LABEL: "planted"}).save(run.path("site.json"))
-    Doses({LABEL: 0.45}, (), 0.95, 3).save(run.path("doses.json"))
+    Doses({LABEL: 0.45}, {LABEL: 0.45}, (), Margins(), "difference", 3, 1).save(run.path("doses.json"))
     seen = {}
     monkeypatch.setattr(analysis, "calibrate_many", short(analysis.calibrate_many, seen))
     config = analysis.Config(run=run.folder, n_dev=2, n_prompts=1, first=4, folder=tmp_path)

@@ -114,11 +114,34 @@ def test_trailing_fraction_is_of_the_model_not_of_the_layers_scored():
 
 
 def test_doubts_are_said():
-    noisy = dataclasses.replace(SCORES, noise_floor=0.1)
-    assert "under ten times the noise floor (0.1 nats), so this says little" in select_layers(noisy).why["backtracking"]
+    noisy = select_layers(dataclasses.replace(SCORES, noise_floor=0.1))
+    assert set(noisy.values()) == {4}
+    assert (
+        "the middle one, because the scores are under ten times their noise floor (0.1 nats)"
+        in noisy.why["backtracking"]
+    )
     nan = torch.full_like(SCORES.mean, math.nan)
     alone = select_layers(dataclasses.replace(SCORES, low=nan, high=nan), OVERLAP)
     assert "(0.52 nats, no interval, 12 spans)" in alone.why["backtracking"]
+
+
+def test_scores_that_cannot_tell_layers_apart_take_the_middle_one():
+    """Few spans, intervals that overlap over more than a third of the layers, control vectors that score as much."""
+    few = dataclasses.replace(SCORES, n_spans=(9, 9, 9))
+    wide = dataclasses.replace(SCORES, low=SCORES.mean - 10, high=SCORES.mean + 10)
+    for scores, reason in ((few, "9 spans are too few"), (wide, "layers overlap, so that the scores cannot tell")):
+        found = select_layers(scores)
+        assert set(found.values()) == {4}
+        assert all("layer 4 of 8, the middle one, because" in why and reason in why for why in found.why.values())
+    best = select_layers(SCORES)
+    for share, layer in ((0.5, 4), (0.0, None)):
+        draws = torch.zeros(40, *SCORES.mean.shape, dtype=torch.float64)
+        draws += 0.01 * torch.randn(draws.shape, generator=torch.Generator().manual_seed(0))
+        draws[: int(share * 40)] += 100
+        nulls = dataclasses.replace(SCORES, method="fisher", nulls={"shuffled": draws})
+        found = select_layers(SCORES, nulls=nulls)
+        assert dict(found) == (dict.fromkeys(best, layer) if layer else dict(best))
+        assert ("of the shuffled control vectors score as much" in found.why["backtracking"]) is bool(layer)
 
 
 def test_bad_input_is_refused():

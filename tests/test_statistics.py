@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from lensteer.errors import LensteerError
-from lensteer.statistics import Ratio, WeightedSums, bootstrap_interval, trace_generator
+from lensteer.statistics import Ratio, WeightedSums, bootstrap_interval, holm, sign_flip_test, trace_generator
 
 
 def test_weighted_sums_are_sums():
@@ -124,3 +126,43 @@ def test_resamples_without_weight_are_left_out_and_counted():
 def test_bad_input_is_named(call, message):
     with pytest.raises(LensteerError, match=message):
         call()
+
+
+def test_sign_flips_agree_with_all_exchanges_counted_out():
+    """Ten tasks: all 1024 exchanges, each difference of shares worked out anew."""
+    rng = np.random.default_rng(3)
+    n = rng.integers(5, 20, (2, 10))
+    hits = rng.binomial(n, [[0.3], [0.15]])
+    seen, as_far = None, 0
+    for exchange in itertools.product((0, 1), repeat=10):
+        rows = np.array(exchange)
+        own = hits[rows, range(10)].sum() / n[rows, range(10)].sum()
+        base = hits[1 - rows, range(10)].sum() / n[1 - rows, range(10)].sum()
+        seen = abs(own - base) if seen is None else seen
+        as_far += abs(own - base) >= seen - 1e-12
+    found = sign_flip_test(Ratio(hits[0], n[0]), Ratio(hits[1], n[1]), n=20000)
+    assert found == pytest.approx(as_far / 1024, abs=4 * (as_far / 1024 / 20000) ** 0.5)
+
+
+def test_sign_flips_keep_their_level_where_events_are_rare():
+    """0.8 % in both arms, 50 tasks: at .05 not more than 1 run in 20 beyond chance, where a bootstrap has many more."""
+    rng, finds = np.random.default_rng(0), 0
+    for _ in range(200):
+        n = rng.integers(20, 40, (2, 50))
+        hits = rng.binomial(n, 0.008)
+        finds += sign_flip_test(Ratio(hits[0], n[0]), Ratio(hits[1], n[1]), n=999) <= 0.05
+    assert finds <= 21  # 200 x .05 and three standard deviations
+
+
+def test_sign_flips_of_nothing_and_of_other_sizes():
+    zeros, ones = Ratio(np.zeros(8), np.full(8, 9)), Ratio(np.ones(8), np.full(8, 9))
+    assert sign_flip_test(zeros, zeros) == 1.0
+    assert sign_flip_test(zeros, ones, n=9999) == pytest.approx(2 / 256, abs=0.004)
+    with pytest.raises(LensteerError, match="8 and 7 units"):
+        sign_flip_test(zeros, Ratio(np.ones(7)))
+
+
+def test_holm_adjusts_from_the_smallest_on():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,4 +1,4 @@
-"""How strongly to steer: the largest coefficient, either way, at which the model still writes what can be read."""
+"""How strongly to steer: per behavior and direction the largest coefficient at which the text is still readable."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lensteer.annotation import Annotator, grammar
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Sampling, run_arms
+from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.evaluation.effects import BASE, KINDS
+from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.files import write_atomically
-from lensteer.positions import PositionScope, onsets
+from lensteer.positions import PositionScope, generated
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors
@@ -23,32 +25,75 @@ from lensteer.vectors import BehaviorVectors
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DOSES = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
+DOSES = (0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
 class Dose:
-    """One signed coefficient of one behavior on the dev tasks: share of chains that parse, share of its sentences."""
+    """One signed coefficient of one behavior on the dev tasks.
+
+    Attributes:
+        behavior: whose vector.
+        layer: steered.
+        coefficient: signed; 0 is the unsteered arm.
+        length: of what is added.
+        share: of the behavior's sentences.
+        text: how the text stands beside the unsteered arm's; None for that arm.
+    """
 
     behavior: str
     layer: int
     coefficient: float
-    parsed: float
+    length: float
     share: float
+    text: TextCheck | None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the text is no worse than unsteered."""
+        return self.text is None or self.text.ok
 
 
 @dataclass(frozen=True)
 class Doses:
-    """The dose curve of every behavior and the coefficient chosen from it."""
+    """The dose curve of every behavior, and the coefficients chosen from it.
 
-    coefficients: dict[str, float]
+    Attributes:
+        down: behavior to the (positive) coefficient that it is pushed down with; missing if every dose breaks the text.
+        up: likewise, up.
+        curve: every dose that was tried.
+        margins: what text was held to.
+        coefficient_unit: what coefficient 1 is.
+        n_tasks: dev tasks.
+        n_samples: chains on each.
+    """
+
+    down: dict[str, float]
+    up: dict[str, float]
     curve: tuple[Dose, ...]
-    min_parsed: float
+    margins: Margins
+    coefficient_unit: str
     n_tasks: int
+    n_samples: int
+
+    @property
+    def pairs(self) -> dict[str, tuple[float | None, float | None]]:
+        """Behavior to (down, up), as `evaluate` takes it."""
+        return {d.behavior: (self.down.get(d.behavior), self.up.get(d.behavior)) for d in self.curve}
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The doses up, by behavior."""
+        return dict(self.up)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per behavior and signed coefficient."""
-        return pd.DataFrame([asdict(dose) for dose in self.curve])
+        rows = []
+        for dose in self.curve:
+            row = {name: value for name, value in asdict(dose).items() if name != "text"}
+            figures = () if dose.text is None else dose.text.figures
+            rows.append({**row, "readable": dose.readable, **{figure.name: figure.value for figure in figures}})
+        return pd.DataFrame(rows)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, all or nothing."""
@@ -63,9 +108,15 @@ class Doses:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return Doses(**{**values, "curve": tuple(Dose(**d) for d in values["curve"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            curve = tuple(_dose(d) for d in values.pop("curve"))
+            return Doses(curve=curve, margins=Margins(**values.pop("margins")), **values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LensteerError(f"{str(path)!r} holds no doses ({error}): choose them again") from error
+
+
+def _dose(values: dict[str, Any]) -> Dose:
+    text = values["text"]
+    return Dose(**{**values, "text": None if text is None else TextCheck.from_dict(text)})
 
 
 def choose_coefficients(
@@ -75,14 +126,21 @@ def choose_coefficients(
     site: Mapping[str, int],
     *,
     doses: Sequence[float] = DOSES,
-    min_parsed: float = 0.95,
-    scope: PositionScope = onsets,
+    margins: Margins | None = None,
+    scope: PositionScope = generated,
+    unit: str = "difference",
+    same_length: bool = True,
     sampling: Sampling | None = None,
-    annotator: Annotator = grammar,
+    annotator: Annotator | Mapping[str, Annotator] = grammar,
+    quality: int = 25,
+    seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
 ) -> Doses:
-    """For each behavior the largest dose that leaves chains readable in both directions.
+    """For each behavior and direction the largest dose at which the text is no worse than unsteered.
+
+    No worse: by every figure of `margins`, with an interval over the dev tasks. A direction of which every dose breaks
+    the text has no dose.
 
     Args:
         model: the bridge.
@@ -90,56 +148,99 @@ def choose_coefficients(
         vectors: of the model's behaviors.
         site: behavior to layer.
         doses: positive coefficients to try.
-        min_parsed: how many chains must end and be readable, as a share of the unsteered arm's. A dose is too much
-            if it falls below by more than the standard error of its own share, so that chance does not decide.
+        margins: how much worse than unsteered text may be.
         scope: positions to steer.
+        unit: what coefficient 1 is.
+        same_length: at each layer a dose adds vectors of one length, that of the behaviors' median vector times the
+            dose, and directions that would bear more take the dose that most of them have: so they are compared, and
+            share control vectors, at the same length.
         sampling: how chains are drawn.
         annotator: says what each sentence is.
+        quality: likelihoods are measured on so many chains per dose.
+        seed: of the intervals.
         path: JSONL file for resuming.
         progress: show a bar.
 
     Raises:
-        LensteerError: a dose that is not positive and finite, a `min_parsed` that is no share, or a behavior of which
-            every dose is too much.
+        LensteerError: a dose that is not positive and finite, fewer than two tasks, or an unsteered arm that is itself
+            what would be called broken.
     """
     if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
         raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
-    if not 0 <= min_parsed <= 1:
-        raise LensteerError(f"min_parsed {min_parsed}: give a share of the chains, such as 0.95")
+    if len(tasks) < 2:
+        raise LensteerError(f"{len(tasks)} dev task(s): an interval needs at least two")
+    margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(doses))
-    signed = [(b, layer, sign * dose) for b, layer in site.items() for dose in ladder for sign in (-1, 1)]
-    arms = [Arm("unsteered")] + [
-        Arm(f"{b}/{c:+g}", SteeringPlan(vectors[b], layer, c, scope)) for b, layer, c in signed
-    ]
-    sampling = sampling or Sampling()
+    arms = [Arm(BASE)]
+    for behavior, layer in site.items():
+        scale = _scale(vectors, site, behavior, unit) if same_length else 1.0
+        arms += [
+            Arm(
+                f"{behavior}/{sign * dose:+g}",
+                SteeringPlan(vectors[behavior], layer, sign * dose * scale, scope, unit=unit),
+                behavior=behavior,
+                kind=kind,
+            )
+            for dose in ladder
+            for kind, sign in KINDS.items()
+        ]
     records = run_arms(
         model,
         tasks,
         arms,
         sampling,
         annotator=annotator,
+        quality=quality if margins.nll is not None or margins.kl is not None else 0,
         path=None if path is None else Path(path),
         progress=progress,
     )
-    curve = []
-    for behavior, layer, coefficient in [*((b, layer, 0.0) for b, layer in site.items()), *signed]:
-        name = f"{behavior}/{coefficient:+g}" if coefficient else "unsteered"
-        rows = [r for r in records if r.arm == name]
-        share = sum(r.sentences[behavior] for r in rows) / max(sum(r.n_sentences for r in rows), 1)
-        curve.append(Dose(behavior, layer, coefficient, sum(r.parsed for r in rows) / len(rows), share))
-    chosen, base = {}, [r.parsed for r in records if r.arm == "unsteered"]
+    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
+    for record in records:
+        by_arm[record.arm].append(record)
+    base = by_arm[BASE]
+    check_standard(base, margins)
+    curve = [Dose(b, layer, 0.0, 0.0, _share(base, b), None) for b, layer in site.items()]
+    largest: dict[tuple[str, str], float] = {}
+    for arm in arms[1:]:
+        assert arm.plan is not None
+        (edit,) = arm.plan.edits
+        rows, length = by_arm[arm.name], abs(edit.coefficient) * float(edit.vector.norm())
+        check = text_check(rows, base, margins, seed=seed)
+        curve.append(Dose(arm.behavior, edit.layer, edit.coefficient, length, _share(rows, arm.behavior), check))
+        if check.ok:
+            largest[arm.behavior, arm.kind] = abs(float(arm.name.rpartition("/")[2]))
+    if same_length:
+        largest = _agreed(largest, site)
+    scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
+    down, up = ({b: dose * scales[b] for (b, of), dose in largest.items() if of == kind} for kind in KINDS)
+    return Doses(
+        down,
+        up,
+        tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))),
+        margins,
+        unit,
+        len(tasks),
+        sampling.n_samples,
+    )
 
-    def too_much(parsed: float) -> bool:
-        error = math.sqrt(parsed * (1 - parsed) / len(base))
-        return parsed + error < min_parsed * sum(base) / len(base)
 
-    for behavior in site:
-        own = [d for d in curve if d.behavior == behavior]
-        fits = [dose for dose in ladder if not any(too_much(d.parsed) for d in own if abs(d.coefficient) == dose)]
-        if not fits:
-            raise LensteerError(
-                f"none of ±{ladder} along {behavior!r} leaves {min_parsed:.0%} of the unsteered arm's chains"
-                f" readable: try smaller doses, or a lower min_parsed"
-            )
-        chosen[behavior] = fits[-1]
-    return Doses(chosen, tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))), min_parsed, len(tasks))
+def _agreed(largest: Mapping[tuple[str, str], float], site: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """Doses that agree where they can: at each layer the most common one (of several the smallest), or less."""
+    found = {}
+    for (behavior, kind), dose in largest.items():
+        there = [d for (b, _), d in largest.items() if site[b] == site[behavior]]
+        common = max(sorted(set(there)), key=there.count)
+        found[behavior, kind] = min(dose, common)
+    return found
+
+
+def _scale(vectors: BehaviorVectors, site: Mapping[str, int], behavior: str, unit: str) -> float:
+    """What makes a behavior's vector as long as the median one among those that are steered at its layer."""
+    lengths = sorted(
+        float(vectors[b].scaled(layer, unit).norm()) for b, layer in site.items() if layer == site[behavior]
+    )
+    return lengths[len(lengths) // 2] / float(vectors[behavior].scaled(site[behavior], unit).norm())
+
+
+def _share(rows: Sequence[Record], behavior: str) -> float:
+    return sum(r.sentences[behavior] for r in rows) / max(sum(r.n_sentences for r in rows), 1)

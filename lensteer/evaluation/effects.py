@@ -1,34 +1,41 @@
-"""What steering does: each behavior pushed down and up, beside doing nothing, random vectors, and asking in words.
+"""What steering does: each behavior pushed down and up, beside doing nothing, control vectors, and asking in words.
 
-Effects are differences to the unsteered arm on the same tasks and seeds, with a bootstrap over tasks. Knows nothing of
-how a site or a coefficient was chosen.
+Effects are differences to the unsteered arm on the same tasks and seeds, tested by flipping signs over tasks. Knows
+nothing of how a site or a coefficient was chosen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lensteer.annotation import Annotator, grammar
-from lensteer.directions import isotropic
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.evaluation.controls import POOLS, control_arms, ranked
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
-from lensteer.positions import PositionScope, onsets
-from lensteer.statistics import Interval, Ratio, bootstrap_interval
+from lensteer.evaluation.text import Margins, text_check
+from lensteer.positions import PositionScope, generated
+from lensteer.statistics import Interval, Ratio, bootstrap_interval, holm, sign_flip_test
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.traces import Trace
-from lensteer.vectors import BehaviorVectors, Direction
+from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 BASE = "unsteered"
+KINDS = {"down": -1, "up": 1}
+UNITS = ("sentences", "tokens")
+
+Strength = float | tuple[float | None, float | None]
+"""How strongly a behavior is pushed: the same down and up, or one for each; None: not at all."""
 
 
 def evaluate(
@@ -36,14 +43,19 @@ def evaluate(
     tasks: Sequence[Task],
     vectors: BehaviorVectors,
     site: Mapping[str, int],
-    coefficients: Mapping[str, float] | float = 1.0,
+    coefficients: Mapping[str, Strength] | float = 1.0,
     *,
-    scope: PositionScope = onsets,
+    scope: PositionScope = generated,
+    unit: str = "difference",
     words: Mapping[str, str] | None = None,
     extra: Sequence[Arm] = (),
+    pools: Sequence[str] | None = None,
     n_random: int = 20,
+    control_samples: int | None = None,
     sampling: Sampling | None = None,
-    annotator: Annotator = grammar,
+    annotator: Annotator | Mapping[str, Annotator] = grammar,
+    margins: Margins | None = None,
+    quality: int = 50,
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
@@ -51,173 +63,218 @@ def evaluate(
 ) -> Evaluation:
     """Steer every behavior of a site down and up on held-out tasks, and measure everything that moves.
 
-    Random vectors are isotropic and as long as the longest edit at their layer; one set serves all behaviors there.
+    Control vectors are as long as the longest edit at their layer; one set of each pool serves all behaviors there.
 
     Args:
         model: the bridge.
         tasks: held out: neither vectors, site nor coefficients may have been chosen on them.
         vectors: of the model's behaviors.
         site: behavior to layer, as `select_layers` returns it.
-        coefficients: positive strength per behavior, or one for all; the arms are minus and plus this.
+        coefficients: positive strength per behavior, or one for all; a pair is (down, up), None a way that is not run.
         scope: positions to steer.
-        words: per behavior, the words that ask for it: the prompt baseline.
+        unit: what coefficient 1 is; see `SteeringPlan`.
+        words: per behavior, the words that ask for it: the prompted baseline.
         extra: further arms on the same tasks and seeds, such as `Arm("cache", CachePlan(vector, 0.75))`: how their
             chains fare is in `Evaluation.arms`.
-        n_random: random vectors per distinct layer.
+        pools: kinds of control vectors, of `POOLS`; by default all for vectors that were fitted with controls, and
+            "isotropic" for others.
+        n_random: control vectors per pool and distinct layer.
+        control_samples: chains per task and control vector; by default as many as in the own arms.
         sampling: how chains are drawn, the same in all arms.
-        annotator: says what each sentence is.
-        seed: of the random vectors and the bootstrap.
+        annotator: says what each sentence is; or several by name: the first one's shares are tested, the others stand
+            beside them.
+        margins: what the text of an arm is held to.
+        quality: likelihoods are measured on so many chains per arm.
+        seed: of the control vectors and the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
-        keep: called with the arm's name and each new trace.
+        keep: called with the arm's name and each annotated trace.
 
     Raises:
-        LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient.
+        LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient, fewer
+            controls than asked for.
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
     sampling = sampling or Sampling(n_samples=2)
-    strength = dict.fromkeys(site, coefficients) if isinstance(coefficients, (int, float)) else dict(coefficients)
-    for behavior in site:
-        if not 0 < strength.get(behavior, 0) < math.inf:
-            raise LensteerError(
-                f"coefficient {strength.get(behavior)} for {behavior!r}: give a positive, finite one; both signs run"
-            )
-    arms = [Arm(BASE)]
+    margins = margins or Margins()
+    arms, without = [Arm(BASE)], []
     for behavior, layer in site.items():
-        for kind, sign in (("down", -1), ("up", 1)):
-            plan = SteeringPlan(vectors[behavior], layer, sign * strength[behavior], scope)
-            arms.append(Arm(f"{behavior}/{kind}", plan))
+        for (kind, sign), strength in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
+            if strength is None:
+                without.append((behavior, kind))
+                continue
+            plan = SteeringPlan(vectors[behavior], layer, sign * strength, scope, unit=unit)
+            arms.append(Arm(f"{behavior}/{kind}", plan, behavior=behavior, kind=kind))
         if words and behavior in words:
-            arms.append(Arm(f"{behavior}/words", words=words[behavior]))
-    arms += extra
-    for layer in sorted(set(site.values())):
-        longest = max(abs(strength[b]) for b in site if site[b] == layer)
-        for direction in random_directions(vectors, layer, n_random, seed=seed):
-            arms.append(Arm(f"L{layer}/{direction.label}", SteeringPlan(direction, layer, longest, scope)))
+            arms.append(Arm(f"{behavior}/words", words=words[behavior], behavior=behavior, kind="words"))
+    samples = sampling.n_samples if control_samples is None else min(control_samples, sampling.n_samples)
+    if pools is None:
+        pools = POOLS if vectors.controls is not None else ("isotropic",)
+    controls = control_arms(vectors, arms, pools=pools, n=n_random, samples=samples, scope=scope, seed=seed)
+    arms += [*extra, *controls]
     records = run_arms(
         model,
         tasks,
         arms,
         sampling,
         annotator=annotator,
+        quality=quality if margins.nll is not None or margins.kl is not None else 0,
         path=None if path is None else Path(path),
         progress=progress,
         keep=keep,
     )
-    return summarize(records, site, strength, sampling.n_samples, scope.name, seed)
+    found = summarize(records, arms, margins=margins, seed=seed)
+    names = tuple(annotator) if isinstance(annotator, Mapping) else ("",)
+    return replace(
+        found,
+        n_samples=sampling.n_samples,
+        n_random=n_random if controls else 0,
+        control_samples=samples,
+        scope=scope.name,
+        coefficient_unit=unit,
+        annotators=names,
+        without_dose=tuple(without),
+    )
 
 
-def random_directions(vectors: BehaviorVectors, layer: int, n: int, *, seed: int = 0) -> list[Direction]:
-    """Isotropic random directions at one layer, scaled as the behaviors' are.
-
-    Raises:
-        LensteerError: a negative number of them, or a layer that the vectors lack.
-    """
-    if n < 0 or layer not in vectors.layers:
-        raise LensteerError(f"{n} random vectors at layer {layer}: give a number from 0, and one of {vectors.layers}")
-    row = vectors.layers.index(layer)
-    draws = isotropic(n, len(vectors.layers), vectors.raw.shape[-1], seed=seed)[:, row : row + 1].to(vectors.raw)
-    return [Direction(f"random-{i}", draw, vectors.mean_norm[row : row + 1], (layer,)) for i, draw in enumerate(draws)]
+def _both(coefficients: Mapping[str, Strength] | float, behavior: str) -> tuple[float | None, float | None]:
+    given = coefficients.get(behavior) if isinstance(coefficients, Mapping) else coefficients
+    pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
+    wrong = len(pair) != 2 or (pair[0] is None and pair[1] is None and not isinstance(given, (tuple, list)))
+    if wrong or any(c is not None and not 0 < c < math.inf for c in pair):
+        raise LensteerError(
+            f"coefficient {given} for {behavior!r}: give a positive, finite one (both signs run), or a pair (down, up)"
+        )
+    return pair[0], pair[1]
 
 
 def summarize(
-    records: Sequence[Record],
-    site: Mapping[str, int],
-    strength: Mapping[str, float],
-    n_samples: int,
-    scope: str,
-    seed: int = 0,
+    records: Sequence[Record], arms: Sequence[Arm], *, margins: Margins | None = None, seed: int = 0
 ) -> Evaluation:
-    """Effects and arm summaries from the chains' records."""
-    by_arm: dict[str, list[Record]] = {}
+    """Effects and arm summaries from the chains' records. The arms say what each of them is; one is "unsteered"."""
+    margins = margins or Margins()
+    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
     for record in records:
-        by_arm.setdefault(record.arm, []).append(record)
+        by_arm[record.arm].append(record)
     base = by_arm[BASE]
-    nulls = {
-        unit: {
-            f"{layer}/{b}": [
-                _fraction(by_arm[a], b, unit) - _fraction(base, b, unit) for a in by_arm if a.startswith(f"L{layer}/")
-            ]
-            for b, layer in site.items()
-        }
-        for unit in ("sentences", "tokens")
-    }
-    effects = []
-    for behavior, layer in site.items():
-        unsteered = {unit: _share(base, behavior, unit, seed=seed) for unit in nulls}
-        for kind, sign in (("down", -1), ("up", 1), ("words", 1)):
-            arm = by_arm.get(f"{behavior}/{kind}")
-            if arm is None:
-                continue
-            for unit, alone in unsteered.items():
-                share, change = _share(arm, behavior, unit, seed=seed), _share(arm, behavior, unit, base, seed)
-                null = nulls[unit][f"{layer}/{behavior}"]
-                # "Not less" holds for NaN too: an arm without any sentence has no share, and counts against.
-                exceed = sum(not sign * value < sign * float(change.estimate) for value in null)
-                per_task = _per_task(arm, behavior, unit)[2] - _per_task(base, behavior, unit)[2]
-                effects.append(
-                    Effect(
-                        behavior=behavior,
-                        kind=kind,
-                        layer=-1 if kind == "words" else layer,
-                        coefficient=0.0 if kind == "words" else sign * strength[behavior],
-                        unit=unit,
-                        share=float(share.estimate),
-                        share_low=float(share.low),
-                        share_high=float(share.high),
-                        base=float(alone.estimate),
-                        base_low=float(alone.low),
-                        base_high=float(alone.high),
-                        change=float(change.estimate),
-                        low=float(change.low),
-                        high=float(change.high),
-                        null_low=float(np.min(null)) if null else 0.0,
-                        null_high=float(np.max(null)) if null else 0.0,
-                        p_value=(1 + exceed) / (1 + len(null)),
-                        wrong_way=float((sign * per_task < 0).mean()),
-                    )
-                )
+    checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != BASE}
+    effects: list[Effect] = []
+    own = [arm for arm in arms if arm.kind]
+    for annotator in (None, *base[0].others):
+        for unit in UNITS if annotator is None else UNITS[:1]:
+            shares = _Shares(by_arm, unit, annotator, seed)
+            found = [_effect(shares, arm, arms, checks[arm.name].ok) for arm in own]
+            effects += _corrected(found)
     return Evaluation(
         tuple(effects),
-        tuple(_summary(name, rows, seed) for name, rows in by_arm.items()),
-        nulls,
-        len({r.task for r in base}),
-        n_samples,
-        max((len(values) for values in nulls["sentences"].values()), default=0),
-        scope,
+        tuple(_summary(arm, by_arm[arm.name], checks.get(arm.name), seed) for arm in arms),
+        n_tasks=len({r.task for r in base}),
+        n_samples=max(r.sample for r in base) + 1,
+        n_random=0,
+        control_samples=0,
+        scope="",
+        coefficient_unit="difference",
     )
 
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def _per_task(records: Sequence[Record], behavior: str, unit: str) -> tuple[Array, Array, Array]:
-    """Per task, over its samples: the behavior's count, the count of all, and their ratio (0 where there is none)."""
-    own: dict[str, int] = {}
-    everything: dict[str, int] = {}
-    for r in records:
-        mine, total = (r.sentences, r.n_sentences) if unit == "sentences" else (r.tokens, r.n_tokens)
-        own[r.task] = own.get(r.task, 0) + mine[behavior]
-        everything[r.task] = everything.get(r.task, 0) + total
-    a, b = (np.array([counts[t] for t in sorted(counts)], dtype=np.float64) for counts in (own, everything))
-    return a, b, a / np.maximum(b, 1)
+class _Shares:
+    """Counts of every arm, task by task, as one annotator sees them; what was worked out once is kept."""
+
+    def __init__(self, by_arm: Mapping[str, Sequence[Record]], unit: str, annotator: str | None, seed: int) -> None:
+        self.by_arm, self.unit, self.annotator, self.seed = by_arm, unit, annotator, seed
+        self._bases: dict[str, Interval] = {}
+
+    def sums(self, arm: str, behavior: str) -> dict[str, tuple[float, float]]:
+        """Per task, over its samples: the behavior's count, and the count of all."""
+        sums: dict[str, tuple[float, float]] = {}
+        for r in self.by_arm[arm]:
+            counts = r.by(self.annotator)
+            whole = counts.n_sentences if self.unit == "sentences" else counts.n_tokens
+            a, b = sums.get(r.task, (0.0, 0.0))
+            sums[r.task] = a + getattr(counts, self.unit)[behavior], b + whole
+        return sums
+
+    def ratio(self, arm: str, behavior: str) -> Ratio:
+        """The same as arrays, tasks in order."""
+        sums = self.sums(arm, behavior)
+        return Ratio(*np.array([sums[t] for t in sorted(sums)], dtype=np.float64).T)
+
+    def fraction(self, arm: str, behavior: str) -> float:
+        """The arm's share; NaN where it has no sentence at all."""
+        own, everything = self.ratio(arm, behavior)
+        assert everything is not None
+        return float(own.sum() / everything.sum()) if everything.any() else math.nan
+
+    def base(self, behavior: str) -> Interval:
+        """The unsteered share with its interval."""
+        if behavior not in self._bases:
+            self._bases[behavior] = bootstrap_interval(self.ratio(BASE, behavior), seed=self.seed)
+        return self._bases[behavior]
 
 
-def _fraction(records: Sequence[Record], behavior: str, unit: str) -> float:
-    own, everything, _ = _per_task(records, behavior, unit)
-    return float(own.sum() / everything.sum()) if everything.any() else math.nan
+def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> Effect:
+    behavior, sign = arm.behavior, KINDS.get(arm.kind, 1)
+    own, plain = shares.ratio(arm.name, behavior), shares.ratio(BASE, behavior)
+    share, base = bootstrap_interval(own, seed=shares.seed), shares.base(behavior)
+    change = bootstrap_interval(own, plain, seed=shares.seed)
+    layer, coefficient, length = -1, 0.0, 0.0
+    if arm.plan is not None:
+        (edit,) = arm.plan.edits
+        layer, coefficient = edit.layer, edit.coefficient
+        length = abs(coefficient) * float(edit.vector.norm())
+    controls, null, p_value = ranked(
+        shares.fraction,
+        [a for a in arms if a.pool and a.plan is not None and a.plan.edits[0].layer == layer],
+        arm,
+        [a for a in arms if a.kind in KINDS],
+        BASE,
+    )
+    assert own.weights is not None
+    assert plain.weights is not None
+    per_task = own.values / np.maximum(own.weights, 1) - plain.values / np.maximum(plain.weights, 1)
+    return Effect(
+        behavior=behavior,
+        kind=arm.kind,
+        layer=layer,
+        coefficient=coefficient,
+        length=length,
+        unit=shares.unit,
+        annotator=shares.annotator or "",
+        share=float(share.estimate),
+        share_low=float(share.low),
+        share_high=float(share.high),
+        base=float(base.estimate),
+        base_low=float(base.low),
+        base_high=float(base.high),
+        events=int(own.values.sum()),
+        base_events=int(plain.values.sum()),
+        base_event_tasks=int((plain.values > 0).sum()),
+        change=float(change.estimate),
+        low=float(change.low),
+        high=float(change.high),
+        p=sign_flip_test(own, plain, seed=shares.seed) if own.weights.any() else math.nan,
+        p_holm=math.nan,
+        controls=controls,
+        null_low=min(null, default=0.0),
+        null_high=max(null, default=0.0),
+        p_value=p_value,
+        wrong_way=float((sign * per_task < 0).mean()),
+        text=readable,
+    )
 
 
-def _share(
-    records: Sequence[Record], behavior: str, unit: str, base: Sequence[Record] | None = None, seed: int = 0
-) -> Interval:
-    own, everything, _ = _per_task(records, behavior, unit)
-    minus = None if base is None else Ratio(*_per_task(base, behavior, unit)[:2])
-    return bootstrap_interval(Ratio(own, everything), minus, seed=seed)
+def _corrected(effects: Sequence[Effect]) -> list[Effect]:
+    """With Holm's correction over the directions that are tested; the prompted baseline is no part of them."""
+    tested = [e for e in effects if e.kind in KINDS and e.measurable and not math.isnan(e.p)]
+    adjusted = dict(zip(map(id, tested), holm([e.p for e in tested]), strict=True))
+    return [replace(e, p_holm=e.p if e.kind == "words" else adjusted.get(id(e), math.nan)) for e in effects]
 
 
-def _summary(name: str, records: Sequence[Record], seed: int) -> ArmSummary:
+def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSummary:
     graded = [r for r in records if r.correct is not None]
     hits = {r.task: 0.0 for r in graded}
     for r in graded:
@@ -225,14 +282,25 @@ def _summary(name: str, records: Sequence[Record], seed: int) -> ArmSummary:
     right = bootstrap_interval(np.array(list(hits.values())), seed=seed) if len(hits) > 1 else None
     mean = {
         field: float(np.mean([getattr(r, field) for r in records]))
-        for field in ("parsed", "finished", "length", "n_sentences", "repetition")
+        for field in ("parsed", "finished", "length", "n_sentences", "repetition", "compression")
     }
+    measured = {name: [v for r in records if (v := getattr(r, name)) is not None] for name in ("nll", "kl")}
     return ArmSummary(
-        name,
-        *((float("nan"),) * 3 if right is None else (float(right.estimate), float(right.low), float(right.high))),
-        mean["parsed"],
-        mean["finished"],
-        mean["length"],
-        mean["n_sentences"],
-        mean["repetition"],
+        arm=arm.name,
+        pool=arm.pool,
+        layer=arm.plan.edits[0].layer if arm.plan is not None and arm.plan.edits else -1,
+        chains=len(records),
+        accuracy=float("nan") if right is None else float(right.estimate),
+        accuracy_low=float("nan") if right is None else float(right.low),
+        accuracy_high=float("nan") if right is None else float(right.high),
+        parsed=mean["parsed"],
+        finished=mean["finished"],
+        length=mean["length"],
+        sentences=mean["n_sentences"],
+        sentence_length=sum(r.n_tokens for r in records) / max(1, sum(r.n_sentences for r in records)),
+        repetition=mean["repetition"],
+        compression=mean["compression"],
+        nll=float(np.mean(measured["nll"])) if measured["nll"] else None,
+        kl=float(np.mean(measured["kl"])) if measured["kl"] else None,
+        text=text,
     )

@@ -1,15 +1,57 @@
-"""What an evaluation found: effects by behavior, side effects by arm, and how far random vectors go."""
+"""What an evaluation found: effects by behavior, side effects by arm, and how far control vectors go."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from lensteer.errors import LensteerError
+from lensteer.evaluation.text import TextCheck
 from lensteer.files import write_atomically
+
+#: A behavior is pushed down on record only where the unsteered arm has so many of its sentences, on so many tasks.
+MIN_EVENTS, MIN_EVENT_TASKS = 12, 10
+#: Level of the tests, after Holm's correction over all behaviors and both directions.
+LEVEL = 0.05
+
+#: What can be said of one behavior pushed one way.
+SHOWN, NOT_SHOWN, TOO_RARE = "shown", "not shown", "base rate too low"
+WRONG_WAY, AS_RANDOM, BROKEN, NO_DOSE = "moves the other way", "moves as random vectors do", "text breaks", "no dose"
+
+
+@dataclass(frozen=True)
+class ControlRank:
+    """How one effect stands among the control vectors of one pool, at the same layer.
+
+    Attributes:
+        pool: "isotropic", "covariance_matched" or "shuffled".
+        n: control vectors.
+        length: of what each of them adds; the steered arms at the layer add as much or less.
+        low: their smallest change of the behavior's share.
+        high: their largest.
+        mean: of their changes.
+        sd: standard deviation of their changes, sampling noise included.
+        z: (change - mean) / sd, positive in the wanted direction.
+        rank: 1 if none of them goes as far in the wanted direction, 2 if one does, and so on.
+        p_max: share of controls (and the vector itself) whose largest z over all behaviors and directions reaches this
+            z; None for fewer than 99 controls.
+    """
+
+    pool: str
+    n: int
+    length: float
+    low: float
+    high: float
+    mean: float
+    sd: float
+    z: float
+    rank: int
+    p_max: float | None
 
 
 @dataclass(frozen=True)
@@ -18,50 +60,108 @@ class Effect:
 
     Attributes:
         behavior: whose share.
-        kind: "down", "up" (the behavior's own vector) or "words" (the prompt baseline).
+        kind: "down", "up" (the behavior's own vector) or "words" (the prompted baseline).
         layer: steered (-1 for words).
         coefficient: signed; 0 for words.
+        length: of what is added.
         unit: "sentences" or "tokens", of which the share is.
+        annotator: who counted; "" is the first.
         share: in this arm; `share_low` and `share_high` bound it.
         base: the unsteered share; `base_low` and `base_high` bound it.
+        events: sentences of the behavior in this arm.
+        base_events: in the unsteered arm.
+        base_event_tasks: tasks of the unsteered arm with at least one.
         change: share - base, paired by task; `low` and `high` bound it.
-        null_low: smallest change of the same share by a random vector, `null_high` the largest; 0 without any.
-        p_value: (1 + random vectors that change it at least as far in the wanted direction) / (1 + random vectors).
+        p: two-sided sign-flip test over tasks.
+        p_holm: the same after Holm's correction over all directions that are tested; NaN for one that is not.
+        controls: how it stands in each pool.
+        null_low: smallest change of the same share by a control vector, `null_high` the largest; 0 without any.
+        p_value: (1 + controls that change it at least as far in the wanted direction) / (1 + controls).
         wrong_way: share of tasks that move against the wanted direction.
+        text: whether the arm's text is no worse than unsteered.
     """
 
     behavior: str
     kind: str
     layer: int
     coefficient: float
+    length: float
     unit: str
+    annotator: str
     share: float
     share_low: float
     share_high: float
     base: float
     base_low: float
     base_high: float
+    events: int
+    base_events: int
+    base_event_tasks: int
     change: float
     low: float
     high: float
+    p: float
+    p_holm: float
+    controls: tuple[ControlRank, ...]
     null_low: float
     null_high: float
     p_value: float
     wrong_way: float
+    text: bool | None
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the unsteered arm has enough of the behavior for a fall to be seen; a rise can always be."""
+        enough = self.base_events >= MIN_EVENTS and self.base_event_tasks >= MIN_EVENT_TASKS
+        return self.kind != "down" or enough
+
+    @property
+    def verdict(self) -> str:
+        """In words. "shown": significant after correction, the wanted way, beyond every control, in readable text."""
+        if not self.measurable:
+            return TOO_RARE
+        if not self.p_holm < LEVEL:  # NaN, too
+            return NOT_SHOWN
+        if not self.change * (-1 if self.kind == "down" else 1) > 0:
+            return WRONG_WAY
+        if self.text is False:
+            return BROKEN
+        return SHOWN if all(pool.rank == 1 for pool in self.controls) else AS_RANDOM
 
     @property
     def shown(self) -> bool:
-        """Whether the change has the wanted sign, its interval excludes 0, and no random vector does as much."""
-        if self.kind == "down":
-            return self.high < 0 and self.change < self.null_low
-        return self.low > 0 and self.change > self.null_high
+        """Whether the verdict is "shown"."""
+        return self.verdict == SHOWN
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """How an arm's chains fared, whatever the behavior. Means over chains; `accuracy` with its 95 % interval."""
+    """How an arm's chains fared, whatever the behavior. Means over chains; `accuracy` with its 95 % interval.
+
+    Attributes:
+        arm: its name.
+        pool: of which controls it is one; "" for none.
+        layer: steered; -1 for an arm without a residual edit.
+        chains: how many.
+        accuracy: share of right answers among those that can be graded.
+        accuracy_low: lower end.
+        accuracy_high: upper end.
+        parsed: share that ended, closed their thinking and could be read in every sentence.
+        finished: share that ended by themselves.
+        length: tokens.
+        sentences: per chain.
+        sentence_length: tokens per sentence.
+        repetition: share of 4-grams that occurred before.
+        compression: length of the text after compression, as a share.
+        nll: nats per token under the unsteered model; None where it was not measured.
+        kl: nats per token between the steered and the unsteered model along the text.
+        text: how the text stands beside the unsteered arm's; None for that arm.
+    """
 
     arm: str
+    pool: str
+    layer: int
+    chains: int
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -69,40 +169,82 @@ class ArmSummary:
     finished: float
     length: float
     sentences: float
+    sentence_length: float
     repetition: float
+    compression: float
+    nll: float | None
+    kl: float | None
+    text: TextCheck | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Effects and side effects of steering on held-out tasks."""
+    """Effects and side effects of steering on held-out tasks.
+
+    Attributes:
+        effects: a row per behavior, kind, unit and annotator.
+        arms: a row per arm.
+        n_tasks: held out.
+        n_samples: chains per task and own arm.
+        n_random: control vectors per pool and layer.
+        control_samples: chains per task and control vector.
+        scope: positions that were steered.
+        coefficient_unit: what coefficient 1 is.
+        annotators: their names, the first one first.
+        without_dose: (behavior, kind) that no dose was found for, so that nothing was run.
+    """
 
     effects: tuple[Effect, ...]
     arms: tuple[ArmSummary, ...]
-    nulls: dict[str, dict[str, list[float]]]
     n_tasks: int
     n_samples: int
     n_random: int
+    control_samples: int
     scope: str
+    coefficient_unit: str
+    annotators: tuple[str, ...] = ("",)
+    without_dose: tuple[tuple[str, str], ...] = ()
 
-    def effect(self, behavior: str, kind: str, unit: str = "sentences") -> Effect:
+    @property
+    def behaviors(self) -> tuple[str, ...]:
+        """Those that were steered, in order."""
+        named = [*(e.behavior for e in self.effects), *(b for b, _ in self.without_dose)]
+        return tuple(dict.fromkeys(named))
+
+    def effect(self, behavior: str, kind: str, unit: str = "sentences", annotator: str = "") -> Effect:
         """One effect.
 
         Raises:
             LensteerError: there is none of that name.
         """
         for effect in self.effects:
-            if (effect.behavior, effect.kind, effect.unit) == (behavior, kind, unit):
+            if (effect.behavior, effect.kind, effect.unit, effect.annotator) == (behavior, kind, unit, annotator):
                 return effect
-        known = sorted({(e.behavior, e.kind, e.unit) for e in self.effects})
-        raise LensteerError(f"no effect of {(behavior, kind, unit)}: there are {known}")
+        known = sorted({(e.behavior, e.kind, e.unit, e.annotator) for e in self.effects})
+        raise LensteerError(f"no effect of {(behavior, kind, unit, annotator)}: there are {known}")
+
+    def verdict(self, behavior: str, kind: str) -> str:
+        """What can be said of a behavior pushed one way, by the first annotator's share of sentences.
+
+        Raises:
+            LensteerError: it was not asked for.
+        """
+        return NO_DOSE if (behavior, kind) in self.without_dose else self.effect(behavior, kind).verdict
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per effect."""
-        return pd.DataFrame([{**asdict(e), "shown": e.shown} for e in self.effects])
+        """A row per effect; z and rank in each pool have columns of their own."""
+        rows = []
+        for e in self.effects:
+            row = {**asdict(e), "verdict": e.verdict, "shown": e.shown}
+            del row["controls"]
+            for pool in e.controls:
+                row |= {f"{pool.pool}.z": pool.z, f"{pool.pool}.rank": pool.rank}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def arms_dataframe(self) -> pd.DataFrame:
         """A row per arm."""
-        return pd.DataFrame([asdict(a) for a in self.arms])
+        return pd.DataFrame([{**asdict(a), "text": None if a.text is None else a.text.ok} for a in self.arms])
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, all or nothing."""
@@ -113,12 +255,30 @@ class Evaluation:
         """Read what `save` wrote.
 
         Raises:
-            LensteerError: no such file, or not such a file.
+            LensteerError: no such file, not such a file, or one of a version that knew other figures.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            effects = tuple(Effect(**e) for e in values.pop("effects"))
-            arms = tuple(ArmSummary(**a) for a in values.pop("arms"))
-            return Evaluation(effects, arms, **values)
+            return Evaluation(
+                tuple(_effect(e) for e in values.pop("effects")),
+                tuple(_arm(a) for a in values.pop("arms")),
+                annotators=tuple(values.pop("annotators")),
+                without_dose=tuple((b, kind) for b, kind in values.pop("without_dose")),
+                **values,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LensteerError(f"{str(path)!r} is no evaluation ({error}): run the evaluation again") from error
+
+
+def _effect(values: dict[str, Any]) -> Effect:
+    return Effect(**{**values, "controls": tuple(ControlRank(**pool) for pool in values["controls"])})
+
+
+def _arm(values: dict[str, Any]) -> ArmSummary:
+    text = values["text"]
+    return ArmSummary(**{**values, "text": None if text is None else TextCheck.from_dict(text)})
+
+
+def is_nan(value: float | None) -> bool:
+    """Whether a figure is missing."""
+    return value is None or math.isnan(value)

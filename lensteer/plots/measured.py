@@ -10,6 +10,10 @@ from plotly.subplots import make_subplots
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Doses, Evaluation
 from lensteer.plots.style import INK, MUTED, NULL_BAND, PAPER, color, curve, error_bars, finish, key, rings
+from lensteer.units import UNIT_WORDS
+
+#: Above this the use of a margin is cut off in the figure.
+STRAIN_SHOWN = 3.0
 
 
 def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
@@ -22,7 +26,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
     Raises:
         LensteerError: no effect of that unit.
     """
-    known = {(e.behavior, e.kind): e for e in evaluation.effects if e.unit == unit}
+    known = {(e.behavior, e.kind): e for e in evaluation.effects if e.unit == unit and not e.annotator}
     if not known:
         units = sorted({e.unit for e in evaluation.effects})
         raise LensteerError(f"no effect in units of {unit!r}: choose one of {', '.join(map(repr, units))}")
@@ -72,7 +76,7 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
             ticks.append(place)
             names.append(kind)
     if evaluation.n_random:
-        words = f"range of {evaluation.n_random} random vectors of the same length"
+        words = f"range of {evaluation.n_random} control vectors of each kind, as long as the longest edit"
         figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
     figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=10)
     figure.update_yaxes(
@@ -88,28 +92,30 @@ def _bounds(value: float, low: float, high: float) -> dict[str, Any]:
 
 
 def doses(doses: Doses) -> go.Figure:
-    """Dose curves: each behavior's share, and how much can still be read, against the signed coefficient."""
+    """Dose curves: each behavior's share, and how much of its margin the text uses, against the signed coefficient."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4])
     labels = list(dict.fromkeys(d.behavior for d in doses.curve))
     for label in labels:
         points = sorted((d for d in doses.curve if d.behavior == label), key=lambda d: d.coefficient)
         strengths = [d.coefficient for d in points]
         hover = (
-            f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.1%}} of {{}}<br>"
-            f"n = {doses.n_tasks} dev tasks<extra></extra>"
+            f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.3g}} {{}}<br>"
+            "%{customdata}<br>"
+            f"n = {doses.n_tasks} dev tasks × {doses.n_samples}<extra></extra>"
         )
-        ends = [d for d in points if abs(d.coefficient) == doses.coefficients.get(label)]
-        for row, field, of in ((1, "share", "sentences"), (2, "parsed", "chains parse")):
-            said = hover.replace("{}", of)
-            line = curve(label, strengths, [getattr(d, field) for d in points], said, [])
+        chosen = {-doses.down.get(label, 0.0), doses.up.get(label, 0.0)} - {0.0}
+        why = ["" if d.text is None else d.text.why or "text within its margins" for d in points]
+        strain = [0.0 if d.text is None else min(d.text.strain, STRAIN_SHOWN) for d in points]
+        for row, values, of in ((1, [d.share for d in points], "of sentences"), (2, strain, "of the margin")):
+            line = curve(label, strengths, values, hover.replace("{}", of), why)
             figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
-            figure.add_trace(rings([(label, d.coefficient, getattr(d, field)) for d in ends]), row=row, col=1)
+            ends = [(label, c, v) for c, v in zip(strengths, values, strict=True) if c in chosen]
+            figure.add_trace(rings(ends), row=row, col=1)
     figure.add_trace(key("chosen coefficient", "circle-open", INK), row=1, col=1)
-    base = next((d.parsed for d in doses.curve if not d.coefficient), 1.0)  # the limit is a share of these
-    figure.add_hline(y=doses.min_parsed * base, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
-    figure.update_xaxes(title_text="coefficient (1 = as long as the mean activation)", row=2, col=1)
+    figure.add_hline(y=1, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
+    figure.update_xaxes(title_text=f"coefficient ({UNIT_WORDS[doses.coefficient_unit]})", row=2, col=1)
     figure.update_yaxes(title_text="share of sentences", tickformat=".0%", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="chains that parse", tickformat=".0%", row=2, col=1)
-    about = f"dashed: {doses.min_parsed:.0%} of the unsteered chains that parse; a standard error below it is allowed"
-    title = f"How strong: share and readability on {doses.n_tasks} dev tasks<br><sup>{about}</sup>"
+    figure.update_yaxes(title_text="margin used<br>by the text", rangemode="tozero", row=2, col=1)
+    about = "dashed: the text is worse than unsteered by the whole of some margin, and counts as broken"
+    title = f"How strong: share and text on {doses.n_tasks} dev tasks<br><sup>{about}</sup>"
     return finish(figure, title, 560)

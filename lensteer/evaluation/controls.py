@@ -1,0 +1,162 @@
+"""Control vectors of an evaluation: which arms they make, and how an effect stands among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lensteer.behaviors import STEERED
+from lensteer.directions import isotropic
+from lensteer.errors import LensteerError
+from lensteer.evaluation.arms import Arm
+from lensteer.evaluation.results import ControlRank
+from lensteer.positions import PositionScope
+from lensteer.steering import SteeringPlan
+from lensteer.vectors import BehaviorVectors, Direction
+
+#: Random directions; with the covariance of the spans' activations; and the recipe itself on shuffled labels.
+POOLS = ("isotropic", "covariance_matched", "shuffled")
+#: A p-value needs so many controls.
+ENOUGH = 99
+
+
+def control_arms(
+    vectors: BehaviorVectors,
+    own: Sequence[Arm],
+    *,
+    pools: Sequence[str],
+    n: int,
+    samples: int,
+    scope: PositionScope,
+    seed: int = 0,
+) -> list[Arm]:
+    """An arm for each control vector, at every layer that an own arm edits, as long as the longest edit there.
+
+    A pool of shuffled labels takes the behaviors in turn, so that one pool serves all of them.
+
+    Args:
+        vectors: with controls, for pools other than "isotropic".
+        own: the steered arms.
+        pools: of `POOLS`.
+        n: vectors per pool and layer.
+        samples: chains per task.
+        scope: positions to steer.
+        seed: of the isotropic ones.
+
+    Raises:
+        LensteerError: an unknown pool, a negative number, or fewer controls than asked for.
+    """
+    if n < 0:
+        raise LensteerError(f"n_random={n}: give the number of control vectors per pool, 0 for none")
+    longest: dict[int, float] = {}
+    for arm in own:
+        if arm.kind and arm.plan is not None:
+            (edit,) = arm.plan.edits
+            longest[edit.layer] = max(longest.get(edit.layer, 0.0), abs(edit.coefficient) * float(edit.vector.norm()))
+    arms = []
+    for layer, length in sorted(longest.items()):
+        for pool in pools if n else ():
+            for direction in random_directions(vectors, layer, n, pool=pool, seed=seed):
+                plan = SteeringPlan(direction, layer, length, scope, unit="unit")
+                arms.append(Arm(f"L{layer}/{direction.label}", plan, pool=pool, n_samples=samples))
+    return arms
+
+
+def random_directions(
+    vectors: BehaviorVectors, layer: int, n: int, *, pool: str = "isotropic", seed: int = 0
+) -> list[Direction]:
+    """Control directions at one layer.
+
+    Raises:
+        LensteerError: an unknown pool, a negative number of them, more than were fitted, or a layer that the vectors
+            lack.
+    """
+    if pool not in POOLS:
+        raise LensteerError(f"no pool {pool!r} of control vectors: choose of {list(POOLS)}")
+    if n < 0 or layer not in vectors.layers:
+        raise LensteerError(f"{n} random vectors at layer {layer}: give a number from 0, and one of {vectors.layers}")
+    row = vectors.layers.index(layer)
+    if pool == "isotropic":
+        draws = isotropic(n, len(vectors.layers), vectors.raw.shape[-1], seed=seed).to(vectors.raw)
+    else:
+        there = 0 if vectors.controls is None else len(getattr(vectors.controls, pool))
+        if vectors.controls is None or there < n:
+            raise LensteerError(f"{n} {pool} vectors, but {there} were fitted: fit the vectors with n_controls={n}")
+        draws = getattr(vectors.controls, pool)[:n]
+        if pool == "shuffled":
+            steered = [b for b in vectors.labels if b in STEERED] or vectors.labels
+            turn = [vectors.labels.index(b) for b in steered]
+            draws = draws[range(n), [turn[i % len(turn)] for i in range(n)]]
+    name = "random" if pool == "isotropic" else pool
+    norm = vectors.mean_norm[row : row + 1]
+    return [Direction(f"{name}-{i}", draw[row : row + 1], norm, (layer,)) for i, draw in enumerate(draws)]
+
+
+def ranked(
+    share: Callable[[str, str], float],
+    controls: Sequence[Arm],
+    arm: Arm,
+    own: Sequence[Arm],
+    base: str,
+) -> tuple[tuple[ControlRank, ...], list[float], float]:
+    """How an arm's change stands in each pool; all controls' changes; and its rank among them as a share.
+
+    Args:
+        share: of an arm (by name) and a behavior.
+        controls: at the arm's layer.
+        arm: an own one.
+        own: all own arms, for the largest z over behaviors and directions.
+        base: name of the unsteered arm.
+    """
+
+    def sign(a: Arm) -> int:
+        return -1 if a.kind == "down" else 1
+
+    def change(name: str, behavior: str) -> float:
+        return share(name, behavior) - share(base, behavior)
+
+    own_change, found = change(arm.name, arm.behavior), []
+    for pool in dict.fromkeys(c.pool for c in controls):
+        members = [c for c in controls if c.pool == pool]
+        values = np.array([change(c.name, arm.behavior) for c in members])
+        z, mean, sd = _z(sign(arm) * own_change, sign(arm) * values)
+        p_max = None
+        if len(members) >= ENOUGH:
+            largest = np.full(len(members), -np.inf)
+            for a in own:
+                each = sign(a) * np.array([change(c.name, a.behavior) for c in members])
+                spread = each.std(ddof=1)
+                largest = np.maximum(largest, (each - each.mean()) / spread if spread > 0 else 0.0)
+            p_max = float((1 + (largest >= z).sum()) / (1 + len(members)))
+        plan = members[0].plan
+        assert plan is not None
+        found.append(
+            ControlRank(
+                pool=pool,
+                n=len(members),
+                length=abs(plan.edits[0].coefficient),
+                low=float(values.min()),
+                high=float(values.max()),
+                mean=sign(arm) * mean,
+                sd=sd,
+                z=z,
+                rank=1 + _as_far(values, own_change, sign(arm)),
+                p_max=p_max,
+            )
+        )
+    null = [change(c.name, arm.behavior) for c in controls]
+    exceed = _as_far(np.array(null), own_change, sign(arm)) if null else 0
+    return tuple(found), null, (1 + exceed) / (1 + len(null))
+
+
+def _as_far(values: np.ndarray, own: float, sign: int) -> int:
+    """How many go at least as far. "Not less" holds for NaN: an arm without any sentence counts against."""
+    return int(sum(not sign * value < sign * own for value in values))
+
+
+def _z(own: float, values: np.ndarray) -> tuple[float, float, float]:
+    mean = float(values.mean())
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return (own - mean) / sd if sd > 0 else math.nan, mean, sd

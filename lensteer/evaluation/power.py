@@ -1,0 +1,118 @@
+"""What a planned evaluation could see, from the unsteered base rates on dev tasks: said before hours are spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lensteer.errors import LensteerError
+from lensteer.evaluation.arms import Record
+from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS
+
+#: The share of runs in which a change of the stated size is found.
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Power:
+    """What an evaluation of a given size could see of one behavior.
+
+    Attributes:
+        behavior: whose sentences.
+        base: its share on the dev tasks, unsteered.
+        events: its sentences that are expected in the unsteered arm of the evaluation.
+        tasks: tasks that are expected to have at least one.
+        design: by how much the variance of a share exceeds that of independent sentences.
+        rise: the smallest share that pushing up would have to reach to be found in 80 % of the runs.
+        fall: the largest share that pushing down would have to fall to; NaN where even 0 would not be found.
+        down: whether a fall can be tested at all: enough events on enough tasks.
+    """
+
+    behavior: str
+    base: float
+    events: float
+    tasks: float
+    design: float
+    rise: float
+    fall: float
+    down: bool
+
+
+def power(
+    records: Sequence[Record], behaviors: Sequence[str], *, n_tasks: int, n_samples: int, n_tests: int | None = None
+) -> list[Power]:
+    """Base rates of an unsteered arm on dev tasks, and what they mean for an evaluation.
+
+    With M sentences in each arm, shares p and q and a design effect d, the standard error of their difference is
+    √(d (p(1−p) + q(1−q)) / M); a difference is found in 80 % of the runs if it is (z₁ + z₂) times that, z₁ of the
+    two-sided level after Bonferroni's correction for `n_tests` and z₂ of the power. It is a plan, not a proof: rare
+    events are not Gaussian.
+
+    Args:
+        records: of the unsteered arm.
+        behaviors: that will be steered.
+        n_tasks: of the evaluation.
+        n_samples: its chains per task and arm.
+        n_tests: by default two per behavior.
+
+    Raises:
+        LensteerError: no sentence among the records.
+    """
+    from scipy.stats import norm
+
+    sentences = sum(r.n_sentences for r in records)
+    if not sentences:
+        raise LensteerError(f"{len(records)} unsteered chains without a sentence: annotate longer chains")
+    z = float(norm.isf(LEVEL / 2 / (n_tests or 2 * len(behaviors))) + norm.isf(1 - POWER))
+    size = n_tasks * n_samples * sentences / len(records)
+    found = []
+    for behavior in behaviors:
+        events = sum(r.sentences[behavior] for r in records)
+        base, design = events / sentences, _design(records, behavior)
+
+        def gap(other: float, base: float = base, design: float = design) -> float:
+            spread = base * (1 - base) + other * (1 - other)
+            return abs(other - base) - z * math.sqrt(design * spread / size)
+
+        rises = [x for x in np.geomspace(max(base, 1e-4), 1.0, 400) if x > base and gap(x) >= 0]
+        falls = [x for x in np.linspace(0, base, 400) if gap(x) >= 0]
+        expected = base * size
+        tasks = n_tasks * (1 - math.exp(-expected / n_tasks / design))
+        found.append(
+            Power(
+                behavior,
+                base,
+                expected,
+                tasks,
+                design,
+                float(min(rises, default=math.nan)),
+                float(max(falls, default=math.nan)),
+                expected >= MIN_EVENTS and tasks >= MIN_EVENT_TASKS,
+            )
+        )
+    return found
+
+
+def _design(records: Sequence[Record], behavior: str) -> float:
+    """Variance of the share over tasks as a multiple of the binomial one, at least 1."""
+    sums: dict[str, list[float]] = {}
+    for r in records:
+        each = sums.setdefault(r.task, [0.0, 0.0])
+        each[0] += r.sentences[behavior]
+        each[1] += r.n_sentences
+    hits, whole = np.array(list(sums.values())).T
+    share = hits.sum() / whole.sum()
+    if len(hits) < 2 or not 0 < share < 1:
+        return 1.0
+    residual = hits - share * whole
+    variance = float((residual**2).sum() * len(hits) / (len(hits) - 1))
+    return max(1.0, variance / float(share * (1 - share) * whole.sum()))
+
+
+def to_rows(found: Sequence[Power]) -> list[dict[str, Any]]:
+    """As JSON-ready values; what is not a number becomes None."""
+    return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(row).items()} for row in found]
