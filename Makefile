@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format
+.PHONY: demo demo-real test check format
 .DEFAULT_GOAL := test
 
 # Redone when the dependencies change. constraints.txt must be part of this very pip call: it pins the build of
@@ -16,6 +16,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/lensteer demo
+
+# make demo-real MODEL=folder-of-a-thinking-model CHAINS=annotated-chains.jsonl
+demo-real: $(INSTALLED)
+	@test -n "$(MODEL)" -a -n "$(CHAINS)" || { echo "usage: make demo-real MODEL=FOLDER CHAINS=FILE" >&2; exit 2; }
+	$(BIN)/lensteer demo --out lensteer-demo-real --model "$(MODEL)" $(foreach file,$(CHAINS),--chains "$(file)")
 
 test: check
 	$(BIN)/python -m pytest

@@ -19,7 +19,18 @@ from lensteer.behaviors import BEHAVIORS, STEERED, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Arm, Evaluation, Modes, Sampling, choose_coefficients, evaluate, measure_modes
+from lensteer.evaluation import (
+    GRAMMAR_MARGINS,
+    Arm,
+    Doses,
+    Evaluation,
+    Margins,
+    Modes,
+    Sampling,
+    choose_coefficients,
+    evaluate,
+    measure_modes,
+)
 from lensteer.geometry import CosineMatrix, cosine_matrix
 from lensteer.models import load_model
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
@@ -27,6 +38,7 @@ from lensteer.positions import (
     PositionScope,
     at,
     everywhere,
+    everywhere_but_first,
     first,
     generated,
     onsets,
@@ -43,6 +55,7 @@ from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accu
 
 __all__ = [
     "BEHAVIORS",
+    "GRAMMAR_MARGINS",
     "STEERED",
     "Arm",
     "BehaviorAttention",
@@ -52,11 +65,13 @@ __all__ = [
     "Calibration",
     "CosineMatrix",
     "Direction",
+    "Doses",
     "EmbeddingOverlap",
     "Evaluation",
     "Fidelity",
     "LayerScores",
     "LensteerError",
+    "Margins",
     "Modes",
     "NullTests",
     "PositionScope",
@@ -83,6 +98,7 @@ __all__ = [
     "embedding_overlap",
     "evaluate",
     "everywhere",
+    "everywhere_but_first",
     "explore",
     "fidelity",
     "first",

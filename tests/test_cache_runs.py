@@ -74,12 +74,16 @@ def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
         {"backtracking": 4},
         0.4,
         extra=[Arm("cache", plan)],
+        pools=["isotropic"],
         n_random=1,
+        margins=ls.GRAMMAR_MARGINS,
         sampling=Sampling(1, 1.0, 0, 200, 64, thinking=False),
     )
     (cache,) = [arm for arm in found.arms if arm.arm == "cache"]
     (unsteered,) = [arm for arm in found.arms if arm.arm == "unsteered"]
     assert cache.length > unsteered.length
+    assert (cache.pool, cache.layer, unsteered.text) == ("", -1, None)
+    assert {figure.name for figure in cache.text.figures} == {"finished", "parsed"}
     assert {effect.behavior for effect in found.effects} == {"backtracking"}
 
 

@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from lensteer import cli
-from lensteer.pipeline import DEMO, STAGES, Run, RunConfig
+from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,20 +88,89 @@ def test_demo_and_run_do_every_stage_and_say_where_the_report_is(lensteer, monke
     assert out.count("done already") == len(STAGES) == len(calls)
 
 
-def test_options_reach_the_run(lensteer, monkeypatch, tmp_path):
+#: Every option of a run with a value of its own: words, and what they are in the config.
+OPTIONS = {
+    "--behaviors": ("backtracking, adding-knowledge", "behaviors", ("backtracking", "adding-knowledge")),
+    "--layers": ("3,5", "layers", (3, 5)),
+    "--window": ("onset", "window", "onset"),
+    "--negatives": ("rest", "negatives", "rest"),
+    "--scope": ("everywhere_but_first", "scope", "everywhere_but_first"),
+    "--unit": ("mean_norm", "unit", "mean_norm"),
+    "--doses": ("0.25,1", "doses", (0.25, 1.0)),
+    "--temperature": ("0.6", "temperature", 0.6),
+    "--top-p": ("0.95", "top_p", 0.95),
+    "--prefill": ("Okay, ", "prefill", "Okay, "),
+    "--n-train": ("11", "n_train", 11),
+    "--n-dev": ("12", "n_dev", 12),
+    "--n-test": ("13", "n_test", 13),
+    "--n-samples": ("5", "n_samples", 5),
+    "--control-samples": ("3", "control_samples", 3),
+    "--n-random": ("4", "n_random", 4),
+    "--n-nulls": ("6", "n_nulls", 6),
+    "--train-tokens": ("77", "train_tokens", 77),
+    "--max-new-tokens": ("88", "max_new_tokens", 88),
+    "--batch-size": ("9", "batch_size", 9),
+    "--seed": ("7", "seed", 7),
+    "--dtype": ("bfloat16", "dtype", "bfloat16"),
+    "--device": ("cpu", "device", "cpu"),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "traces"])
+def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
     calls = faked(monkeypatch)
-    lensteer("run", "--out", tmp_path / "a")
-    assert calls[-1][1].config == RunConfig()
-    options = ["--model", "some/model", "--window", "span", "--negatives", "all", "--scope", "generated", "--seed", "7"]
-    for number, command in enumerate(("run", "traces")):
-        code, _, _ = lensteer(command, "--out", tmp_path / f"b{number}", "--small", *options)
-        assert code == 0
-        config = calls[-1][1].config
-        assert (config.model, config.window, config.negatives) == ("some/model", "span", "all")
-        assert (config.scope, config.seed, config.n_train) == ("generated", 7, DEMO.n_train)
-        assert config.tasks == "builtin"  # the organism's are of no use to another model
-    lensteer("run", "--out", tmp_path / "c", *options, "--tasks", "organism")
-    assert calls[-1][1].config.tasks == "organism"
+    words = [word for option, (text, _, _) in OPTIONS.items() for word in (option, text)]
+    for options, base, what in (
+        ([], ORGANISM, {"model": None}),
+        (["--small"], DEMO, {"model": None}),
+        (["--model", "some/model"], RunConfig(), {"model": "some/model"}),
+        (["--model", "some/model", "--tasks", "organism"], ORGANISM, {"model": "some/model"}),
+    ):
+        plain, full = (tmp_path / f"{len(calls)}-{kind}" for kind in ("plain", "full"))
+        code, _, err = lensteer(command, "--out", plain, *options)
+        assert code == 0, err
+        assert calls[-1][1].config == replace(base, **what)  # no option of its own changes anything
+        code, _, err = lensteer(command, "--out", full, *options, *words)
+        assert code == 0, err
+        expected = {name: value for _, name, value in OPTIONS.values()}
+        assert calls[-1][1].config == replace(base, **what, **expected)
+    known = {f.name for f in fields(RunConfig)}
+    given = {"model", "tasks", "chains", "annotators", "classifier", *(name for _, name, _ in OPTIONS.values())}
+    assert known - given == {"dev_samples", "max_spans", "score_chains", "score_coefficient", "margins", "quality"}
+
+
+def test_options_that_are_given_several_times(lensteer, monkeypatch, tmp_path):
+    calls = faked(monkeypatch)
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for file in files:
+        file.touch()
+    words = ["--chains", files[0], "--chains", files[1], "--annotator", "rules", "--annotator", "classifier"]
+    assert lensteer("run", "--out", tmp_path / "run", "--model", "some/model", *words)[0] == 0
+    config = calls[-1][1].config
+    assert config.chains == tuple(map(str, files))
+    assert config.annotators == ("rules", "classifier")
+
+
+@pytest.mark.parametrize("options", [["--model", "some/model"], ["--tasks", "builtin"]])
+def test_the_demos_sizes_are_of_the_embedded_model_only(options, lensteer, tmp_path):
+    one_line(lensteer("run", "--out", tmp_path / "run", "--small", *options), "--small", "builtin", "sizes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_defaults_of_both_kinds_of_model(lensteer, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = re.sub(r"\W+", " ", lensteer("run", "--help")[1])
+    words = f"n_samples default {RunConfig().n_samples} organism {ORGANISM.n_samples} small {DEMO.n_samples}"
+    assert words.removeprefix("n_samples ") in text
+
+
+def test_the_demo_on_a_model_of_ones_own(lensteer, monkeypatch, tmp_path):
+    calls, chains = faked(monkeypatch), tmp_path / "chains.jsonl"
+    chains.touch()
+    code, _, err = lensteer("demo", "--out", tmp_path / "a", "--model", "some/model", "--chains", chains)
+    assert code == 0, err
+    assert calls[-1][1].config == replace(DEMO_REAL, model="some/model", chains=(str(chains),))
+    one_line(lensteer("demo", "--out", tmp_path / "b", "--chains", chains), "--chains without --model")
 
 
 def test_a_stage_a_command_makes_the_same_run(lensteer, monkeypatch, tmp_path):
@@ -111,7 +181,7 @@ def test_a_stage_a_command_makes_the_same_run(lensteer, monkeypatch, tmp_path):
         assert len(calls) == number + 1
         assert calls[-1][0] == name
     assert "report.html" in out
-    assert list(Run.open(tmp_path / "run", RunConfig()).stages) == list(STAGES)
+    assert list(Run.open(tmp_path / "run", ORGANISM).stages) == list(STAGES)
     lensteer("vectors", "--out", tmp_path / "run")
     assert len(calls) == len(STAGES)
 
@@ -136,6 +206,15 @@ def test_mistakes_are_one_line_and_leave_nothing(lensteer, monkeypatch, tmp_path
     one_line(lensteer("run", "--out", out, "--tasks", tmp_path / "none.jsonl"), "none.jsonl")
     one_line(lensteer("run", "--out", out, "--tasks", empty), "empty")
     one_line(lensteer("run", "--out", empty), empty, "no run")
+    one_line(lensteer("run", "--out", out, "--doses", "1,two"), "'1,two'", "0.5,1,2")
+    one_line(lensteer("run", "--out", out, "--doses", "1,-2"), "[1.0, -2.0]", "positive")
+    one_line(lensteer("run", "--out", out, "--layers", "3,x"), "'3,x'", "whole numbers")
+    one_line(lensteer("run", "--out", out, "--layers", "3,4"), "[3, 4]", "one for each")
+    one_line(lensteer("run", "--out", out, "--behaviors", "daydreaming"), "daydreaming", "backtracking")
+    one_line(lensteer("run", "--out", out, "--n-dev", 101), "101 tasks of split 'dev'", "--n-dev 100")
+    one_line(lensteer("run", "--out", out, "--n-test", 1), "n_test=1")
+    one_line(lensteer("run", "--out", out, "--top-p", 0), "top_p=0")
+    one_line(lensteer("run", "--out", out, "--unit", "furlong"), "'furlong'", "difference")
     assert not out.exists()
 
 

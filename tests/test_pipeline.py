@@ -10,34 +10,37 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError
-from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, load_results, run_stage
+from lensteer.evaluation import GRAMMAR_MARGINS
+from lensteer.pipeline import DEMO, ORGANISM, STAGES, Run, complete, load_results, run_stage
 from lensteer.traces import load_traces, save_traces
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = RunConfig(
-    n_train=24,
-    n_dev=2,
+SMALL = replace(
+    ORGANISM,
+    n_train=48,
+    n_dev=4,
     n_test=3,
     n_samples=1,
-    max_new_tokens=80,
-    batch_size=8,
+    train_tokens=100,
+    max_new_tokens=300,
+    batch_size=16,
     max_spans=4,
     doses=(0.2,),
-    min_parsed=0.0,
     n_random=2,
     n_nulls=3,
 )
 ARTIFACTS = {
     "run.json", "traces.jsonl", "annotated.jsonl", "annotator.json", "vectors.safetensors", "scores.json",
-    "nulls.json", "overlap.json", "site.json", "doses.jsonl", "doses.json", "evaluation.jsonl", "evaluation.json",
-    "examples.jsonl", "summary.json", "report.html",
+    "nulls.json", "overlap.json", "site.json", "plan.jsonl", "plan.json", "doses.jsonl", "doses.json",
+    "evaluation.jsonl", "evaluation.json", "examples.jsonl", "summary.json", "report.html",
 }  # fmt: skip
 
 
@@ -49,6 +52,10 @@ def finished(tmp_path_factory):
     return folder, said
 
 
+def plan_of(folder):
+    return json.loads((folder / "plan.json").read_text())
+
+
 @pytest.fixture
 def folder(finished, tmp_path):
     """A copy to break."""
@@ -58,10 +65,10 @@ def folder(finished, tmp_path):
 def artifacts(folder):
     """What a run made, without the times that it took."""
     found = {name: (folder / name).read_bytes() for name in ARTIFACTS - {"run.json", "report.html"}}
-    for name in ("scores.json", "nulls.json", "summary.json"):
+    for name in ("scores.json", "nulls.json", "summary.json", "plan.json"):
         values = json.loads(found[name])
         values.pop("cost", None)
-        found[name] = {k: v for k, v in values.items() if "seconds" not in k}
+        found[name] = {k: v for k, v in values.items() if "second" not in k and "minutes" not in k}
     return found
 
 
@@ -71,11 +78,11 @@ def artifacts(folder):
 def test_every_stage_leaves_its_artifacts_and_says_so(finished):
     folder, said = finished
     assert {p.name for p in folder.iterdir()} == ARTIFACTS
-    assert said == [f"{name} ..." for name in STAGES]
+    assert [line for line in said if not line.startswith("plan: ")] == [f"{name} ..." for name in STAGES]
     manifest = json.loads((folder / "run.json").read_text())
     assert list(manifest["stages"]) == list(STAGES)
     assert all(facts["seconds"] >= 0 for facts in manifest["stages"].values())
-    assert manifest["stages"]["traces"]["chains"] == 24
+    assert manifest["stages"]["traces"]["chains"] == 48
     assert manifest["stages"]["evaluate"]["chains"] == 3 * manifest_arms(manifest)
     assert manifest["model"]["name"] == "organism"
     assert Run.open(folder).config == SMALL
@@ -83,9 +90,57 @@ def test_every_stage_leaves_its_artifacts_and_says_so(finished):
 
 
 def manifest_arms(manifest):
-    layers = manifest["stages"]["select"]["layers"]
+    """Unsteered, in words, pushed with a dose, and two control vectors of three kinds at each layer."""
+    selected = manifest["stages"]["select"]
+    layers = selected["layers"]
     assert set(layers) == set(STEERED)
-    return 1 + 3 * len(layers) + 2 * len(set(layers.values()))
+    assert set(selected["down"]) | set(selected["up"]) <= set(STEERED)
+    assert set(selected["down"].values()) | set(selected["up"].values())
+    steered = {layers[b] for kind in ("down", "up") for b in selected[kind]}
+    return 1 + len(layers) + len(selected["down"]) + len(selected["up"]) + 2 * 3 * len(steered)
+
+
+def test_the_plan_is_said_before_anything_long_is_begun(finished):
+    folder, said = finished
+    plan = plan_of(folder)
+    place = said.index("select ...")
+    told = said[place + 1 : said.index("evaluate ...")]
+    assert len(told) == 1 + len(STEERED)
+    assert all(line.startswith("plan: ") for line in told)
+    assert f"{plan['chains']['controls']} chains (controls)" in told[0]
+    assert [row["behavior"] for row in plan["power"]] == list(Run.open(folder).stages["select"]["layers"])
+    layers = Run.open(folder).stages["select"]["layers"]
+    doses = json.loads((folder / "doses.json").read_text())
+    n = len(set(layers.values()))
+    assert plan["chains"] == {"doses": 4 * (1 + 2 * 4), "own": 3 * (1 + 3 * 4), "controls": 3 * 2 * 3 * n}
+    assert (folder / "doses.jsonl").read_bytes().count(b"\n") == 1 + plan["chains"]["doses"]
+    if len(doses["down"]) == len(doses["up"]) == 4:
+        ran = Run.open(folder).stages["evaluate"]["chains"]
+        assert ran == plan["chains"]["own"] + plan["chains"]["controls"]
+    assert plan["minutes"] > 0
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in plan["power"]:
+        assert summary[f"power.{row['behavior']}.events"] == row["events"]
+        # three tasks are too few for a fall of anything, and the run says so
+        assert (row["down"], any(note.startswith(row["behavior"]) for note in Run.open(folder).notes)) == (False, True)
+
+
+def test_a_plan_that_is_made_again_keeps_its_speed(folder, monkeypatch):
+    """Chains that are read back take no time: a rate from them would promise minutes for hours."""
+    before, run = plan_of(folder), Run.open(folder)
+    for name in ("select", "evaluate", "report"):
+        del run.stages[name]
+    run_stage(run, "select")
+    assert plan_of(folder) == before
+
+
+def test_warnings_are_kept_and_shown(finished):
+    run = Run.open(finished[0])
+    results, page = load_results(run), (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert tuple(run.notes) == results.notes
+    assert any("a fall is tested from" in note for note in run.notes)
+    for note in run.notes:
+        assert escape(note) in page
 
 
 def test_stages_that_are_done_are_not_redone(folder, monkeypatch):
@@ -142,7 +197,7 @@ def test_two_processes_do_not_work_on_one_run(folder, tmp_path):
 def test_the_summary_is_valid_json_with_the_verdicts(finished):
     summary = json.loads((finished[0] / "summary.json").read_text(), parse_constant=pytest.fail)
     assert {f"shown.{b}.{what}" for b in STEERED for what in ("up", "down", "verdict")} <= set(summary)
-    assert (summary["evaluation.n_tasks"], summary["evaluation.n_random"], summary["traces.n"]) == (3, 2, 24)
+    assert (summary["evaluation.n_tasks"], summary["evaluation.n_random"], summary["traces.n"]) == (3, 2, 48)
     assert summary["shown.n_behaviors"] == len(STEERED)
     shown = Run.open(finished[0]).stages["evaluate"]["shown"]
     assert {name for name in shown if not name.endswith("words")} == {
@@ -164,10 +219,17 @@ def test_the_report_loads_nothing_from_elsewhere(finished):
 
 def test_results_are_read_back(finished):
     results = load_results(Run.open(finished[0]))
-    assert len(results.traces) == 24
-    assert set(results.site) == set(STEERED) == set(results.doses.coefficients)
-    assert results.example.task.split == "test"
-    assert len(results.steered) == 2
+    assert len(results.traces) == 48
+    assert set(results.site) == set(STEERED) == set(results.doses.pairs)
+    assert results.doses.margins == GRAMMAR_MARGINS == Run.open(finished[0]).margins
+    assert results.evaluation.coefficient_unit == results.doses.coefficient_unit == "difference"
+    by_task = {}
+    for arm, trace in results.examples:
+        assert trace.task.split == "test"
+        by_task.setdefault(trace.task.id, []).append(arm)
+    assert len(by_task) == 3
+    assert all(arms[0] == "unsteered" and len(arms) >= 2 for arms in by_task.values())
+    assert {kind for arms in by_task.values() for arm in arms[1:] for kind in [arm.split("/")[1]]} <= {"down", "up"}
 
 
 # --- stages in order ------------------------------------------------------------------------------
@@ -203,6 +265,7 @@ def test_an_unknown_stage_lists_them(tmp_path):
         ("evaluate", "site.json", b"[]", "site"),
         ("evaluate", "doses.json", b"null", "doses.json"),
         ("report", "evaluation.json", b"null", "evaluation.json"),
+        ("report", "plan.json", b"{", "plan.json"),
         ("report", "examples.jsonl", b'{"arm": "unsteered", "trace": {}}\n', "line 1"),
     ],
 )
@@ -251,17 +314,21 @@ def stopped(folder, name, n_lines, how):
 @pytest.mark.slow
 def test_kills_and_ctrl_c_lose_at_most_a_batch(finished, tmp_path):
     folder = tmp_path / "run"
-    assert stopped(folder, "traces.jsonl", 8, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stopped(folder, "traces.jsonl", 16, signal.SIGKILL)[0] == -signal.SIGKILL
     first = (folder / "traces.jsonl").read_bytes()
     with (folder / "traces.jsonl").open("ab") as file:  # as if the kill had come in the middle of a write
         file.write((finished[0] / "traces.jsonl").read_bytes()[len(first) :][:300])
-    code, said = stopped(folder, "traces.jsonl", 16, signal.SIGINT)
+    code, said = stopped(folder, "traces.jsonl", 32, signal.SIGINT)
     assert code == 130
     assert said.rstrip().endswith("stopped; the same command goes on from here")
     assert "Traceback" not in said
     assert (folder / "traces.jsonl").read_bytes().startswith(first)
     assert list(Run.open(folder).stages) == []
+    assert stopped(folder, "doses.jsonl", 20, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert list(Run.open(folder).stages) == list(STAGES)[:4]
+    speed = plan_of(folder)["tokens_per_second"]
     assert stopped(folder, "evaluation.jsonl", 20, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert plan_of(folder)["tokens_per_second"] == speed
     assert list(Run.open(folder).stages) == list(STAGES)[:5]
     begun = (folder / "evaluation.jsonl").read_bytes()
     assert (folder / "evaluation.json").exists() is False
@@ -273,7 +340,23 @@ def test_kills_and_ctrl_c_lose_at_most_a_batch(finished, tmp_path):
 # --- whose folder ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"n_test": 4}, {"doses": (0.3,)}, {"model": "elsewhere"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"n_test": 4},
+        {"doses": (0.3,)},
+        {"model": "elsewhere"},
+        {"unit": "unit"},
+        {"top_p": 0.9},
+        {"prefill": "Okay"},
+        {"layers": (4,)},
+        {"behaviors": ("backtracking",)},
+        {"annotators": ("rules",)},
+        {"control_samples": 2},
+        {"margins": "text"},
+    ],
+)
 def test_a_folder_of_another_run_is_refused(change, folder):
     before = (folder / "run.json").read_bytes()
     with pytest.raises(LensteerError, match="holds another run") as error:
@@ -296,8 +379,9 @@ def test_what_is_no_run_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"config": {"doses": 3}}', b'{"config": {"doses": [], "x": 1}}',
-     b'{"config": {"doses": [0.2]}, "stages": 7, "model": {}}'],
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"config": {"unit": "unit", "doses": 3}}',
+     b'{"config": {"unit": "unit", "doses": [], "x": 1}}', b'{"config": {"unit": "unit", "doses": [0.2]}, "stages": 7}',
+     json.dumps({"config": asdict(SMALL), "model": {}, "notes": [], "stages": 7}).encode()],
 )  # fmt: skip
 def test_a_corrupt_manifest_is_named(data, tmp_path):
     (tmp_path / "run.json").write_bytes(data)
@@ -305,6 +389,21 @@ def test_a_corrupt_manifest_is_named(data, tmp_path):
         with pytest.raises(LensteerError, match=r"run\.json cannot be read"):
             Run.open(tmp_path, config)
     assert (tmp_path / "run.json").read_bytes() == data
+
+
+def test_a_run_of_the_old_unit_is_refused_by_name(folder):
+    """Its coefficients were multiples of the mean activation's length: nothing of it may be taken for a dose."""
+    values = json.loads((folder / "run.json").read_text())
+    del values["config"]["unit"]
+    values["lensteer"] = "0.0.7"
+    (folder / "run.json").write_text(json.dumps(values))
+    before = (folder / "run.json").read_bytes()
+    for config in (SMALL, None):
+        with pytest.raises(
+            LensteerError, match=r"begun by lensteer 0\.0\.7.*mean activation's length: begin a new run"
+        ):
+            Run.open(folder, config)
+    assert (folder / "run.json").read_bytes() == before
 
 
 def test_another_model_in_the_same_place_is_refused(tiny_checkpoint, tmp_path):
@@ -338,7 +437,25 @@ def test_vectors_of_another_model_are_refused(folder, tiny_checkpoint, tmp_path)
         ({"window": "sideways"}, "sideways"),
         ({"negatives": "nothing"}, "nothing"),
         ({"tasks": "none.jsonl"}, r"none\.jsonl"),
-        ({"n_dev": 0}, "n=0"),
+        ({"n_dev": 0}, "n_dev=0"),
+        ({"n_dev": 1}, "n_dev=1: give a number from 2"),
+        ({"n_test": 1}, "n_test=1: give a number from 2"),
+        ({"n_train": 0}, "n=0"),
+        ({"n_random": -1}, "n_random=-1"),
+        ({"control_samples": 0}, "control_samples=0"),
+        ({"doses": ()}, "doses"),
+        ({"doses": (0.5, 0.0)}, r"doses \[0.5, 0.0\]"),
+        ({"unit": "furlong"}, "no unit 'furlong'.*'difference'"),
+        ({"margins": "wide"}, "no margins 'wide'"),
+        ({"behaviors": ("daydreaming",)}, "daydreaming"),
+        ({"behaviors": ()}, "at least one behavior"),
+        ({"layers": (3, 4)}, r"layers \[3, 4\].*one for each"),
+        ({"annotators": ("rules", "rules")}, "give each once"),
+        ({"annotators": ("oracle",)}, "no annotator 'oracle'"),
+        ({"annotators": ("classifier",)}, "without chains to fit it on"),
+        ({"chains": ("none.jsonl",)}, "no file 'none.jsonl'"),
+        ({"classifier": "none"}, r"\['grammar'\] with classifier='none'"),
+        ({"top_p": 0.0}, "top_p=0.0"),
         ({"n_samples": 0}, "n_samples=0"),
         ({"temperature": -1.0}, "temperature -1.0"),
     ],
@@ -358,8 +475,23 @@ def test_bad_task_files_are_refused_before_anything_is_written(text, words, tmp_
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text(text)
     with pytest.raises(LensteerError, match=words):
-        Run.open(tmp_path / "run", replace(SMALL, tasks=str(tasks)))
+        Run.open(tmp_path / "run", replace(SMALL, tasks=str(tasks), n_train=1))
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_tasks_than_asked_for_are_refused_before_anything_is_written(tmp_path):
+    """A run on what is there would be a smaller experiment than the one asked for, without a word."""
+    tasks, rows = tmp_path / "tasks.jsonl", []
+    for split, n in (("train", 5), ("dev", 4), ("test", 2)):
+        rows += [dict(id=f"{split}-{i}", category="c", split=split, prompt=f"{split} {i}?") for i in range(n)]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(SMALL, tasks=str(tasks), annotators=("rules",), n_train=5, n_dev=4, n_test=3)
+    with pytest.raises(LensteerError, match=r"3 tasks of split 'test'.*which has 2: ask for --n-test 2"):
+        Run.open(tmp_path / "run", config)
+    with pytest.raises(LensteerError, match=r"6 tasks of split 'train'.*has 5"):
+        Run.open(tmp_path / "run", replace(config, n_test=2, n_train=6))
+    assert not (tmp_path / "run").exists()
+    assert len(Run.open(tmp_path / "run", replace(config, n_test=2)).tasks("test")) == 2
 
 
 def test_a_mistyped_model_leaves_the_folder_free(tmp_path):

@@ -24,7 +24,7 @@ def annotate(out: Annotated[Path | None, typer.Option(help="The run's folder.")]
 
 @annotating.command()
 def fit(
-    chains: Annotated[Path, typer.Option(help="Annotated chains: traces, or the published format.")],
+    chains: Annotated[list[Path], typer.Option(help="Annotated chains: traces, or the published format; or several.")],
     out: Annotated[Path, typer.Option(help="The classifier's file, for `--annotator classifier --classifier FILE`.")],
     abstain: Annotated[float, typer.Option(help="Below this probability a sentence stays unlabeled.")] = 0.0,
     layer: Annotated[int | None, typer.Option(help="Also read the model's residual stream behind this layer.")] = None,

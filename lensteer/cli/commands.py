@@ -11,34 +11,63 @@ import typer
 
 from lensteer.cli.annotating import annotating
 from lensteer.cli.caching import caching
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, tasks_for
-from lensteer.pipeline import DEMO, STAGES, Run, RunConfig, complete, run_stage
+from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
+from lensteer.errors import LensteerError
+from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
 
 app = typer.Typer(
     cls=Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
 Out = Annotated[Path, typer.Option(help="The run's folder.")]
-Annotator = Annotated[
-    str | None, typer.Option(help="grammar, rules, classifier or judge; default: what fits the tasks.")
+Annotators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--annotator",
+        help="grammar, rules, classifier or judge; several times: the first is tested, the others stand beside it. "
+        "Default: what fits the tasks and chains.",
+    ),
 ]
-Classifier = Annotated[str | None, typer.Option(help="The file that `lensteer annotate fit` wrote.")]
-Chains = Annotated[str | None, typer.Option(help="Chains to use instead of generating any: traces, or annotated ones.")]
-Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's.")]
-Window = Annotated[str, typer.Option(help="Where a behavior is read: onset, onset±k, span or published.")]
-Negatives = Annotated[str, typer.Option(help="What it is compared with: spans, all, rest or same_trace.")]
-Scope = Annotated[str, typer.Option(help="Where steering acts: onsets, thinking, generated, everywhere, ...")]
+Classifier = Annotated[
+    str | None,
+    typer.Option(help="The file that `lensteer annotate fit` wrote; default: one is fitted on the chains' labels."),
+]
+Chains = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Chains to use instead of generating any: traces, or annotated ones, whose labels fit the vectors; "
+        "several times for several files."
+    ),
+]
+Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's (organism only).")]
 
 
-def _size(name: str, what: str) -> Any:
-    """A number whose default hangs on the run's size."""
-    return typer.Option(help=what, show_default=f"{getattr(RunConfig(), name)}; small: {getattr(DEMO, name)}")
+def _option(name: str, what: str) -> Any:
+    """An option whose default depends on the model: a language model, the organism, the organism's demo."""
+    language, own, small = (getattr(config, name) for config in (RunConfig(), ORGANISM, DEMO))
+
+    def shown(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    words = shown(language)
+    if own != language or small != language:
+        words += f"; organism: {shown(own)}" + (f"; small: {shown(small)}" if small != own else "")
+    return typer.Option(help=what, show_default=words)
 
 
 @app.command()
-def demo(out: Out = Path("lensteer-demo")) -> None:
-    """The whole story on the embedded model, small enough for five minutes on two cores."""
-    _say_where(complete(Run.open(out, DEMO, progress=True), typer.echo))
+def demo(
+    out: Out = Path("lensteer-demo"),
+    model: Annotated[
+        str | None, typer.Option(help="A folder of mini-R1 or another thinking model: the short story on language.")
+    ] = None,
+    chains: Chains = None,
+) -> None:
+    """The whole story on the embedded model, small enough for five minutes on two cores; or a short one on language."""
+    if model is None and chains:
+        raise LensteerError("--chains without --model: the embedded model makes its own chains")
+    config = DEMO if model is None else replace(DEMO_REAL, model=model, chains=tuple(chains or ()))
+    _say_where(complete(Run.open(out, config, progress=True), typer.echo))
 
 
 def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
@@ -49,50 +78,83 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         model: Model = None,
         tasks: Tasks = None,
         small: Small = False,
-        window: Window = "onset",
-        negatives: Negatives = "spans",
-        scope: Scope = "onsets",
-        seed: Seed = 0,
-        annotator: Annotator = None,
+        annotators: Annotators = None,
         classifier: Classifier = None,
         chains: Chains = None,
         dtype: Dtype = "float32",
         device: Device = None,
-        n_train: Annotated[int | None, _size("n_train", "Tasks that vectors are fitted on.")] = None,
-        n_dev: Annotated[int | None, _size("n_dev", "Tasks that coefficients are chosen on.")] = None,
-        n_test: Annotated[int | None, _size("n_test", "Held-out tasks.")] = None,
-        n_samples: Annotated[int | None, _size("n_samples", "Chains per held-out task and arm.")] = None,
-        n_random: Annotated[int | None, _size("n_random", "Random vectors per steered layer.")] = None,
-        n_nulls: Annotated[int | None, _size("n_nulls", "Control vectors beside the scores.")] = None,
-        max_new_tokens: Annotated[int | None, _size("max_new_tokens", "Per chain.")] = None,
-        batch_size: Annotated[int | None, _size("batch_size", "Chains that are made together.")] = None,
+        seed: Seed = 0,
+        behaviors: Annotated[str | None, _option("behaviors", "Which to steer, with commas between.")] = None,
+        layers: Annotated[
+            str | None, _option("layers", "One layer for all behaviors or one for each; default: by scores.")
+        ] = None,
+        window: Annotated[
+            str | None, _option("window", "Where a behavior is read: onset, onset±k, span or published.")
+        ] = None,
+        negatives: Annotated[
+            str | None, _option("negatives", "What it is compared with: spans, all, rest or same_trace.")
+        ] = None,
+        scope: Annotated[
+            str | None, _option("scope", "Where steering acts: generated, thinking, onsets, everywhere, ...")
+        ] = None,
+        unit: Annotated[str | None, _option("unit", "What coefficient 1 adds: difference, mean_norm or unit.")] = None,
+        doses: Annotated[str | None, _option("doses", "Coefficients to choose from, both signs.")] = None,
+        temperature: Annotated[float | None, _option("temperature", "Of all sampling.")] = None,
+        top_p: Annotated[float | None, _option("top_p", "Of all sampling.")] = None,
+        prefill: Annotated[str | None, typer.Option(help="What every chain begins with.")] = None,
+        n_train: Annotated[int | None, _option("n_train", "Tasks that chains are generated on.")] = None,
+        n_dev: Annotated[int | None, _option("n_dev", "Tasks that coefficients are chosen on.")] = None,
+        n_test: Annotated[int | None, _option("n_test", "Held-out tasks.")] = None,
+        n_samples: Annotated[int | None, _option("n_samples", "Chains per held-out task and own arm.")] = None,
+        control_samples: Annotated[
+            int | None, _option("control_samples", "Chains per held-out task and control vector.")
+        ] = None,
+        n_random: Annotated[int | None, _option("n_random", "Control vectors per pool and layer.")] = None,
+        n_nulls: Annotated[int | None, _option("n_nulls", "Control vectors beside the scores.")] = None,
+        train_tokens: Annotated[int | None, _option("train_tokens", "Per training chain.")] = None,
+        max_new_tokens: Annotated[int | None, _option("max_new_tokens", "Per chain of dev and held-out tasks.")] = None,
+        batch_size: Annotated[int | None, _option("batch_size", "Chains that are made together.")] = None,
     ) -> None:
-        sizes = DEMO if small else RunConfig()
+        chosen = tasks_for(model, tasks)
+        if small and chosen != "organism":
+            raise LensteerError(
+                f"--small with tasks {chosen!r}: it is the demo of the embedded model; give sizes instead"
+            )
+        base = DEMO if small else ORGANISM if chosen == "organism" else RunConfig()
         asked: dict[str, Any] = dict(
             model=model,
-            tasks=tasks_for(model, tasks),
+            tasks=chosen,
+            annotators=tuple(annotators or ()),
+            classifier=classifier,
+            chains=tuple(chains or ()),
+            dtype=dtype,
+            device=device,
+            seed=seed,
+        )
+        maybe: dict[str, Any] = dict(
+            behaviors=None if behaviors is None else tuple(part.strip() for part in behaviors.split(",")),
+            layers=None if layers is None else whole_numbers(layers),
             window=window,
             negatives=negatives,
             scope=scope,
-            seed=seed,
-            annotator=annotator,
-            classifier=classifier,
-            chains=chains,
-            dtype=dtype,
-            device=device,
-        )
-        numbers = dict(
+            unit=unit,
+            doses=None if doses is None else numbers(doses),
+            temperature=temperature,
+            top_p=top_p,
+            prefill=prefill,
             n_train=n_train,
             n_dev=n_dev,
             n_test=n_test,
             n_samples=n_samples,
+            control_samples=control_samples,
             n_random=n_random,
             n_nulls=n_nulls,
+            train_tokens=train_tokens,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
-        asked |= {name: value for name, value in numbers.items() if value is not None}
-        go(Run.open(out, replace(sizes, **asked), progress=True))
+        asked |= {name: value for name, value in maybe.items() if value is not None}
+        go(Run.open(out, replace(base, **asked), progress=True))
 
     command.__doc__ = doc
     return command
@@ -101,6 +163,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
 def _stage_command(name: str) -> Callable[[Path], None]:
     def command(out: Out) -> None:
         opened = Run.open(out, progress=True)
+        opened.announce = typer.echo
         run_stage(opened, name)
         if name == "report":
             _say_where(opened.path("report.html"))

@@ -55,3 +55,15 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise LensteerError(f"{text!r} is no list of numbers: write such as 0.5,1,2") from error
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`3,4` as whole numbers.
+
+    Raises:
+        LensteerError: a part that is none.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise LensteerError(f"{text!r} is no list of whole numbers: write such as 15 or 12,15,15,18") from error

@@ -1,21 +1,24 @@
 """A run on disk: its folder (`run`), chains and annotator (`chains`), stages (`stages`), cache vectors (`caching`)."""
 
 from lensteer.pipeline.caching import CacheFit, CacheRun, cache_fit, cache_run
-from lensteer.pipeline.chains import fit_annotator, read_chains
+from lensteer.pipeline.chains import annotators_of, fit_annotator, read_chains, with_masks
 from lensteer.pipeline.results import load_results
-from lensteer.pipeline.run import ANNOTATORS, DEMO, MANIFEST, SCOPES, Run, RunConfig
+from lensteer.pipeline.run import ANNOTATORS, DEMO, DEMO_REAL, MANIFEST, ORGANISM, SCOPES, Run, RunConfig
 from lensteer.pipeline.stages import STAGES, complete, render_report, run_stage
 
 __all__ = [
     "ANNOTATORS",
     "DEMO",
+    "DEMO_REAL",
     "MANIFEST",
+    "ORGANISM",
     "SCOPES",
     "STAGES",
     "CacheFit",
     "CacheRun",
     "Run",
     "RunConfig",
+    "annotators_of",
     "cache_fit",
     "cache_run",
     "complete",
@@ -24,4 +27,5 @@ __all__ = [
     "read_chains",
     "render_report",
     "run_stage",
+    "with_masks",
 ]

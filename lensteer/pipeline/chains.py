@@ -1,8 +1,10 @@
-"""A run's chains and its annotator: generated or brought along, labeled by whom, and how far that can be trusted."""
+"""A run's chains and its annotators: generated or brought along, labeled by whom, and how far that can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ from lensteer.annotation import (
     JudgePlan,
     SentenceClassifier,
     agreement,
+    annotate,
     fit_classifier,
     grammar,
+    left_out_source,
+    masking,
     read_published,
     rules,
 )
@@ -27,51 +32,137 @@ from lensteer.traces import Trace, load_traces
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+CUES_MASKED, RANDOM_MASKED = "cue words masked", "random words masked"
+CLASSIFIER = "classifier.safetensors"
 
-def read_chains(path: str | Path, model: TransformerBridge | None = None) -> list[Trace]:
-    """Chains from a file of traces or of the published annotation format, with the labels that they came with.
+
+def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridge | None = None) -> list[Trace]:
+    """Chains from files of traces or of the published annotation format, with the labels that they came with.
+
+    Of several files, chains on the same task become that task's samples, in the order of the files.
 
     Args:
-        path: JSONL; a line with "annotated" is of the published format.
+        path: JSONL, one or several; a line with "annotated" is of the published format.
         model: whose tokenizer encodes published chains; without one each character is a token.
 
     Raises:
-        LensteerError: a file of another kind, or traces of another model's tokenizer.
+        LensteerError: a file of another kind, traces of another model's tokenizer, or chains without a token.
     """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    found, seen = [], Counter[str]()
+    for each in paths:
+        for trace in _read(each, model):
+            found.append(replace(trace, sample=seen[trace.task.id]) if len(paths) > 1 else trace)
+            seen[trace.task.id] += 1
+    if empty := [trace.id for trace in found if not trace.response_ids]:
+        raise LensteerError(f"{len(empty)} chain(s) without a token, such as {empty[0]!r}: leave them out")
+    return found
+
+
+def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
     _, first = read_jsonl(Path(path))[0]
     if "annotated" in first:
         return read_published(path, None if model is None else model.tokenizer)[0]
     traces = load_traces(path)
-    size = max((max(trace.ids) for trace in traces), default=0)
+    size = max((max(trace.ids) for trace in traces if trace.ids), default=0)
     if model is not None and size >= int(model.cfg.d_vocab):
         raise LensteerError(f"{path} holds the id {size}: its chains are of another tokenizer than this model's")
     return traces
 
 
-def annotator_of(run: Run) -> Annotator:
-    """The run's annotator, ready to be called. A judge says how much it will ask before it asks."""
-    if run.annotator == "classifier":
-        path = str(run.config.classifier)
+def annotators_of(run: Run) -> dict[str, Annotator]:
+    """The run's annotators by name, ready to be called. A judge says how much it will ask before it asks."""
+    return {name: _annotator(run, name) for name in run.annotators}
+
+
+def with_masks(annotators: Mapping[str, Annotator]) -> dict[str, Annotator]:
+    """The same, and the first one again with cue words masked, and with as many random words masked.
+
+    A grammar's words are its own, and a judge would have to be asked again: they are not.
+    """
+    first, annotator = next(iter(annotators.items()))
+    if annotator is grammar or isinstance(annotator, Judge):
+        return dict(annotators)
+    blind = {f"{first}, {CUES_MASKED}": masking(annotator)}
+    return {**annotators, **blind, f"{first}, {RANDOM_MASKED}": masking(annotator, control=True)}
+
+
+def _annotator(run: Run, name: str) -> Annotator:
+    if name == "classifier":
+        path = str(run.config.classifier or run.path(CLASSIFIER))
         needs_model = SentenceClassifier.load(path).layer is not None
         return SentenceClassifier.load(path, run.model if needs_model else None)
-    if run.annotator == "judge":
+    if name == "judge":
         return Judge(cache=run.path("judge"), announce=_announce if run.progress else None, progress=run.progress)
-    return grammar if run.annotator == "grammar" else rules
+    return grammar if name == "grammar" else rules
 
 
 def _announce(plan: JudgePlan) -> None:
     tqdm.write(f"judge: {plan.calls} calls, about {plan.prompt_tokens_estimate} tokens; {plan.cached} replies cached")
 
 
-def trust(run: Run, given: Sequence[Trace], annotated: Sequence[Trace]) -> dict[str, Any]:
-    """Flat figures on how good the annotator is: against the labels that the chains came with, or as it was fitted."""
-    found: dict[str, Any] = {"name": run.annotator, "against": None}
-    if any(trace.spans for trace in given):
-        return found | {"against": "the labels that the chains came with", **agreement(given, annotated).figures()}
-    if run.annotator == "classifier":
-        facts = SentenceClassifier.load(str(run.config.classifier)).provenance
-        return found | {"against": "annotated chains that it was not trained on, in turn", **_figures(facts)}
+def fit_own_classifier(run: Run, given: Sequence[Trace]) -> None:
+    """Fit the run's classifier on the labels that its chains came with, if it has none.
+
+    Raises:
+        LensteerError: the chains came without labels.
+    """
+    if "classifier" not in run.annotators or run.config.classifier or run.path(CLASSIFIER).exists():
+        return
+    if not any(trace.spans for trace in given):
+        raise LensteerError(
+            f"{list(run.config.chains)} came without labels, so that no classifier can be fitted on them: give "
+            "--annotator rules, or --classifier with the file that `lensteer annotate fit` wrote"
+        )
+    fit_classifier(given, seed=run.config.seed).save(run.path(CLASSIFIER))
+
+
+def trust(run: Run, given: Sequence[Trace]) -> dict[str, Any]:
+    """Flat figures on how good the annotators are: against labels that the chains came with, or as they were fitted.
+
+    A classifier that was fitted on these very labels is judged on questions that it was not fitted on, and, where the
+    chains are of several files, also without the file that it is judged on.
+    """
+    found: dict[str, Any] = {"name": run.annotators[0], "names": list(run.annotators), "against": None}
+    labeled = [trace for trace in given if trace.spans]
+    files = [i for i, n in enumerate(run.stages["traces"].get("files", ())) for _ in range(n)]
+    sources = [file for file, trace in zip(files, given, strict=True) if trace.spans] if files else []
+    for name in run.annotators:
+        prefix = "" if name == run.annotators[0] else f"{name}."
+        figures: dict[str, Any] = {}
+        if name == "classifier" and run.config.classifier is None:
+            facts = SentenceClassifier.load(run.path(CLASSIFIER)).provenance
+            figures = {"against": "labels of questions that it was not fitted on, in turn", **_figures(facts)}
+            if len(set(sources)) > 1:
+                out = left_out_source(labeled, sources, seed=run.config.seed)
+                figures |= {f"left_out.{key}": value for key, value in out.figures().items()}
+        elif labeled:
+            figures = {
+                "against": "the labels that the chains came with",
+                **agreement(labeled, annotate(labeled, _annotator(run, name))).figures(),
+            }
+        elif name == "classifier":
+            facts = SentenceClassifier.load(str(run.config.classifier)).provenance
+            figures = {"against": "annotated chains that it was not fitted on, in turn", **_figures(facts)}
+        found |= {prefix + key: value for key, value in figures.items()}
     return found
+
+
+def judged_on_its_questions(run: Run, given: Sequence[Trace]) -> list[str]:
+    """Dev and held-out tasks whose question is among those of the labeled chains that a classifier was fitted on."""
+    if "classifier" not in run.annotators or run.config.classifier is not None:
+        return []
+    asked = {_plain(trace.task.prompt) for trace in given if trace.spans and trace.task.prompt}
+    return [
+        task.id
+        for split in ("dev", "test")
+        for task in run.tasks(split)
+        if any(_plain(task.prompt) in question for question in asked)
+    ]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _figures(facts: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +173,7 @@ def _figures(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit_annotator(
-    chains: str | Path,
+    chains: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     abstain: float = 0.0,

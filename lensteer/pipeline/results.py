@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lensteer import organism
 from lensteer.attribution import LayerScores
+from lensteer.errors import LensteerError
 from lensteer.evaluation import Doses, Evaluation
 from lensteer.files import read_jsonl
 from lensteer.geometry import cosine_matrix
@@ -31,20 +32,27 @@ def load_results(run: Run) -> RunResults:
     """
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
     site = Site.load(run.path("site.json"))
-    examples = {
-        row["arm"]: Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}")
+    examples = tuple(
+        (str(row["arm"]), Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}"))
         for number, row in read_jsonl(run.path("examples.jsonl"))
-    }
+    )
+    try:
+        plan = json.loads(run.path("plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LensteerError(f"{run.path('plan.json')} cannot be read ({error}): do the stage 'select' again") from error
     reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
-    if reference is not None and reference["model.weights"] != run.model_id["weights"]:
-        reference = None  # another model's figures
+    if reference is not None and (
+        reference["model.weights"] != run.model_id["weights"]
+        or reference.get("evaluation.coefficient_unit") != run.config.unit
+    ):
+        reference = None  # another model's figures, or coefficients in another unit
     return RunResults(
         title=f"Steering {run.model_id['name']}",
         model=run.model_id,
         config=asdict(run.config),
         traces=load_traces(run.path("annotated.jsonl")),
         annotator=json.loads(run.path("annotator.json").read_text(encoding="utf-8")),
-        alignment={k: run.stages["annotate"][k] for k in ("matched", "repaired", "dropped", "unparsed")},
+        alignment={k: run.stages["annotate"][k] for k in ("given", "matched", "repaired", "dropped", "unparsed")},
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
         scores=LayerScores.load(run.path("scores.json")),
@@ -55,7 +63,8 @@ def load_results(run: Run) -> RunResults:
         evaluation=Evaluation.load(run.path("evaluation.json")),
         seconds={name: facts["seconds"] for name, facts in run.stages.items()},
         reference=reference,
-        example=examples.pop("unsteered"),
+        examples=examples,
         cache=read_cache_run(run.folder),
-        steered=examples,
+        plan=plan,
+        notes=tuple(run.notes),
     )

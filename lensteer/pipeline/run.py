@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +19,29 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
+from lensteer.behaviors import STEERED, check_behavior
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Sampling
+from lensteer.evaluation import GRAMMAR_MARGINS, Margins, Sampling
 from lensteer.files import write_atomically
-from lensteer.positions import PositionScope, everywhere, generated, onsets, sentence_starts, thinking
+from lensteer.positions import (
+    PositionScope,
+    everywhere,
+    everywhere_but_first,
+    generated,
+    onsets,
+    sentence_starts,
+    thinking,
+)
 from lensteer.tasks import SPLITS, Task, load_tasks
+from lensteer.units import check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SCOPES: dict[str, PositionScope] = {s.name: s for s in (everywhere, generated, thinking, onsets, sentence_starts)}
+SCOPES: dict[str, PositionScope] = {
+    s.name: s for s in (everywhere, everywhere_but_first, generated, thinking, onsets, sentence_starts)
+}
 MANIFEST = "run.json"
 ANNOTATORS = ("grammar", "rules", "classifier", "judge")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,40 +49,139 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run does. The defaults are the full run on the embedded organism.
+    """What a run does. The defaults are for a language model; `ORGANISM` and `DEMO` are for the embedded one.
 
-    `chains` names a file of chains that are used instead of generating any: traces, or the published annotation format,
-    whose labels the annotator is then held against. `n_nulls` control vectors of two kinds stand
-    beside the scores by layer (0: none). `annotator` is one of `ANNOTATORS`; None is the grammar for the
-    organism's tasks and the rules for all others. `classifier` is the file that `lensteer annotate fit` wrote.
+    They were chosen on mini-R1, a SmolLM2-135M that thinks in R1's manner (`analyses/LOG.md`, 2026-11-26).
+
+    Attributes:
+        model: a checkpoint; None is the embedded organism.
+        dtype: of weights and activations.
+        device: where it runs.
+        tasks: "builtin", "organism", or a JSONL file.
+        chains: files of chains to use instead of generating any: traces, or the published annotation format. Labels
+            that they come with are kept and fit the vectors.
+        annotators: of `ANNOTATORS`, for generated text, the first of which is tested. () is what fits: the grammar for
+            the organism's tasks; for others a classifier that is fitted on labels that came along, and the rules.
+        classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
+        behaviors: that are steered.
+        layers: one for all behaviors, or one for each; () lets scores, or else the middle layer, decide.
+        n_train: tasks that chains are generated on.
+        n_dev: tasks that doses are chosen on.
+        n_test: held-out tasks.
+        n_samples: chains per held-out task and own arm.
+        dev_samples: chains per dev task and dose.
+        control_samples: chains per held-out task and control vector.
+        temperature: of all sampling.
+        top_p: of all sampling: the smallest set of tokens with so much probability.
+        prefill: text that every chain begins with.
+        train_tokens: at most so many per training chain.
+        max_new_tokens: at most so many per chain of dev and held-out tasks.
+        batch_size: chains that run together.
+        window: where a behavior is read.
+        negatives: what it is held against.
+        scope: positions that are steered.
+        unit: what coefficient 1 is; see `SteeringPlan`.
+        max_spans: sentences per behavior that scores by layer are averaged over.
+        score_chains: chains that those are taken from.
+        score_coefficient: of the scores: small, because at large ones every layer saturates.
+        doses: coefficients to choose from, both signs.
+        margins: what the text of an arm is held to, "text" or "grammar".
+        quality: likelihoods of texts are measured on so many chains per arm, and half as many per dose.
+        n_random: control vectors per pool and layer.
+        n_nulls: control vectors of two kinds beside the scores by layer; 0 for none.
+        seed: of everything that is drawn.
     """
 
     model: str | None = None
     dtype: str = "float32"
     device: str | None = None
-    tasks: str = "organism"
-    chains: str | None = None
-    annotator: str | None = None
+    tasks: str = "builtin"
+    chains: tuple[str, ...] = ()
+    annotators: tuple[str, ...] = ()
     classifier: str | None = None
+    behaviors: tuple[str, ...] = STEERED
+    layers: tuple[int, ...] = ()
     n_train: int = 300
-    n_dev: int = 100
-    n_test: int = 200
-    n_samples: int = 2
-    temperature: float = 1.0
-    max_new_tokens: int = 600
-    batch_size: int = 256
-    window: str = "onset"
-    negatives: str = "spans"
-    scope: str = "onsets"
-    max_spans: int = 200
-    doses: tuple[float, ...] = (0.15, 0.3, 0.45, 0.6, 0.8)
-    min_parsed: float = 0.95
+    n_dev: int = 50
+    n_test: int = 50
+    n_samples: int = 8
+    dev_samples: int = 1
+    control_samples: int = 2
+    temperature: float = 0.8
+    top_p: float = 1.0
+    prefill: str = ""
+    train_tokens: int = 600
+    max_new_tokens: int = 140
+    batch_size: int = 200
+    window: str = "span"
+    negatives: str = "all"
+    scope: str = "generated"
+    unit: str = "difference"
+    max_spans: int = 100
+    score_chains: int = 24
+    score_coefficient: float = 0.5
+    doses: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0)
+    margins: str = "text"
+    quality: int = 50
     n_random: int = 20
-    n_nulls: int = 100
+    n_nulls: int = 40
     seed: int = 0
 
 
-DEMO = RunConfig(n_train=150, n_dev=30, n_test=50, n_samples=1, max_spans=100, doses=(0.15, 0.3, 0.45, 0.6))
+#: The embedded organism has sentences of five or six tokens. Steered at every token they fall apart, so it is steered
+#: at the tokens that begin one, along vectors that are read there (`analyses/LOG.md`, 2026-11-21 and 2026-11-26).
+ORGANISM = RunConfig(
+    tasks="organism",
+    window="onset",
+    negatives="spans",
+    scope="onsets",
+    margins="grammar",
+    temperature=1.0,
+    n_dev=100,
+    n_test=100,
+    n_samples=4,
+    control_samples=1,
+    train_tokens=600,
+    max_new_tokens=600,
+    max_spans=200,
+    score_chains=300,
+    score_coefficient=1.0,
+    doses=(0.25, 0.5, 1.0, 1.5),
+    n_nulls=100,
+    batch_size=256,
+)
+DEMO = replace(
+    ORGANISM,
+    n_train=150,
+    n_dev=60,
+    n_test=50,
+    n_samples=1,
+    max_spans=100,
+    score_chains=60,
+    doses=(0.3, 0.6, 1.0),
+    n_random=5,
+)
+
+
+#: The short story on a language model: two behaviors, and chains enough to see them rise, but too few for a rare one's
+#: fall.
+DEMO_REAL = replace(
+    RunConfig(),
+    dtype="bfloat16",
+    behaviors=("adding-knowledge", "uncertainty-estimation"),
+    n_train=40,
+    train_tokens=300,
+    n_dev=20,
+    n_samples=2,
+    control_samples=1,
+    quality=30,
+    n_random=5,
+    n_nulls=0,
+    score_chains=10,
+    max_spans=20,
+    doses=(0.75, 1.0, 1.5),
+    max_new_tokens=100,
+)
 
 
 @dataclass
@@ -80,7 +192,9 @@ class Run:
     config: RunConfig
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     model_id: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     progress: bool = False
+    announce: Callable[[str], object] = field(default=lambda line: None, repr=False, compare=False)
 
     @staticmethod
     def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:
@@ -107,8 +221,17 @@ class Run:
             return run
         try:
             values = json.loads(manifest.read_text(encoding="utf-8"))
-            stored = RunConfig(**{**values["config"], "doses": tuple(values["config"]["doses"])})
-            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), progress)
+            found = dict(values["config"])
+            if "unit" not in found and "doses" in found:
+                raise LensteerError(
+                    f"{str(folder)!r} was begun by lensteer {values.get('lensteer')}, whose coefficients were "
+                    "multiples of the mean activation's length: begin a new run"
+                )
+            tuples = ("doses", "chains", "annotators", "behaviors", "layers")
+            stored = RunConfig(**{**found, **{name: tuple(found[name]) for name in tuples}})
+            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]), progress)
+        except LensteerError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if config is not None and config != stored:
@@ -119,9 +242,23 @@ class Run:
         return run
 
     @property
-    def annotator(self) -> str:
-        """The annotator's name: as asked for, or the one that fits the tasks."""
-        return self.config.annotator or ("grammar" if self.config.tasks == "organism" else "rules")
+    def annotators(self) -> tuple[str, ...]:
+        """Names of the annotators: as asked for, or those that fit the tasks."""
+        if self.config.annotators:
+            return self.config.annotators
+        if self.config.tasks == "organism":
+            return ("grammar",)
+        return ("classifier", "rules") if self.config.chains or self.config.classifier else ("rules",)
+
+    @property
+    def margins(self) -> Margins:
+        """What the text of an arm is held to."""
+        return GRAMMAR_MARGINS if self.config.margins == "grammar" else Margins()
+
+    def note(self, text: str) -> None:
+        """Keep a warning for the report."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def check(self) -> None:
         """Refuse now what a stage would refuse only after hours.
@@ -129,22 +266,47 @@ class Run:
         Raises:
             LensteerError: an unknown scope, window or kind of negatives, an impossible number, tasks that lack a split.
         """
-        if self.config.scope not in SCOPES:
-            raise LensteerError(f"no scope {self.config.scope!r}: choose one of {sorted(SCOPES)}")
-        if self.annotator not in ANNOTATORS:
-            raise LensteerError(f"no annotator {self.annotator!r}: choose one of {list(ANNOTATORS)}")
-        if (self.annotator == "classifier") != (self.config.classifier is not None):
+        c = self.config
+        if c.scope not in SCOPES:
+            raise LensteerError(f"no scope {c.scope!r}: choose one of {sorted(SCOPES)}")
+        for name in self.annotators:
+            if name not in ANNOTATORS:
+                raise LensteerError(f"no annotator {name!r}: choose of {list(ANNOTATORS)}")
+        if len(set(self.annotators)) < len(self.annotators):
+            raise LensteerError(f"annotators {list(self.annotators)}: give each once")
+        if "classifier" in self.annotators and not c.classifier and not c.chains:
             raise LensteerError(
-                f"annotator {self.annotator!r} with classifier={self.config.classifier!r}: 'classifier' needs the file "
-                "that `lensteer annotate fit` wrote, and no other annotator takes one"
+                "annotator 'classifier' without chains to fit it on: give --chains with labels, or --classifier with "
+                "the file that `lensteer annotate fit` wrote"
             )
-        for path in filter(None, (self.config.chains, self.config.classifier)):
+        if c.classifier is not None and "classifier" not in self.annotators:
+            raise LensteerError(
+                f"annotators {list(self.annotators)} with classifier={c.classifier!r}: only 'classifier' takes the "
+                "file that `lensteer annotate fit` wrote"
+            )
+        for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).exists():
                 raise LensteerError(f"no file {path!r}: give one that exists")
-        if self.config.dtype not in DTYPES:
-            raise LensteerError(f"no dtype {self.config.dtype!r}: choose one of {list(DTYPES)}")
-        Recipe(self.config.window, self.config.negatives)
-        self.sampling(self.config.n_samples)
+        if c.dtype not in DTYPES:
+            raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(DTYPES)}")
+        for label in c.behaviors:
+            check_behavior(label)
+        if not c.behaviors or len(c.layers) not in (0, 1, len(c.behaviors)):
+            raise LensteerError(
+                f"layers {list(c.layers)} for behaviors {list(c.behaviors)}: give at least one behavior, and one layer "
+                "for all or one for each"
+            )
+        if c.margins not in ("text", "grammar"):
+            raise LensteerError(f"no margins {c.margins!r}: choose 'text', or 'grammar' for the organism's chains")
+        if not c.doses or any(not 0 < dose < math.inf for dose in c.doses):
+            raise LensteerError(f"doses {list(c.doses)}: give positive, finite coefficients; both signs are tried")
+        least = {"n_dev": 2, "n_test": 2, "dev_samples": 1, "control_samples": 1, "n_random": 0, "n_nulls": 0}
+        for option, smallest in least.items():
+            if getattr(c, option) < smallest:
+                raise LensteerError(f"{option}={getattr(c, option)}: give a number from {smallest}")
+        check_unit(c.unit)
+        Recipe(c.window, c.negatives)
+        self.sampling(c.n_samples)
         for split in SPLITS:
             self.tasks(split)
 
@@ -155,6 +317,7 @@ class Run:
             "config": asdict(self.config),
             "model": self.model_id,
             "stages": self.stages,
+            "notes": self.notes,
         }
         write_atomically(self.folder / MANIFEST, json.dumps(values, indent=1))
 
@@ -193,14 +356,26 @@ class Run:
         return model
 
     def tasks(self, split: str) -> list[Task]:
-        """The run's tasks of a split."""
+        """The run's tasks of a split.
+
+        Raises:
+            LensteerError: there are fewer than asked for.
+        """
         n = {"train": self.config.n_train, "dev": self.config.n_dev, "test": self.config.n_test}[split]
-        return load_tasks(self.config.tasks, split=split, n=n)
+        found = load_tasks(self.config.tasks, split=split, n=n)
+        if len(found) < n and not (split == "train" and self.config.chains):
+            raise LensteerError(
+                f"{n} tasks of split {split!r} of {self.config.tasks!r}, which has {len(found)}: ask for --n-{split} "
+                f"{len(found)}, or give more tasks"
+            )
+        return found
 
     def sampling(self, n_samples: int) -> Sampling:
         """How the run draws chains."""
         c = self.config
-        return Sampling(n_samples, c.temperature, c.seed, c.max_new_tokens, c.batch_size)
+        return Sampling(
+            n_samples, c.temperature, c.seed, c.max_new_tokens, c.batch_size, top_p=c.top_p, prefill=c.prefill
+        )
 
     def path(self, name: str) -> Path:
         """Of an artifact."""

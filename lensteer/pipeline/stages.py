@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lensteer import organism
-from lensteer.annotation import annotate_report
+from lensteer import models, organism
+from lensteer.annotation import Annotator, annotate_report
 from lensteer.attribution import LayerScores, attribute
-from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError
-from lensteer.evaluation import WORDS, Arm, Doses, Evaluation, choose_coefficients, evaluate, run_arms
-from lensteer.files import write_atomically
+from lensteer.evaluation import (
+    BASE,
+    KINDS,
+    POOLS,
+    WORDS,
+    Arm,
+    Doses,
+    Evaluation,
+    choose_coefficients,
+    evaluate,
+    power,
+    run_arms,
+)
+from lensteer.evaluation.power import to_rows
+from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
+from lensteer.evaluation.text import check_standard
+from lensteer.files import read_jsonl, write_atomically
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
-from lensteer.pipeline.chains import annotator_of, read_chains, trust
+from lensteer.pipeline.chains import (
+    annotators_of,
+    fit_own_classifier,
+    judged_on_its_questions,
+    read_chains,
+    trust,
+    with_masks,
+)
 from lensteer.pipeline.results import load_results
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.report import render, summary
 from lensteer.selection import Site, select_layers
-from lensteer.steering import SteeringPlan
 from lensteer.traces import Trace, generate_traces, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
+
+#: A vector of fewer spans is warned of.
+FEW_SPANS = 30
+#: Chains per dev task that base rates are measured on, before doses are tried.
+PLAN_SAMPLES = 2
+#: Held-out tasks whose chains the report shows.
+EXAMPLES = 3
 
 
 def run_stage(run: Run, name: str) -> None:
@@ -49,6 +76,7 @@ def run_stage(run: Run, name: str) -> None:
 
 def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:
     """Do all stages that are not done; returns the report's path."""
+    run.announce = announce or (lambda line: None)
     for name in STAGES:
         if announce is not None:
             announce(f"{name}: done already" if name in run.stages else f"{name} ...")
@@ -58,16 +86,22 @@ def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:
 
 def _traces(run: Run) -> dict[str, Any]:
     c = run.config
-    if c.chains is not None:
+    for layer in c.layers:
+        models.check_layer(run.model, layer)
+    if c.chains:
         traces = read_chains(c.chains, run.model)
+        fit_own_classifier(run, traces)
         save_traces(traces, run.path("traces.jsonl"))
-        return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces), "given": c.chains}
+        files = [sum(1 for _ in read_jsonl(Path(path))) for path in c.chains]
+        return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces), "files": files}
     traces = generate_traces(
         run.model,
         run.tasks("train"),
         temperature=c.temperature,
+        top_p=c.top_p,
+        prefill=c.prefill,
         seed=c.seed,
-        max_new_tokens=c.max_new_tokens,
+        max_new_tokens=c.train_tokens,
         batch_size=c.batch_size,
         path=run.path("traces.jsonl"),
         progress=run.progress,
@@ -76,11 +110,26 @@ def _traces(run: Run) -> dict[str, Any]:
 
 
 def _annotate(run: Run) -> dict[str, Any]:
+    """Labels that the chains came with are kept; the first annotator labels chains that have none."""
     traces = load_traces(run.path("traces.jsonl"))
-    annotated, reports = annotate_report(traces, annotator_of(run))
+    given = [trace for trace in traces if trace.spans]
+    found, reports = annotate_report([t for t in traces if not t.spans], next(iter(annotators_of(run).values())))
+    fresh = iter(found)
+    annotated = [trace if trace.spans else next(fresh) for trace in traces]
+    if not any(trace.spans for trace in annotated):
+        raise LensteerError(
+            f"annotator {run.annotators[0]!r} found no sentence in {len(annotated)} chains: take another annotator, or "
+            "chains that think"
+        )
     save_traces(annotated, run.path("annotated.jsonl"))
-    write_atomically(run.path("annotator.json"), json.dumps(trust(run, traces, annotated), indent=1))
+    write_atomically(run.path("annotator.json"), json.dumps(trust(run, traces), indent=1))
+    if own := judged_on_its_questions(run, given):
+        run.note(
+            f"The classifier was fitted on the questions of {len(own)} dev or held-out tasks (such as {own[0]}): what "
+            "it says of their chains is not out of fold."
+        )
     return {
+        "given": len(given),
         "matched": sum(r.matched for r in reports),
         "repaired": sum(len(r.repaired) for r in reports),
         "dropped": sum(len(r.dropped) for r in reports),
@@ -91,13 +140,19 @@ def _annotate(run: Run) -> dict[str, Any]:
 def _vectors(run: Run) -> dict[str, Any]:
     c = run.config
     traces = load_traces(run.path("annotated.jsonl"))
-    options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=c.n_nulls, seed=c.seed)
+    n_controls = max(c.n_nulls, c.n_random)
+    options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=n_controls, seed=c.seed)
     vectors = fit_vectors(run.model, traces, **options)
-    if not set(STEERED) & set(vectors.labels):
+    if not set(c.behaviors) & set(vectors.labels):
         raise LensteerError(
-            f"the chains have sentences of {list(vectors.labels)} only, and of none that is steered ({list(STEERED)}): "
-            "take another annotator, or longer chains"
+            f"the chains have sentences of {list(vectors.labels)} only, and of none that is steered "
+            f"({list(c.behaviors)}): take another annotator, or longer chains"
         )
+    for label in c.behaviors:
+        n = vectors.counts[label]
+        if n < FEW_SPANS:
+            words = "has no sentence in the chains and is left out" if not n else f"rests on {n} sentences only"
+            run.note(f"{label} {words}: {FEW_SPANS} or more are wanted for a vector.")
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
 
@@ -105,78 +160,172 @@ def _vectors(run: Run) -> dict[str, Any]:
 def _attribute(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
-    traces = load_traces(run.path("annotated.jsonl"))
-    options: dict[str, Any] = dict(behaviors=[b for b in STEERED if b in vectors.labels], max_spans=c.max_spans)
-    options |= dict(seed=c.seed, progress=run.progress)
-    scores = attribute(run.model, traces, vectors, **options)
+    traces = [trace for trace in load_traces(run.path("annotated.jsonl")) if trace.spans]
+    step = max(1, len(traces) // c.score_chains)
+    some = traces[::step][: c.score_chains]  # from all files, if several
+    options: dict[str, Any] = dict(behaviors=_steered(run, vectors), max_spans=c.max_spans)
+    options |= dict(coefficient=c.score_coefficient, scaling=c.unit, seed=c.seed, progress=run.progress)
+    scores = attribute(run.model, some, vectors, **options)
     scores.save(run.path("scores.json"))
     if c.n_nulls:  # control vectors are nearly free where a vector enters as a dot product
-        beside = attribute(run.model, traces, vectors, method="fisher", nulls=c.n_nulls, **options)
+        beside = attribute(run.model, some, vectors, method="fisher", nulls=c.n_nulls, **options)
         beside.save(run.path("nulls.json"))
     embedding_overlap(run.model, vectors).save(run.path("overlap.json"))
     return {"method": scores.method}
 
 
+def _steered(run: Run, vectors: BehaviorVectors) -> list[str]:
+    return [b for b in run.config.behaviors if b in vectors.labels]
+
+
 def _select(run: Run) -> dict[str, Any]:
     c = run.config
-    site = select_layers(LayerScores.load(run.path("scores.json")), EmbeddingOverlap.load(run.path("overlap.json")))
+    vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
+    labels = _steered(run, vectors)
+    if c.layers:
+        layers = dict(zip(c.behaviors, c.layers * (len(c.behaviors) if len(c.layers) == 1 else 1), strict=True))
+        site = Site({b: layers[b] for b in labels}, dict.fromkeys(labels, "asked for"))
+    else:
+        nulls = LayerScores.load(run.path("nulls.json")) if c.n_nulls else None
+        overlap = EmbeddingOverlap.load(run.path("overlap.json"))
+        site = select_layers(LayerScores.load(run.path("scores.json")), overlap, behaviors=labels, nulls=nulls)
     site.save(run.path("site.json"))
+    annotators = annotators_of(run)
+    _plan(run, annotators, labels)
     doses = choose_coefficients(
         run.model,
         run.tasks("dev"),
-        BehaviorVectors.load(run.path("vectors.safetensors"), run.model),
+        vectors,
         site,
         doses=c.doses,
-        min_parsed=c.min_parsed,
+        margins=run.margins,
         scope=SCOPES[c.scope],
-        sampling=run.sampling(1),
-        annotator=annotator_of(run),
+        unit=c.unit,
+        sampling=run.sampling(c.dev_samples),
+        annotator=annotators,
+        quality=c.quality // 2,
+        seed=c.seed,
         path=run.path("doses.jsonl"),
         progress=run.progress,
     )
     doses.save(run.path("doses.json"))
-    return {"layers": dict(site), "coefficients": doses.coefficients}
+    for label, pair in doses.pairs.items():
+        for kind, dose in zip(KINDS, pair, strict=True):
+            if dose is None:
+                run.note(f"Every dose that pushes {label} {kind} breaks the text on dev tasks: it is not run.")
+    if not doses.down and not doses.up:
+        raise LensteerError(
+            f"every one of the doses {list(c.doses)} breaks the text, for every behavior, down and up: try smaller "
+            f"ones ({run.path('doses.json')} says what breaks)"
+        )
+    return {"layers": dict(site), "down": doses.down, "up": doses.up}
+
+
+def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) -> None:
+    """Base rates on dev tasks, and what the evaluation could see: before anything long is begun.
+
+    Raises:
+        LensteerError: the unsteered chains are themselves what would be called broken.
+    """
+    c = run.config
+    begun = time.perf_counter()
+    sampling = run.sampling(max(c.dev_samples, PLAN_SAMPLES if c.temperature else 1))
+    base = run_arms(
+        run.model,
+        run.tasks("dev"),
+        [Arm(BASE)],
+        sampling,
+        annotator=annotators,
+        path=run.path("plan.jsonl"),
+        progress=run.progress,
+    )
+    check_standard(base, run.margins)
+    found = power(base, labels, n_tasks=c.n_test, n_samples=c.n_samples)
+    rate = sum(r.length for r in base) / max(time.perf_counter() - begun, 1e-9)
+    if run.path("plan.json").exists():  # the chains were read back, which takes no time
+        rate = float(json.loads(run.path("plan.json").read_text(encoding="utf-8"))["tokens_per_second"])
+    per_chain = sum(r.length for r in base) / len(base)
+    n_layers = len(set(Site.load(run.path("site.json")).values()))
+    chains = {
+        "doses": len(run.tasks("dev")) * c.dev_samples * (1 + 2 * len(labels) * len(c.doses)),
+        "own": c.n_test * c.n_samples * (1 + 3 * len(labels)),
+        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_random * len(POOLS) * n_layers,
+    }
+    minutes = sum(chains.values()) * per_chain / rate / 60
+    plan = {"chains": chains, "tokens_per_chain": per_chain, "tokens_per_second": rate, "minutes": minutes}
+    write_atomically(run.path("plan.json"), json.dumps({**plan, "power": to_rows(found)}, indent=1))
+    run.announce(
+        f"plan: {', '.join(f'{n} chains ({what})' for what, n in chains.items())}; about {minutes:.0f} min at "
+        f"{rate:.0f} tokens/s"
+    )
+    for p in found:
+        down = "a fall can be tested" if p.down else "too rare for a fall to be tested"
+        run.announce(
+            f"plan: {p.behavior} is {p.base:.1%} of sentences, about {p.events:.0f} unsteered; a rise to {p.rise:.1%} "
+            f"would be found in 8 of 10 runs; {down}"
+        )
+        if not p.down:
+            run.note(
+                f"{p.behavior}: about {p.events:.0f} sentences on {p.tasks:.0f} tasks are expected unsteered; a fall "
+                f"is tested from {MIN_EVENTS} on {MIN_EVENT_TASKS}."
+            )
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     site, doses = Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
+    examples: dict[str, Trace] = {}
+    one = run.tasks("test")[:EXAMPLES]
+
+    def keep(arm: str, trace: Trace) -> None:
+        if trace.sample == 0 and any(trace.task.id == task.id for task in one):
+            examples[f"{arm}|{trace.task.id}"] = trace
+
     evaluation = evaluate(
         run.model,
         run.tasks("test"),
         vectors,
         site,
-        doses.coefficients,
+        doses.pairs,
         scope=SCOPES[c.scope],
+        unit=c.unit,
         words={b: organism.cue(b) if c.tasks == "organism" else WORDS[b] for b in site},
         n_random=c.n_random,
+        control_samples=c.control_samples,
         sampling=run.sampling(c.n_samples),
-        annotator=annotator_of(run),
+        annotator=with_masks(annotators_of(run)),
+        margins=run.margins,
+        quality=c.quality,
         seed=c.seed,
         path=run.path("evaluation.jsonl"),
         progress=run.progress,
+        keep=keep,
     )
     evaluation.save(run.path("evaluation.json"))
-    _examples(run, vectors, evaluation, doses)
-    chains = len(evaluation.arms) * evaluation.n_tasks * evaluation.n_samples
-    shown = [f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences"]
+    _examples(run, evaluation, examples, [task.id for task in one])
+    chains = sum(arm.chains for arm in evaluation.arms)
+    shown = [
+        f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences" and not e.annotator
+    ]
     return {"chains": chains, "shown": shown}
 
 
-def _examples(run: Run, vectors: BehaviorVectors, evaluation: Evaluation, doses: Doses) -> None:
-    """One test task unsteered, and steered down and up along the behavior that moved most."""
-    most = max((e for e in evaluation.effects if e.kind == "up" and e.unit == "sentences"), key=lambda e: e.change)
-    scope, strength = SCOPES[run.config.scope], doses.coefficients[most.behavior]
-    plans = {
-        f"{most.behavior}/{kind}": SteeringPlan(vectors[most.behavior], most.layer, sign * strength, scope)
-        for kind, sign in (("down", -1), ("up", 1))
-    }
-    found: dict[str, Trace] = {}
-    arms = [Arm("unsteered"), *(Arm(name, plan) for name, plan in plans.items())]
-    one = run.tasks("test")[:1]
-    run_arms(run.model, one, arms, run.sampling(1), annotator=annotator_of(run), keep=found.__setitem__)
-    lines = [json.dumps({"arm": arm, "trace": json.loads(trace.to_json())}) + "\n" for arm, trace in found.items()]
+def _examples(run: Run, evaluation: Evaluation, found: Mapping[str, Trace], tasks: Sequence[str]) -> None:
+    """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; none was picked."""
+    rises = sorted(
+        (e for e in evaluation.effects if e.kind == "up" and e.unit == "sentences" and not e.annotator),
+        key=lambda e: -e.change,
+    )
+    lines = []
+    for number, task in enumerate(tasks):
+        arms = [BASE]
+        if rises:
+            behavior = rises[number % len(rises)].behavior
+            arms += [f"{behavior}/{kind}" for kind in KINDS]
+        for arm in arms:
+            if (trace := found.get(f"{arm}|{task}")) is not None:
+                lines.append(json.dumps({"arm": arm, "trace": json.loads(trace.to_json())}) + "\n")
     write_atomically(run.path("examples.jsonl"), "".join(lines))
 
 

@@ -42,7 +42,8 @@ class Figures:
             return NOTHING
         label = escape(self.source + name)
         if isinstance(value, (bool, str)):
-            return f'<data title="{label}" value="{escape(str(value))}">{escape(str(value))}</data>'
+            text = visible(str(value)) if style == "token" else str(value)
+            return f'<data title="{label}" value="{escape(str(value))}">{escape(text)}</data>'
         pattern, factor = STYLES[style]
         text = pattern.format(value * factor).replace("-", "−")
         return f'<data title="{label}" value="{value!r}">{text}</data>'
@@ -56,6 +57,14 @@ class Figures:
         if self.found.get(low) is None or self.found.get(high) is None:
             return ""
         return f'<span class="interval">({self.between(low, high, style).replace(" %", "")})</span>'
+
+
+def visible(token: str) -> str:
+    """A token's text with marks for what cannot be seen: line breaks, tabs, and a text of nothing but spaces."""
+    if not token.strip(" "):
+        return "␣" * len(token) or "∅"
+    text = token.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", words: int = 1) -> str:
@@ -99,7 +108,7 @@ STYLE = f"""
 @media print {{ :root {{ {_variables("light")} }} body {{ zoom: 0.7 }}
   figure, tr {{ break-inside: avoid }} }}
 * {{ box-sizing: border-box }}
-body {{ max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+body {{ max-width: 78rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 {FONT} }}
 h1 {{ font-size: 1.8rem; line-height: 1.2; margin: 0.5rem 0 0.25rem; overflow-wrap: anywhere }}
 h2 {{ font-size: 1.3rem; margin: 2.75rem 0 0.5rem; padding-top: 0.75rem; border-top: 1px solid var(--line) }}

@@ -47,9 +47,9 @@ def render(results: RunResults) -> str:
         section(
             "doses",
             "How strong",
-            f"<p>The coefficient of each behavior is the largest tried at which, in both directions, at least "
-            f"{f('doses.min_parsed', 'percent')} of the chains on {f('doses.n_tasks', 'count')} dev tasks still parse "
-            "(dashed line).</p>",
+            f"<p>The coefficient of each behavior, down and up, is the largest tried at which the text on "
+            f"{f('doses.n_tasks', 'count')} dev tasks × {f('doses.n_samples', 'count')} is no worse than unsteered by "
+            "more than the stated margins.</p>",
             _figure("dose-curves", plots.doses(results.doses)),
         ),
         cache(results, f),

@@ -25,7 +25,7 @@ class RunResults:
         config: the settings of the run; values of any kind, shown as text.
         traces: the annotated chains that the vectors come from.
         annotator: who labeled the chains, and flat figures on how good that is.
-        alignment: sentences "matched", "repaired", "dropped" and "unparsed".
+        alignment: chains with labels "given", sentences "matched", "repaired", "dropped" and "unparsed".
         vectors: of the behaviors.
         overlap: of the vectors with single tokens.
         scores: by layer.
@@ -36,8 +36,9 @@ class RunResults:
         evaluation: on held-out tasks.
         seconds: what each stage took.
         reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
-        example: a chain without steering.
-        steered: the same task under some arms, by the arm's name ("backtracking/up").
+        examples: arm and chain, task by task: unsteered, and under some arms ("backtracking/up").
+        plan: what the run said beforehand: chains by stage, and "power" by behavior.
+        notes: warnings that came up on the way.
         cache: of a one-shot cache edit, if one was measured: "c_values", facts on the "vector", "test" (`Modes`).
     """
 
@@ -56,7 +57,8 @@ class RunResults:
     evaluation: Evaluation
     seconds: Mapping[str, float | int]
     reference: Mapping[str, Any] | None = None
-    example: Trace | None = None
-    steered: Mapping[str, Trace] = field(default_factory=dict)
+    examples: Sequence[tuple[str, Trace]] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     cache: Mapping[str, Any] | None = None
     nulls: LayerScores | None = None

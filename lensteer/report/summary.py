@@ -13,34 +13,33 @@ from typing import Any
 
 from lensteer.attribution import null_tests
 from lensteer.behaviors import BEHAVIORS
-from lensteer.evaluation import FIGURES, ArmSummary, Doses, Evaluation, Modes
+from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
+from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
 from lensteer.overlap import SIDES
 from lensteer.report.results import RunResults
 
 Value = float | int | str | bool | None
 
-#: Whether a behavior moved as wanted when pushed (up, down), in words.
-VERDICTS = {
-    (True, True): "shown in both directions",
-    (True, False): "only up",
-    (False, True): "only down",
-    (False, False): "not shown",
-}
-ARM_FIELDS = tuple(f.name for f in fields(ArmSummary) if f.name not in ("arm", "accuracy_low", "accuracy_high"))
+ARM_FIELDS = tuple(
+    f.name
+    for f in fields(ArmSummary)
+    if f.name not in ("arm", "pool", "layer", "text", "accuracy_low", "accuracy_high")
+)
 
 
 def summary(results: RunResults) -> dict[str, Value]:
     """All figures of a run.
 
-    `shown.<behavior>.up` and `.down` say whether steering did what it claims: a change of the wanted sign, an interval
-    that excludes 0, and no random vector that does as much.
+    `shown.<behavior>.up` and `.down` say whether steering did what it claims, `shown.<behavior>.up_verdict` and
+    `.down_verdict` what can be said instead; see `Effect.verdict`.
     """
     found: dict[str, Any] = {"title": results.title}
     found |= {f"model.{name}": value for name, value in results.model.items()}
     found |= {f"config.{name}": value for name, value in results.config.items()}
     found |= {f"annotator.{name}": value for name, value in results.annotator.items()}
     found |= {f"alignment.{name}": value for name, value in results.alignment.items()}
-    found |= _traces(results) | _where(results) | _cosines(results) | _doses(results.doses)
+    found |= {f"note.{number}": note for number, note in enumerate(results.notes)}
+    found |= _traces(results) | _where(results) | _cosines(results) | _doses(results.doses) | _plan(results.plan)
     found |= _effects(results.evaluation) | _arms(results.evaluation) | _cost(results) | _cache(results)
     return {name: _plain(value) for name, value in found.items()}
 
@@ -66,6 +65,11 @@ def _traces(results: RunResults) -> dict[str, Any]:
         "vectors.window": vectors.recipe.window,
         "vectors.negatives": vectors.recipe.negatives,
     }
+    for label, layer in results.site.items():
+        direction = vectors[label]
+        length = float(direction.at(layer).norm())
+        found[f"vectors.{label}.length"] = length
+        found[f"vectors.{label}.relative_length"] = length / float(direction.scaled(layer, "mean_norm").norm())
     for label in BEHAVIORS:
         found[f"traces.spans.{label}"] = sum(span.label == label for trace in traces for span in trace.spans)
         if label in vectors.labels:
@@ -123,62 +127,104 @@ def _cosines(results: RunResults) -> dict[str, Any]:
 
 
 def _doses(doses: Doses) -> dict[str, Any]:
-    found: dict[str, Any] = {"doses.n_tasks": doses.n_tasks, "doses.min_parsed": doses.min_parsed}
-    found |= {f"doses.{label}.coefficient": value for label, value in doses.coefficients.items()}
+    found: dict[str, Any] = {
+        "doses.n_tasks": doses.n_tasks,
+        "doses.n_samples": doses.n_samples,
+        "doses.unit": doses.coefficient_unit,
+    }
+    found |= {f"doses.margin.{name}": value for name, value in asdict(doses.margins).items()}
+    for label, (down, up) in doses.pairs.items():
+        found |= {f"doses.{label}.down": down, f"doses.{label}.up": up}
     for dose in doses.curve:
-        for name in ("share", "parsed"):
-            found[f"doses.{dose.behavior}.{dose.coefficient:+g}.{name}"] = getattr(dose, name)
+        path = f"doses.{dose.behavior}.{dose.coefficient:+.3g}"
+        found |= {f"{path}.share": dose.share, f"{path}.length": dose.length, f"{path}.readable": dose.readable}
+        for figure in () if dose.text is None else dose.text.figures:
+            found |= {f"{path}.{figure.name}": figure.value, f"{path}.{figure.name}.ok": figure.ok}
+    return found
+
+
+def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    found = {f"plan.{name}": value for name, value in plan.items() if not isinstance(value, (dict, list))}
+    found |= {f"plan.chains.{name}": n for name, n in plan.get("chains", {}).items()}
+    for row in plan.get("power", ()):
+        found |= {f"power.{row['behavior']}.{name}": value for name, value in row.items() if name != "behavior"}
     return found
 
 
 def _effects(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("n_tasks", "n_samples", "n_random", "scope")
+    names = ("n_tasks", "n_samples", "n_random", "control_samples", "scope", "coefficient_unit")
     found: dict[str, Any] = {f"evaluation.{name}": getattr(evaluation, name) for name in names}
-    found["evaluation.smallest_p"] = 1 / (1 + evaluation.n_random)
-    shown: dict[str, dict[str, bool]] = {}
+    first = evaluation.annotators[0]
     for effect in evaluation.effects:
         path = f"effect.{effect.behavior}.{effect.kind}.{effect.unit}"
+        if effect.annotator:
+            path = f"by.{effect.annotator}.{effect.behavior}.{effect.kind}"
         for field in fields(effect):
-            if field.name not in ("behavior", "kind", "unit"):
+            if field.name not in ("behavior", "kind", "unit", "annotator", "controls"):
                 found[f"{path}.{field.name}"] = getattr(effect, field.name)
-        found[f"{path}.shown"] = effect.shown
-        if effect.unit == "sentences":
-            shown.setdefault(effect.behavior, {})[effect.kind] = effect.shown
-    for label, kinds in shown.items():
-        up, down = kinds.get("up", False), kinds.get("down", False)
-        found |= {f"shown.{label}.up": up, f"shown.{label}.down": down}
-        found[f"shown.{label}.verdict"] = VERDICTS[up, down]
-    found["shown.n_behaviors"] = len(shown)
-    found["shown.n_both"] = sum(bool(kinds.get("up") and kinds.get("down")) for kinds in shown.values())
+        for pool in effect.controls:
+            values = {name: value for name, value in asdict(pool).items() if name != "pool"}
+            found |= {f"{path}.{pool.pool}.{name}": value for name, value in values.items()}
+        found |= {f"{path}.shown": effect.shown, f"{path}.verdict": effect.verdict}
+    found |= {f"annotators.{i}": name or first for i, name in enumerate(evaluation.annotators)}
+    counts: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+    for label in evaluation.behaviors:
+        verdicts = {kind: evaluation.verdict(label, kind) for kind in KINDS}
+        for kind, verdict in verdicts.items():
+            found |= {f"shown.{label}.{kind}": verdict == SHOWN, f"shown.{label}.{kind}_verdict": verdict}
+            counts[kind][verdict] = counts[kind].get(verdict, 0) + 1
+        found[f"shown.{label}.verdict"] = (
+            "shown in both directions"
+            if set(verdicts.values()) == {SHOWN}
+            else "; ".join(f"{kind}: {verdict}" for kind, verdict in verdicts.items())
+        )
+    for kind, by_verdict in counts.items():
+        found |= {f"shown.n_{kind}": by_verdict.get(SHOWN, 0)}
+        found |= {f"shown.n_{kind}.{verdict}": n for verdict, n in by_verdict.items()}
+    found |= {"test.level": LEVEL, "test.min_events": MIN_EVENTS, "test.min_event_tasks": MIN_EVENT_TASKS}
+    found["shown.n_behaviors"] = len(evaluation.behaviors)
+    found["shown.n_both"] = sum(
+        all(evaluation.verdict(label, kind) == SHOWN for kind in KINDS) for label in evaluation.behaviors
+    )
+    found["shown.n_tested"] = sum(
+        not math.isnan(e.p_holm) for e in evaluation.effects if _primary(e.unit, e.annotator) and e.kind in KINDS
+    )
     return found
 
 
-def random_arm(name: str) -> str | None:
-    """The layer of an arm with a random vector ("L4"), or None for any other arm."""
-    layer, _, vector = name.partition("/")
-    return layer if vector.startswith("random-") else None
+def _primary(unit: str, annotator: str) -> bool:
+    return unit == "sentences" and not annotator
 
 
 def _arms(evaluation: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {}
     chance: dict[str, list[ArmSummary]] = {}
+    broken = 0
     for arm in evaluation.arms:
-        layer = random_arm(arm.arm)
-        if layer is not None:
-            chance.setdefault(layer, []).append(arm)
+        if arm.pool:
+            chance.setdefault(f"L{arm.layer}.{arm.pool}", []).append(arm)
             continue
+        path = f"arm.{arm.arm.replace('/', '.')}"
         for name in (*ARM_FIELDS, "accuracy_low", "accuracy_high"):
-            found[f"arm.{arm.arm.replace('/', '.')}.{name}"] = getattr(arm, name)
-    for layer, arms in chance.items():
-        found[f"random.{layer}.n"] = len(arms)
-        for name in ARM_FIELDS:
-            found[f"random.{layer}.{name}.min"], found[f"random.{layer}.{name}.max"] = _range(arms, name)
+            found[f"{path}.{name}"] = getattr(arm, name)
+        if arm.text is not None:
+            found |= {f"{path}.text": arm.text.ok, f"{path}.text_why": arm.text.why}
+            broken += not arm.text.ok
+    found["text.n_broken"] = broken
+    for name, arms in chance.items():
+        found |= {f"random.{name}.n": len(arms), f"random.{name}.n_broken": sum(_breaks(arm) for arm in arms)}
+        for field in ARM_FIELDS:
+            found[f"random.{name}.{field}.min"], found[f"random.{name}.{field}.max"] = _range(arms, field)
     return found
 
 
-def _range(arms: Iterable[ArmSummary], name: str) -> tuple[float, float]:
-    values = [getattr(arm, name) for arm in arms]
-    return min(values), max(values)
+def _breaks(arm: ArmSummary) -> bool:
+    return arm.text is not None and not arm.text.ok
+
+
+def _range(arms: Iterable[ArmSummary], name: str) -> tuple[float | int | None, float | int | None]:
+    values = [value for arm in arms if (value := getattr(arm, name)) is not None and math.isfinite(value)]
+    return min(values, default=None), max(values, default=None)
 
 
 def _cache(results: RunResults) -> dict[str, Any]:
@@ -202,14 +248,13 @@ def _cache(results: RunResults) -> dict[str, Any]:
 
 def _cost(results: RunResults) -> dict[str, Any]:
     evaluation, seconds = results.evaluation, results.seconds
-    per_arm = evaluation.n_tasks * evaluation.n_samples
     settings = {(d.behavior, d.coefficient) for d in results.doses.curve if d.coefficient}
     found: dict[str, Any] = {f"seconds.{stage}": float(value) for stage, value in seconds.items()}
     found["seconds.total"] = float(sum(seconds.values()))
     found |= {
         "cost.evaluation.arms": len(evaluation.arms),
-        "cost.evaluation.chains": len(evaluation.arms) * per_arm,
-        "cost.evaluation.tokens": sum(round(arm.length * per_arm) for arm in evaluation.arms),
+        "cost.evaluation.chains": sum(arm.chains for arm in evaluation.arms),
+        "cost.evaluation.tokens": sum(round(arm.length * arm.chains) for arm in evaluation.arms),
         "cost.doses.arms": 1 + len(settings),
     }
     return found | {f"cost.scores.{name}": value for name, value in results.scores.cost.items()}

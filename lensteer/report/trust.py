@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from lensteer.behaviors import BEHAVIORS
 from lensteer.report.markup import Figures, section, table
 from lensteer.report.sections import name
@@ -16,7 +18,9 @@ ANNOTATORS = {
 
 def annotator(f: Figures) -> str:
     """Who annotated; κ, macro-F1 and F1 by label with their intervals, if there was anything to hold it against."""
-    who = f"<p>Every sentence was labeled by {ANNOTATORS[str(f.found['annotator.name'])]}. "
+    who = f"<p>Every sentence of generated text was labeled by {ANNOTATORS[str(f.found['annotator.name'])]}. "
+    if f.found.get("alignment.given"):
+        who += f"The {f('alignment.given', 'count')} chains that vectors were fitted on kept the labels of their own. "
     if f.found.get("annotator.macro_f1") is None:
         known = f.found.get("annotator.name") == "grammar"
         held = "" if known else "No labeled chains were there to hold it against: how good it is here is not known."
@@ -25,6 +29,13 @@ def annotator(f: Figures) -> str:
     rows += [
         [f"F1, {name(b)}", *_cells(f, f"f1.{b}")] for b in BEHAVIORS if f.found.get(f"annotator.f1.{b}") is not None
     ]
+    beside = [n for n in str(f.found.get("annotator.names", "")).strip("[]").replace('"', "").split(", ")[1:] if n]
+    for other, title in [("left_out", "without any chain of the model it is judged on"), *((n, n) for n in beside)]:
+        if f.found.get(f"annotator.{other}.macro_f1") is not None:
+            rows += [
+                [f"macro-F1, {escape(title)}", *_cells(f, f"{other}.macro_f1")],
+                [f"Cohen's κ, {escape(title)}", *_cells(f, f"{other}.kappa")],
+            ]
     return section(
         "annotator",
         "Who says which behavior a sentence is",

@@ -64,6 +64,6 @@ def _tokens(f: Figures, label: str, side: str) -> str:
     path = f"nearest.{label}.{side}"
     ranks = dict.fromkeys(key.split(".")[0] for key in part(f.found, path))
     return ", <wbr>".join(  # a token that begins with a space does not let a line end before it
-        f'<span class="token">{f(f"{path}.{rank}.token")}</span>&nbsp;{f(f"{path}.{rank}.cosine", "cosine")}'
+        f'<span class="token">{f(f"{path}.{rank}.token", "token")}</span>&nbsp;{f(f"{path}.{rank}.cosine", "cosine")}'
         for rank in ranks
     )
