@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class _Shared:
     def __init__(self, config: Config):
         self.config, self.model = config, ls.load_model()
         self.sampling = Sampling(1, 1.0, config.seed, 400, 256)
-        self.options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+        self.options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm")
 
     @cached_property
     def dev(self) -> list[ls.Task]:
@@ -99,7 +99,7 @@ class _Shared:
 
     @cached_property
     def looks_changed(self) -> ls.BehaviorAttention:
-        plan = ls.SteeringPlan(self.vectors["backtracking"], self.site["backtracking"], 0.6, ls.onsets)
+        plan = replace(self.plan(ls.onsets), coefficient=0.6)
         return ls.behavior_attention(self.model, self.traces[:30], plan=plan)
 
     @cached_property
@@ -109,8 +109,13 @@ class _Shared:
     @cached_property
     def evaluation(self) -> ls.Evaluation:
         n, words = self.config.n_random, {b: organism.cue(b) for b in self.site}
-        options = dict(scope=ls.onsets, words=words, n_random=n, sampling=self.sampling)
-        return ls.evaluate(self.model, self.dev, self.vectors, self.site, 0.5, **options)
+        options = dict(scope=ls.onsets, words=words, n_random=n, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
+        return ls.evaluate(self.model, self.dev, self.vectors, self.site, 1.0, **options)
+
+    @cached_property
+    def doses(self) -> ls.Doses:
+        options = dict(scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
+        return ls.choose_coefficients(self.model, self.dev, self.vectors, self.site, doses=(0.5, 1.0, 1.5), **options)
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -125,7 +130,8 @@ class _Shared:
         return ForcedChain.of(self.model, self.chain)
 
     def plan(self, scope: ls.PositionScope) -> ls.SteeringPlan:
-        return ls.SteeringPlan(self.vectors["backtracking"], self.site["backtracking"], 0.5, scope)
+        direction, layer = self.vectors["backtracking"], self.site["backtracking"]
+        return ls.SteeringPlan(direction, layer, 0.5, scope, unit="mean_norm")
 
     @cached_property
     def left_out(self) -> LeaveOneOut:
@@ -146,7 +152,8 @@ class _Shared:
         vector = cache_versus_residual.residual_direction(self.model, self.pairs)
         scopes = {"once": cache_versus_residual.header, "throughout": cache_versus_residual.header | ls.generated}
         plans = {"cache": CachePlan(self.cache, 0.75)}
-        plans |= {f"residual, {name}": ls.SteeringPlan(vector, 3, 0.5, scope) for name, scope in scopes.items()}
+        residual = ls.SteeringPlan(vector, 3, 0.5, unit="mean_norm")
+        plans |= {f"residual, {name}": replace(residual, scope=scope) for name, scope in scopes.items()}
         prompts = cache_versus_residual.prompt_ids(self.model, self.dev)
         return {
             name: cache_versus_residual.persistence(self.model, prompts, plan, self.config.seed)
@@ -179,9 +186,7 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     "behavior_attention": lambda s: plots.behavior_attention(s.looks, *s.head),
     "behavior_attention-change": lambda s: plots.behavior_attention(s.looks_changed, 7, 3),
     "effects": lambda s: plots.effects(s.evaluation),
-    "doses": lambda s: plots.doses(
-        ls.choose_coefficients(s.model, s.dev, s.vectors, s.site, doses=(0.3, 0.6, 1.2), sampling=s.sampling)
-    ),
+    "doses": lambda s: plots.doses(s.doses),
     "modes": lambda s: plots.modes(s.modes),
     "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
     "forced_effect": lambda s: plots.forced_effect(s.forced.effect(s.plan(ls.onsets)), s.chain),

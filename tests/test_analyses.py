@@ -82,14 +82,14 @@ def test_fidelity_holds_every_method_against_the_exact_scores():
 
 
 def test_layer_attribution_takes_a_model_or_a_run(tmp_path):
-    from lensteer.pipeline import Run, RunConfig, run_stage
+    from lensteer.pipeline import ORGANISM, Run, run_stage
 
     analysis = load("layer_attribution")
     alone = analysis.main(analysis.Config(n_train=16, max_spans=8, nulls=9))
     assert alone.tests.n == 9
     assert set(alone.site) == set(ls.STEERED)
     assert analysis.table(alone).count("\n") == 1 + 2 * len(ls.STEERED)
-    run = Run.open(tmp_path / "run", RunConfig(n_train=16, n_dev=2, n_test=2))
+    run = Run.open(tmp_path / "run", dataclasses.replace(ORGANISM, n_train=16, n_dev=2, n_test=2))
     for stage in ("traces", "annotate"):
         run_stage(run, stage)
     of_run = analysis.main(analysis.Config(run=tmp_path / "run", max_spans=8, nulls=9))

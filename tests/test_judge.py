@@ -6,7 +6,6 @@ import _thread
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -195,11 +194,8 @@ def test_a_repair_says_what_it_was():
     assert parse_reply("I cannot do that.", sentences).faults == ["no label in it"]
 
 
-@pytest.mark.skipif(
-    "LENSTEER_REFERENCE" not in os.environ, reason="LENSTEER_REFERENCE names no folder of reference data"
-)
-def test_what_a_real_judge_wrote_is_read_as_the_reader_of_its_files_does():
-    path = Path(os.environ["LENSTEER_REFERENCE"]) / "r1_qwen_1.5b_annotated_chains.jsonl"
+def test_what_a_real_judge_wrote_is_read_as_the_reader_of_its_files_does(reference_folder):
+    path = reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl"
     said = [json.loads(line)["annotated"] for line in path.read_text(encoding="utf-8").splitlines()]
     found, expected = [], []
     for annotated, trace in zip(said, read_published(path)[0], strict=True):
