@@ -51,7 +51,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class RunConfig:
     """What a run does. The defaults are for a language model; `ORGANISM` and `DEMO` are for the embedded one.
 
-    They were chosen on mini-R1, a SmolLM2-135M that thinks in R1's manner (`analyses/LOG.md`, 2026-11-26).
+    They are a first choice: what had worked by hand on mini-R1, a SmolLM2-135M that thinks in R1's manner, before any
+    full run there (`analyses/LOG.md`, 2026-11-26).
 
     Attributes:
         model: a checkpoint; None is the embedded organism.
