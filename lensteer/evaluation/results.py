@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -277,8 +276,3 @@ def _effect(values: dict[str, Any]) -> Effect:
 def _arm(values: dict[str, Any]) -> ArmSummary:
     text = values["text"]
     return ArmSummary(**{**values, "text": None if text is None else TextCheck.from_dict(text)})
-
-
-def is_nan(value: float | None) -> bool:
-    """Whether a figure is missing."""
-    return value is None or math.isnan(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,10 +116,6 @@ class TextCheck:
     def from_dict(values: dict[str, Any]) -> TextCheck:
         """From `asdict`."""
         return TextCheck(tuple(TextFigure(**figure) for figure in values["figures"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
-        return asdict(self)
 
 
 def text_check(arm: Sequence[Record], base: Sequence[Record], margins: Margins, *, seed: int = 0) -> TextCheck:
