@@ -54,7 +54,7 @@ def control_arms(
     for arm in own:
         if arm.kind and arm.plan is not None:
             (edit,) = arm.plan.edits
-            longest[edit.layer] = max(longest.get(edit.layer, 0.0), abs(edit.coefficient) * float(edit.vector.norm()))
+            longest[edit.layer] = max(longest.get(edit.layer, 0.0), edit.length)
     arms = []
     for layer, length in sorted(longest.items()):
         for pool in pools if n else ():

@@ -171,19 +171,14 @@ def choose_coefficients(
         raise LensteerError(f"{len(tasks)} dev task(s): an interval needs at least two")
     margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(doses))
-    arms = [Arm(BASE)]
+    scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
+    arms, tried = [Arm(BASE)], []
     for behavior, layer in site.items():
-        scale = _scale(vectors, site, behavior, unit) if same_length else 1.0
-        arms += [
-            Arm(
-                f"{behavior}/{sign * dose:+g}",
-                SteeringPlan(vectors[behavior], layer, sign * dose * scale, scope, unit=unit),
-                behavior=behavior,
-                kind=kind,
-            )
-            for dose in ladder
-            for kind, sign in KINDS.items()
-        ]
+        for dose in ladder:
+            for kind, sign in KINDS.items():
+                plan = SteeringPlan(vectors[behavior], layer, sign * dose * scales[behavior], scope, unit=unit)
+                arms.append(Arm(f"{behavior}/{sign * dose:+g}", plan, behavior=behavior, kind=kind))
+                tried.append((arms[-1], plan, dose))
     records = run_arms(
         model,
         tasks,
@@ -201,17 +196,15 @@ def choose_coefficients(
     check_standard(base, margins)
     curve = [Dose(b, layer, 0.0, 0.0, _share(base, b), None) for b, layer in site.items()]
     largest: dict[tuple[str, str], float] = {}
-    for arm in arms[1:]:
-        assert arm.plan is not None
-        (edit,) = arm.plan.edits
-        rows, length = by_arm[arm.name], abs(edit.coefficient) * float(edit.vector.norm())
+    for arm, plan, dose in tried:
+        rows = by_arm[arm.name]
         check = text_check(rows, base, margins, seed=seed)
-        curve.append(Dose(arm.behavior, edit.layer, edit.coefficient, length, _share(rows, arm.behavior), check))
+        share = _share(rows, arm.behavior)
+        curve.append(Dose(arm.behavior, plan.layer, plan.coefficient, plan.length, share, check))
         if check.ok:
-            largest[arm.behavior, arm.kind] = abs(float(arm.name.rpartition("/")[2]))
+            largest[arm.behavior, arm.kind] = dose
     if same_length:
         largest = _agreed(largest, site)
-    scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
     down, up = ({b: dose * scales[b] for (b, of), dose in largest.items() if of == kind} for kind in KINDS)
     return Doses(
         down,

@@ -224,8 +224,7 @@ def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> E
     layer, coefficient, length = -1, 0.0, 0.0
     if arm.plan is not None:
         (edit,) = arm.plan.edits
-        layer, coefficient = edit.layer, edit.coefficient
-        length = abs(coefficient) * float(edit.vector.norm())
+        layer, coefficient, length = edit.layer, edit.coefficient, edit.length
     controls, null, p_value = ranked(
         shares.fraction,
         [a for a in arms if a.pool and a.plan is not None and a.plan.edits[0].layer == layer],

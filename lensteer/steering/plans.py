@@ -137,6 +137,11 @@ class SteeringPlan(Joinable):
         raw = self.direction.at(self.layer)
         return raw / raw.norm()
 
+    @property
+    def length(self) -> float:
+        """Of the vector that is added at each position."""
+        return abs(self.coefficient) * float(self.vector.norm())
+
     def describe(self) -> list[Any]:
         """All that the edit depends on, as JSON-ready values."""
         return [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
