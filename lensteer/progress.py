@@ -27,6 +27,12 @@ class _Lines:
         self.stream.flush()
 
 
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; that `ipykernel` has been imported does not say so."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: Any) -> Any:
     """A `tqdm` bar; without a terminal or a notebook it writes a line every 20 seconds, without carriage returns.
 
@@ -35,7 +41,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: A
         show: whether to show anything at all.
         options: of `tqdm`, such as total, desc and unit.
     """
-    if show and not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if show and not (sys.stderr.isatty() or _in_notebook()):
         from tqdm.std import tqdm as plain
 
         return plain(items, file=_Lines(sys.stderr), mininterval=EVERY, maxinterval=EVERY, ncols=100, **options)
