@@ -50,7 +50,9 @@ def main(config: Config) -> list[Row]:
     """Score with every method; returns a row per method and coefficient."""
     model = ls.load_model(config.model)
     train = ls.load_tasks(split="train", n=config.n_train)
-    traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    traces = ls.annotate(
+        ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
+    )
     vectors = ls.fit_vectors(model, traces)
     options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
     exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, scaling="mean_norm", **options)

@@ -121,7 +121,7 @@ def write(model, n: int, seed: int) -> list[Chain]:
         prompt = ls.models.chat_text(model, world.prompt)
         ids = tuple(ls.models.encode(model, prompt))
         trace = trace_of(model, task, prompt, ids, Generated(tuple(ls.models.encode(model, text)), True))
-        chain = read(ls.annotate([trace])[0])
+        chain = read(ls.annotate([trace], ls.grammar)[0])
         if chain.returns:
             chains.append(chain)
     return chains

@@ -137,7 +137,7 @@ def main(config: Config) -> Result:
     sampling = Sampling(1, 1.0, config.seed, 400, 200, thinking=False)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     prompts = prompt_ids(model, tasks[: config.n_prompts])
-    dev = measure_modes(model, tasks, dose_arms(model, vector, config), sampling, progress=True)
+    dev = measure_modes(model, tasks, dose_arms(model, vector, config), sampling, progress=True, annotator=ls.grammar)
     best = max(config.c_values, key=lambda c: (dev[f"c_v={c:g}"].accuracy.mean, -c))
     cache = CachePlan(vector, best)
     budget = rollout_kl(model, prompts, [cache], seed=config.seed)[0].statistic(None)
@@ -155,7 +155,12 @@ def main(config: Config) -> Result:
     )
     plans = {site: (c.plan, c.kl) for site, c in zip(sites, calibrated, strict=True)}
     tried = measure_modes(
-        model, tasks, [Arm(f"{n}/{i}", plan, WORDS) for (n, i), (plan, _) in plans.items()], sampling, progress=True
+        model,
+        tasks,
+        [Arm(f"{n}/{i}", plan, WORDS) for (n, i), (plan, _) in plans.items()],
+        sampling,
+        progress=True,
+        annotator=ls.grammar,
     )
     chosen = {}
     for name in scopes:
@@ -171,9 +176,11 @@ def main(config: Config) -> Result:
         Arm("asked in words", None, ASK),
         Arm("offset token alone", None, WORDS, OFFSET),
         Arm("sides changed over", CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best), WORDS),
-        *(Arm(f"random-{i}", CachePlan(vector.random(i), best), WORDS) for i in range(config.n_random)),
+        *(Arm(f"random-{i}", CachePlan(vector.random(i), best), WORDS, kind="control") for i in range(config.n_random)),
     ]
-    test = measure_modes(model, ls.load_tasks(split="test", n=config.n_test), arms, sampling, progress=True)
+    test = measure_modes(
+        model, ls.load_tasks(split="test", n=config.n_test), arms, sampling, progress=True, annotator=ls.grammar
+    )
     spent = {name: plan for name, (_, plan, _) in chosen.items()} | {"cache": cache}
     held_out = prompt_ids(model, ls.load_tasks(split="test", n=2 * config.n_prompts))
     return Result(

@@ -61,7 +61,9 @@ class _Shared:
     @cached_property
     def traces(self) -> list[ls.Trace]:
         train = ls.load_tasks(split="train", n=self.config.n_train)
-        return ls.annotate(ls.generate_traces(self.model, train, temperature=1.0, max_new_tokens=400, batch_size=256))
+        return ls.annotate(
+            ls.generate_traces(self.model, train, temperature=1.0, max_new_tokens=400, batch_size=256), ls.grammar
+        )
 
     @cached_property
     def chain(self) -> ls.Trace:
@@ -144,8 +146,13 @@ class _Shared:
         arms = [Arm("unsteered", None, WORDS)]
         arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
         arms.append(Arm("asked in words", None, cache_versus_residual.ASK))
-        arms += [Arm(f"random-{i}", CachePlan(self.cache.random(i), 0.75), WORDS) for i in range(self.config.n_random)]
-        return ls.measure_modes(self.model, self.dev, arms, Sampling(1, 1.0, self.config.seed, 400, 256, False))
+        arms += [
+            Arm(f"random-{i}", CachePlan(self.cache.random(i), 0.75), WORDS, kind="control")
+            for i in range(self.config.n_random)
+        ]
+        return ls.measure_modes(
+            self.model, self.dev, arms, Sampling(1, 1.0, self.config.seed, 400, 256, False), annotator=ls.grammar
+        )
 
     @cached_property
     def persistence(self) -> dict[str, list[tuple[float, float, float]]]:

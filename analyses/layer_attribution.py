@@ -48,7 +48,9 @@ def main(config: Config) -> Result:
     model = ls.load_model(name)
     if traces is None:
         train = ls.load_tasks(split="train", n=config.n_train)
-        traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+        traces = ls.annotate(
+            ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
+        )
     vectors = ls.fit_vectors(model, traces, n_controls=config.nulls, seed=config.seed)
     options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm")
     scores = ls.attribute(model, traces, vectors, method="fisher", nulls=config.nulls, **options)

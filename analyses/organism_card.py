@@ -48,7 +48,9 @@ def main(config: Config) -> dict[str, object]:
     model = ls.load_model(config.model)
     tasks = ls.load_tasks(split="test", n=config.n)
     options = dict(max_new_tokens=config.max_new_tokens, batch_size=200, progress=True)
-    sampled = ls.annotate(ls.generate_traces(model, tasks, temperature=1.0, seed=1, n_samples=N_SAMPLES, **options))
+    sampled = ls.annotate(
+        ls.generate_traces(model, tasks, temperature=1.0, seed=1, n_samples=N_SAMPLES, **options), ls.grammar
+    )
     greedy = ls.generate_traces(model, tasks, **options)
     direct = ls.generate_traces(model, tasks, thinking=False, prefill="Answer:", **options)
     card: dict[str, object] = {
@@ -73,7 +75,8 @@ def main(config: Config) -> dict[str, object]:
                 seed=1,
                 rewrite=lambda t, b=behavior: f"{t.prompt} {cue(b)}",
                 **options,
-            )
+            ),
+            ls.grammar,
         )
         card[f"cue_{behavior}"] = {"share": shares(cued)[behavior], "uncued": shares(sampled)[behavior]}
     free = ls.generate_traces(model, tasks, thinking=False, temperature=1.0, seed=1, **options)

@@ -120,7 +120,9 @@ def _of_run(config: Config) -> Setting:
 def _fitted(config: Config) -> Setting:
     model = ls.load_model(config.model)
     train = ls.load_tasks(split="train", n=config.n_train)
-    traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    traces = ls.annotate(
+        ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
+    )
     vectors = ls.fit_vectors(model, traces)
     options = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
     scores = ls.attribute(model, traces, vectors, scaling="mean_norm", **options)

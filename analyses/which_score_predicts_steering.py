@@ -77,7 +77,9 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
     model = ls.load_model(path)
     name = "embedded" if Path(path) == ls.models.ORGANISM else Path(path).name
     train = ls.load_tasks(split="train", n=config.n_train)
-    traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    traces = ls.annotate(
+        ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
+    )
     vectors = ls.fit_vectors(model, traces, labels=ls.BEHAVIORS)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     plans = _calibrated(model, tasks[: config.n_prompts], vectors, config, config.folder / f"{number}-{name}.json")
@@ -89,6 +91,7 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
         Sampling(1, 1.0, config.seed, 400, 256),
         path=config.folder / f"{number}-{name}.jsonl",
         progress=True,
+        annotator=ls.grammar,
     )
     return Measured(
         name, effects(records, vectors.layers, config.seed + number), scores(model, traces, vectors, config)

@@ -69,7 +69,9 @@ def main(config: Config) -> list[Row]:
     """Run every recipe; returns a row per recipe."""
     model = ls.load_model(config.model)
     train = ls.load_tasks(split="train", n=config.n_train)
-    traces = ls.annotate(ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256))
+    traces = ls.annotate(
+        ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
+    )
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     layers = config.layers or tuple(range(ls.models.n_layers(model)))
     scope = {"thinking": ls.thinking, "everywhere": ls.everywhere, "onsets": ls.onsets}[config.scope]
@@ -81,7 +83,11 @@ def main(config: Config) -> list[Row]:
                     plan = ls.SteeringPlan(vectors[b], layer, sign * config.coefficient, scope, unit="mean_norm")
                     arms.append(Arm(f"{vectors.recipe}/{layer}/{b}/{kind}", plan))
     sampling = Sampling(1, 1.0, config.seed, 400, 256)
-    return rows(run_arms(model, tasks, arms, sampling, path=config.resume, progress=True), layers, config.seed)
+    return rows(
+        run_arms(model, tasks, arms, sampling, path=config.resume, progress=True, annotator=ls.grammar),
+        layers,
+        config.seed,
+    )
 
 
 def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[Row]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lensteer.behaviors import BEHAVIORS, Sentence, Span
+from lensteer.behaviors import Sentence, Span
 from lensteer.errors import LensteerError
 
 MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a mended place may be edits
@@ -89,7 +89,7 @@ def align(
     offsets: Sequence[int],
     *,
     prompt_length: int,
-    labels: Sequence[str] = BEHAVIORS,
+    labels: Sequence[str] | None = None,
 ) -> Alignment:
     """Place annotated sentences in a response.
 
@@ -102,7 +102,7 @@ def align(
         offsets: first character of each response token, never decreasing. Tokens that are bytes of one
             character have the same offset and stay together.
         prompt_length: number of prompt tokens, which is the absolute position of the first response token.
-        labels: the labels that may become spans.
+        labels: the labels that may become spans; None for any.
 
     Raises:
         LensteerError: `offsets` decreases or leaves the response, or `prompt_length` is negative.
@@ -115,7 +115,7 @@ def align(
                 f"offsets go from {before} to {after} at token {i}: they may only rise, to {len(response)}"
             )
     page = _Page(*_letters(response), response)
-    wanted = [_letters(s.text)[0] if s.label in labels else "" for s in sentences]
+    wanted = [_letters(s.text)[0] if labels is None or s.label in labels else "" for s in sentences]
     chain = _place(page, wanted, [s.text.strip() for s in sentences])
     spans: list[Span] = []
     repaired: list[Repair] = []
@@ -123,7 +123,7 @@ def align(
     cursor, token = 0, 0
     for i, (sentence, place) in enumerate(zip(sentences, chain, strict=True)):
         text, reason, start, end, first, last = sentence.text.strip(), "", 0, 0, 0, 0
-        if sentence.label not in labels:
+        if labels is not None and sentence.label not in labels:
             reason = f"label {sentence.label!r} not in {', '.join(labels)}"
         elif not text:
             reason = "empty text"

@@ -1,32 +1,57 @@
-"""The six behaviors of a reasoning chain, and where in a chain one of them stands.
+"""What sentences can be labeled as, and where in a chain a labeled sentence is.
 
-Values only: this module does not know how a sentence gets its label (`annotation`) or tokens (`alignment`).
+Any label works everywhere. The six published behaviors of reasoning chains are the default scheme.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lensteer.errors import LensteerError
 
-#: The published labels (arXiv 2506.18167), in the order of every behavior axis in lensteer.
-BEHAVIORS: tuple[str, ...] = (
-    "initializing",
-    "deduction",
-    "adding-knowledge",
-    "example-testing",
-    "uncertainty-estimation",
-    "backtracking",
-)
 
-#: The behaviors that are steered and evaluated: all but the first two.
-STEERED: tuple[str, ...] = BEHAVIORS[2:]
+@dataclass(frozen=True)
+class LabelScheme:
+    """The labels that a sentence can have.
+
+    Attributes:
+        labels: their names, in the order of every behavior axis.
+        descriptions: one line on each, which a judge is told.
+        steered: the labels that are steered and evaluated unless others are asked for; () means all.
+
+    Raises:
+        LensteerError: no label, a name twice or empty or reserved, a description missing, an unknown steered label.
+    """
+
+    labels: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    steered: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "descriptions", "steered"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.labels:
+            raise LensteerError("a scheme without labels: give at least one name")
+        for label in self.labels:
+            if self.labels.count(label) > 1:
+                raise LensteerError(f"the scheme has the label {label!r} twice: give each name once")
+            if not label.strip() or label == UNPARSED:
+                raise LensteerError(f"{label!r} cannot be a label: give a name other than {UNPARSED!r}")
+        if len(self.descriptions) != len(self.labels) or not all(map(str.strip, self.descriptions)):
+            raise LensteerError(
+                f"{len(self.descriptions)} descriptions for the labels {list(self.labels)}: give one line for each"
+            )
+        for label in self.steered:
+            check_behavior(label, self.labels)
+        if not self.steered:
+            object.__setattr__(self, "steered", self.labels)
+
 
 #: What an annotator calls a sentence that it could not read. Never the label of a `Span`, but such sentences
 #: stay in every denominator.
 UNPARSED = "unparsed"
 
 
-def check_behavior(label: str, known: Collection[str] = BEHAVIORS) -> str:
+def check_behavior(label: str, known: Collection[str]) -> str:
     """Return `label` if it is one of `known`.
 
     Args:
@@ -41,12 +66,53 @@ def check_behavior(label: str, known: Collection[str] = BEHAVIORS) -> str:
     return label
 
 
+#: The published labels (arXiv 2506.18167): the default scheme. All but the first two are steered.
+REASONING = LabelScheme(
+    labels=(
+        "initializing",
+        "deduction",
+        "adding-knowledge",
+        "example-testing",
+        "uncertainty-estimation",
+        "backtracking",
+    ),
+    descriptions=(
+        "takes the task in before any work on it is done: repeats the question in other words, lists what is given, "
+        "says what is asked or how to begin.",
+        "takes the next step of the present approach: computes, infers, combines what is already there, or states the "
+        "result of it.",
+        "brings in something from outside the task and the chain: a fact, a definition, a formula, a rule that one has "
+        "to know.",
+        "takes a concrete case, number or scenario of its own choice and works it through, to see whether an idea "
+        "holds.",
+        "says how sure the writer is: doubt, confusion, a guess that is called one, or trust in a result; the approach "
+        "stays as it is.",
+        "leaves the present approach or takes an earlier statement back, and turns to something else.",
+    ),
+    steered=("adding-knowledge", "example-testing", "uncertainty-estimation", "backtracking"),
+)
+BEHAVIORS: tuple[str, ...] = REASONING.labels
+STEERED: tuple[str, ...] = REASONING.steered
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Each label once: those of the default scheme first, in its order, then all others by name."""
+    found = set(labels)
+    return (*(b for b in BEHAVIORS if b in found), *sorted(found.difference(BEHAVIORS)))
+
+
+def axis_of(labels: Iterable[str]) -> tuple[str, ...]:
+    """The behavior axis for spans with these labels: the default scheme if it has them all, else what occurs."""
+    found = in_order(labels)
+    return found if set(found).difference(BEHAVIORS) else BEHAVIORS
+
+
 @dataclass(frozen=True)
 class Sentence:
     """One piece of text with its behavior, as an annotator returns it, before alignment.
 
     Attributes:
-        label: One of `BEHAVIORS`, or `UNPARSED`.
+        label: Any name, or `UNPARSED`.
         text: The sentence; a judge may have edited it, so it need not occur in the response word for word.
     """
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lensteer.behaviors import BEHAVIORS, Span
+from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 
 
@@ -99,7 +99,7 @@ class Fraction:
 
 
 def behavior_fractions(spans: Iterable[Span], n_sentences: int, n_tokens: int) -> dict[str, Fraction]:
-    """Share of the sentences and of the tokens that each of the six behaviors takes.
+    """Share of the sentences and of the tokens that each behavior takes.
 
     Args:
         spans: The annotated sentences of one or more traces.
@@ -107,7 +107,8 @@ def behavior_fractions(spans: Iterable[Span], n_sentences: int, n_tokens: int) -
         n_tokens: All tokens there that could have belonged to a span.
 
     Returns:
-        A `Fraction` for each label of `BEHAVIORS`, in that order; 0 where there is nothing to divide by.
+        A `Fraction` for each label of the default scheme, or for each that occurs where there are others; 0 where
+        there is nothing to divide by.
 
     Raises:
         LensteerError: There are more spans than sentences, or more tokens in spans than tokens.
@@ -125,4 +126,4 @@ def behavior_fractions(spans: Iterable[Span], n_sentences: int, n_tokens: int) -
         n_own = sum(span.end - span.start for span in own)
         return Fraction(len(own) / n_sentences if n_sentences else 0.0, n_own / n_tokens if n_tokens else 0.0)
 
-    return {label: fraction(label) for label in BEHAVIORS}
+    return {label: fraction(label) for label in axis_of(span.label for span in spans)}

@@ -256,6 +256,8 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
     summaries = tuple(
         ArmSummary(
             arm=name,
+            kind="control" if pool else name.rpartition("/")[2],
+            behavior="" if pool else name.rpartition("/")[0],
             pool=pool,
             layer=layer,
             chains=50 if pool else 100,
@@ -281,7 +283,7 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
 
 def results(**changes):
     """All of it, as one run."""
-    from lensteer.report import RunResults
+    from lensteer.report import Example, RunResults
 
     values = dict(
         title="lensteer demo",
@@ -306,7 +308,11 @@ def results(**changes):
         evaluation=evaluation(),
         seconds={"traces": 40.25, "evaluate": 122.5},
         reference=None,
-        examples=(("unsteered", trace()), ("backtracking/down", trace()), ("backtracking/up", trace())),
+        examples=(
+            Example("", "unsteered", trace()),
+            Example("backtracking", "down", trace()),
+            Example("backtracking", "up", trace()),
+        ),
         plan={
             "chains": {"doses": 760, "own": 1300, "controls": 9000}, "tokens_per_chain": 151.2, "minutes": 3.5,
             "power": [{"behavior": "adding-knowledge", "base": 0.004, "events": 9.5, "fall": None, "down": False}],

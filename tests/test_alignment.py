@@ -189,7 +189,7 @@ def test_planted_edits_are_undone():
         quoted = misquote(response, ranges, rng)
         sentences = [sentence for sentence, _, _ in quoted]
         offsets = tokenize(response, rng)
-        alignment = align(sentences, response, offsets, prompt_length=PROMPT)
+        alignment = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS)
         check_invariants(sentences, response, offsets, alignment)
         lost = {d.index for d in alignment.report.dropped}
         spans = iter(alignment.spans)
@@ -320,7 +320,7 @@ def test_what_has_no_place_is_dropped_with_its_reason():
         Sentence("deduction", "The moon is made of cheese, they say."),
         Sentence("backtracking", "Two and two is four."),
     ]
-    alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT)
+    alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT, labels=BEHAVIORS)
     check_invariants(sentences, response, range(len(response)), alignment)
     reasons = {d.index: d.reason for d in alignment.report.dropped}
     assert reasons.keys() == {0, 2, 3}
@@ -339,7 +339,7 @@ def test_a_token_belongs_if_it_shares_a_character():
     response = "So 12.\n Wait, no."
     offsets = [0, 2, 5, 7, 12, 13, 16]  # "So" " 12" ".\n" " Wait" "," " no" "."
     sentences = [Sentence("deduction", "So 12."), Sentence("backtracking", "Wait, no.")]
-    first, second = align(sentences, response, offsets, prompt_length=PROMPT).spans
+    first, second = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS).spans
     assert first == Span("deduction", PROMPT, PROMPT + 3, 0, 6)
     assert second == Span("backtracking", PROMPT + 3, PROMPT + 7, 8, 17)
     assert second.onset == PROMPT + 2  # ".\n": its logits predict " Wait"
@@ -349,7 +349,7 @@ def test_bytes_of_one_character_stay_together():
     response = "So. ≠ no. ≠"
     offsets = [0, 2, 3, 4, 4, 4, 5, 8, 9, 10, 10, 10]  # " " and three bytes of "≠", twice
     sentences = [Sentence("deduction", "≠ no."), Sentence("deduction", "≠")]
-    spans = align(sentences, response, offsets, prompt_length=PROMPT).spans
+    spans = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS).spans
     assert [(s.start - PROMPT, s.end - PROMPT) for s in spans] == [(3, 8), (9, 12)]
 
 
@@ -357,7 +357,7 @@ def test_a_shared_token_belongs_to_the_first_span():
     response = "It is so.But no.A"
     offsets = [0, 2, 5, 8, 12, 15]  # "It" " is" " so" ".But" " no" ".A"
     sentences = [Sentence("deduction", text) for text in ("It is so.", "But no.", "A")]
-    alignment = align(sentences, response, offsets, prompt_length=PROMPT)
+    alignment = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS)
     check_invariants(sentences, response, offsets, alignment)
     assert [(s.start - PROMPT, s.end - PROMPT) for s in alignment.spans] == [(0, 4), (4, 6)]
     (drop,) = alignment.report.dropped
@@ -391,7 +391,7 @@ def draw_offsets(data, response: str) -> list[int]:
 def test_any_annotation_is_accounted_for(data, response):
     sentences = data.draw(st.lists(st.builds(Sentence, labels, texts), max_size=8))
     offsets = draw_offsets(data, response)
-    alignment = align(sentences, response, offsets, prompt_length=PROMPT)
+    alignment = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS)
     check_invariants(sentences, response, offsets, alignment)
     for span in alignment.spans:
         true = true_tokens(response, offsets, span.char_start, span.char_end)
@@ -405,7 +405,7 @@ def test_an_unedited_partition_is_placed_whole(data, parts):
     kept = data.draw(st.lists(st.booleans(), min_size=len(parts), max_size=len(parts)))
     response = " ".join(parts)
     sentences = [Sentence("deduction", part) for part, keep in zip(parts, kept, strict=True) if keep]
-    alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT)
+    alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT, labels=BEHAVIORS)
     check_invariants(sentences, response, range(len(response)), alignment)
     assert not alignment.report.dropped
     if all(kept):
@@ -427,7 +427,7 @@ def test_a_long_chain_takes_well_under_a_second():
         response += part + "\n"
     sentences = [sentence for sentence, _, _ in misquote(response, ranges[:300], rng)]
     start = time.perf_counter()
-    alignment = align(sentences, response[: ranges[299][1]], [0], prompt_length=PROMPT)
+    alignment = align(sentences, response[: ranges[299][1]], [0], prompt_length=PROMPT, labels=BEHAVIORS)
     assert time.perf_counter() - start < 1
     assert len(alignment.spans) == 1  # the one token belongs to the first span
     assert len(alignment.report.dropped) == len(sentences) - 1
@@ -440,7 +440,7 @@ def test_published_annotations_are_placed(reference_folder):
         response = row["response"]
         parts = re.findall(r'\["(\S+?)"\](.*?)\["end-section"\]', row["annotated"], re.DOTALL)
         sentences = [Sentence(label, text) for label, text in parts if label in BEHAVIORS and text.strip()]
-        alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT)
+        alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT, labels=BEHAVIORS)
         check_invariants(sentences, response, range(len(response)), alignment)
         n_sentences += len(sentences)
         n_exact += sum(sentence.text.strip() in response for sentence in sentences)

@@ -165,6 +165,6 @@ def test_the_sibling_organisms_are_small_and_reason(name, kind):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5 * 2**20
     assert json.loads((folder / "config.json").read_text())["model_type"] == kind
     model = ls.load_model(folder)
-    traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="dev", n=12), max_new_tokens=400))
+    traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="dev", n=12), max_new_tokens=400), ls.grammar)
     assert sum(trace.finished and not trace.n_unparsed for trace in traces) >= 8
     assert sum(bool(trace.correct) for trace in traces) >= 6

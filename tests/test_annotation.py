@@ -61,14 +61,14 @@ def check_spans(speaker, trace, sentences):
 
 def test_labels_and_token_spans_are_exact(speaker):
     chains = list(written(150))
-    traces, reports = annotate_report([speaker.trace(world, text) for world, _, text in chains])
+    traces, reports = annotate_report([speaker.trace(world, text) for world, _, text in chains], ls.grammar)
     for trace, report, (_, sentences, _) in zip(traces, reports, chains, strict=True):
         check_spans(speaker, trace, sentences)
         assert trace.n_unparsed == 0
         assert trace.correct is True
         assert (report.matched, report.repaired, report.dropped) == (len(sentences), (), ())
         assert trace.spans[0].onset == trace.prompt_length - 1
-    assert annotate(traces) == traces  # annotating again changes nothing
+    assert annotate(traces, ls.grammar) == traces  # annotating again changes nothing
 
 
 def test_sentences_that_do_not_parse_are_counted_and_have_no_span(speaker):
@@ -80,19 +80,19 @@ def test_sentences_that_do_not_parse_are_counted_and_have_no_span(speaker):
         for text in planted:
             mixed.insert(rng.randrange(len(mixed) + 1), Sentence(UNPARSED, text))
         response = render(mixed, world.answer).removeprefix(THINK) + END
-        (trace,) = annotate([speaker.trace(world, response)])
+        (trace,) = annotate([speaker.trace(world, response)], ls.grammar)
         check_spans(speaker, trace, sentences)
         assert trace.n_unparsed == len(planted)
 
         cut = response.replace(END_THINK, " " + odd[3] + END_THINK)
-        assert annotate([speaker.trace(world, cut)])[0].n_unparsed == len(planted) + 1
+        assert annotate([speaker.trace(world, cut)], ls.grammar)[0].n_unparsed == len(planted) + 1
 
 
 def test_a_chain_cut_anywhere_keeps_its_whole_sentences(speaker):
     ((world, sentences, response),) = written(1, 2)
     inside = response.index(END_THINK)
     for end in range(1, inside):
-        (trace,) = annotate([speaker.trace(world, response[:end])])
+        (trace,) = annotate([speaker.trace(world, response[:end])], ls.grammar)
         whole = [s for s, stop in zip(sentences, stops(response, sentences), strict=True) if stop <= end]
         check_spans(speaker, trace, whole)
         rest = response[:end][stops(response, sentences)[len(whole) - 1] if whole else 0 :]
@@ -110,12 +110,12 @@ def stops(response, sentences):
 
 def test_what_is_not_thought_is_not_annotated(speaker):
     ((world, sentences, response),) = written(1, 3)
-    (direct,) = annotate([speaker.trace(world, f"Answer: {world.answer}.{END}", thinking=False)])
+    (direct,) = annotate([speaker.trace(world, f"Answer: {world.answer}.{END}", thinking=False)], ls.grammar)
     assert direct.spans == ()
     assert direct.n_unparsed == 0
     # Opened by the model itself, and with sentences of the grammar's behind the thought.
     chosen = THINK + response.removesuffix(END) + " Maybe B is not right." + END
-    (trace,) = annotate([speaker.trace(world, chosen, thinking=False)])
+    (trace,) = annotate([speaker.trace(world, chosen, thinking=False)], ls.grammar)
     check_spans(speaker, trace, sentences)
 
 
@@ -135,7 +135,7 @@ def test_any_function_is_an_annotator_and_unknown_labels_are_refused_or_reported
 def test_the_shipped_models_chains(organism):
     """Spans tile what was thought: every letter of it is a labeled sentence's, or is counted as unparsed."""
     traces = annotate(
-        ls.generate_traces(organism, ls.load_tasks(split="dev", n=8), temperature=1.0, max_new_tokens=400)
+        ls.generate_traces(organism, ls.load_tasks(split="dev", n=8), temperature=1.0, max_new_tokens=400), ls.grammar
     )
     for trace in traces:
         begin, end = trace.thinking

@@ -91,9 +91,9 @@ def planted(trace, weight) -> torch.Tensor:
 
 
 def summed(traces, weight) -> PairSums:
-    sums = PairSums()
+    sums = PairSums(BEHAVIORS)
     for t, trace in enumerate(traces):
-        sums.add(trace, pair_sums(trace, planted(trace, lambda i, j, t=t: weight(t, i, j)))[None])
+        sums.add(trace, pair_sums(trace, planted(trace, lambda i, j, t=t: weight(t, i, j)), BEHAVIORS)[None])
     return sums
 
 
@@ -361,9 +361,11 @@ def test_sums_merge_into_those_of_the_whole():
     def weight(t, i, j):
         return (1 + t) / (1 + i + 2 * j)
 
-    whole, first, second = summed(traces, weight), summed(traces[:2], weight), PairSums()
+    whole, first, second = summed(traces, weight), summed(traces[:2], weight), PairSums(BEHAVIORS)
     for t in range(2, 6):
-        second.add(traces[t], pair_sums(traces[t], planted(traces[t], lambda i, j, t=t: weight(t, i, j)))[None])
+        second.add(
+            traces[t], pair_sums(traces[t], planted(traces[t], lambda i, j, t=t: weight(t, i, j)), BEHAVIORS)[None]
+        )
     first.merge(second)
     one, other = whole.result([0]), first.result([0])
     for name in ("lift", "low", "high", "mass"):
@@ -496,7 +498,7 @@ def test_receiver_heads_refuse_what_cannot_be(tiny_model):
 
 def test_a_head_that_sees_nothing_of_others_has_no_peak():
     trace = chain(0)
-    figures = _figures(trace, planted(trace, lambda i, j: 0.0), 4)
+    figures = _figures(trace, planted(trace, lambda i, j: 0.0), 4, BEHAVIORS)
     assert figures[0, 0].isnan()
     assert figures[0, 1:].sum() == len(trace.spans) - 4  # every sentence as the average one
 

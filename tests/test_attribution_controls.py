@@ -257,7 +257,7 @@ def scrambled(model, seed: int):
 def test_scrambled_weights_do_not_show_the_organisms_profile(organism):
     """In the trained model vectors push towards their own behavior in middle layers; in a scrambled one, nowhere."""
     tasks = ls.load_tasks(split="train")[:8]
-    traces = ls.annotate(ls.generate_traces(organism, tasks, temperature=1.0, seed=0, max_new_tokens=250))
+    traces = ls.annotate(ls.generate_traces(organism, tasks, temperature=1.0, seed=0, max_new_tokens=250), ls.grammar)
 
     def push(model) -> float:
         vectors = ls.fit_vectors(model, traces)

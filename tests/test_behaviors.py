@@ -55,9 +55,9 @@ def test_impossible_spans_are_refused_with_their_own_numbers(start, end, char_st
 
 
 def test_unknown_behavior_is_refused_with_the_names_that_would_be_right():
-    assert all(check_behavior(label) == label for label in BEHAVIORS)
+    assert all(check_behavior(label, BEHAVIORS) == label for label in BEHAVIORS)
     with pytest.raises(LensteerError, match=r"'summarizing'.*'initializing'.*'backtracking'"):
-        check_behavior("summarizing")
+        check_behavior("summarizing", BEHAVIORS)
     with pytest.raises(LensteerError, match="choose one of 'adding-knowledge'"):
         check_behavior("deduction", STEERED)
 

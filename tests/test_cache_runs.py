@@ -25,7 +25,16 @@ def call(*words, code=0):
 def modes():
     def arm(name, mean):
         estimate = Estimate(mean, mean - 0.1, mean + 0.1)
-        return ModeArm(name, estimate, None if name == "cache" else estimate, estimate, estimate, estimate, {})
+        return ModeArm(
+            name,
+            "control" if name.startswith("random") else "other",
+            estimate,
+            None if name == "cache" else estimate,
+            estimate,
+            estimate,
+            estimate,
+            {},
+        )
 
     return Modes((arm("unsteered", 0.2), arm("cache", 0.9), arm("random-0", 0.21), arm("random-1", 0.25)), 40, 1)
 
@@ -65,7 +74,9 @@ def test_mistakes_are_one_line(tmp_path):
 def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
     pairs = ls.contrastive_pairs(organism, make_records(6), n=4, shots=1, ending=ENDING, join=JOIN)
     plan = ls.CachePlan(ls.fit_cache_vector(organism, pairs), 0.75)
-    traces = ls.annotate(ls.generate_traces(organism, ls.load_tasks(split="train", n=12), max_new_tokens=300))
+    traces = ls.annotate(
+        ls.generate_traces(organism, ls.load_tasks(split="train", n=12), max_new_tokens=300), ls.grammar
+    )
     vectors = ls.fit_vectors(organism, traces)
     found = ls.evaluate(
         organism,
@@ -78,6 +89,7 @@ def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
         n_random=1,
         margins=ls.GRAMMAR_MARGINS,
         sampling=Sampling(1, 1.0, 0, 200, 64, thinking=False),
+        annotator=ls.grammar,
     )
     (cache,) = [arm for arm in found.arms if arm.arm == "cache"]
     (unsteered,) = [arm for arm in found.arms if arm.arm == "unsteered"]

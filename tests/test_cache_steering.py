@@ -306,7 +306,7 @@ def test_one_edit_makes_the_organism_think_and_a_random_one_does_not(organism):
         Arm("cache", CachePlan(vector, 2.0), cue),
         Arm("random", CachePlan(vector.random(0), 2.0), cue),
     ]
-    found = measure_modes(organism, tasks, arms, Sampling(1, 1.0, 0, 300, 72, thinking=False))
+    found = measure_modes(organism, tasks, arms, Sampling(1, 1.0, 0, 300, 72, thinking=False), annotator=ls.grammar)
     assert found["unsteered"].thinks.mean <= 0.2
     assert found["random"].thinks.mean <= 0.3
     assert found["cache"].thinks.mean >= 0.8

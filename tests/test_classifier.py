@@ -321,7 +321,7 @@ def test_calibration_recovers_a_known_scale_and_prior():
 @pytest.fixture(scope="module")
 def organism_chains(organism):
     tasks = ls.load_tasks(split="train", n=24)
-    return annotate(ls.generate_traces(organism, tasks, temperature=1.0, max_new_tokens=300))
+    return annotate(ls.generate_traces(organism, tasks, temperature=1.0, max_new_tokens=300), ls.grammar)
 
 
 def test_the_residual_stream_alone_tells_the_organisms_behaviors(organism, organism_chains, tmp_path):

@@ -68,7 +68,7 @@ def annotated(unparsed=1):
 
 
 def test_what_is_measured_of_a_chain():
-    record = measure(annotated(), "up")
+    record = measure(annotated(), "up", BEHAVIORS)
     assert (record.arm, record.task, record.sample) == ("up", "maze-0001", 0)
     assert record.n_sentences == 3  # with the one that could not be read
     assert record.sentences == {**dict.fromkeys(BEHAVIORS, 0), B: 1, "deduction": 1}
@@ -89,7 +89,7 @@ def test_what_is_measured_of_a_chain():
     ],
 )
 def test_what_counts_as_parsed(change, parsed):
-    assert measure(dataclasses.replace(annotated(unparsed=0), **change), "up").parsed is parsed
+    assert measure(dataclasses.replace(annotated(unparsed=0), **change), "up", BEHAVIORS).parsed is parsed
 
 
 # --- arms -----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def arms(organism, random_direction):
 
 @pytest.fixture(scope="module")
 def records(organism, tasks, arms):
-    return run_arms(organism, tasks, arms, SAMPLING)
+    return run_arms(organism, tasks, arms, SAMPLING, annotator=grammar)
 
 
 def nameless(records, arm):
@@ -131,17 +131,26 @@ def test_arms_share_their_seeds_and_differ_by_what_was_done(records):
 
 def test_an_arm_is_the_same_alone_as_beside_others(organism, tasks, arms, records):
     for arm in arms[1:]:
-        assert run_arms(organism, tasks, [arm], SAMPLING) == [r for r in records if r.arm == arm.name]
+        assert run_arms(organism, tasks, [arm], SAMPLING, annotator=grammar) == [
+            r for r in records if r.arm == arm.name
+        ]
 
 
 def test_tasks_do_not_depend_on_one_another(organism, tasks, arms, records):
-    alone = run_arms(organism, tasks[2:], arms[:1], SAMPLING)
+    alone = run_arms(organism, tasks[2:], arms[:1], SAMPLING, annotator=grammar)
     assert alone == [r for r in records if r.arm == "unsteered" and r.task == tasks[2].id]
 
 
 def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tasks, arms):
     seen = []
-    run_arms(organism, tasks[:2], [arms[0], arms[3]], SAMPLING, keep=lambda arm, trace: seen.append((arm, trace)))
+    run_arms(
+        organism,
+        tasks[:2],
+        [arms[0], arms[3]],
+        SAMPLING,
+        keep=lambda arm, trace: seen.append((arm.name, trace)),
+        annotator=grammar,
+    )
     assert sorted((arm, t.id) for arm, t in seen) == sorted(
         (arm, f"{t.id}/{s}") for arm in ("unsteered", "words") for t in tasks[:2] for s in (0, 1)
     )
@@ -153,7 +162,7 @@ def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tas
 def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms, records, tmp_path, monkeypatch):
     module = importlib.import_module("lensteer.evaluation.arms")
     path = tmp_path / "arms.jsonl"
-    assert run_arms(organism, tasks, arms, SAMPLING, path=path) == records
+    assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     assert len(lines) == 1 + len(records)
@@ -163,7 +172,7 @@ def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms
     for kept, n_batches in ((whole, 0), (whole[:-1], 1), (b"".join(lines[:9]), 4), (lines[0][:20], 5), (b"", 5)):
         batches.clear()
         path.write_bytes(kept)
-        assert run_arms(organism, tasks, arms, SAMPLING, path=path) == records
+        assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
         assert path.read_bytes() == whole
         assert len(batches) == n_batches
         assert batches == [5, 5, 5, 5, 4][5 - n_batches :]  # a batch is made whole or not at all
@@ -197,7 +206,7 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
     direction = random_direction(organism)
     direction.raw[:] = torch.arange(direction.raw.shape[-1]) % 2 * 2 - 1
     plan = SteeringPlan(direction, 3, 1.0, thinking)
-    run_arms(model, tasks, [Arm("a", plan)], sampling, path=path)
+    run_arms(model, tasks, [Arm("a", plan)], sampling, path=path, annotator=grammar)
     before, arm = path.read_bytes(), Arm("a", plan)
     if change == "tasks":
         tasks = load_tasks(split="test", n=3)
@@ -221,7 +230,7 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
         model, arm = tiny_model("qwen2", opens_thinking=True), Arm("a")
     with plan.on(model) if change == "plan that is on" else contextlib.nullcontext():
         with pytest.raises(LensteerError, match="another experiment"):
-            run_arms(model, tasks, [arm], sampling, path=path)
+            run_arms(model, tasks, [arm], sampling, path=path, annotator=grammar)
     assert path.read_bytes() == before
 
 
@@ -246,14 +255,14 @@ def test_another_annotator_costs_no_generation_and_a_failing_one_loses_none(orga
 
 def test_an_arm_may_have_fewer_chains(organism, tasks):
     arms = [Arm("a"), Arm("b", n_samples=1)]
-    found = run_arms(organism, tasks, arms, Sampling(n_samples=2, max_new_tokens=4))
+    found = run_arms(organism, tasks, arms, Sampling(n_samples=2, max_new_tokens=4), annotator=grammar)
     assert [(r.arm, r.sample) for r in found] == [("a", s) for _ in tasks for s in (0, 1)] + [("b", 0) for _ in tasks]
 
 
 def test_corrupt_files_are_refused_by_name(organism, tasks, tmp_path):
     path = tmp_path / "arms.jsonl"
     sampling = Sampling(max_new_tokens=1)
-    run_arms(organism, tasks, [Arm("a")], sampling, path=path)
+    run_arms(organism, tasks, [Arm("a")], sampling, path=path, annotator=grammar)
     head, *rest = path.read_text().splitlines(keepends=True)
     for text, words in (
         ("[]\n", "not a JSON object"),
@@ -263,7 +272,7 @@ def test_corrupt_files_are_refused_by_name(organism, tasks, tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(LensteerError, match=words) as error:
-            run_arms(organism, tasks, [Arm("a")], sampling, path=path)
+            run_arms(organism, tasks, [Arm("a")], sampling, path=path, annotator=grammar)
         assert str(path) in str(error.value)
 
 
@@ -274,7 +283,7 @@ def test_impossible_experiments_are_refused(organism, tasks):
         ([tasks[0], tasks[0]], [Arm("a")], rf"tasks share an id: \['{tasks[0].id}'\]"),
     ):
         with pytest.raises(LensteerError, match=words):
-            run_arms(organism, given, arms, Sampling(max_new_tokens=1))
+            run_arms(organism, given, arms, Sampling(max_new_tokens=1), annotator=grammar)
 
 
 @pytest.mark.parametrize(
@@ -316,11 +325,11 @@ def plan(layer=4, coefficient=1.0, length=1.0):
 
 def arms_of(*, layer=4, behavior=B, kinds=("down", "up"), n_random=19, pool="isotropic"):
     """The arms of an evaluation by hand: unsteered, both ways, and random vectors at the layer."""
-    arms = [Arm("unsteered")]
+    arms = [Arm("unsteered", kind="unsteered")]
     for kind in kinds:
         edit = None if kind == "words" else plan(layer, -1.0 if kind == "down" else 1.0)
         arms.append(Arm(f"{behavior}/{kind}", edit, behavior=behavior, kind=kind))
-    return arms + [Arm(f"L{layer}/{pool}-{i}", plan(layer), pool=pool) for i in range(n_random)]
+    return arms + [Arm(f"L{layer}/{pool}-{i}", plan(layer), kind="control", pool=pool) for i in range(n_random)]
 
 
 def simulated(seed, arms, *, up=0.0, down=0.0, n_tasks=40, n_samples=2, base=0.15, sentences=(5, 30)):

@@ -39,7 +39,7 @@ HOSTILE = '<script>alert(1)</script> </think> <img src=x onerror="alert(1)"> &am
 
 @pytest.fixture(scope="module")
 def traces(organism):
-    return ls.annotate(ls.generate_traces(organism, ls.load_tasks(split="train", n=8), temperature=1.0))
+    return ls.annotate(ls.generate_traces(organism, ls.load_tasks(split="train", n=8), temperature=1.0), ls.grammar)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_from_the_prompt_it_is_what_generation_makes(organism, vectors):
             found = continue_chain(organism, plain[task], plan, **options)
             assert found.unsteered.response_ids == plain[task].response_ids
             assert found.steered.response_ids == steered[task].response_ids
-            assert found.steered.spans == ls.annotate([steered[task]])[0].spans
+            assert found.steered.spans == ls.annotate([steered[task]], ls.grammar)[0].spans
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])

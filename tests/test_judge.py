@@ -35,11 +35,11 @@ from lensteer.annotation.annotators import annotate_report
 from lensteer.annotation.judge import Judge, JudgePlan
 from lensteer.annotation.judge_cache import default_folder
 from lensteer.annotation.judge_client import _retry_after
-from lensteer.annotation.judge_prompt import INSTRUCTIONS, question
+from lensteer.annotation.judge_prompt import instructions, question
 from lensteer.annotation.judge_reply import MAX_QUESTIONS, Answer, converse, parse_reply
 from lensteer.annotation.published import read_published
 from lensteer.annotation.sentences import labeled_sentences
-from lensteer.behaviors import BEHAVIORS, UNPARSED
+from lensteer.behaviors import BEHAVIORS, REASONING, UNPARSED
 from lensteer.errors import LensteerError
 
 pytest.importorskip("openai", reason="the judge's server tests need the extra 'judge'")
@@ -137,10 +137,11 @@ def test_a_question_numbers_what_is_wanted_and_shows_what_stands_before():
 
 
 def test_the_instructions_define_every_label_with_an_example():
+    told = instructions(REASONING)
     for label in BEHAVIORS:
-        (line,) = [i for i, text in enumerate(INSTRUCTIONS.splitlines()) if text.startswith(f"- {label}: ")]
-        assert INSTRUCTIONS.splitlines()[line + 1].startswith("  Example: ")
-    assert "JSON" in INSTRUCTIONS  # servers demand the word where they promise the format
+        (line,) = [i for i, text in enumerate(told.splitlines()) if text.startswith(f"- {label}: ")]
+        assert told.splitlines()[line + 1].startswith("  Example: ")
+    assert "JSON" in told  # servers demand the word where they promise the format
 
 
 # Replies in other forms

@@ -458,4 +458,4 @@ def test_the_shipped_model_is_small_and_writes_its_language(organism):
     traces = ls.generate_traces(organism, ls.load_tasks(split="dev", n=24), temperature=1.0, max_new_tokens=500)
     good = [t.finished and well_formed(t.response) for t in traces]
     assert sum(good) >= 20
-    assert {s.label for t in ls.annotate(traces) for s in t.spans} == set(BEHAVIORS)
+    assert {s.label for t in ls.annotate(traces, ls.grammar) for s in t.spans} == set(BEHAVIORS)

@@ -224,12 +224,13 @@ def test_results_are_read_back(finished):
     assert results.doses.margins == GRAMMAR_MARGINS == Run.open(finished[0]).margins
     assert results.evaluation.coefficient_unit == results.doses.coefficient_unit == "difference"
     by_task = {}
-    for arm, trace in results.examples:
+    for behavior, kind, trace in results.examples:
         assert trace.task.split == "test"
-        by_task.setdefault(trace.task.id, []).append(arm)
+        by_task.setdefault(trace.task.id, []).append(kind)
+        assert (behavior in STEERED) is (kind != "unsteered")
     assert len(by_task) == 3
-    assert all(arms[0] == "unsteered" and len(arms) >= 2 for arms in by_task.values())
-    assert {kind for arms in by_task.values() for arm in arms[1:] for kind in [arm.split("/")[1]]} <= {"down", "up"}
+    assert all(kinds[0] == "unsteered" and set(kinds[1:]) <= {"down", "up"} for kinds in by_task.values())
+    assert any(len(kinds) > 1 for kinds in by_task.values())
 
 
 # --- stages in order ------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ def test_an_unknown_stage_lists_them(tmp_path):
         ("evaluate", "doses.json", b"null", "doses.json"),
         ("report", "evaluation.json", b"null", "evaluation.json"),
         ("report", "plan.json", b"{", "plan.json"),
-        ("report", "examples.jsonl", b'{"arm": "unsteered", "trace": {}}\n', "line 1"),
+        ("report", "examples.jsonl", b'{"behavior": "", "kind": "unsteered", "trace": {}}\n', "line 1"),
     ],
 )
 def test_an_artifact_that_is_gone_or_broken_is_named(stage, name, data, words, folder):

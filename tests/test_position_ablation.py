@@ -40,7 +40,7 @@ def given(analysis):
 @pytest.fixture(scope="module")
 def chains(organism):
     tasks = ls.load_tasks(split="train", n=14)
-    return ls.annotate(ls.generate_traces(organism, tasks, temperature=1.0, max_new_tokens=300))
+    return ls.annotate(ls.generate_traces(organism, tasks, temperature=1.0, max_new_tokens=300), ls.grammar)
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_several_files_fit_the_runs_own_classifier(tiny_checkpoint, tmp_path):
     assert len(results.traces) == 28
     assert {trace.sample for trace in results.traces} == {0, 1}
     assert dict(results.site) == {"backtracking": 1, "adding-knowledge": 1}
-    assert all(trace.prompt.endswith("Okay") for _, trace in results.examples)
+    assert all(trace.prompt.endswith("Okay") for *_, trace in results.examples)
     found = json.loads((out / "summary.json").read_text())
     assert (found["annotator.name"], found["annotator.names"]) == ("classifier", '["classifier", "rules"]')
     assert found["annotator.against"] == "labels of questions that it was not fitted on, in turn"

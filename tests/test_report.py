@@ -14,7 +14,7 @@ import torch
 import synthetic
 from lensteer.evaluation import Margins
 from lensteer.evaluation.results import SHOWN
-from lensteer.report import render, summary
+from lensteer.report import Example, render, summary
 
 EVIL = "<script>alert('1')</script><img src=x onerror=\"alert(2)\"> & 'quoted' \"twice\""
 
@@ -370,8 +370,8 @@ def test_text_of_others_is_never_markup():
         config={EVIL: EVIL, "list": [EVIL]},
         overlap=synthetic.overlap(words=(EVIL, "</script>", "]]>")),
         examples=(
-            ("unsteered", synthetic.trace(EVIL, [("backtracking", 0, 20)], prompt=EVIL)),
-            (f"backtracking/{EVIL}", synthetic.trace(EVIL, [("deduction", 3, 9)], prompt=EVIL)),
+            Example("", "unsteered", synthetic.trace(EVIL, [("backtracking", 0, 20)], prompt=EVIL)),
+            Example(EVIL, EVIL, synthetic.trace(EVIL, [(EVIL, 3, 9)], prompt=EVIL)),
         ),
         notes=(EVIL,),
         evaluation=synthetic.evaluation(others=(EVIL,)),
@@ -436,7 +436,7 @@ def test_a_run_with_less_to_show():
 
 def test_chains_stand_side_by_side(page, results):
     assert page.count('<div class="chain">') == 3
-    assert page.count(results.examples[0][1].task.prompt) == 1
+    assert page.count(results.examples[0].trace.task.prompt) == 1
     assert "pushed&nbsp;down" in page
 
 

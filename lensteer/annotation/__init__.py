@@ -8,7 +8,15 @@ from lensteer.annotation.agreement import (
     agreement_of,
     macro_f1,
 )
-from lensteer.annotation.annotators import Annotator, annotate, annotate_report, grammar
+from lensteer.annotation.annotators import (
+    Annotator,
+    annotate,
+    annotate_report,
+    check_labels,
+    grammar,
+    labeling,
+    labels_of,
+)
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
 from lensteer.annotation.classifier_report import ClassifierReport, cross_validate, left_out_source
 from lensteer.annotation.classifier_training import ClassifierConfig
@@ -44,10 +52,13 @@ __all__ = [
     "agreement_of",
     "annotate",
     "annotate_report",
+    "check_labels",
     "cross_validate",
     "fit_classifier",
     "grammar",
     "labeled_sentences",
+    "labeling",
+    "labels_of",
     "left_out_source",
     "macro_f1",
     "marker_dependence",

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lensteer.annotation.sentences import label_intervals, labeled_sentences
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 
@@ -138,7 +138,7 @@ def agreement(first: Sequence[Trace], second: Sequence[Trace], *, n_boot: int = 
 def agreement_of(
     pairs: Sequence[Sequence[tuple[str | None, str | None]]],
     *,
-    labels: Sequence[str] = BEHAVIORS,
+    labels: Sequence[str] | None = None,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Agreement:
@@ -146,7 +146,7 @@ def agreement_of(
 
     Args:
         pairs: per chain and sentence, what the first and what the second annotator calls it (None: nothing).
-        labels: that there can be.
+        labels: that there can be; None for the default scheme, or for all that occur if there are others.
         n_boot: resamples of the chains. With one chain, or `n_boot` 0, all intervals are NaN.
         seed: of the resamples.
 
@@ -155,6 +155,8 @@ def agreement_of(
     """
     if n_boot < 0:
         raise LensteerError(f"n_boot={n_boot}: give a number of resamples, such as 2000")
+    if labels is None:
+        labels = axis_of(label for chain in pairs for pair in chain for label in pair if label is not None)
     names = (*labels, NONE)
     index = {name: i for i, name in enumerate(names)} | {None: len(labels)}
     counts = np.zeros((len(pairs), len(names), len(names)))
@@ -201,7 +203,7 @@ def agreement_of(
     )
 
 
-def macro_f1(truth: Sequence[str | None], guess: Sequence[str | None], labels: Sequence[str] = BEHAVIORS) -> float:
+def macro_f1(truth: Sequence[str | None], guess: Sequence[str | None], labels: Sequence[str] | None = None) -> float:
     """Mean F1 over the labels that `truth` has, without intervals; NaN if it has none.
 
     Raises:

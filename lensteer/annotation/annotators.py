@@ -1,44 +1,87 @@
-"""Annotators say which behavior each sentence is; the aligner places what they say. Knows nothing of models."""
+"""Annotators say which behavior each sentence is; the aligner finds the place of each in the response."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from lensteer import organism
 from lensteer.alignment import AlignmentReport, align
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence
+from lensteer.errors import LensteerError
 from lensteer.traces import Trace, with_spans
 
 Annotator = Callable[[Sequence[Trace]], list[list[Sentence]]]
 """From traces to the sentences of each, in order; a sentence that it cannot label has the label "unparsed".
 
 All traces at once, so that an annotator may batch a model's forward passes or ask a server many things at a time.
+An annotator may declare its labels (`labels_of`); without that, every label that it returns is taken.
 """
 
+A = TypeVar("A", bound=Annotator)
 
+
+def labeling(*labels: str) -> Callable[[A], A]:
+    """A decorator that declares which labels an annotator gives: `@labeling("polite", "rude")`."""
+
+    def declare(annotator: A) -> A:
+        vars(annotator)["labels"] = labels
+        return annotator
+
+    return declare
+
+
+def labels_of(annotator: Annotator) -> tuple[str, ...] | None:
+    """The labels that an annotator declares; None if it declares none."""
+    labels = getattr(annotator, "labels", None)
+    return None if labels is None else tuple(labels)
+
+
+def check_labels(annotator: Annotator, wanted: Sequence[str]) -> None:
+    """Refuse behaviors that an annotator will never find.
+
+    Raises:
+        LensteerError: a behavior is not among the labels that the annotator declares.
+    """
+    known = labels_of(annotator)
+    if known is not None and (odd := [label for label in wanted if label not in known]):
+        raise LensteerError(
+            f"the annotator {getattr(annotator, '__name__', type(annotator).__name__)!r} never labels {odd}: it knows "
+            f"{list(known)}; give another annotator, or one of its labels"
+        )
+
+
+@labeling(*BEHAVIORS)
 def grammar(traces: Sequence[Trace]) -> list[list[Sentence]]:
     """The embedded organism's own grammar: exact, and of no use for any other model."""
     return [organism.parse(trace.response[slice(*trace.thinking)]) for trace in traces]
 
 
-def annotate(traces: Sequence[Trace], annotator: Annotator = grammar) -> list[Trace]:
-    """Traces with the spans that an annotator finds. `annotate_report` also says what could not be placed."""
+def annotate(traces: Sequence[Trace], annotator: Annotator) -> list[Trace]:
+    """Traces with the spans that an annotator finds. `annotate_report` also says what could not be placed.
+
+    Args:
+        traces: any; spans that they have are replaced.
+        annotator: `rules`, `grammar` (for the embedded organism alone), a `SentenceClassifier`, a `Judge`, or any
+            function from traces to labeled sentences.
+
+    Raises:
+        LensteerError: the annotator returns a label that it did not declare, or not one list per trace.
+    """
     return annotate_report(traces, annotator)[0]
 
 
-def annotate_report(
-    traces: Sequence[Trace], annotator: Annotator = grammar
-) -> tuple[list[Trace], list[AlignmentReport]]:
+def annotate_report(traces: Sequence[Trace], annotator: Annotator) -> tuple[list[Trace], list[AlignmentReport]]:
     """Traces with spans, and for each trace what was placed, repaired and dropped."""
     annotated, reports = [], []
-    for trace, sentences in zip(traces, annotator(traces), strict=True):
-        found = align(
-            sentences,
-            trace.response,
-            trace.offsets,
-            prompt_length=trace.prompt_length,
-            labels=(*BEHAVIORS, UNPARSED),
-        )
+    labels = labels_of(annotator)
+    returned = annotator(traces)
+    if len(returned) != len(traces):
+        raise LensteerError(f"the annotator returned {len(returned)} lists of sentences for {len(traces)} traces")
+    for trace, sentences in zip(traces, returned, strict=True):
+        if labels is not None and (odd := {s.label for s in sentences}.difference(labels, [UNPARSED])):
+            raise LensteerError(f"the annotator returned {sorted(odd)} in {trace.id}, but declares {list(labels)}")
+        found = align(sentences, trace.response, trace.offsets, prompt_length=trace.prompt_length)
         spans = [span for span in found.spans if span.label != UNPARSED]
         annotated.append(with_spans(trace, spans, len(sentences) - len(spans)))
         reports.append(found.report)

@@ -27,7 +27,7 @@ from lensteer.annotation.classifier_training import (
     held_out_scores,
 )
 from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabulary, residual_features, text_groups
-from lensteer.behaviors import UNPARSED, Sentence, check_behavior
+from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.splitting import split_sentences
 from lensteer.traces import Trace
@@ -46,7 +46,7 @@ class SentenceClassifier:
     probabilities as common as they are, so that a rare label may be given at a low probability.
 
     Attributes:
-        labels: it knows, in the order of `BEHAVIORS`.
+        labels: it knows, in the order of the behavior axis.
         linear: words and weights.
         scaling: from logits to probabilities.
         weights: of the feature groups.
@@ -158,7 +158,7 @@ class SentenceClassifier:
         arrays, header = classifier_storage.read(path)
         try:
             terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
-            labels = tuple(check_behavior(label) for label in header["labels"])
+            labels = tuple(map(str, header["labels"]))
             weights = FeatureWeights(**header["weights"])
             if flaw := _flaw(labels, terms, weights, arrays):
                 raise ValueError(flaw)

@@ -24,7 +24,7 @@ from lensteer.annotation.features import (
     residual_features,
 )
 from lensteer.annotation.sentences import labeled_sentences
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 
@@ -132,7 +132,7 @@ def gather(
     """
     check_reading(model, layer)
     annotated = [trace for trace in traces if trace.spans]
-    labels = tuple(b for b in BEHAVIORS if any(span.label == b for trace in annotated for span in trace.spans))
+    labels = in_order(span.label for trace in annotated for span in trace.spans)
     if len(labels) < 2:
         raise LensteerError(
             f"{len(annotated)} of {len(traces)} traces have spans, of behaviors {list(labels)}: a classifier needs "

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensteer.alignment import align
-from lensteer.behaviors import BEHAVIORS, Sentence, Span
+from lensteer.behaviors import UNPARSED, Sentence, Span
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace, with_spans
 
@@ -163,7 +163,7 @@ def residual_features(
     placed, numbers = [], []
     for chain in chains:
         trace = chain.trace
-        sentences = [Sentence(BEHAVIORS[0], text) for text in chain.texts]
+        sentences = [Sentence(UNPARSED, text) for text in chain.texts]
         spans = align(sentences, trace.response, trace.offsets, prompt_length=trace.prompt_length).spans
         number = {start: i for i, (start, _) in enumerate(chain.pieces)}
         kept: list[Span] = [span for span in spans if span.char_start in number]

@@ -1,4 +1,4 @@
-"""A language model as judge: it is asked for the behavior of every sentence. Knows nothing of how a server is reached.
+"""A language model as judge: it is asked for the behavior of every sentence.
 
 Sentences are numbered and labels come back by number, so the text stays the chain's own. Every sentence comes back,
 with a label or as `UNPARSED`, and a report says why. Replies are kept on disk as they arrive: the same call after a
@@ -19,7 +19,7 @@ from lensteer.annotation.judge_cache import ReplyCache, default_folder
 from lensteer.annotation.judge_client import MODEL, OPENAI, URL, Client, run
 from lensteer.annotation.judge_reply import Answer, Remark, Talk, converse
 from lensteer.annotation.judge_work import Work
-from lensteer.behaviors import UNPARSED, Sentence
+from lensteer.behaviors import REASONING, UNPARSED, LabelScheme, Sentence
 from lensteer.errors import LensteerError
 from lensteer.progress import progress_bar
 from lensteer.splitting import split_sentences
@@ -97,6 +97,7 @@ class Judge:
             is longer.
         max_chunk: sentences per request; longer chains are asked in parts.
         context: sentences before a part that the judge sees, too.
+        scheme: the labels that it chooses from, with a line on each.
         temperature: None leaves it to the server (some models accept no other).
         announce: called with the plan before the first request; an exception that it raises ends the call.
         progress: show a bar.
@@ -114,6 +115,7 @@ class Judge:
     backoff: float = 1.0
     max_chunk: int = 60
     context: int = 5
+    scheme: LabelScheme = REASONING
     temperature: float | None = 0.0
     announce: Callable[[JudgePlan], None] | None = None
     progress: bool = False
@@ -134,6 +136,11 @@ class Judge:
                 raise LensteerError(f"{name}={getattr(self, name)}: give at least {least}")
         if not self.timeout > 0:
             raise LensteerError(f"timeout={self.timeout}: give a positive number of seconds")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """That it can give."""
+        return self.scheme.labels
 
     def __call__(self, traces: Sequence[Trace]) -> list[list[Sentence]]:
         """Every sentence of each trace's thinking, in order; an `Annotator`. Raises as `annotate` does."""
@@ -229,7 +236,12 @@ class Judge:
             n_parts = -(-len(sentences) // self.max_chunk)
             for part in range(n_parts):
                 first, last = (len(sentences) * p // n_parts for p in (part, part + 1))
-                yield chain, converse(trace.task.prompt, sentences, range(first, last), context=self.context)
+                yield (
+                    chain,
+                    converse(
+                        trace.task.prompt, sentences, range(first, last), context=self.context, scheme=self.scheme
+                    ),
+                )
 
 
 def _texts(traces: Sequence[Trace]) -> list[list[str]]:

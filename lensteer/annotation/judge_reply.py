@@ -17,7 +17,7 @@ from lensteer.alignment import align
 from lensteer.annotation.judge_prompt import Messages, question
 from lensteer.annotation.published import parse_published
 from lensteer.annotation.sentences import label_intervals
-from lensteer.behaviors import BEHAVIORS, UNPARSED
+from lensteer.behaviors import REASONING, UNPARSED, LabelScheme
 
 #: Questions about one chunk: the first, and more for as long as each answer brings a label.
 MAX_QUESTIONS = 5
@@ -84,8 +84,8 @@ class Reply:
     repairs: list[str] = field(default_factory=list)
 
 
-def parse_reply(text: str, sentences: Sequence[str]) -> Reply:
-    """Read a reply to a question about `sentences`.
+def parse_reply(text: str, sentences: Sequence[str], labels: Sequence[str] = REASONING.labels) -> Reply:
+    """Read a reply to a question about `sentences`, which may have these labels.
 
     Understood are `{"labels": [{"n": 1, "label": "..."}]}`, the same amid prose or a code fence or cut off, an object
     of numbers and labels, and the published format `["label"] text ["end-section"]`, whose text may be edited.
@@ -93,18 +93,19 @@ def parse_reply(text: str, sentences: Sequence[str]) -> Reply:
     said = text.rpartition("</think>")[2]
     entries = _entries(said) or _entries(text)
     if not entries:
-        return _published(said if said.strip() else text, sentences)
+        return _published(said if said.strip() else text, sentences, labels)
     reply = Reply()
     if not said.strip().startswith("{") or not said.strip().endswith("}"):
         reply.repairs.append("the JSON stands in other text, or is cut off")
     strays: list[str] = []
+    known = {_plain(label): label for label in labels}
     for number, raw in entries:
         n = _number(number, len(sentences))
         if n is None:
             strays.append(str(number)[:20])
             continue
-        label = _BETWEEN.sub("-", str(raw).strip(" \t\r\n\"'`[].*").lower())
-        if label not in BEHAVIORS:
+        label = known.get(_plain(str(raw)), "")
+        if not label:
             reply.wrong[n] = f"{str(raw)[:40]!r} is not one of the labels"
         elif reply.labels.setdefault(n, label) != label:
             reply.wrong[n] = f"it has the labels {reply.labels[n]!r} and {label!r}"
@@ -118,7 +119,9 @@ def parse_reply(text: str, sentences: Sequence[str]) -> Reply:
     return reply
 
 
-def converse(task: str, sentences: Sequence[str], wanted: Sequence[int], *, context: int) -> Talk:
+def converse(
+    task: str, sentences: Sequence[str], wanted: Sequence[int], *, context: int, scheme: LabelScheme = REASONING
+) -> Talk:
     """Questions about some sentences of a chain, one after the other; send the answers in.
 
     Sentences without a usable label are asked for again, with what was wrong: twice at most where the label was not
@@ -133,12 +136,12 @@ def converse(task: str, sentences: Sequence[str], wanted: Sequence[int], *, cont
     reasons: dict[int, str] = {}
     left, complaint = list(wanted), ""
     for turn in range(MAX_QUESTIONS):
-        answer = yield question(task, sentences, left, context=context, complaint=complaint)
+        answer = yield question(task, sentences, left, context=context, scheme=scheme, complaint=complaint)
         remarks += [Remark("retried", None, "", reason) for reason in answer.retried]
         if answer.refused:
             reasons.update(dict.fromkeys(left, answer.refused))
             break
-        reply = parse_reply(answer.text, [sentences[i] for i in left])
+        reply = parse_reply(answer.text, [sentences[i] for i in left], scheme.labels)
         head = answer.text[:80]
         faults = [*reply.faults, *(["the reply was cut off"] if answer.cut else [])]
         remarks += [Remark("malformed", None, head, fault) for fault in faults]
@@ -166,6 +169,11 @@ def converse(task: str, sentences: Sequence[str], wanted: Sequence[int], *, cont
     return {i: labels.get(i, UNPARSED) for i in wanted}, remarks
 
 
+def _plain(label: str) -> str:
+    """A label as a judge may have spelled it, without quotes, capitals and what stands between its words."""
+    return _BETWEEN.sub("-", label.strip(" \t\r\n\"'`[].*").lower())
+
+
 def _entries(text: str) -> list[tuple[Any, Any]]:
     """Pairs of what should be a number and what should be a label, from every complete flat object in a text."""
     entries: list[tuple[Any, Any]] = []
@@ -188,9 +196,9 @@ def _number(value: object, n_sentences: int) -> int | None:
     return int(text) if 1 <= int(text) <= n_sentences else None
 
 
-def _published(text: str, sentences: Sequence[str]) -> Reply:
+def _published(text: str, sentences: Sequence[str], known: Sequence[str]) -> Reply:
     """Labels from the published format: its sections are placed in the sentences, edited as they may be."""
-    sections = parse_published(text)[0]
+    sections = parse_published(text, known)[0]
     page = "\n".join(sentences)
     ends = list(accumulate(len(s) + 1 for s in sentences))
     places = [(end - 1 - len(s), end - 1) for end, s in zip(ends, sentences, strict=True)]

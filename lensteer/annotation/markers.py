@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lensteer.annotation.agreement import Agreement, agreement_of
-from lensteer.annotation.annotators import Annotator, annotate
+from lensteer.annotation.annotators import Annotator, annotate, labeling, labels_of
 from lensteer.annotation.sentences import label_intervals, labeled_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.traces import Trace
@@ -93,7 +93,8 @@ def masking(annotator: Annotator, *, control: bool = False, seed: int = 0) -> An
             for trace, seen, at in zip(traces, hidden, places, strict=True)
         ]
 
-    return blind
+    labels = labels_of(annotator)
+    return blind if labels is None else labeling(*labels)(blind)
 
 
 def marker_dependence(

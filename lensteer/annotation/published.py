@@ -130,7 +130,9 @@ def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[
     return sentences, problems
 
 
-def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace], PublishedReport]:
+def read_published(
+    path: str | Path, tokenizer: Any = None, *, labels: Sequence[str] = BEHAVIORS
+) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
     Nothing is known of the prompt as the model saw it: a trace's is empty (or an open `<think>`, where the response
@@ -141,6 +143,7 @@ def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace]
         path: the file.
         tokenizer: a fast Hugging Face tokenizer, which encodes the response anew: not surely the ids that were
             generated. Without one every character is a token with the id 0, good for whatever reads text only.
+        labels: that sections may have.
 
     Returns:
         The traces, in the file's order, and what was placed, repaired, dropped and mended.
@@ -153,7 +156,7 @@ def read_published(path: str | Path, tokenizer: Any = None) -> tuple[list[Trace]
         response, annotated = row.get("response"), row.get("annotated")
         if not isinstance(response, str) or not isinstance(annotated, str):
             raise LensteerError(f"{path}, line {number} has {sorted(row)}: give the texts 'response' and 'annotated'")
-        sentences, found = parse_published(annotated)
+        sentences, found = parse_published(annotated, labels)
         ids, offsets = _tokens(response, tokenizer)
         alignment = align(sentences, response, offsets, prompt_length=1)
         trace = Trace(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lensteer.annotation.annotators import labeling
 from lensteer.annotation.cues import CARRIED, CUES
 from lensteer.behaviors import BEHAVIORS, Sentence
 from lensteer.splitting import split_sentences
@@ -22,6 +23,7 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 _MARKUP = re.compile(r"\A(?:[-–•*#>]+\s+|[*_]+)+")
 
 
+@labeling(*BEHAVIORS)
 def rules(traces: Sequence[Trace]) -> list[list[Sentence]]:
     """Every sentence of each trace's thinking with a behavior, in order; an `Annotator`.
 

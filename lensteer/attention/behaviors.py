@@ -18,7 +18,7 @@ from lensteer import models
 from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import per_token
 from lensteer.attention.streaming import stream_attention
-from lensteer.behaviors import BEHAVIORS, check_behavior
+from lensteer.behaviors import axis_of, check_behavior
 from lensteer.errors import LensteerError
 from lensteer.steering import Plan
 from lensteer.traces import Trace
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Where a bin of sentence distances, or of sentences before, begins.
 BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
-_N, _CELLS = len(BEHAVIORS), len(BINS) ** 2
+_CELLS = len(BINS) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +99,9 @@ class BehaviorAttention:
 class PairSums:
     """Sums over the pairs of sentences of each trace, and over all traces by place. Mergeable.
 
+    Args:
+        labels: of both behavior axes.
+
     Attributes:
         observed: per trace, Σ attention per token by labels of asking and asked sentence.
         mass: per trace, Σ attention mass by the same labels.
@@ -107,7 +110,8 @@ class PairSums:
         by_place: Σ attention per token by cell, over all traces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
         self.observed: list[Float[Tensor, "layer head pair"]] = []
         self.mass: list[Float[Tensor, "layer head pair"]] = []
         self.counts: list[Float[Tensor, "pair cell"]] = []
@@ -116,13 +120,14 @@ class PairSums:
 
     def add(self, trace: Trace, sums: Float[Tensor, "layer head sum"]) -> None:
         """Take in a trace, of which `pair_sums` has been kept at every layer."""
-        observed, mass, by_place = sums.split((_N**2, _N**2, _CELLS), dim=2)
-        _, _, pair, cell = _pairs(trace)
-        labels = torch.tensor([BEHAVIORS.index(span.label) for span in trace.spans[1:]])
+        n = len(self.labels)
+        observed, mass, by_place = sums.split((n**2, n**2, _CELLS), dim=2)
+        _, _, pair, cell = _pairs(trace, self.labels)
+        labels = torch.tensor([self.labels.index(span.label) for span in trace.spans[1:]])
         self.observed.append(observed.float())
         self.mass.append(mass.float())
-        self.counts.append(torch.bincount(pair * _CELLS + cell, minlength=_N**2 * _CELLS).view(_N**2, _CELLS).double())
-        self.askers.append(torch.bincount(labels, minlength=_N).double())
+        self.counts.append(torch.bincount(pair * _CELLS + cell, minlength=n**2 * _CELLS).view(n**2, _CELLS).double())
+        self.askers.append(torch.bincount(labels, minlength=n).double())
         self.by_place = self.by_place + by_place
 
     def merge(self, other: PairSums) -> None:
@@ -139,7 +144,7 @@ class PairSums:
             steered: the same traces in the same order under a plan; the result is then the change.
             seed: of the bootstrap.
         """
-        counts = torch.stack(self.counts)
+        n, counts = len(self.labels), torch.stack(self.counts)
         askers = torch.stack(self.askers).sum(0)
         mean = self.by_place / counts.sum((0, 1)).clamp_min(1)
         lifts, masses = [], []
@@ -150,12 +155,12 @@ class PairSums:
                 mass = torch.stack([kept[i] for kept in steered.mass]) - mass
             expected = torch.einsum("tpc,hc->thp", counts, mean[i])
             lifts.append(averaged(observed, expected, seed=seed))
-            masses.append(mass.double().sum(0).unflatten(1, (_N, _N)) / askers[:, None])
-        lift, low, high = torch.stack(lifts, dim=1).unflatten(-1, (_N, _N))
-        n_pairs = counts.sum((0, 2)).long().view(_N, _N)
+            masses.append(mass.double().sum(0).unflatten(1, (n, n)) / askers[:, None])
+        lift, low, high = torch.stack(lifts, dim=1).unflatten(-1, (n, n))
+        n_pairs = counts.sum((0, 2)).long().view(n, n)
         seen = n_pairs > 0
         return BehaviorAttention(
-            labels=BEHAVIORS,
+            labels=self.labels,
             layers=tuple(layers),
             lift=lift,
             low=low,
@@ -195,9 +200,14 @@ def behavior_attention(
             f"none of {len(traces)} traces has two annotated sentences: annotate them, or give longer chains"
         )
 
+    axis = axis_of(span.label for trace in usable for span in trace.spans)
+
+    def reduce(trace: Trace, rows: Float[Tensor, "head span column"]) -> Float[Tensor, "head sum"]:
+        return pair_sums(trace, rows, axis)
+
     def collect(plan: Plan | None) -> PairSums:
-        sums = PairSums()
-        for i, kept in stream_attention(model, usable, pair_sums, layers=layers, batch_size=batch_size, plan=plan):
+        sums = PairSums(axis)
+        for i, kept in stream_attention(model, usable, reduce, layers=layers, batch_size=batch_size, plan=plan):
             sums.add(usable[i], kept)
         return sums
 
@@ -205,22 +215,24 @@ def behavior_attention(
     return collect(None).result(chosen, None if plan is None else collect(plan), seed=seed)
 
 
-def pair_sums(trace: Trace, rows: Float[Tensor, "head span column"]) -> Float[Tensor, "head sum"]:
+def pair_sums(
+    trace: Trace, rows: Float[Tensor, "head span column"], labels: Sequence[str]
+) -> Float[Tensor, "head sum"]:
     """Of one layer: attention per token by labels, mass by labels, attention per token by cells of place."""
-    n = len(trace.spans)
-    later, earlier, pair, cell = (index.to(rows.device) for index in _pairs(trace))
+    n, n_pairs = len(trace.spans), len(labels) ** 2
+    later, earlier, pair, cell = (index.to(rows.device) for index in _pairs(trace, labels))
     lengths = torch.tensor([span.end - span.start for span in trace.spans], device=rows.device)
     mass = rows[..., :n]
     observed = per_token(mass, lengths)[:, later, earlier]
-    sums = rows.new_zeros(rows.shape[0], 2 * _N**2 + _CELLS)
+    sums = rows.new_zeros(rows.shape[0], 2 * n_pairs + _CELLS)
     sums.index_add_(1, pair, observed)
-    sums.index_add_(1, _N**2 + pair, mass[:, later, earlier])
-    return sums.index_add_(1, 2 * _N**2 + cell, observed)
+    sums.index_add_(1, n_pairs + pair, mass[:, later, earlier])
+    return sums.index_add_(1, 2 * n_pairs + cell, observed)
 
 
-def _pairs(trace: Trace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pairs(trace: Trace, labels: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of every pair of sentences: the later one, the earlier one, which labels, which cell of place."""
-    label = torch.tensor([BEHAVIORS.index(span.label) for span in trace.spans])
+    label = torch.tensor([labels.index(span.label) for span in trace.spans])
     later, earlier = torch.tril_indices(len(label), len(label), offset=-1)
     bins = torch.tensor([0, *(bisect_right(BINS, d) - 1 for d in range(1, len(label)))])
-    return later, earlier, label[later] * _N + label[earlier], bins[later - earlier] * len(BINS) + bins[later]
+    return later, earlier, label[later] * len(labels) + label[earlier], bins[later - earlier] * len(BINS) + bins[later]

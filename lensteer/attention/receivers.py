@@ -17,7 +17,7 @@ from lensteer import models
 from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import NEAREST, per_token, received
 from lensteer.attention.streaming import stream_attention
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
 from lensteer.steering import Plan
 from lensteer.traces import Trace
@@ -151,8 +151,10 @@ def receiver_heads(
             f"{nearest + FEWEST} in one, of which the last {nearest} count as receiving nothing"
         )
 
+    axis = axis_of(span.label for trace in usable for span in trace.spans)
+
     def reduce(trace: Trace, rows: Float[Tensor, "head span column"]) -> Float[Tensor, "head figure"]:
-        return _figures(trace, rows, nearest)
+        return _figures(trace, rows, nearest, axis)
 
     def collect(plan: Plan | None) -> Float[Tensor, "trace layer head figure"]:
         found = dict(stream_attention(model, usable, reduce, layers=layers, batch_size=batch_size, plan=plan))
@@ -163,15 +165,15 @@ def receiver_heads(
         figures = collect(plan) - figures
     defined = figures[..., 0].isfinite()
     kurtosis, low, high = averaged(figures[..., 0].nan_to_num(0.0), defined.double(), seed=seed)
-    labels = [[BEHAVIORS.index(span.label) for span in trace.spans[: len(trace.spans) - nearest]] for trace in usable]
+    labels = [[axis.index(span.label) for span in trace.spans[: len(trace.spans) - nearest]] for trace in usable]
     return ReceiverHeads(
-        labels=BEHAVIORS,
+        labels=axis,
         layers=tuple(range(models.n_layers(model))) if layers is None else tuple(layers),
         kurtosis=kurtosis,
         low=low,
         high=high,
         relative=figures[..., 1:],
-        counts=torch.stack([torch.bincount(torch.tensor(own), minlength=len(BEHAVIORS)) for own in labels]).double(),
+        counts=torch.stack([torch.bincount(torch.tensor(own), minlength=len(axis)) for own in labels]).double(),
         n_left_out=len(traces) - len(usable),
         nearest=nearest,
         change=plan is not None,
@@ -186,13 +188,15 @@ def excess_kurtosis(values: Float[Tensor, "*batch receiver"]) -> Float[Tensor, "
     return (m4 / m2.square() - 3).where(~flat, torch.nan)
 
 
-def _figures(trace: Trace, rows: Float[Tensor, "head span column"], nearest: int) -> Float[Tensor, "head figure"]:
+def _figures(
+    trace: Trace, rows: Float[Tensor, "head span column"], nearest: int, axis: Sequence[str]
+) -> Float[Tensor, "head figure"]:
     """Of one layer: the kurtosis, then what sentences of each behavior receive relative to the mean."""
     n = len(trace.spans)
     lengths = torch.tensor([span.end - span.start for span in trace.spans], device=rows.device)
     got = received(per_token(rows[..., :n], lengths), nearest).double()
     mean = got.mean(-1, keepdim=True)
     relative = (got / mean).where(mean > 0, 1.0)  # a head that gives nobody anything prefers nobody
-    labels = torch.tensor([BEHAVIORS.index(span.label) for span in trace.spans[: n - nearest]], device=rows.device)
-    sums = got.new_zeros(got.shape[0], len(BEHAVIORS)).index_add_(1, labels, relative)
+    labels = torch.tensor([axis.index(span.label) for span in trace.spans[: n - nearest]], device=rows.device)
+    sums = got.new_zeros(got.shape[0], len(axis)).index_add_(1, labels, relative)
     return torch.cat([excess_kurtosis(got)[:, None], sums], dim=1)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensteer import models
-from lensteer.annotation import Annotator, annotate, grammar
-from lensteer.behaviors import BEHAVIORS
+from lensteer.annotation import Annotator, annotate, labels_of
+from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+#: What an arm can be.
+ARM_KINDS = ("unsteered", "down", "up", "words", "control", "other")
 #: Chains of a control vector whose likelihood is measured.
 CONTROL_TEXTS = 5
 #: So many batches' chains are sorted by the length of their prompts.
@@ -47,8 +49,9 @@ class Arm:
         words: put after the question.
         prefill: put after the prompt.
         n_samples: chains per task, if fewer than `Sampling` says.
-        behavior: whose arm it is, in an evaluation.
-        kind: "down", "up" or "words" there; "" for any other arm.
+        kind: "unsteered"; "down" or "up" along a behavior's own vector; "words" for a prompted baseline; "control" for
+            a control vector; "other".
+        behavior: that is pushed or asked for.
         pool: of which control vectors it is one.
     """
 
@@ -57,9 +60,18 @@ class Arm:
     words: str = ""
     prefill: str = ""
     n_samples: int | None = None
+    kind: str = "other"
     behavior: str = ""
-    kind: str = ""
     pool: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ARM_KINDS:
+            raise LensteerError(f"arm {self.name!r} of kind {self.kind!r}: choose one of {list(ARM_KINDS)}")
+
+    @property
+    def layer(self) -> int:
+        """That its first edit steers; -1 for an arm without a residual edit."""
+        return self.plan.edits[0].layer if self.plan is not None and self.plan.edits else -1
 
 
 @dataclass(frozen=True)
@@ -161,10 +173,24 @@ class Record:
 
 
 def measure(
-    trace: Trace, arm: str, style: str | None = None, others: Mapping[str, Trace] | None = None, **measured: float
+    trace: Trace,
+    arm: str,
+    labels: Sequence[str],
+    style: str | None = None,
+    others: Mapping[str, Trace] | None = None,
+    **measured: float,
 ) -> Record:
-    """The record of an annotated trace, and of the same one as further annotators see it."""
-    counts = _counts(trace)
+    """The record of an annotated trace, and of the same one as further annotators see it.
+
+    Args:
+        trace: annotated.
+        arm: whose chain.
+        labels: what the first annotator and the others can find; labels that occur beside them are counted, too.
+        style: of its thought.
+        others: the trace as others see it, by their names.
+        measured: likelihoods.
+    """
+    counts = _counts(trace, labels)
     closed = models.CLOSE_THINKING in trace.response
     return Record(
         arm,
@@ -181,16 +207,17 @@ def measure(
         repetition(trace.response_ids),
         style,
         compression(trace.response),
-        {name: _counts(seen) for name, seen in (others or {}).items()},
+        {name: _counts(seen, labels) for name, seen in (others or {}).items()},
         **measured,
     )
 
 
-def _counts(trace: Trace) -> Counts:
+def _counts(trace: Trace, labels: Sequence[str]) -> Counts:
     begin, end = trace.thinking
+    known = dict.fromkeys([*labels, *(span.label for span in trace.spans)])
     return Counts(
-        {b: sum(s.label == b for s in trace.spans) for b in BEHAVIORS},
-        {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in BEHAVIORS},
+        {b: sum(s.label == b for s in trace.spans) for b in known},
+        {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in known},
         len(trace.spans) + trace.n_unparsed,
         sum(begin <= offset < end for offset in trace.offsets),
     )
@@ -202,12 +229,12 @@ def run_arms(
     arms: Sequence[Arm],
     sampling: Sampling | None = None,
     *,
-    annotator: Annotator | Mapping[str, Annotator] = grammar,
+    annotator: Annotator | Mapping[str, Annotator],
     style_of: Callable[[str], str | None] | None = None,
     quality: int = 0,
     path: Path | None = None,
     progress: bool = False,
-    keep: Callable[[str, Trace], object] | None = None,
+    keep: Callable[[Arm, Trace], object] | None = None,
 ) -> list[Record]:
     """Run every arm on every task, and measure the chains.
 
@@ -224,7 +251,7 @@ def run_arms(
         path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again.
             It holds text and ids, no labels, so that another annotator costs no generation.
         progress: show a bar.
-        keep: called with the arm's name and each annotated trace.
+        keep: called with the arm and each annotated trace.
 
     Raises:
         LensteerError: no task, tasks that share an id, arms that share a name, no annotator, or a file of another
@@ -235,7 +262,11 @@ def run_arms(
         raise LensteerError("no annotator: give at least one, such as {'rules': rules}")
     chains = draw_chains(model, tasks, arms, sampling, path=path, progress=progress)
     first, *others = [annotate([trace for _, trace in chains], each) for each in annotators.values()]
-    plans = {arm.name: arm.plan for arm in arms}
+    labels = in_order(
+        [label for each in annotators.values() for label in labels_of(each) or ()]
+        + [span.label for seen in (first, *others) for trace in seen for span in trace.spans]
+    )
+    by_name = {arm.name: arm for arm in arms}
     limit = {arm.name: min(quality, CONTROL_TEXTS) if arm.pool else quality for arm in arms}
     place = {task.id: i for i, task in enumerate(tasks)}
     chosen = [
@@ -246,7 +277,7 @@ def run_arms(
     measured = text_quality(
         model,
         [chains[i][1] for i in chosen],
-        [plans[chains[i][0]] for i in chosen],
+        [by_name[chains[i][0]].plan for i in chosen],
         path=None if path is None else path.with_suffix(".quality.jsonl"),
         progress=progress,
     )
@@ -254,10 +285,10 @@ def run_arms(
     records = []
     for i, (arm, _) in enumerate(chains):
         if keep is not None:
-            keep(arm, first[i])
+            keep(by_name[arm], first[i])
         seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
         style = style_of(first[i].response) if style_of else None
-        records.append(measure(first[i], arm, style, seen, **found.get(i, {})))
+        records.append(measure(first[i], arm, labels, style, seen, **found.get(i, {})))
     return records
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lensteer.behaviors import STEERED
 from lensteer.directions import isotropic
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm
@@ -50,24 +49,39 @@ def control_arms(
     """
     if n < 0:
         raise LensteerError(f"n_random={n}: give the number of control vectors per pool, 0 for none")
+    behaviors = list(dict.fromkeys(arm.behavior for arm in own if arm.behavior in vectors.labels))
     longest: dict[int, float] = {}
     for arm in own:
-        if arm.kind and arm.plan is not None:
+        if arm.kind in ("down", "up") and arm.plan is not None:
             (edit,) = arm.plan.edits
             longest[edit.layer] = max(longest.get(edit.layer, 0.0), edit.length)
     arms = []
     for layer, length in sorted(longest.items()):
         for pool in pools if n else ():
-            for direction in random_directions(vectors, layer, n, pool=pool, seed=seed):
+            for direction in random_directions(vectors, layer, n, pool=pool, behaviors=behaviors, seed=seed):
                 plan = SteeringPlan(direction, layer, length, scope, unit="unit")
-                arms.append(Arm(f"L{layer}/{direction.label}", plan, pool=pool, n_samples=samples))
+                arms.append(Arm(f"L{layer}/{direction.label}", plan, kind="control", pool=pool, n_samples=samples))
     return arms
 
 
 def random_directions(
-    vectors: BehaviorVectors, layer: int, n: int, *, pool: str = "isotropic", seed: int = 0
+    vectors: BehaviorVectors,
+    layer: int,
+    n: int,
+    *,
+    pool: str = "isotropic",
+    behaviors: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[Direction]:
     """Control directions at one layer.
+
+    Args:
+        vectors: with controls, for pools other than "isotropic".
+        layer: of the vectors.
+        n: how many.
+        pool: of `POOLS`.
+        behaviors: that shuffled labels are taken of in turn; all by default.
+        seed: of the isotropic ones.
 
     Raises:
         LensteerError: an unknown pool, a negative number of them, more than were fitted, or a layer that the vectors
@@ -86,8 +100,7 @@ def random_directions(
             raise LensteerError(f"{n} {pool} vectors, but {there} were fitted: fit the vectors with n_controls={n}")
         draws = getattr(vectors.controls, pool)[:n]
         if pool == "shuffled":
-            steered = [b for b in vectors.labels if b in STEERED] or vectors.labels
-            turn = [vectors.labels.index(b) for b in steered]
+            turn = [vectors.labels.index(b) for b in vectors.labels if b in (behaviors or vectors.labels)]
             draws = draws[range(n), [turn[i % len(turn)] for i in range(n)]]
     name = "random" if pool == "isotropic" else pool
     norm = vectors.mean_norm[row : row + 1]

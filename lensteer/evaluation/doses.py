@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lensteer.annotation import Annotator, grammar
+from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
 from lensteer.evaluation.effects import BASE, KINDS
@@ -131,7 +131,7 @@ def choose_coefficients(
     unit: str = "difference",
     same_length: bool = True,
     sampling: Sampling | None = None,
-    annotator: Annotator | Mapping[str, Annotator] = grammar,
+    annotator: Annotator | Mapping[str, Annotator],
     quality: int = 25,
     seed: int = 0,
     path: str | Path | None = None,
@@ -162,8 +162,8 @@ def choose_coefficients(
         progress: show a bar.
 
     Raises:
-        LensteerError: a dose that is not positive and finite, fewer than two tasks, or an unsteered arm that is itself
-            what would be called broken.
+        LensteerError: a dose that is not positive and finite, fewer than two tasks, a behavior that the annotator never
+            labels, or an unsteered arm that is itself what would be called broken.
     """
     if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
         raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
@@ -172,7 +172,9 @@ def choose_coefficients(
     margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(doses))
     scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
-    arms, tried = [Arm(BASE)], []
+    for each in annotator.values() if isinstance(annotator, Mapping) else [annotator]:
+        check_labels(each, list(site))
+    arms, tried = [Arm(BASE, kind="unsteered")], []
     for behavior, layer in site.items():
         for dose in ladder:
             for kind, sign in KINDS.items():
@@ -236,4 +238,4 @@ def _scale(vectors: BehaviorVectors, site: Mapping[str, int], behavior: str, uni
 
 
 def _share(rows: Sequence[Record], behavior: str) -> float:
-    return sum(r.sentences[behavior] for r in rows) / max(sum(r.n_sentences for r in rows), 1)
+    return sum(r.sentences.get(behavior, 0) for r in rows) / max(sum(r.n_sentences for r in rows), 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lensteer.annotation import Annotator, grammar
+from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
 from lensteer.evaluation.controls import POOLS, control_arms, ranked
@@ -53,13 +53,13 @@ def evaluate(
     n_random: int = 20,
     control_samples: int | None = None,
     sampling: Sampling | None = None,
-    annotator: Annotator | Mapping[str, Annotator] = grammar,
+    annotator: Annotator | Mapping[str, Annotator],
     margins: Margins | None = None,
     quality: int = 50,
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
-    keep: Callable[[str, Trace], object] | None = None,
+    keep: Callable[[Arm, Trace], object] | None = None,
 ) -> Evaluation:
     """Steer every behavior of a site down and up on held-out tasks, and measure everything that moves.
 
@@ -88,17 +88,19 @@ def evaluate(
         seed: of the control vectors and the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
-        keep: called with the arm's name and each annotated trace.
+        keep: called with the arm and each annotated trace.
 
     Raises:
         LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient, fewer
-            controls than asked for.
+            controls than asked for, a behavior that the annotator never labels.
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
     sampling = sampling or Sampling(n_samples=2)
     margins = margins or Margins()
-    arms, without = [Arm(BASE)], []
+    for each in annotator.values() if isinstance(annotator, Mapping) else [annotator]:
+        check_labels(each, list(site))
+    arms, without = [Arm(BASE, kind="unsteered")], []
     for behavior, layer in site.items():
         for (kind, sign), strength in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
             if strength is None:
@@ -152,18 +154,19 @@ def _both(coefficients: Mapping[str, Strength] | float, behavior: str) -> tuple[
 def summarize(
     records: Sequence[Record], arms: Sequence[Arm], *, margins: Margins | None = None, seed: int = 0
 ) -> Evaluation:
-    """Effects and arm summaries from the chains' records. The arms say what each of them is; one is "unsteered"."""
+    """Effects and arm summaries from the chains' records. The arms say what each of them is; one is unsteered."""
     margins = margins or Margins()
     by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
     for record in records:
         by_arm[record.arm].append(record)
-    base = by_arm[BASE]
-    checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != BASE}
+    (plain,) = (arm.name for arm in arms if arm.kind == "unsteered")
+    base = by_arm[plain]
+    checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
     effects: list[Effect] = []
-    own = [arm for arm in arms if arm.kind]
+    own = [arm for arm in arms if arm.kind in (*KINDS, "words")]
     for annotator in (None, *base[0].others):
         for unit in UNITS if annotator is None else UNITS[:1]:
-            shares = _Shares(by_arm, unit, annotator, seed)
+            shares = _Shares(by_arm, plain, unit, annotator, seed)
             found = [_effect(shares, arm, arms, checks[arm.name].ok) for arm in own]
             effects += _corrected(found)
     return Evaluation(
@@ -184,8 +187,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class _Shares:
     """Counts of every arm, task by task, as one annotator sees them; what was worked out once is kept."""
 
-    def __init__(self, by_arm: Mapping[str, Sequence[Record]], unit: str, annotator: str | None, seed: int) -> None:
-        self.by_arm, self.unit, self.annotator, self.seed = by_arm, unit, annotator, seed
+    def __init__(
+        self, by_arm: Mapping[str, Sequence[Record]], plain: str, unit: str, annotator: str | None, seed: int
+    ) -> None:
+        self.by_arm, self.plain, self.unit, self.annotator, self.seed = by_arm, plain, unit, annotator, seed
         self._bases: dict[str, Interval] = {}
 
     def sums(self, arm: str, behavior: str) -> dict[str, tuple[float, float]]:
@@ -195,7 +200,7 @@ class _Shares:
             counts = r.by(self.annotator)
             whole = counts.n_sentences if self.unit == "sentences" else counts.n_tokens
             a, b = sums.get(r.task, (0.0, 0.0))
-            sums[r.task] = a + getattr(counts, self.unit)[behavior], b + whole
+            sums[r.task] = a + getattr(counts, self.unit).get(behavior, 0), b + whole
         return sums
 
     def ratio(self, arm: str, behavior: str) -> Ratio:
@@ -212,13 +217,13 @@ class _Shares:
     def base(self, behavior: str) -> Interval:
         """The unsteered share with its interval."""
         if behavior not in self._bases:
-            self._bases[behavior] = bootstrap_interval(self.ratio(BASE, behavior), seed=self.seed)
+            self._bases[behavior] = bootstrap_interval(self.ratio(self.plain, behavior), seed=self.seed)
         return self._bases[behavior]
 
 
 def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> Effect:
     behavior, sign = arm.behavior, KINDS.get(arm.kind, 1)
-    own, plain = shares.ratio(arm.name, behavior), shares.ratio(BASE, behavior)
+    own, plain = shares.ratio(arm.name, behavior), shares.ratio(shares.plain, behavior)
     share, base = bootstrap_interval(own, seed=shares.seed), shares.base(behavior)
     change = bootstrap_interval(own, plain, seed=shares.seed)
     layer, coefficient, length = -1, 0.0, 0.0
@@ -227,10 +232,10 @@ def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> E
         layer, coefficient, length = edit.layer, edit.coefficient, edit.length
     controls, null, p_value = ranked(
         shares.fraction,
-        [a for a in arms if a.pool and a.plan is not None and a.plan.edits[0].layer == layer],
+        [a for a in arms if a.kind == "control" and a.layer == layer],
         arm,
         [a for a in arms if a.kind in KINDS],
-        BASE,
+        shares.plain,
     )
     assert own.weights is not None
     assert plain.weights is not None
@@ -286,8 +291,10 @@ def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSu
     measured = {name: [v for r in records if (v := getattr(r, name)) is not None] for name in ("nll", "kl")}
     return ArmSummary(
         arm=arm.name,
+        kind=arm.kind,
+        behavior=arm.behavior,
         pool=arm.pool,
-        layer=arm.plan.edits[0].layer if arm.plan is not None and arm.plan.edits else -1,
+        layer=arm.layer,
         chains=len(records),
         accuracy=float("nan") if right is None else float(right.estimate),
         accuracy_low=float("nan") if right is None else float(right.low),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lensteer.annotation import Annotator, grammar
+from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
 from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
 from lensteer.files import write_atomically
@@ -43,6 +43,7 @@ class ModeArm:
 
     Attributes:
         arm: Its name.
+        kind: What it is; see `Arm`. Control vectors are of kind "control".
         thinks: Share of answers with a thought in them.
         accuracy: Share of right ones among those that can be graded; None where none can.
         parsed: Share that ended, closed their thought and could be read by the annotator.
@@ -52,6 +53,7 @@ class ModeArm:
     """
 
     arm: str
+    kind: str
     thinks: Estimate
     accuracy: Estimate | None
     parsed: Estimate
@@ -128,8 +130,8 @@ def measure_modes(
     arms: Sequence[Arm],
     sampling: Sampling | None = None,
     *,
+    annotator: Annotator,
     style_of: Callable[[str], str | None] | None = None,
-    annotator: Annotator = grammar,
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
@@ -141,8 +143,8 @@ def measure_modes(
         tasks: two or more; not those that a coefficient was chosen on.
         arms: with distinct names: an unsteered one first, as a rule.
         sampling: how answers are drawn; by default the template does not open `<think>`.
-        style_of: from a response to the style of its thought, or None; no styles without it.
         annotator: says what can be read.
+        style_of: from a response to the style of its thought, or None; no styles without it.
         seed: of the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
@@ -167,16 +169,14 @@ def measure_modes(
     by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
     for record in records:
         by_arm[record.arm].append(record)
-    return Modes(
-        tuple(_measured(name, rows, styles, seed) for name, rows in by_arm.items()), len(tasks), sampling.n_samples
-    )
+    return Modes(tuple(_measured(arm, by_arm[arm.name], styles, seed) for arm in arms), len(tasks), sampling.n_samples)
 
 
 def _in_style(style: str, record: Record) -> float:
     return float(record.style == style)
 
 
-def _measured(name: str, records: Sequence[Record], styles: Sequence[str], seed: int) -> ModeArm:
+def _measured(arm: Arm, records: Sequence[Record], styles: Sequence[str], seed: int) -> ModeArm:
     def mean(figure: Callable[[Record], float], among: Callable[[Record], bool] = lambda r: True) -> Estimate | None:
         """Mean over tasks of the mean over a task's samples."""
         per_task: dict[str, list[float]] = {}
@@ -189,7 +189,8 @@ def _measured(name: str, records: Sequence[Record], styles: Sequence[str], seed:
 
     nothing = Estimate(0.0, 0.0, 0.0)
     return ModeArm(
-        name,
+        arm.name,
+        arm.kind,
         thinks=mean(lambda r: r.n_tokens > 0) or nothing,
         accuracy=mean(lambda r: bool(r.correct), lambda r: r.correct is not None),
         parsed=mean(lambda r: r.parsed) or nothing,

@@ -71,7 +71,7 @@ def power(
     size = n_tasks * n_samples * sentences / len(records)
     found = []
     for behavior in behaviors:
-        events = sum(r.sentences[behavior] for r in records)
+        events = sum(r.sentences.get(behavior, 0) for r in records)
         base, design = events / sentences, _design(records, behavior)
 
         def gap(other: float, base: float = base, design: float = design) -> float:
@@ -102,7 +102,7 @@ def _design(records: Sequence[Record], behavior: str) -> float:
     sums: dict[str, list[float]] = {}
     for r in records:
         each = sums.setdefault(r.task, [0.0, 0.0])
-        each[0] += r.sentences[behavior]
+        each[0] += r.sentences.get(behavior, 0)
         each[1] += r.n_sentences
     hits, whole = np.array(list(sums.values())).T
     share = hits.sum() / whole.sum()

@@ -139,6 +139,8 @@ class ArmSummary:
 
     Attributes:
         arm: its name.
+        kind: what it is; see `Arm`.
+        behavior: that was pushed or asked for; "" for none.
         pool: of which controls it is one; "" for none.
         layer: steered; -1 for an arm without a residual edit.
         chains: how many.
@@ -158,6 +160,8 @@ class ArmSummary:
     """
 
     arm: str
+    kind: str
+    behavior: str
     pool: str
     layer: int
     chains: int

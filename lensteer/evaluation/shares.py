@@ -48,7 +48,7 @@ class ResampledShares:
         """
         if arm not in self._arms:
             raise LensteerError(f"no arm {arm!r}: there are {', '.join(map(repr, self._arms))}")
-        hits = np.array([r.sentences[behavior] for r in self._arms[arm]])
+        hits = np.array([r.sentences.get(behavior, 0) for r in self._arms[arm]])
         shares: Float[np.ndarray[Any, Any], " draw"] = self._weights @ hits
         return shares / (self._weights @ np.array([r.n_sentences for r in self._arms[arm]]))
 

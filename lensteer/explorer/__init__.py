@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lensteer.annotation import Annotator, grammar
+from lensteer.annotation import Annotator
 from lensteer.attribution import LayerScores
 from lensteer.cache_steering import CacheVector
 from lensteer.errors import LensteerError
@@ -47,7 +47,7 @@ def explore(
     *,
     coefficients: Mapping[str, float] | None = None,
     kl_budget: float = 0.1,
-    annotator: Annotator = grammar,
+    annotator: Annotator | None = None,
 ) -> Explorer:
     """The interactive explorer, as the last line of a notebook cell.
 
@@ -65,7 +65,7 @@ def explore(
         kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as those of
             `attribute` are by default (scaling "difference"), the coefficient that spends so much by them is marked for
             each layer.
-        annotator: of continuations. The default knows the embedded organism's sentences only.
+        annotator: of continuations; None leaves their sentences without labels.
 
     Raises:
         LensteerError: no widget library, no traces, vectors of another model, a plan that is on, an impossible budget.

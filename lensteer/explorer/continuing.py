@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lensteer import models
-from lensteer.annotation import Annotator, annotate, grammar
+from lensteer.annotation import Annotator, annotate
 from lensteer.errors import LensteerError
 from lensteer.generation.buffers import Buffered
 from lensteer.generation.running import choose_runner, prefilled, slot_edits
@@ -55,7 +55,7 @@ def continue_chain(
     max_new_tokens: int = 200,
     temperature: float = 0.0,
     seed: int = 0,
-    annotator: Annotator = grammar,
+    annotator: Annotator | None = None,
     advance: Callable[[NewTokens], object] | None = None,
 ) -> Continuation:
     """Continue a chain from a point in its response, unsteered and under a plan.
@@ -70,7 +70,7 @@ def continue_chain(
         max_new_tokens: of each.
         temperature: 0 is greedy.
         seed: both draw with the same random numbers.
-        annotator: of the two chains.
+        annotator: of the two chains; None leaves them without labels.
         advance: called after every step with all new tokens so far; what it raises ends the run.
 
     Raises:
@@ -95,7 +95,9 @@ def continue_chain(
         generator = torch.Generator().manual_seed(chain_seed(seed, trace.task.id, trace.sample) % 2**63)
         noise = torch.rand(max_new_tokens, generator=generator, dtype=torch.float64)
     rows = _decode(model, base, plan, max_new_tokens, temperature, noise, advance)
-    unsteered, steered = annotate([extended(model, base, row) for row in rows], annotator)
+    unsteered, steered = (extended(model, base, row) for row in rows)
+    if annotator is not None:
+        unsteered, steered = annotate([unsteered, steered], annotator)
     return Continuation(unsteered, steered, len(base.ids))
 
 

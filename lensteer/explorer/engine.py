@@ -44,7 +44,7 @@ class Engine:
     fails in some versions when two threads use it.
     """
 
-    def __init__(self, model: TransformerBridge, choices: Choices, annotator: Annotator) -> None:
+    def __init__(self, model: TransformerBridge, choices: Choices, annotator: Annotator | None) -> None:
         """Copies the model, sharing its weights.
 
         Raises:
@@ -120,7 +120,7 @@ class Engine:
                 return
             arms = [extended(model, base, row) for row in made]
             ended = sum(int(ends[row].sum()) for row in made)
-            if ended > told and quick:
+            if self._annotator is not None and ended > told and quick:
                 before, told = time.monotonic(), ended
                 spans = [arm.spans for arm in annotate(arms, self._annotator)]
                 quick = time.monotonic() - before < QUICK

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lensteer.ablation import ForcedEffect, LeaveOneOut
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import BEHAVIORS, in_order
 from lensteer.explorer.state import CHANNELS, MEASURES, UNIT, Choices, State
 from lensteer.plots.style import DIVERGING, PAGE, TAGS, color
 from lensteer.steering import OPERATORS
@@ -33,7 +33,7 @@ def options_payload(choices: Choices) -> dict[str, Any]:
             row = scores.row(label)
             curves[label] = {name: numbers(getattr(scores, name)[row]) for name in ("mean", "low", "high")}
     found = {span.label for trace in choices.traces for span in trace.spans}
-    labels = [*BEHAVIORS, *sorted((found | set(vectors.labels)).difference(BEHAVIORS))]
+    labels = in_order([*BEHAVIORS, *found, *vectors.labels])
     recommended = {b: [float(c)] for b, c in choices.coefficients.items() if math.isfinite(c)}
     return {
         "behaviors": list(vectors.labels),

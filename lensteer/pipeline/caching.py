@@ -147,13 +147,16 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     words = config.words
     ladder = sorted(set(config.c_values))
     tried = [Arm(f"c_values={c:g}", edit(vector, c), words) for c in ladder]
-    dev = measured("dev", [Arm("unsteered", None, words), *tried], config.n_dev)
+    dev = measured("dev", [Arm("unsteered", None, words, kind="unsteered"), *tried], config.n_dev)
     best = max(ladder, key=lambda c: (_worth(dev[f"c_values={c:g}"]), -c))
-    arms = [Arm("unsteered", None, words), Arm("cache", edit(vector, best), words)]
+    arms = [Arm("unsteered", None, words, kind="unsteered"), Arm("cache", edit(vector, best), words)]
     if arms[1].plan is not None and arms[1].plan.prefill:
         arms.append(Arm("offset token alone", None, words, arms[1].plan.prefill))
-    arms.append(Arm("asked in words", None, f"{words} {ASK_TO_THINK}".strip()))
-    arms += [Arm(f"random-{i}", edit(vector.random(config.seed + i), best), words) for i in range(config.n_random)]
+    arms.append(Arm("asked in words", None, f"{words} {ASK_TO_THINK}".strip(), kind="words"))
+    arms += [
+        Arm(f"random-{i}", edit(vector.random(config.seed + i), best), words, kind="control")
+        for i in range(config.n_random)
+    ]
     test = measured("test", arms, config.n_test)
     values = {
         "config": asdict(config),
@@ -163,7 +166,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
         "test": asdict(test),
     }
     write_atomically(folder / RESULT, json.dumps(values, indent=1))
-    for arm in (a for a in test.arms if not a.arm.startswith("random-")):
+    for arm in (a for a in test.arms if a.kind != "control"):
         right = "" if arm.accuracy is None else f", right {arm.accuracy.mean:.1%}"
         announce(f"{arm.arm}: thinks {arm.thinks.mean:.1%}{right}, {arm.length.mean:.0f} tokens")
     announce(f"c_values={best:g}: {(folder / RESULT).resolve()}")

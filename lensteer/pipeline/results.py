@@ -15,7 +15,7 @@ from lensteer.geometry import cosine_matrix
 from lensteer.overlap import EmbeddingOverlap
 from lensteer.pipeline.caching import read_cache_run
 from lensteer.pipeline.run import Run
-from lensteer.report import RunResults
+from lensteer.report import Example, RunResults
 from lensteer.selection import Site
 from lensteer.traces import Trace, load_traces
 from lensteer.vectors import BehaviorVectors
@@ -33,7 +33,11 @@ def load_results(run: Run) -> RunResults:
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
     site = Site.load(run.path("site.json"))
     examples = tuple(
-        (str(row["arm"]), Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}"))
+        Example(
+            str(row["behavior"]),
+            str(row["kind"]),
+            Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}"),
+        )
         for number, row in read_jsonl(run.path("examples.jsonl"))
     )
     try:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.behaviors import STEERED, check_behavior
+from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins, Sampling
@@ -249,7 +249,9 @@ class Run:
             return self.config.annotators
         if self.config.tasks == "organism":
             return ("grammar",)
-        return ("classifier", "rules") if self.config.chains or self.config.classifier else ("rules",)
+        if self.config.chains or self.config.classifier:
+            return ("classifier", "rules") if set(self.config.behaviors) <= set(BEHAVIORS) else ("classifier",)
+        return ("rules",)
 
     @property
     def margins(self) -> Margins:
@@ -290,8 +292,9 @@ class Run:
                 raise LensteerError(f"no file {path!r}: give one that exists")
         if c.dtype not in DTYPES:
             raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(DTYPES)}")
-        for label in c.behaviors:
-            check_behavior(label)
+        if {"grammar", "rules"}.intersection(self.annotators):
+            for label in c.behaviors:
+                check_behavior(label, BEHAVIORS)
         if not c.behaviors or len(c.layers) not in (0, 1, len(c.behaviors)):
             raise LensteerError(
                 f"layers {list(c.layers)} for behaviors {list(c.behaviors)}: give at least one behavior, and one layer "

@@ -149,7 +149,7 @@ def _vectors(run: Run) -> dict[str, Any]:
             f"({list(c.behaviors)}): take another annotator, or longer chains"
         )
     for label in c.behaviors:
-        n = vectors.counts[label]
+        n = vectors.counts.get(label, 0)
         if n < FEW_SPANS:
             words = "has no sentence in the chains and is left out" if not n else f"rests on {n} sentences only"
             run.note(f"{label} {words}: {FEW_SPANS} or more are wanted for a vector.")
@@ -233,7 +233,7 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     base = run_arms(
         run.model,
         run.tasks("dev"),
-        [Arm(BASE)],
+        [Arm(BASE, kind="unsteered")],
         sampling,
         annotator=annotators,
         path=run.path("plan.jsonl"),
@@ -275,12 +275,12 @@ def _evaluate(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     site, doses = Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
-    examples: dict[str, Trace] = {}
-    one = run.tasks("test")[:EXAMPLES]
+    examples: dict[tuple[str, str, str], Trace] = {}
+    first = [task.id for task in run.tasks("test")[:EXAMPLES]]
 
-    def keep(arm: str, trace: Trace) -> None:
-        if trace.sample == 0 and any(trace.task.id == task.id for task in one):
-            examples[f"{arm}|{trace.task.id}"] = trace
+    def keep(arm: Arm, trace: Trace) -> None:
+        if trace.sample == 0 and trace.task.id in first and arm.kind in ("unsteered", *KINDS):
+            examples[arm.behavior, arm.kind, trace.task.id] = trace
 
     evaluation = evaluate(
         run.model,
@@ -290,7 +290,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         doses.pairs,
         scope=SCOPES[c.scope],
         unit=c.unit,
-        words={b: organism.cue(b) if c.tasks == "organism" else WORDS[b] for b in site},
+        words={b: organism.cue(b) if c.tasks == "organism" else WORDS[b] for b in site if b in WORDS},
         n_random=c.n_random,
         control_samples=c.control_samples,
         sampling=run.sampling(c.n_samples),
@@ -303,7 +303,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         keep=keep,
     )
     evaluation.save(run.path("evaluation.json"))
-    _examples(run, evaluation, examples, [task.id for task in one])
+    _examples(run, evaluation, examples, first)
     chains = sum(arm.chains for arm in evaluation.arms)
     shown = [
         f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences" and not e.annotator
@@ -311,7 +311,9 @@ def _evaluate(run: Run) -> dict[str, Any]:
     return {"chains": chains, "shown": shown}
 
 
-def _examples(run: Run, evaluation: Evaluation, found: Mapping[str, Trace], tasks: Sequence[str]) -> None:
+def _examples(
+    run: Run, evaluation: Evaluation, found: Mapping[tuple[str, str, str], Trace], tasks: Sequence[str]
+) -> None:
     """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; none was picked."""
     rises = sorted(
         (e for e in evaluation.effects if e.kind == "up" and e.unit == "sentences" and not e.annotator),
@@ -319,13 +321,13 @@ def _examples(run: Run, evaluation: Evaluation, found: Mapping[str, Trace], task
     )
     lines = []
     for number, task in enumerate(tasks):
-        arms = [BASE]
+        shown = [("", "unsteered")]
         if rises:
-            behavior = rises[number % len(rises)].behavior
-            arms += [f"{behavior}/{kind}" for kind in KINDS]
-        for arm in arms:
-            if (trace := found.get(f"{arm}|{task}")) is not None:
-                lines.append(json.dumps({"arm": arm, "trace": json.loads(trace.to_json())}) + "\n")
+            shown += [(rises[number % len(rises)].behavior, kind) for kind in KINDS]
+        for behavior, kind in shown:
+            if (trace := found.get((behavior, kind, task))) is not None:
+                row = {"behavior": behavior, "kind": kind, "trace": json.loads(trace.to_json())}
+                lines.append(json.dumps(row) + "\n")
     write_atomically(run.path("examples.jsonl"), "".join(lines))
 
 

@@ -15,7 +15,6 @@ from lensteer.plots.style import (
     CELL_FONT,
     DIVERGING,
     INK,
-    MARKERS,
     PAPER,
     TAGS,
     Number,
@@ -23,6 +22,7 @@ from lensteer.plots.style import (
     color_bar,
     finish,
     in_cell,
+    marker,
     number,
 )
 
@@ -204,7 +204,7 @@ def _marks(label: str, x: Sequence[Number], y: Sequence[Number], said: list[str]
         x=x,
         y=y,
         mode="markers",
-        marker=dict(symbol=MARKERS.get(label, "circle"), size=9, color=color(label)),
+        marker=dict(symbol=marker(label), size=9, color=color(label)),
         customdata=said,
         hovertemplate="%{customdata}<extra></extra>",
         name=label,

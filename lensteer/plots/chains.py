@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import in_order
 from lensteer.plots.style import TAGS, color, faint
 from lensteer.traces import Trace
 
@@ -47,10 +47,10 @@ def chain_html(trace: Trace, *, header: bool = True) -> Html:
 
 
 def legend_html(labels: Iterable[str]) -> Html:
-    """The names of behaviors in their colors, in the order of `BEHAVIORS`, each once."""
-    present = set(labels)
-    known = [*(b for b in BEHAVIORS if b in present), *sorted(present.difference(BEHAVIORS))]
-    entries = (f'<span style="white-space: nowrap; margin-right: 0.9em">{_colored(b, b)}</span>' for b in known)
+    """The names of behaviors in their colors, each once."""
+    entries = (
+        f'<span style="white-space: nowrap; margin-right: 0.9em">{_colored(b, b)}</span>' for b in in_order(labels)
+    )
     return Html(" ".join(entries) or "no annotated sentence")
 
 

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.plots.style import LINE, MARKERS, MUTED, PAPER, band, color, curve, finish
+from lensteer.plots.style import LINE, MUTED, PAPER, band, color, curve, finish, marker
 from lensteer.vectors import BehaviorVectors
 
 #: For signs that plotly lacks in space, or draws there as a box.
@@ -200,7 +200,7 @@ def _path(
     rows = [[layer, length] for layer, length in zip(layers, points.norm(dim=-1).tolist(), strict=True)]
     hover = f"<b>{label}</b>, layer %{{customdata[0]}}<br>%{{customdata[1]:.2f}} of its length is shown"
     hover += "" if n_spans is None else f"<br>n = {n_spans} spans"
-    sign = MARKERS.get(label, "circle")
+    sign = marker(label)
     space = points.shape[1] == 3
     return (go.Scatter3d if space else go.Scatter)(
         **dict(zip("xyz", points.T.tolist(), strict=False)),

@@ -19,7 +19,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     """Dots with 95 % intervals over tasks, a line per arm and a panel per figure; random arms are one gray band.
 
     Args:
-        found: from `measure_modes`; arms whose names begin with "random-" are controls.
+        found: from `measure_modes`; arms of kind "control" are the band.
         figures: which of "thinks", "accuracy" and "parsed".
 
     Raises:
@@ -28,10 +28,10 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     unknown = [name for name in figures if name not in TITLES]
     if unknown or not figures:
         raise LensteerError(f"no figures {unknown}: choose among {list(TITLES)}")
-    arms = [arm for arm in found.arms if not arm.arm.startswith("random-")]
-    drawn = [arm for arm in found.arms if arm.arm.startswith("random-")]
+    arms = [arm for arm in found.arms if arm.kind != "control"]
+    drawn = [arm for arm in found.arms if arm.kind == "control"]
     if not arms:
-        raise LensteerError("all arms are random controls: there is nothing to show beside them")
+        raise LensteerError("all arms are controls: there is nothing to show beside them")
     shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, name in enumerate(figures, 1):
         points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]

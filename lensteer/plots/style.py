@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 from plotly import graph_objects as go
 
@@ -64,9 +65,19 @@ TEMPLATE = go.layout.Template(
 )
 
 
+#: For labels of other schemes, the same one for a label wherever it is drawn.
+_OTHERS = ("#332288", "#AA4499", "#44AA99", "#882255", "#117733", "#999933", "#CC6677")
+_SIGNS = ("triangle-down", "star", "hexagon", "cross", "pentagon", "bowtie", "hourglass")
+
+
 def color(label: str) -> str:
-    """The color of a behavior; gray for anything else."""
-    return COLORS.get(label, MUTED)
+    """The color of a label; gray where there is none."""
+    return COLORS.get(label) or (_OTHERS[crc32(label.encode()) % len(_OTHERS)] if label else MUTED)
+
+
+def marker(label: str) -> str:
+    """The sign of a label in figures."""
+    return MARKERS.get(label) or _SIGNS[crc32(label.encode()) % len(_SIGNS)]
 
 
 def faint(label: str, alpha: float) -> str:
@@ -109,7 +120,7 @@ def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows
         legendgroup=label,
         mode="lines+markers",
         line=dict(color=color(label), width=2),
-        marker=dict(symbol=MARKERS.get(label, "circle"), size=8),
+        marker=dict(symbol=marker(label), size=8),
         customdata=rows,
         hovertemplate=hover,
         cliponaxis=False,

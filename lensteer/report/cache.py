@@ -15,7 +15,7 @@ def cache(results: RunResults, f: Figures) -> str:
     if results.cache is None:
         return ""
     rows = []
-    for arm in (a.arm for a in results.cache["test"].arms if not a.arm.startswith("random-")):
+    for arm in (a.arm for a in results.cache["test"].arms if a.kind != "control"):
         cells = [
             f(f"cache.{arm}.{figure}.mean", style)
             + f.interval(f"cache.{arm}.{figure}.low", f"cache.{arm}.{figure}.high", style)

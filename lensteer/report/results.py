@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lensteer.attribution import LayerScores
 from lensteer.evaluation import Doses, Evaluation
@@ -13,6 +13,14 @@ from lensteer.overlap import EmbeddingOverlap
 from lensteer.selection import Site
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
+
+
+class Example(NamedTuple):
+    """A chain on a held-out task, and what was done: kind "unsteered", or "down" or "up" along a behavior."""
+
+    behavior: str
+    kind: str
+    trace: Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +44,7 @@ class RunResults:
         evaluation: on held-out tasks.
         seconds: what each stage took.
         reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
-        examples: arm and chain, task by task: unsteered, and under some arms ("backtracking/up").
+        examples: chains, task by task: unsteered, and steered.
         plan: what the run said beforehand: chains by stage, and "power" by behavior.
         notes: warnings that came up on the way.
         cache: of a one-shot cache edit, if one was measured: "c_values", facts on the "vector", "test" (`Modes`).
@@ -57,7 +65,7 @@ class RunResults:
     evaluation: Evaluation
     seconds: Mapping[str, float | int]
     reference: Mapping[str, Any] | None = None
-    examples: Sequence[tuple[str, Trace]] = ()
+    examples: Sequence[Example] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     cache: Mapping[str, Any] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import in_order
 from lensteer.evaluation.results import SHOWN
 from lensteer.plots import chain_html, color, legend_html
 from lensteer.report.markup import NOTHING, Figures, bullets, section, table
@@ -53,7 +53,7 @@ def asked(results: RunResults, f: Figures) -> str:
             ["behavior", "sentences in the chains", "of which in the vectors"],
             [
                 [name(label), f(f"traces.spans.{label}", "count"), f(f"vectors.spans.{label}", "count")]
-                for label in BEHAVIORS
+                for label in labels(f)
             ],
         ),
         f"<p class='muted'>Sentences found in the text as they stand: {f('alignment.matched', 'count')}; after a "
@@ -61,6 +61,12 @@ def asked(results: RunResults, f: Figures) -> str:
         f"annotator, though kept in every denominator: {f('alignment.unparsed', 'count')}.</p>",
         _settings(results, f),
     )
+
+
+def labels(f: Figures) -> tuple[str, ...]:
+    """Of the chains' sentences."""
+    start = "traces.spans."
+    return in_order(key.removeprefix(start) for key in f.found if key.startswith(start))
 
 
 def _settings(results: RunResults, f: Figures) -> str:
@@ -247,20 +253,19 @@ def _side_effects(results: RunResults, f: Figures) -> str:
         styles = {"parsed": "percent", **styles}
     rows, above, why = [], "", []
     for arm in results.evaluation.arms:
-        if arm.pool:
+        if arm.kind == "control":
             continue
         path = f"arm.{arm.arm.replace('/', '.')}"
-        label, _, kind = arm.arm.partition("/")
         accuracy = _bounded(f, f"{path}.accuracy", "percent")
-        steered = name(label) if kind else "none"
-        words = PUSHES.get(kind, escape(kind)) if kind else escape(label)
-        first = ["" if label == above else steered, words]
-        above = label
+        steered = name(arm.behavior) if arm.behavior else "none"
+        words = PUSHES.get(arm.kind, escape(arm.arm))
+        first = ["" if steered == above else steered, words]
+        above = steered
         fine = "standard" if arm.text is None else "within" if arm.text.ok else "worse"
         rows.append([*first, accuracy, *(f(f"{path}.{field}", style) for field, style in styles.items()), fine])
         if arm.text is not None and not arm.text.ok:
             why.append(f"{steered}, {words}: {f(f'{path}.text_why')}")
-    for pool in dict.fromkeys((arm.layer, arm.pool) for arm in results.evaluation.arms if arm.pool):
+    for pool in dict.fromkeys((arm.layer, arm.pool) for arm in results.evaluation.arms if arm.kind == "control"):
         path = f"random.L{pool[0]}.{pool[1]}"
         shown = {"accuracy": "percent", **styles}
         cells = [f.between(f"{path}.{field}.min", f"{path}.{field}.max", style) for field, style in shown.items()]
@@ -314,13 +319,12 @@ def chains(results: RunResults) -> str:
     if not results.examples:
         return ""
     parts, labels = [], []
-    for task in dict.fromkeys(trace.task.id for _, trace in results.examples):
+    for task in dict.fromkeys(example.trace.task.id for example in results.examples):
         columns = []
-        for arm, trace in results.examples:
+        for behavior, kind, trace in results.examples:
             if trace.task.id != task:
                 continue
-            label, _, kind = arm.partition("/")
-            title = f"{name(label)}, {PUSHES.get(kind, escape(kind))}" if kind else escape(label)
+            title = f"{name(behavior)}, {PUSHES.get(kind, escape(kind))}" if behavior else escape(kind)
             columns.append(f"<div><h3>{title}</h3>{chain_html(trace, header=False)}</div>")
             labels += [span.label for span in trace.spans]
             prompt = trace.task.prompt

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from lensteer.attribution import null_tests
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import axis_of
 from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
 from lensteer.overlap import SIDES
@@ -70,7 +70,7 @@ def _traces(results: RunResults) -> dict[str, Any]:
         length = float(direction.at(layer).norm())
         found[f"vectors.{label}.length"] = length
         found[f"vectors.{label}.relative_length"] = length / float(direction.scaled(layer, "mean_norm").norm())
-    for label in BEHAVIORS:
+    for label in axis_of(span.label for trace in traces for span in trace.spans):
         found[f"traces.spans.{label}"] = sum(span.label == label for trace in traces for span in trace.spans)
         if label in vectors.labels:
             found[f"vectors.spans.{label}"] = vectors.counts.get(label)
@@ -201,7 +201,7 @@ def _arms(evaluation: Evaluation) -> dict[str, Any]:
     chance: dict[str, list[ArmSummary]] = {}
     broken = 0
     for arm in evaluation.arms:
-        if arm.pool:
+        if arm.kind == "control":
             chance.setdefault(f"L{arm.layer}.{arm.pool}", []).append(arm)
             continue
         path = f"arm.{arm.arm.replace('/', '.')}"
@@ -233,7 +233,7 @@ def _cache(results: RunResults) -> dict[str, Any]:
     test: Modes = results.cache["test"]
     found: dict[str, Any] = {"cache.c_values": results.cache["c_values"], "cache.n_tasks": test.n_tasks}
     found |= {f"cache.vector.{name}": value for name, value in results.cache["vector"].items() if name != "model"}
-    drawn = [arm for arm in test.arms if arm.arm.startswith("random-")]
+    drawn = [arm for arm in test.arms if arm.kind == "control"]
     found["cache.n_random"] = len(drawn)
     for figure in FIGURES:
         for arm in test.arms:

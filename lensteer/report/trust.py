@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from lensteer.behaviors import BEHAVIORS
 from lensteer.report.markup import Figures, section, table
-from lensteer.report.sections import name
+from lensteer.report.sections import labels, name
 
 ANNOTATORS = {
     "grammar": "the grammar that wrote the model's training chains: exact wherever a sentence can be read",
@@ -27,7 +26,7 @@ def annotator(f: Figures) -> str:
         return section("annotator", "Who says which behavior a sentence is", f"{who}{held}</p>")
     rows = [["macro-F1", *_cells(f, "macro_f1")], ["Cohen's κ", *_cells(f, "kappa")]]
     rows += [
-        [f"F1, {name(b)}", *_cells(f, f"f1.{b}")] for b in BEHAVIORS if f.found.get(f"annotator.f1.{b}") is not None
+        [f"F1, {name(b)}", *_cells(f, f"f1.{b}")] for b in labels(f) if f.found.get(f"annotator.f1.{b}") is not None
     ]
     beside = [n for n in str(f.found.get("annotator.names", "")).strip("[]").replace('"', "").split(", ")[1:] if n]
     for other, title in [("left_out", "without any chain of the model it is judged on"), *((n, n) for n in beside)]:

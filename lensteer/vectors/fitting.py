@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lensteer import models
+from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
-from lensteer.behaviors import BEHAVIORS
+from lensteer.behaviors import axis_of
 from lensteer.directions import ContrastSums, ProbeFits, Recipe, isotropic
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
@@ -21,7 +22,7 @@ from lensteer.vectors.values import NO_SPANS, BehaviorVectors, Controls
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_LIBRARIES = ("lensteer", "torch", "transformers", "transformer-lens")
+_LIBRARIES = ("torch", "transformers", "transformer-lens")
 
 
 def fit_vectors(
@@ -32,7 +33,7 @@ def fit_vectors(
     negatives: str = "spans",
     aggregation: str = "span",
     construction: str = "difference",
-    labels: Sequence[str] = BEHAVIORS,
+    labels: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
     n_controls: int = 0,
@@ -54,7 +55,8 @@ def fit_vectors(
         negatives: what is subtracted; see `Recipe`.
         aggregation: what counts equally: each "token", "span" or "trace".
         construction: "difference" of means, or "logistic", the normal of a probe; see `Recipe` and `ProbeFits`.
-        labels: the behaviors to look for.
+        labels: the behaviors, in the order of their axis; None for those of the spans: the default scheme, or all that
+            occur if there are others.
         layers: by default all.
         site: where in each block; steering acts on resid_post, so others are for study.
         n_controls: random vectors of each kind, from the same pass; see `Controls`.
@@ -87,7 +89,7 @@ def fit_recipes(
     traces: Sequence[Trace],
     recipes: Sequence[Recipe],
     *,
-    labels: Sequence[str] = BEHAVIORS,
+    labels: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
     n_controls: int = 0,
@@ -100,6 +102,7 @@ def fit_recipes(
     Arguments and errors are those of `fit_vectors`.
     """
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
+    labels = axis_of(span.label for trace in traces for span in trace.spans) if labels is None else labels
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
@@ -129,7 +132,7 @@ def fit_recipes(
     made = []
     for each in sums:
         used = [*_LIBRARIES, *(["scikit-learn"] if each.recipe.construction == "logistic" else [])]
-        versions = {name: importlib.metadata.version(name) for name in used}
+        versions = {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
         made.append(vectors_of(each, chosen, {**provenance, "versions": versions}))
     return made
 

@@ -12,7 +12,7 @@ def _():
     import lensteer as ls
 
     model = ls.load_model()
-    traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="train", n=12), temperature=1.0))
+    traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="train", n=12), temperature=1.0), ls.grammar)
     vectors = ls.fit_vectors(model, traces)
     mo.ui.anywidget(ls.explore(model, vectors, traces))
 
