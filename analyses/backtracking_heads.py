@@ -27,10 +27,11 @@ import torch
 import lensteer as ls
 from lensteer.attention import Head, ablated, forward_padded, knocked_out, mean_z, stream_attention
 from lensteer.generation import Generated
+from lensteer.jobs import Job, trace_of
 from lensteer.organism.grammar import FAMILIES, THINK, Latent, make_world, render, write_chain
 from lensteer.organism.wordings import ENDS, LETTERS
 from lensteer.statistics import Interval, Ratio, bootstrap_interval
-from lensteer.traces import trace_of, with_spans
+from lensteer.traces import with_spans
 
 NODE = re.compile(rf"\b(?:[{LETTERS}]|start|{'|'.join(ENDS)})\b")
 KINDS = ("y", "node", "word")  # predictions: y of a backtracking sentence, other nodes of the chain, all other tokens
@@ -120,7 +121,7 @@ def write(model, n: int, seed: int) -> list[Chain]:
         task = ls.Task(f"{family}-{index:04d}", family, "test", world.prompt, world.answer, "exact")
         prompt = ls.models.chat_text(model, world.prompt)
         ids = tuple(ls.models.encode(model, prompt))
-        trace = trace_of(model, task, prompt, ids, Generated(tuple(ls.models.encode(model, text)), True))
+        trace = trace_of(model, Job(task, 0, prompt, ids), Generated(tuple(ls.models.encode(model, text)), True))
         chain = read(ls.annotate([trace], ls.grammar)[0])
         if chain.returns:
             chains.append(chain)

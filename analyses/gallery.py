@@ -23,7 +23,8 @@ from lensteer import organism, plots
 from lensteer.ablation import ForcedChain, LeaveOneOut, leave_one_out
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
 from lensteer.directions import Recipe
-from lensteer.evaluation import Arm, Sampling
+from lensteer.evaluation import Arm
+from lensteer.jobs import Sampling
 from lensteer.vectors import fit_recipes
 
 RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))

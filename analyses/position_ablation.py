@@ -36,10 +36,10 @@ from lensteer.evaluation import (
     PositionAblation,
     PositionEffect,
     ResampledShares,
-    Sampling,
     interval_of,
     run_arms,
 )
+from lensteer.jobs import Sampling
 from lensteer.pipeline import Run
 from lensteer.pipeline.chains import annotators_of
 from lensteer.plots import position_ablation

@@ -18,7 +18,8 @@ from pathlib import Path
 import lensteer as ls
 from lensteer import organism
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
-from lensteer.evaluation import Arm, Modes, Sampling, measure_modes
+from lensteer.evaluation import Arm, Modes, measure_modes
+from lensteer.jobs import Sampling
 from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.organism.wordings import STYLE_CUES, STYLES
 

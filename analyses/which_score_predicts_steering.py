@@ -24,8 +24,9 @@ from scipy.stats import rankdata
 import lensteer as ls
 from lensteer.attribution import efficiency
 from lensteer.calibration import calibrate_many
-from lensteer.evaluation import Arm, Record, ResampledShares, Sampling, interval_of, run_arms
+from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
 from lensteer.files import write_atomically
+from lensteer.jobs import Sampling
 from lensteer.vectors import BehaviorVectors, probe_accuracy
 
 Array = np.ndarray

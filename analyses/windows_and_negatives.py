@@ -18,7 +18,8 @@ import numpy as np
 
 import lensteer as ls
 from lensteer.directions import Recipe
-from lensteer.evaluation import Arm, Record, ResampledShares, Sampling, interval_of, run_arms
+from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
+from lensteer.jobs import Sampling
 from lensteer.vectors import fit_recipes
 
 RECIPES = (

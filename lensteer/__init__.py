@@ -5,7 +5,7 @@ from typing import Any as _Any
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import annotate
+from lensteer.annotation import Annotator, Judge, annotate, grammar, labeling, rules
 from lensteer.attention import (
     BehaviorAttention,
     ReceiverHeads,
@@ -15,7 +15,7 @@ from lensteer.attention import (
     sentence_attention,
 )
 from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, efficiency, fidelity, null_tests
-from lensteer.behaviors import BEHAVIORS, STEERED, Span
+from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.errors import LensteerError
@@ -26,12 +26,12 @@ from lensteer.evaluation import (
     Evaluation,
     Margins,
     Modes,
-    Sampling,
     choose_coefficients,
     evaluate,
     measure_modes,
 )
 from lensteer.geometry import CosineMatrix, cosine_matrix
+from lensteer.jobs import Sampling, generate_traces
 from lensteer.models import load_model
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
 from lensteer.positions import (
@@ -50,13 +50,14 @@ from lensteer.projections import TokenProjections, token_projections
 from lensteer.selection import Site, select_layers
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
-from lensteer.traces import Trace, generate_traces, load_traces, save_traces
+from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accuracy
 
 __all__ = [
     "BEHAVIORS",
     "GRAMMAR_MARGINS",
     "STEERED",
+    "Annotator",
     "Arm",
     "BehaviorAttention",
     "BehaviorVectors",
@@ -69,6 +70,8 @@ __all__ = [
     "EmbeddingOverlap",
     "Evaluation",
     "Fidelity",
+    "Judge",
+    "LabelScheme",
     "LayerScores",
     "LensteerError",
     "Margins",
@@ -106,6 +109,8 @@ __all__ = [
     "fit_vectors",
     "generate_traces",
     "generated",
+    "grammar",
+    "labeling",
     "load_model",
     "load_tasks",
     "load_traces",
@@ -117,6 +122,7 @@ __all__ = [
     "probe_accuracy",
     "prompt",
     "receiver_heads",
+    "rules",
     "save_traces",
     "select_layers",
     "sentence_attention",

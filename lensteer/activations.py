@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,8 @@ from torch import Tensor
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
-from lensteer.steering import active_plans, attached, foreign_hooks
+from lensteer.forward import Forward, read_there, right_padded
 from lensteer.traces import Trace
-from lensteer.twins import plain_twin
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -225,38 +224,17 @@ def _averaged(
     site: str,
 ) -> Float[Tensor, "batch row layer d_model"]:
     """Means over positions of each layer's residual stream, taken in its hook: no activations pile up."""
-    device = models.device(model)
-    n_tokens = averaging.shape[2]
-    ids = torch.zeros(len(traces), n_tokens, dtype=torch.long)
-    mask = torch.zeros(len(traces), n_tokens, dtype=torch.long)
-    for row, trace in enumerate(traces):
-        ids[row, : len(trace.ids)] = torch.tensor(list(trace.ids))
-        mask[row, : len(trace.ids)] = 1
-    positions = torch.arange(n_tokens).expand_as(ids)
+    text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
     means: dict[int, Tensor] = {}
 
-    def read(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> Tensor:
-        weights = averaging.to(resid.device)
-        means[layer] = torch.bmm(weights, resid.float()).cpu()
-        return resid
+    def read(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> None:
+        means[layer] = torch.bmm(averaging.to(resid.device), resid.float()).cpu()
 
-    inputs = dict(attention_mask=mask.to(device), position_ids=positions.to(device), logits_to_keep=1)
-    twin = None
-    if site == "resid_post" and not active_plans(model) and not foreign_hooks(model):
-        twin = plain_twin(model)  # its attention is the fused kernel: several times faster on long chains
-    if twin is not None:
-        with torch.no_grad(), attached(model, twin, sorted(set(layers)), read):
-            twin(input_ids=ids.to(device), use_cache=False, **inputs)
-    else:
-        stop = max(layers) + 1
-
-        def at_point(layer: int) -> Callable[..., None]:
-            def keep(resid: Tensor, hook: object) -> None:
-                read(layer, resid)
-
-            return keep
-
-        hooks = [(models.resid_hook(layer, site), at_point(layer)) for layer in set(layers)]
-        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-            model(ids.to(device), stop_at_layer=stop if stop < models.n_layers(model) else None, **inputs)
+    with torch.no_grad():
+        if site == "resid_post":
+            forward = Forward(model, text)
+            with forward.hooked(read, layers):
+                forward.whole(stop=max(layers))
+        else:
+            read_there(model, text, site, layers, read)
     return torch.stack([means[layer] for layer in layers], dim=2)

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
 
 
 @dataclass(frozen=True, eq=False)
-class CosineMatrix:
+class CosineMatrix(Result):
     """Cosines between the vectors of all pairs of behaviors, each at its own layer.
 
     Attributes:

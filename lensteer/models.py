@@ -44,7 +44,7 @@ def load_model(
         revision: of the checkpoint on the hub.
 
     Raises:
-        LensteerError: no such model, or one that TransformerLens cannot load.
+        LensteerError: no such model, one that TransformerLens cannot load, or too little memory.
     """
     from safetensors import SafetensorError
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,7 +55,12 @@ def load_model(
     try:
         with _no_bar() if name_or_path is None else nullcontext():  # it is there at once
             model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise LensteerError(
+                f"out of memory while loading model {source!r} in {dtype} on {device or 'the default device'}: load it "
+                f"in bfloat16 (2 bytes a parameter), on another device, or take a smaller model ({error})"
+            ) from error
         raise LensteerError(
             f"cannot load model {source!r}: give a folder with a Hugging Face checkpoint, a name on the hub, or "
             f"nothing for the embedded organism ({type(error).__name__}: {error})"
@@ -64,6 +69,14 @@ def load_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a device, ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return any(word in str(error).lower() for word in words)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lensteer import models
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
+from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class NearestTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingOverlap:
+class EmbeddingOverlap(Result):
     """The overlap of behavior vectors with single tokens.
 
     Attributes:

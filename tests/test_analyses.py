@@ -141,6 +141,17 @@ def test_the_cache_benchmark_names_its_ratios(monkeypatch):
     assert found["hooks_during_decode.hook"] == 1
 
 
+def test_the_decoding_benchmark_names_its_ratios(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = load("decoding", "benchmarks")
+    base = __import__("cache_steering")
+    for name, value in dict(N_LAYERS=2, WIDTH=48, VOCABULARY=800).items():
+        monkeypatch.setattr(base, name, value)
+    found = benchmark.main(benchmark.Config(rounds=2, rows=6, batches=2, prompt=20, new_tokens=4))
+    for name in ("shared_prefill", "batches_at_once", "grouped_attention"):
+        assert 0 < found[f"{name}.low"] <= found[name] <= found[f"{name}.high"]
+
+
 def test_a_cache_edit_is_compared_with_the_residual_stream():
     analysis = load("cache_versus_residual")
     config = analysis.Config(

@@ -11,10 +11,10 @@ from lensteer import models
 from lensteer.annotation import annotate, annotate_report
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.generation import Generated
+from lensteer.jobs import Job, trace_of
 from lensteer.organism.conversations import END
 from lensteer.organism.grammar import END_THINK, FAMILIES, THINK, Latent, make_world, render, write_chain
 from lensteer.tasks import Task
-from lensteer.traces import trace_of
 
 
 class Speaker:
@@ -27,7 +27,7 @@ class Speaker:
         prompt = models.chat_text(self, world.prompt, thinking=thinking)
         task = Task("t", world.family, "dev", world.prompt, world.answer, "exact")
         ids = tuple(models.encode(self, response))
-        return trace_of(self, task, prompt, tuple(models.encode(self, prompt)), Generated(ids, True))
+        return trace_of(self, Job(task, 0, prompt, tuple(models.encode(self, prompt))), Generated(ids, True))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from lensteer.cache_steering import Record, contrastive_pairs
 from lensteer.cache_steering.benchmarks import benchmark_records
 from lensteer.errors import LensteerError
 from lensteer.evaluation.choice import graded, last_number, letter, read_out
+from lensteer.jobs import generate_traces
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, grade
 from lensteer.tasks.benchmarks import load_benchmark
-from lensteer.traces import Trace, generate_traces
+from lensteer.traces import Trace
 
 NAMES = ("gsm8k", "arc_challenge", "commonsense_qa", "piqa")
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import lensteer as ls
 import synthetic
 from lensteer.cli import app
-from lensteer.evaluation import Arm, Estimate, ModeArm, Modes, Sampling
+from lensteer.evaluation import Arm, Estimate, ModeArm, Modes
+from lensteer.jobs import Sampling
 from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.pipeline.caching import read_cache_run
 from lensteer.report import render, summary

@@ -19,8 +19,9 @@ from lensteer.cache_steering import (
     swapped,
 )
 from lensteer.cache_steering.fitting import read_slots
-from lensteer.evaluation import Arm, Sampling, measure_modes
+from lensteer.evaluation import Arm, measure_modes
 from lensteer.generation import forced_logits, generate
+from lensteer.jobs import Sampling
 from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.rotary import rotated
 from lensteer.steering import SteeringPlan

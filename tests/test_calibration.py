@@ -16,10 +16,10 @@ from lensteer.calibration.budgets import START
 from lensteer.calibration.search import Search
 from lensteer.errors import LensteerError
 from lensteer.generation import forced_logits, generate
+from lensteer.jobs import chain_seed
 from lensteer.positions import everywhere, generated, onsets, thinking
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
-from lensteer.traces import chain_seed
 from lensteer.units import UNITS
 
 FAMILIES = ("qwen2", "llama", "gemma3")

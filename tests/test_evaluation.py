@@ -26,7 +26,6 @@ from lensteer.evaluation import (
     Margins,
     Record,
     ResampledShares,
-    Sampling,
     choose_coefficients,
     draw_chains,
     evaluate,
@@ -40,6 +39,7 @@ from lensteer.evaluation import (
     text_quality,
 )
 from lensteer.evaluation.text import check_standard
+from lensteer.jobs import Sampling
 from lensteer.positions import generated, thinking
 from lensteer.statistics import Ratio, bootstrap_interval, holm
 from lensteer.steering import SteeringPlan
@@ -160,7 +160,7 @@ def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tas
 
 
 def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms, records, tmp_path, monkeypatch):
-    module = importlib.import_module("lensteer.evaluation.arms")
+    module = importlib.import_module("lensteer.jobs")
     path = tmp_path / "arms.jsonl"
     assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
     whole = path.read_bytes()
@@ -243,7 +243,7 @@ def test_another_annotator_costs_no_generation_and_a_failing_one_loses_none(orga
     with pytest.raises(RuntimeError, match="judge is down"):
         run_arms(organism, tasks, [Arm("a")], sampling, annotator=failing, path=path)
     assert len(path.read_text().splitlines()) == 1 + len(tasks)
-    module = importlib.import_module("lensteer.evaluation.arms")
+    module = importlib.import_module("lensteer.jobs")
     monkeypatch.setattr(module, "generate", lambda *a, **k: pytest.fail("generated again"))
     both = run_arms(organism, tasks, [Arm("a")], sampling, annotator={"grammar": grammar, "rules": rules}, path=path)
     alone = run_arms(organism, tasks, [Arm("a")], sampling, annotator=rules, path=path)
@@ -669,7 +669,7 @@ def test_evaluate_runs_both_signs_words_and_controls_as_long_as_the_longest_edit
     site = {B: 3, "example-testing": 3, "adding-knowledge": 5}
     strength = {B: 0.5, "example-testing": (0.75, 0.5), "adding-knowledge": (None, 0.25)}
     options = dict(words={B: "Go back."}, pools=["isotropic"], n_random=2, control_samples=1, seed=1)
-    found = evaluate(organism, tasks, vectors, site, strength, **options)
+    found = evaluate(organism, tasks, vectors, site, strength, annotator=grammar, **options)
     plans = {arm.name: arm.plan for arm in seen}
     assert plans["unsteered"] is None
     assert plans[f"{B}/words"] is None
@@ -727,7 +727,7 @@ def test_evaluate_refuses_what_cannot_be(organism, vectors):
 
     def refused(words, tasks=tasks, site=None, coefficients=1.0, **options):
         with pytest.raises(LensteerError, match=words):
-            evaluate(organism, tasks, vectors, site or {B: 3}, coefficients, **options)
+            evaluate(organism, tasks, vectors, site or {B: 3}, coefficients, annotator=grammar, **options)
 
     refused("at least two", tasks=tasks[:1])
     refused("nonsense", site={"nonsense": 3})
@@ -788,7 +788,7 @@ def dosed(monkeypatch, organism, vectors):
         monkeypatch.setattr(module, "run_arms", fake)
         margins = options.pop("margins", GRAMMAR_MARGINS)
         site = site or {B: 3, "example-testing": 4}
-        return choose_coefficients(organism, tasks, vectors, site, margins=margins, **options)
+        return choose_coefficients(organism, tasks, vectors, site, margins=margins, annotator=grammar, **options)
 
     choose.arms = seen
     return choose
@@ -882,11 +882,12 @@ def test_doses_and_effects_run_on_the_organism(organism, vectors, tmp_path):
     sampling = Sampling(max_new_tokens=20)
     dev, test = load_tasks(split="dev", n=2), load_tasks(split="test", n=2)
     loose = Margins(None, None, None, None, None, None, kl=30.0)
-    options = dict(margins=loose, doses=(0.2,), sampling=sampling, path=tmp_path / "doses.jsonl")
+    options = dict(annotator=grammar, margins=loose, doses=(0.2,), sampling=sampling, path=tmp_path / "doses.jsonl")
     doses = choose_coefficients(organism, dev, vectors, {B: 3}, **options)
     assert choose_coefficients(organism, dev, vectors, {B: 3}, **options) == doses
     assert all(d.text.figures[0].name == "kl" for d in doses.curve if d.coefficient)
-    options = dict(pools=["isotropic"], n_random=1, sampling=sampling, path=str(tmp_path / "effects.jsonl"))
+    options = dict(annotator=grammar, pools=["isotropic"], n_random=1, sampling=sampling)
+    options |= dict(path=str(tmp_path / "effects.jsonl"))
     found = evaluate(organism, test, vectors, {B: 3}, doses.pairs, **options)
     assert evaluate(organism, test, vectors, {B: 3}, 0.2, **options) == found or np.isnan(found.effects[0].change)
     assert [a.arm for a in found.arms] == ["unsteered", f"{B}/down", f"{B}/up", "L3/random-0"]

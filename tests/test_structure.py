@@ -25,9 +25,9 @@ PACKAGE = ROOT / "lensteer"
 #: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
 ROOMS: list[tuple[str, list[str]]] = [
     ("errors", ["errors", "_version"]),
-    ("values", ["files", "behaviors", "tasks", "positions", "units", "metrics", "progress"]),
-    ("model", ["models", "twins", "rotary", "organism", "steering", "cache_steering", "generation"]),
-    ("text", ["traces", "splitting", "annotation", "alignment"]),
+    ("values", ["files", "results", "behaviors", "tasks", "positions", "units", "metrics", "progress"]),
+    ("model", ["models", "twins", "rotary", "organism", "steering", "forward", "cache_steering", "generation"]),
+    ("text", ["traces", "jobs", "splitting", "annotation", "alignment"]),
     ("vectors", ["activations", "statistics", "directions", "vectors", "geometry", "projections"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
     ("intervene", ["calibration"]),

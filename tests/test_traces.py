@@ -11,9 +11,10 @@ import pytest
 import lensteer as ls
 from lensteer import models
 from lensteer.generation import Generated, generate
+from lensteer.jobs import Job, chain_seed, trace_of
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
-from lensteer.traces import Trace, chain_seed, load_traces, save_traces, trace_of
+from lensteer.traces import Trace, load_traces, save_traces
 
 QUESTIONS = ["Is it right?", "For example, take three. Why?", "naïve 🤔?", "So?", "The next step\u2028is what?"]
 TASKS = [Task(f"t{i}", "logic", "dev", text, "42", "exact") for i, text in enumerate(QUESTIONS)]
@@ -91,7 +92,7 @@ def test_what_is_right(trace, correct):
 def test_offsets_of_the_organisms_tokens(organism):
     text = "First look at B. Maybe B is not right.\n</think>\n\nAnswer: C.<|im_end|>"
     ids = models.encode(organism, text)
-    trace = trace_of(organism, TASKS[0], "p", (1,), Generated(tuple(ids), True))
+    trace = trace_of(organism, Job(TASKS[0], 0, "p", (1,)), Generated(tuple(ids), True))
     assert trace.response == text
     expected = organism.tokenizer(text, return_offsets_mapping=True).offset_mapping
     assert list(trace.offsets) == [begin for begin, _ in expected]
@@ -161,7 +162,7 @@ def test_a_killed_run_resumes_at_every_byte(model, tmp_path, monkeypatch):
     last = data.rstrip(b"\n").rfind(b"\n") + 1
 
     ran = []
-    monkeypatch.setattr("lensteer.traces.generate", lambda m, prompts, **o: ran.append(prompts) or memory(prompts, o))
+    monkeypatch.setattr("lensteer.jobs.generate", lambda m, prompts, **o: ran.append(prompts) or memory(prompts, o))
     known = {(t.prompt_ids, chain_seed(0, t.task.id, t.sample)): t for t in whole}
 
     def memory(prompts, options):
@@ -199,7 +200,7 @@ def test_an_interrupted_run_keeps_its_finished_batches(model, tmp_path, monkeypa
             raise KeyboardInterrupt
         return generate(*args, **options)
 
-    monkeypatch.setattr("lensteer.traces.generate", interrupted)
+    monkeypatch.setattr("lensteer.jobs.generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ls.generate_traces(model, TASKS, path=path, **OPTIONS)
     assert len(load_traces(path)) == 8

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 
 
 @dataclass(frozen=True, eq=False)
-class ForcedEffect:
+class ForcedEffect(Result):
     """What a plan does to each token of a given response.
 
     Attributes:

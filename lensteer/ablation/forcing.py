@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,10 +15,10 @@ from transformers.cache_utils import DynamicLayer
 from lensteer import models
 from lensteer.ablation.effects import ForcedEffect
 from lensteer.errors import LensteerError
-from lensteer.generation.running import choose_runner, prefilled, slot_edits
+from lensteer.forward import Forward, choose_runner
 from lensteer.metrics import kl_divergence
 from lensteer.positions import Context
-from lensteer.steering import Edits, Plan, Plans, active_plans, attached, foreign_hooks, tokens_seen
+from lensteer.steering import Plan, Plans, active_plans, foreign_hooks
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -156,27 +156,11 @@ class ForcedChain:
         self, runner: nn.Module, rows: Sequence[Plan | None], begin: int, cache: DynamicCache
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits for the response's tokens, or for those behind `begin`, over a cache that holds what is before."""
-        n, length = len(rows), self.prompt_length
-        edits, slots = Edits.of(rows, self.model), slot_edits(self.model, rows, [length] * n, length)
-        whole, width = self.context(n), self.ids.shape[1] - 1  # the last token predicts nothing
-        seen: list[Context] = []
-
-        def forward(start: int, end: int) -> Tensor:
-            seen[:] = [Context(whole.ids[:, :end], whole.pad, whole.prompt_length, whole.tokens)]
-            options: dict[str, Any] = dict(
-                attention_mask=torch.ones_like(seen[0].ids),
-                position_ids=seen[0].position[:, start:],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=min(end - start, width + 1 - length),
-            )
-            if runner is not self.model:
-                return torch.as_tensor(runner(input_ids=seen[0].ids[:, start:], **options).logits)
-            with tokens_seen(seen[0]):
-                return self.model(seen[0].ids[:, start:], return_type="logits", **options)
-
-        with attached(self.model, runner, list(edits.groups), lambda layer, r: edits.apply(layer, r, seen[0])):
-            return forward(begin, width) if begin else prefilled(self.model, cache, slots, width, forward)
+        width, length = self.ids.shape[1] - 1, self.prompt_length  # the last token predicts nothing
+        forward = Forward(self.model, self.context(len(rows)), cache=cache, chosen=(runner, rows))
+        with forward.hooked():
+            keep = min(width - begin, width + 1 - length)
+            return forward.run(begin, width, keep=keep) if begin else forward.prefill(width, keep=keep)
 
 
 def _beginning(cache: DynamicCache, length: int, n_rows: int) -> DynamicCache:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lensteer.ablation.effects import ForcedEffect
 from lensteer.ablation.forcing import ForcedChain
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.traces import Trace
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(Result):
     """How much each group of positions matters for what a plan does to a chain.
 
     Attributes:

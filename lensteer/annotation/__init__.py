@@ -16,6 +16,7 @@ from lensteer.annotation.annotators import (
     grammar,
     labeling,
     labels_of,
+    unlabeled,
 )
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
 from lensteer.annotation.classifier_report import ClassifierReport, cross_validate, left_out_source
@@ -68,5 +69,6 @@ __all__ = [
     "parse_published",
     "read_published",
     "rules",
+    "unlabeled",
     "write_published",
 ]

@@ -9,6 +9,7 @@ from lensteer import organism
 from lensteer.alignment import AlignmentReport, align
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence
 from lensteer.errors import LensteerError
+from lensteer.splitting import split_sentences
 from lensteer.traces import Trace, with_spans
 
 Annotator = Callable[[Sequence[Trace]], list[list[Sentence]]]
@@ -55,6 +56,16 @@ def check_labels(annotator: Annotator, wanted: Sequence[str]) -> None:
 def grammar(traces: Sequence[Trace]) -> list[list[Sentence]]:
     """The embedded organism's own grammar: exact, and of no use for any other model."""
     return [organism.parse(trace.response[slice(*trace.thinking)]) for trace in traces]
+
+
+@labeling()
+def unlabeled(traces: Sequence[Trace]) -> list[list[Sentence]]:
+    """Sentences of each trace's thinking, or of the whole response where there is none, without labels.
+
+    For figures of text that need no behaviors, such as tokens per sentence.
+    """
+    texts = [trace.response[slice(*trace.thinking)] or trace.response for trace in traces]
+    return [[Sentence(UNPARSED, text[start:end]) for start, end in split_sentences(text)] for text in texts]
 
 
 def annotate(traces: Sequence[Trace], annotator: Annotator) -> list[Trace]:

@@ -20,6 +20,7 @@ from lensteer.attention.sentences import per_token
 from lensteer.attention.streaming import stream_attention
 from lensteer.behaviors import axis_of, check_behavior
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.traces import Trace
 
@@ -32,7 +33,7 @@ _CELLS = len(BINS) ** 2
 
 
 @dataclass(frozen=True, eq=False)
-class BehaviorAttention:
+class BehaviorAttention(Result):
     """How much sentences of one behavior (first axis) look at earlier sentences of another (second axis).
 
     `lift` is Σ observed / Σ expected over all pairs of sentences (i later than j) with these labels. Observed is the

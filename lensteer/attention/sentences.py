@@ -16,6 +16,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.attention.streaming import stream_attention
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.traces import Trace
 
@@ -27,7 +28,7 @@ NEAREST = 4
 
 
 @dataclass(frozen=True, eq=False)
-class SentenceAttention:
+class SentenceAttention(Result):
     """Attention between the sentences of one trace. Rows of `values` and `elsewhere` together add to one.
 
     (In models with a learned attention sink, such as gpt-oss, they lack that sink's share.)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.positions import Context
-from lensteer.steering import Plan, tokens_seen
+from lensteer.forward import Forward, right_padded
+from lensteer.steering import Plan
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -92,25 +92,10 @@ def forward_padded(
     Returns:
         Logits, or what is left of them. What stands at padding means nothing.
     """
-    lengths = torch.tensor([len(trace.ids) for trace in traces])
-    ids = torch.zeros(len(traces), int(lengths.max()), dtype=torch.long)
-    for row, trace in enumerate(traces):
-        ids[row, : len(trace.ids)] = torch.tensor(trace.ids)
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
-    device = models.device(model)
-    ids, mask = ids.to(device), (positions < lengths[:, None]).long().to(device)
-    prompts = torch.tensor([trace.prompt_length for trace in traces], device=device)
-    context = Context(ids, torch.zeros_like(prompts), prompts, models.token_table(model))
-    stop = None if stop_behind is None or stop_behind + 1 == models.n_layers(model) else stop_behind + 1
-    with torch.no_grad(), tokens_seen(context):
-        logits: Tensor = model(
-            ids,
-            attention_mask=mask,
-            position_ids=positions.to(device),
-            logits_to_keep=0 if stop_behind is None else 1,
-            stop_at_layer=stop,
-        )
-    return logits
+    text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
+    forward = Forward(model, text, fast=False)  # heads have hook points on the bridge only
+    with torch.no_grad():
+        return forward.whole(keep=0 if stop_behind is None else 1, stop=stop_behind)
 
 
 def _reduced(

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lensteer import models, twins
 from lensteer.errors import LensteerError
+from lensteer.forward import call
 from lensteer.metrics import kl_divergence
 from lensteer.steering import active_plans, attached, foreign_hooks
 
@@ -221,12 +222,8 @@ class SharedCache:
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[None, None]
 
     def _forward(self, ids: Int[Tensor, " pos"], **options: Any) -> Float[Tensor, "kept d_vocab"]:
-        options["past_key_values"] = self._cache
-        if self._runner is self.model:
-            logits: Tensor = self.model(ids[None], return_type="logits", **options)
-        else:
-            logits = self._runner(input_ids=ids[None], use_cache=True, **options).logits
-        return logits[0]
+        options |= dict(past_key_values=self._cache, use_cache=True)
+        return call(self.model, self._runner, None, ids[None], **options)[0]
 
 
 class _Shared(DynamicLayer):

@@ -21,6 +21,7 @@ from lensteer.attribution.cells import Cells
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
+from lensteer.results import Result
 
 FORMAT = "lensteer.layer_scores.v1"
 #: A cell under this many times the noise floor says nothing.
@@ -37,7 +38,7 @@ _GRIDS = ("mean", "low", "high", "standard_error", "kappa", "estimated", "relati
 
 
 @dataclass(frozen=True, eq=False)
-class LayerScores:
+class LayerScores(Result):
     """A score per behavior and layer, with a bootstrap interval over traces.
 
     Attributes:

@@ -7,10 +7,9 @@ arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot
 from lensteer.cache_steering.benchmarks import benchmark_records
 from lensteer.cache_steering.fitting import fit_cache_vector
 from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs, swapped
-from lensteer.cache_steering.plans import CachePlan, edit_cache
 from lensteer.cache_steering.records import load_records
 from lensteer.cache_steering.styles import style_of
-from lensteer.cache_steering.vectors import OFFSET, POSITIONS, CacheVector
+from lensteer.steering.cache import OFFSET, POSITIONS, CachePlan, CacheVector, edit_cache
 
 __all__ = [
     "NEIGHBORS",

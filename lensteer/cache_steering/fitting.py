@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from lensteer import models, twins
+from lensteer import models
 from lensteer.cache_steering.pairs import Pair
-from lensteer.cache_steering.vectors import CacheVector, check_position, index_in
 from lensteer.errors import LensteerError
+from lensteer.forward import Forward, left_padded
 from lensteer.progress import progress_bar
 from lensteer.rotary import rotated
+from lensteer.steering.cache import CacheVector, check_attention, check_position, index_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -81,28 +82,15 @@ def read_slots(
     """Keys before rotation and values of one position of each prompt, at every layer, from one forward.
 
     Args:
-        model: The bridge; its plain twin runs where there is one.
+        model: The bridge; plans that are on apply.
         prompts: Token ids.
         at: One index per prompt.
     """
-    where = models.device(model)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=where)
-    pad = torch.tensor([width - len(p) for p in prompts], device=where)
-    position = torch.arange(width, device=where)[None] - pad[:, None]
-    cache = DynamicCache()
-    options: dict[str, Any] = dict(
-        attention_mask=(position >= 0).long(),
-        position_ids=position.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    twin = twins.plain_twin(model)
-    if twin is not None:
-        twin(input_ids=ids, **options)
-    else:
-        model(ids, return_type="logits", **options)
+    text, cache = left_padded(model, prompts), DynamicCache()
+    forward = Forward(model, text, cache=cache)
+    with forward.hooked():
+        forward.prefill(keep=1)
+    where, pad = text.ids.device, text.pad
     index = torch.tensor(at, device=where)
     rows = torch.arange(len(prompts), device=where)
     keys, values = [], []
@@ -111,20 +99,3 @@ def read_slots(
         keys.append(rotated(model, picked, index[:, None], back=True)[:, :, 0])
         values.append(layer.values[rows, :, pad + index])
     return torch.stack(keys, 1), torch.stack(values, 1)
-
-
-def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
-    """Refuse layers whose slots don't stay in the cache.
-
-    Raises:
-        LensteerError: One of the layers attends to a sliding window.
-    """
-    config = model.original_model.config
-    types = list(getattr(config, "layer_types", None) or ())
-    for layer in layers:
-        kind = types[models.check_layer(model, layer)] if types else "full_attention"
-        if kind != "full_attention":
-            raise LensteerError(
-                f"layer {layer} of {models.fingerprint(model).name!r} is {kind!r}: its cache forgets the edited slot; "
-                f"name full-attention layers ({[i for i, t in enumerate(types) if t == 'full_attention']})"
-            )

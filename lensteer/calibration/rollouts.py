@@ -22,11 +22,11 @@ from torch import Tensor
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.generation import forced_logits, generate
+from lensteer.jobs import chain_seed
 from lensteer.metrics import kl_divergence
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.steering import Plan
 from lensteer.tasks import Task
-from lensteer.traces import chain_seed
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

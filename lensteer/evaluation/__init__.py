@@ -1,7 +1,7 @@
 """Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
 
 from lensteer.evaluation.ablated import MEAN, PositionAblation, PositionEffect
-from lensteer.evaluation.arms import Arm, Counts, Record, Sampling, draw_chains, measure, run_arms
+from lensteer.evaluation.arms import Arm, Counts, Record, draw_chains, measure, run_arms
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.controls import POOLS, random_directions
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
@@ -41,7 +41,6 @@ __all__ = [
     "Power",
     "Record",
     "ResampledShares",
-    "Sampling",
     "TextCheck",
     "TextFigure",
     "choose_coefficients",

@@ -1,7 +1,7 @@
 """Runs the arms of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
 
 Arms share batches, so that forty small arms cost little more than one large one, and rows with the same prompt share
-its prefill. Knows nothing of what the arms mean.
+its prefill.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensteer import models
-from lensteer.annotation import Annotator, annotate, labels_of
+from lensteer.annotation import Annotator, annotate, labels_of, unlabeled
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
-from lensteer.generation import Generated, generate, run_batches
+from lensteer.generation import Generated
+from lensteer.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
-from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task
-from lensteer.traces import Trace, chain_seed, trace_of
+from lensteer.traces import Trace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+Measure = Callable[[Trace], float]
+"""A score of a chain: higher is more of the behavior. Any function, such as a keyword rule or a classifier."""
 #: What an arm can be.
 ARM_KINDS = ("unsteered", "down", "up", "words", "control", "other")
 #: Chains of a control vector whose likelihood is measured.
@@ -75,39 +77,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How chains are drawn; the same in every arm.
-
-    `thinking` is whether the template opens `<think>`; `prefill` is what every chain begins with.
-
-    Raises:
-        LensteerError: an impossible number, or greedy samples that would all be the same.
-    """
-
-    n_samples: int = 1
-    temperature: float = 1.0
-    seed: int = 0
-    max_new_tokens: int = 400
-    batch_size: int = 256
-    thinking: bool = True
-    top_p: float = 1.0
-    prefill: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("n_samples", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise LensteerError(f"{name}={getattr(self, name)}: give a positive number")
-        if not 0 <= self.temperature < math.inf:
-            raise LensteerError(f"temperature {self.temperature}: give 0 (greedy) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise LensteerError(f"top_p={self.top_p}: give a probability above 0, 1 for all tokens")
-        if self.n_samples > 1 and not self.temperature:
-            raise LensteerError(
-                f"{self.n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1"
-            )
-
-
-@dataclass(frozen=True)
 class Counts:
     """What one annotator finds in a chain's thinking: by behavior, and of all that it read or could not read."""
 
@@ -139,6 +108,7 @@ class Record:
         others: what further annotators find, by their name.
         nll: nats per token of the text under the model without any plan; None if it was not measured.
         kl: nats per token between the steered and the unsteered model along the text; None if not measured.
+        scores: what measures of one's own say, by behavior.
     """
 
     arm: str
@@ -158,6 +128,7 @@ class Record:
     others: Mapping[str, Counts] = field(default_factory=dict)
     nll: float | None = None
     kl: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def by(self, annotator: str | None) -> Counts:
         """The counts of one annotator; None is the first.
@@ -178,6 +149,7 @@ def measure(
     labels: Sequence[str],
     style: str | None = None,
     others: Mapping[str, Trace] | None = None,
+    scores: Mapping[str, float] | None = None,
     **measured: float,
 ) -> Record:
     """The record of an annotated trace, and of the same one as further annotators see it.
@@ -188,6 +160,7 @@ def measure(
         labels: what the first annotator and the others can find; labels that occur beside them are counted, too.
         style: of its thought.
         others: the trace as others see it, by their names.
+        scores: of measures, by behavior.
         measured: likelihoods.
     """
     counts = _counts(trace, labels)
@@ -208,6 +181,7 @@ def measure(
         style,
         compression(trace.response),
         {name: _counts(seen, labels) for name, seen in (others or {}).items()},
+        scores=dict(scores or {}),
         **measured,
     )
 
@@ -229,7 +203,8 @@ def run_arms(
     arms: Sequence[Arm],
     sampling: Sampling | None = None,
     *,
-    annotator: Annotator | Mapping[str, Annotator],
+    annotator: Annotator | Mapping[str, Annotator] | None = None,
+    measures: Mapping[str, Measure] | None = None,
     style_of: Callable[[str], str | None] | None = None,
     quality: int = 0,
     path: Path | None = None,
@@ -244,7 +219,8 @@ def run_arms(
         arms: with distinct names.
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
         annotator: says what each sentence is; or several by name, of which the first is the one that counts, and the
-            others stand beside it.
+            others are reported next to it. None only where there are measures.
+        measures: by behavior, a score of each chain.
         style_of: from a response to the style of its thought, or None.
         quality: of so many chains per arm the likelihood under the unsteered model is measured, too (of control
             vectors: of `CONTROL_TEXTS`); each task's first sample comes first.
@@ -254,12 +230,19 @@ def run_arms(
         keep: called with the arm and each annotated trace.
 
     Raises:
-        LensteerError: no task, tasks that share an id, arms that share a name, no annotator, or a file of another
-            experiment. Chains that were generated are kept when an annotator fails.
+        LensteerError: no task, tasks that share an id, arms that share a name, neither annotator nor measure, a measure
+            that gives no finite number, or a file of another experiment. Chains that were generated are kept when an
+            annotator or a measure fails.
     """
-    annotators: dict[str, Annotator] = dict(annotator) if isinstance(annotator, Mapping) else {"": annotator}
+    measures = measures or {}
+    if annotator is None and measures:
+        annotator = unlabeled
+    annotators: dict[str, Annotator] = dict(annotator) if isinstance(annotator, Mapping) else {}
+    if annotator is not None and not isinstance(annotator, Mapping):
+        annotators = {"": annotator}
     if not annotators:
-        raise LensteerError("no annotator: give at least one, such as {'rules': rules}")
+        raise LensteerError("no annotator: give at least one, such as annotator=rules, or a measure")
+    _try_measures(model, tasks, measures)
     chains = draw_chains(model, tasks, arms, sampling, path=path, progress=progress)
     first, *others = [annotate([trace for _, trace in chains], each) for each in annotators.values()]
     labels = in_order(
@@ -288,8 +271,34 @@ def run_arms(
             keep(by_name[arm], first[i])
         seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
         style = style_of(first[i].response) if style_of else None
-        records.append(measure(first[i], arm, labels, style, seen, **found.get(i, {})))
+        scores = {behavior: score(each, first[i]) for behavior, each in measures.items()}
+        records.append(measure(first[i], arm, labels, style, seen, scores, **found.get(i, {})))
     return records
+
+
+def score(measure: Measure, trace: Trace) -> float:
+    """What a measure says of a chain.
+
+    Raises:
+        LensteerError: it is no finite number.
+    """
+    value = measure(trace)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        name = getattr(measure, "__name__", type(measure).__name__)
+        raise LensteerError(f"measure {name!r} gives {value!r} for chain {trace.id!r}: return a finite number")
+    return float(value)
+
+
+def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Mapping[str, Measure]) -> None:
+    """Let measures score one made-up chain, so that one that gives no number is found before anything is generated."""
+    if not measures or not tasks:
+        return
+    prompt = models.chat_text(model, tasks[0].prompt)
+    ids = tuple(models.encode(model, "Let me think. The answer is 4."))
+    job = Job(tasks[0], 0, prompt, tuple(models.encode(model, prompt)))
+    trial = trace_of(model, job, Generated(ids, True))
+    for each in measures.values():
+        score(each, trial)
 
 
 def draw_chains(
@@ -309,51 +318,34 @@ def draw_chains(
         if len(set(names)) < len(names):
             raise LensteerError(f"{what}: {sorted({n for n in names if names.count(n) > 1})}; give each its own")
     samples = [min(arm.n_samples or sampling.n_samples, sampling.n_samples) for arm in arms]
-    jobs = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(samples[a])]
-    after = [sampling.prefill + arm.prefill + wanted_prefill(model, arm.plan) for arm in arms]
-    texts = {
-        (t, arm.words, tail): models.chat_text(
-            model, f"{tasks[t].prompt} {arm.words}".strip(), thinking=sampling.thinking
-        )
-        + tail
-        for arm, tail in zip(arms, after, strict=True)
-        for t in range(len(tasks))
-    }
-    ids = {key: tuple(models.encode(model, text)) for key, text in texts.items()}
-    keys = [(t, arms[a].words, after[a]) for a, t, _ in jobs]
-    chain_names = [(arms[a].name, tasks[t].id, s) for a, t, s in jobs]
-    done: dict[tuple[str, str, int], Trace] = {}
+    first: dict[tuple[int, str, str], Job] = {}
+
+    def job(arm: Arm, t: int, sample: int) -> Job:
+        start = sampling.prefill + arm.prefill + wanted_prefill(model, arm.plan)
+        if (t, arm.words, start) not in first:
+            asked = f"{tasks[t].prompt} {arm.words}".strip()
+            text = models.chat_text(model, asked, thinking=sampling.thinking) + start
+            first[t, arm.words, start] = Job(tasks[t], 0, text, tuple(models.encode(model, text)), start)
+        return replace(first[t, arm.words, start], sample=sample, plan=arm.plan)
+
+    wanted = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(samples[a])]
+    jobs = [job(arms[a], t, s) for a, t, s in wanted]
+    # Prompts of about one length share a batch, so that little is padding; a few arms at a time, so that those that
+    # come first are done first.
+    order = sorted(range(len(jobs)), key=lambda i: (i // (BLOCK * sampling.batch_size), len(jobs[i].prompt_ids)))
+    ordered = [jobs[i] for i in order]
+    names = [arms[wanted[i][0]].name for i in order]
+    done: dict[int, Trace] = {}
     if path is not None:
-        done = _resume(path, _digest(model, tasks, arms, sampling), chain_names, keys, texts, ids, tasks)
-    with progress_bar(total=len(jobs), initial=len(done), unit="chain", show=progress) as bar:
-        # Prompts of about one length share a batch, so that little is padding; a few arms at a time, so that those that
-        # come first are done first.
-        order = sorted(range(len(jobs)), key=lambda i: (i // (BLOCK * sampling.batch_size), len(ids[keys[i]])))
-        batches = [order[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
+        done = _resume(path, _digest(model, tasks, arms, sampling), names, ordered)
 
-        def draw(batch: list[int]) -> list[Generated]:
-            return generate(
-                model,
-                [ids[keys[i]] for i in batch],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seeds=[chain_seed(sampling.seed, chain_names[i][1], chain_names[i][2]) for i in batch],
-                plans=[arms[jobs[i][0]].plan for i in batch],
-            )
+    def keep(fresh: Mapping[int, Trace]) -> None:
+        if path is not None:
+            append_lines(path, (_line(names[i], trace) for i, trace in fresh.items()))
 
-        # A batch that a kill cut short is made again whole: rounding depends on batch composition.
-        unfinished = [batch for batch in batches if any(chain_names[i] not in done for i in batch)]
-        for batch, results in run_batches(model, draw, unfinished):
-            fresh = [i for i in batch if chain_names[i] not in done]
-            for i, result in zip(batch, results, strict=True):
-                key, (_, t, s) = keys[i], jobs[i]
-                if chain_names[i] not in done:
-                    done[chain_names[i]] = trace_of(model, tasks[t], texts[key], ids[key], result, s, key[2])
-            if path is not None:
-                append_lines(path, (_line(chain_names[i][0], done[chain_names[i]]) for i in fresh))
-            bar.update(len(fresh))
-    return [(name[0], done[name]) for name in chain_names]
+    made = run_jobs(model, ordered, sampling, done=done, keep=keep, progress=progress)
+    found = dict(zip(order, zip(names, made, strict=True), strict=True))
+    return [found[i] for i in range(len(jobs))]
 
 
 def _line(arm: str, trace: Trace) -> str:
@@ -374,15 +366,7 @@ def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _resume(
-    path: Path,
-    digest: str,
-    names: Sequence[tuple[str, str, int]],
-    keys: Sequence[tuple[int, str, str]],
-    texts: Mapping[tuple[int, str, str], str],
-    ids: Mapping[tuple[int, str, str], tuple[int, ...]],
-    tasks: Sequence[Task],
-) -> dict[tuple[str, str, int], Trace]:
+def _resume(path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job]) -> dict[int, Trace]:
     if not drop_cut_line(path):
         append_lines(path, [json.dumps({"experiment": digest})])
         return {}
@@ -391,15 +375,15 @@ def _resume(
         raise LensteerError(
             f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path"
         )
-    key_of, done = dict(zip(names, keys, strict=True)), {}
+    numbers = {(name, job.task.id, job.sample): i for i, (name, job) in enumerate(zip(names, jobs, strict=True))}
+    done = {}
     for row in rows[1:]:
         try:
-            name = (row["arm"], row["task"], row["sample"])
-            key = key_of[name]
-            numbers = tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
-            done[name] = Trace(
-                tasks[key[0]], texts[key], row["response"], ids[key], *numbers, row["finished"], row["sample"],
-                prefill=key[2],
+            i = numbers[row["arm"], row["task"], row["sample"]]
+            job, ids, offsets = jobs[i], tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
+            done[i] = Trace(
+                job.task, job.prompt, row["response"], job.prompt_ids, ids, offsets, row["finished"], job.sample,
+                prefill=job.prefill,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise LensteerError(f"{path} holds a line that is no chain ({error!r}): give another path") from error

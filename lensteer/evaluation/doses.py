@@ -13,11 +13,13 @@ import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.evaluation.arms import Arm, Record, run_arms
 from lensteer.evaluation.effects import BASE, KINDS
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.files import write_atomically
+from lensteer.jobs import Sampling
 from lensteer.positions import PositionScope, generated
+from lensteer.results import Result
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors
@@ -55,7 +57,7 @@ class Dose:
 
 
 @dataclass(frozen=True)
-class Doses:
+class Doses(Result):
     """The dose curve of every behavior, and the coefficients chosen from it.
 
     Attributes:

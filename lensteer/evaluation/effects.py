@@ -16,10 +16,11 @@ import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.evaluation.arms import Arm, Measure, Record, run_arms
 from lensteer.evaluation.controls import POOLS, control_arms, ranked
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.text import Margins, text_check
+from lensteer.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.statistics import Interval, Ratio, bootstrap_interval, holm, sign_flip_test
 from lensteer.steering import SteeringPlan
@@ -53,7 +54,8 @@ def evaluate(
     n_random: int = 20,
     control_samples: int | None = None,
     sampling: Sampling | None = None,
-    annotator: Annotator | Mapping[str, Annotator],
+    annotator: Annotator | Mapping[str, Annotator] | None = None,
+    measure: Measure | Mapping[str, Measure] | None = None,
     margins: Margins | None = None,
     quality: int = 50,
     seed: int = 0,
@@ -83,6 +85,8 @@ def evaluate(
         sampling: how chains are drawn, the same in all arms.
         annotator: says what each sentence is; or several by name: the first one's shares are tested, the others stand
             beside them.
+        measure: a score of each chain instead of, or next to, shares of sentences: one for all behaviors, or one each.
+            Where there is one, it is what is tested.
         margins: what the text of an arm is held to.
         quality: likelihoods are measured on so many chains per arm.
         seed: of the control vectors and the bootstrap.
@@ -92,14 +96,18 @@ def evaluate(
 
     Raises:
         LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient, fewer
-            controls than asked for, a behavior that the annotator never labels.
+            controls than asked for, a behavior that the annotator never labels, a measure that gives no number.
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
     sampling = sampling or Sampling(n_samples=2)
     margins = margins or Margins()
+    if annotator is None and measure is None:
+        raise LensteerError("no annotator: give one, such as annotator=rules, or a measure of each chain")
     for each in annotator.values() if isinstance(annotator, Mapping) else [annotator]:
-        check_labels(each, list(site))
+        if each is not None and measure is None:
+            check_labels(each, list(site))
+    measures = _measures(measure, list(site))
     arms, without = [Arm(BASE, kind="unsteered")], []
     for behavior, layer in site.items():
         for (kind, sign), strength in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
@@ -121,6 +129,7 @@ def evaluate(
         arms,
         sampling,
         annotator=annotator,
+        measures=measures,
         quality=quality if margins.nll is not None or margins.kl is not None else 0,
         path=None if path is None else Path(path),
         progress=progress,
@@ -138,6 +147,16 @@ def evaluate(
         annotators=names,
         without_dose=tuple(without),
     )
+
+
+def _measures(measure: Measure | Mapping[str, Measure] | None, behaviors: Sequence[str]) -> dict[str, Measure]:
+    if measure is None:
+        return {}
+    if not isinstance(measure, Mapping):
+        return dict.fromkeys(behaviors, measure)
+    if set(measure) != set(behaviors):
+        raise LensteerError(f"measures of {sorted(measure)} for the behaviors {behaviors}: give one for each")
+    return dict(measure)
 
 
 def _both(coefficients: Mapping[str, Strength] | float, behavior: str) -> tuple[float | None, float | None]:
@@ -164,8 +183,11 @@ def summarize(
     checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
     effects: list[Effect] = []
     own = [arm for arm in arms if arm.kind in (*KINDS, "words")]
+    scored = bool(base[0].scores)
+    labeled = not scored or any(set(r.sentences) & {arm.behavior for arm in own} for r in records)
     for annotator in (None, *base[0].others):
-        for unit in UNITS if annotator is None else UNITS[:1]:
+        units = [*(["score"] if scored and annotator is None else []), *(UNITS if annotator is None else UNITS[:1])]
+        for unit in units if labeled else units[:1]:
             shares = _Shares(by_arm, plain, unit, annotator, seed)
             found = [_effect(shares, arm, arms, checks[arm.name].ok) for arm in own]
             effects += _corrected(found)
@@ -197,6 +219,10 @@ class _Shares:
         """Per task, over its samples: the behavior's count, and the count of all."""
         sums: dict[str, tuple[float, float]] = {}
         for r in self.by_arm[arm]:
+            if self.unit == "score":
+                a, b = sums.get(r.task, (0.0, 0.0))
+                sums[r.task] = a + r.scores[behavior], b + 1
+                continue
             counts = r.by(self.annotator)
             whole = counts.n_sentences if self.unit == "sentences" else counts.n_tokens
             a, b = sums.get(r.task, (0.0, 0.0))

@@ -17,8 +17,10 @@ import pandas as pd
 
 from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, Sampling, run_arms
+from lensteer.evaluation.arms import Arm, Record, run_arms
 from lensteer.files import write_atomically
+from lensteer.jobs import Sampling
+from lensteer.results import Result
 from lensteer.statistics import bootstrap_interval
 from lensteer.tasks import Task
 
@@ -63,7 +65,7 @@ class ModeArm:
 
 
 @dataclass(frozen=True)
-class Modes:
+class Modes(Result):
     """What every arm does to the mode of the answers, on the same tasks and seeds."""
 
     arms: tuple[ModeArm, ...]

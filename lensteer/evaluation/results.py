@@ -12,6 +12,7 @@ import pandas as pd
 from lensteer.errors import LensteerError
 from lensteer.evaluation.text import TextCheck
 from lensteer.files import write_atomically
+from lensteer.results import Result
 
 #: A behavior is pushed down on record only where the unsteered arm has so many of its sentences, on so many tasks.
 MIN_EVENTS, MIN_EVENT_TASKS = 12, 10
@@ -63,7 +64,7 @@ class Effect:
         layer: steered (-1 for words).
         coefficient: signed; 0 for words.
         length: of what is added.
-        unit: "sentences" or "tokens", of which the share is.
+        unit: "sentences" or "tokens", of which the share is; "score": the mean of a measure over chains.
         annotator: who counted; "" is the first.
         share: in this arm; `share_low` and `share_high` bound it.
         base: the unsteered share; `base_low` and `base_high` bound it.
@@ -112,7 +113,7 @@ class Effect:
     def measurable(self) -> bool:
         """Whether the unsteered arm has enough of the behavior for a fall to be seen; a rise can always be."""
         enough = self.base_events >= MIN_EVENTS and self.base_event_tasks >= MIN_EVENT_TASKS
-        return self.kind != "down" or enough
+        return self.kind != "down" or self.unit == "score" or enough
 
     @property
     def verdict(self) -> str:
@@ -181,7 +182,7 @@ class ArmSummary:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """Effects and side effects of steering on held-out tasks.
 
     Attributes:
@@ -214,12 +215,18 @@ class Evaluation:
         named = [*(e.behavior for e in self.effects), *(b for b, _ in self.without_dose)]
         return tuple(dict.fromkeys(named))
 
-    def effect(self, behavior: str, kind: str, unit: str = "sentences", annotator: str = "") -> Effect:
-        """One effect.
+    @property
+    def unit(self) -> str:
+        """Of the effects that verdicts are about: scores where there is a measure, else shares of sentences."""
+        return "score" if any(e.unit == "score" for e in self.effects) else "sentences"
+
+    def effect(self, behavior: str, kind: str, unit: str | None = None, annotator: str = "") -> Effect:
+        """One effect; without a unit, the one that the verdict is about.
 
         Raises:
             LensteerError: there is none of that name.
         """
+        unit = self.unit if unit is None else unit
         for effect in self.effects:
             if (effect.behavior, effect.kind, effect.unit, effect.annotator) == (behavior, kind, unit, annotator):
                 return effect
@@ -227,7 +234,7 @@ class Evaluation:
         raise LensteerError(f"no effect of {(behavior, kind, unit, annotator)}: there are {known}")
 
     def verdict(self, behavior: str, kind: str) -> str:
-        """What can be said of a behavior pushed one way, by the first annotator's share of sentences.
+        """What can be said of a behavior pushed one way, by the measure, or the first annotator's share of sentences.
 
         Raises:
             LensteerError: it was not asked for.

@@ -14,14 +14,14 @@ from lensteer import models
 from lensteer.ablation import ForcedChain, ForcedEffect, LeaveOneOut, leave_one_out
 from lensteer.annotation import Annotator, annotate
 from lensteer.cache_steering import CachePlan
-from lensteer.cache_steering.plans import check_plan
 from lensteer.errors import LensteerError
 from lensteer.explorer.background import private_copy
 from lensteer.explorer.chain import Chain
 from lensteer.explorer.continuing import Continuation, NewTokens, continue_chain, extended
-from lensteer.explorer.projections import projections
 from lensteer.explorer.state import Choices, State
+from lensteer.projections import all_projections
 from lensteer.steering import Plan, SteeringPlan
+from lensteer.steering.cache import check_plan
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Engine:
         """What each token's residual stream has of the chosen vector, unsteered."""
         vectors = self.choices.vectors
         if state.trace not in self._projections:
-            ids = self.choices.traces[state.trace].ids
-            self._projections[state.trace] = projections(self._quick, ids, vectors)
+            trace = self.choices.traces[state.trace]
+            self._projections[state.trace] = all_projections(self._quick, trace, vectors)
         row = vectors.labels.index(state.behavior), vectors.layers.index(state.layer)
         return self._projections[state.trace][row]
 

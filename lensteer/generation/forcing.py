@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.generation.running import choose_runner, prefilled, slot_edits
-from lensteer.positions import Context
-from lensteer.steering import Edits, Plan, attached, tokens_seen
+from lensteer.forward import Forward, left_padded
+from lensteer.steering import Plan
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,35 +48,13 @@ def forced_logits(
         raise LensteerError("an empty prompt or response: give at least one token id of each per row")
     if not prompts:
         return []
-    runner, rows = choose_runner(model, plans, len(prompts))
-    where = models.device(model)
     start, keep = max(map(len, prompts)), max(map(len, responses))
-    width = start + keep - 1  # the last token predicts nothing
-    ids = torch.tensor(
-        [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)],
-        device=where,
-    )[:, :width]
-    pad = torch.tensor([start - len(p) for p in prompts], device=where)
-    lengths = torch.tensor([len(p) for p in prompts], device=where)
-    edits, slots = Edits.of(rows, model), slot_edits(model, rows, [len(p) for p in prompts], start)
-    cache = DynamicCache() if slots else None
-    seen: list[Context] = []
-
-    def forward(begin: int, end: int) -> Tensor:
-        seen[:] = [Context(ids[:, :end], pad, lengths, models.token_table(model))]
-        position = seen[0].position
-        options: dict[str, Any] = dict(
-            attention_mask=(position >= 0).long(),
-            position_ids=position[:, begin:].clamp(min=0),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=min(keep, end - begin),
-        )
-        if runner is not model:
-            return torch.as_tensor(runner(input_ids=ids[:, begin:end], **options).logits)
-        with tokens_seen(seen[0]):
-            return model(ids[:, begin:end], return_type="logits", **options)
-
-    with attached(model, runner, list(edits.groups), lambda layer, resid: edits.apply(layer, resid, seen[0])):
-        logits = prefilled(model, cache, slots, width, forward)
+    ids = [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)]
+    text = left_padded(model, prompts)
+    whole = torch.tensor(ids, device=text.ids.device)[:, :-1]  # the last token predicts nothing
+    forward = Forward(model, replace(text, ids=whole), plans)
+    if forward.slots:
+        forward.cache = DynamicCache()
+    with forward.hooked():
+        logits = forward.prefill(keep=keep)
     return [row[: len(r)] for row, r in zip(logits, responses, strict=True)]

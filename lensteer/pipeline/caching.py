@@ -22,8 +22,9 @@ from lensteer.cache_steering import (
     style_of,
 )
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Arm, ModeArm, Modes, Sampling, measure_modes
+from lensteer.evaluation import Arm, ModeArm, Modes, measure_modes
 from lensteer.files import write_atomically
+from lensteer.jobs import Sampling
 from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.pipeline.run import MANIFEST, Run
 from lensteer.tasks import load_tasks

@@ -22,8 +22,9 @@ from lensteer._version import __version__
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
-from lensteer.evaluation import GRAMMAR_MARGINS, Margins, Sampling
+from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.files import write_atomically
+from lensteer.jobs import Sampling
 from lensteer.positions import (
     PositionScope,
     everywhere,

@@ -29,6 +29,7 @@ from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
 from lensteer.evaluation.text import check_standard
 from lensteer.files import read_jsonl, write_atomically
+from lensteer.jobs import generate_traces
 from lensteer.overlap import EmbeddingOverlap, embedding_overlap
 from lensteer.pipeline.chains import (
     annotators_of,
@@ -42,7 +43,7 @@ from lensteer.pipeline.results import load_results
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.report import render, summary
 from lensteer.selection import Site, select_layers
-from lensteer.traces import Trace, generate_traces, load_traces, save_traces
+from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
 
 #: A vector of fewer spans is warned of.

@@ -3,6 +3,20 @@
 A behavior has the same color in every figure, in annotated chains and on the report's page.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from plotly import graph_objects as go
+
+from lensteer.ablation import ForcedEffect, LeaveOneOut
+from lensteer.attention import BehaviorAttention, SentenceAttention
+from lensteer.attribution import LayerScores
+from lensteer.errors import LensteerError
+from lensteer.evaluation import Doses, Evaluation, Modes
+from lensteer.geometry import CosineMatrix
+from lensteer.overlap import EmbeddingOverlap
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, legend_html
 from lensteer.plots.forced import forced_effect, leave_one_out
@@ -14,6 +28,9 @@ from lensteer.plots.positions import position_ablation
 from lensteer.plots.projections import token_projections
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import cosine_matrix, layer_scores, overlap
+from lensteer.projections import TokenProjections
+from lensteer.results import Result
+from lensteer.vectors import BehaviorVectors
 
 __all__ = [
     "COLORS",
@@ -29,6 +46,7 @@ __all__ = [
     "cosine_matrix",
     "doses",
     "effects",
+    "figure",
     "forced_effect",
     "head_map",
     "kl_by_token",
@@ -44,3 +62,35 @@ __all__ = [
     "token_projections",
     "vector_geometry",
 ]
+
+_FIGURES: dict[type, Callable[..., go.Figure]] = {
+    BehaviorAttention: behavior_attention,
+    BehaviorVectors: vector_geometry,
+    CosineMatrix: cosine_matrix,
+    Doses: doses,
+    EmbeddingOverlap: overlap,
+    Evaluation: effects,
+    ForcedEffect: forced_effect,
+    LayerScores: layer_scores,
+    LeaveOneOut: leave_one_out,
+    Modes: modes,
+    SentenceAttention: sentence_attention,
+    TokenProjections: token_projections,
+}
+
+
+def figure(result: Result, **options: Any) -> go.Figure:
+    """The figure of a result: what `result.plot()` shows.
+
+    Args:
+        result: of a kind that has a figure.
+        options: of the figure's own function, such as `layer` and `head` of `sentence_attention`.
+
+    Raises:
+        LensteerError: nothing draws such a result.
+    """
+    if type(result) not in _FIGURES:
+        raise LensteerError(
+            f"no figure for a {type(result).__name__}: there are some for {sorted(t.__name__ for t in _FIGURES)}"
+        )
+    return _FIGURES[type(result)](result, **options)

@@ -16,20 +16,22 @@ from lensteer.units import UNIT_WORDS
 STRAIN_SHOWN = 3.0
 
 
-def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
-    """Bars: each behavior's share pushed down, left alone, pushed up, asked for in words, and what chance does.
+def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
+    """Bars: each behavior's share pushed down, left alone, pushed up, prompted for, and what control vectors do.
 
     Args:
         evaluation: with 95 % intervals over tasks.
-        unit: "sentences" or "tokens", of which the share is.
+        unit: "sentences" or "tokens", of which the share is, or "score"; None is what verdicts are about.
 
     Raises:
         LensteerError: no effect of that unit.
     """
+    unit = evaluation.unit if unit is None else unit
     known = {(e.behavior, e.kind): e for e in evaluation.effects if e.unit == unit and not e.annotator}
     if not known:
         units = sorted({e.unit for e in evaluation.effects})
         raise LensteerError(f"no effect in units of {unit!r}: choose one of {', '.join(map(repr, units))}")
+    of, spec, scale, step = ("score", ".3g", 1, "+.3g") if unit == "score" else (f"of {unit}", ".1%", 100, "+.1f")
     figure, ticks, names = go.Figure(), [], []
     about = f"n = {evaluation.n_tasks} tasks × {evaluation.n_samples} samples"
     for group, label in enumerate(dict.fromkeys(behavior for behavior, _ in known)):
@@ -48,8 +50,8 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
             y=[base.base],
             error_y=_bounds(base.base, base.base_low, base.base_high),
             marker=dict(color=PAPER, line=dict(color=color(label), width=2)),
-            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:.1%}} of {unit}, 95 % interval {base.base_low:.1%} "
-            f"to {base.base_high:.1%}<br>{about}<extra></extra>",
+            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:{spec}}} {of}, 95 % interval {base.base_low:{spec}} "
+            f"to {base.base_high:{spec}}<br>{about}<extra></extra>",
             showlegend=False,
         )
         ticks.append(left + 1)
@@ -67,9 +69,10 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
                     pattern=dict(shape="/" if kind == "words" else ""),
                 ),
                 hovertemplate=(
-                    f"<b>{label}</b>, {kind} ({how})<br>%{{y:.1%}} of {unit}, 95 % interval {effect.share_low:.1%} to "
-                    f"{effect.share_high:.1%}<br>change {100 * effect.change:+.1f} points ({100 * effect.low:+.1f} to "
-                    f"{100 * effect.high:+.1f})<br>{about}<extra></extra>"
+                    f"<b>{label}</b>, {kind} ({how})<br>%{{y:{spec}}} {of}, 95 % interval {effect.share_low:{spec}} to "
+                    f"{effect.share_high:{spec}}<br>change {scale * effect.change:{step}}"
+                    f"{' points' if scale > 1 else ''} ({scale * effect.low:{step}} to {scale * effect.high:{step}})"
+                    f"<br>{about}<extra></extra>"
                 ),
                 showlegend=False,
             )
@@ -80,8 +83,9 @@ def effects(evaluation: Evaluation, unit: str = "sentences") -> go.Figure:
         figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
     figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=10)
     figure.update_yaxes(
-        title_text=f"share of {unit}<br>95 % interval over {evaluation.n_tasks} tasks",
-        tickformat=".0%",
+        title_text=f"{'mean score' if unit == 'score' else f'share of {unit}'}<br>95 % interval over "
+        f"{evaluation.n_tasks} tasks",
+        tickformat="" if unit == "score" else ".0%",
         rangemode="tozero",
     )
     return finish(figure, "What steering does to each behavior, on held-out tasks", 470)

@@ -21,6 +21,7 @@ from lensteer import models
 from lensteer.behaviors import check_behavior
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.vectors import storage
 from lensteer.vectors.direction import Direction
 
@@ -50,7 +51,7 @@ class Controls:
 
 
 @dataclass(frozen=True, eq=False)
-class BehaviorVectors:
+class BehaviorVectors(Result):
     """A direction per behavior and layer. `vectors["backtracking"]` is one behavior's `Direction`.
 
     Attributes:

@@ -1,0 +1,271 @@
+"""The one place where a model is run on text: what goes in, what runs it, which plans act, what the cache holds.
+
+A text is a `Context`: token ids, the padding in front of each row, and where each row's prompt ends. Every caller says
+all of it, so a plan that is on means the same in every function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lensteer import models, twins
+from lensteer.errors import LensteerError
+from lensteer.positions import Context
+from lensteer.steering import Edits, Plan, Plans, active_plans, attached, foreign_hooks, tokens_seen
+from lensteer.steering.cache import CachePlan, check_plan, edit_cache
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Read = Callable[[int, Float[Tensor, "batch pos d_model"]], object]
+"""Called with a layer and the residual stream at its output, as it is after all edits there."""
+
+
+def left_padded(
+    model: TransformerBridge, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int] | None = None
+) -> Context:
+    """Rows of token ids that end together.
+
+    Args:
+        model: the bridge.
+        rows: token ids.
+        prompt_lengths: how many of each row's ids are the prompt; None: all of them.
+    """
+    width = max(map(len, rows))
+    return _context(
+        model,
+        [[0] * (width - len(row)) + list(row) for row in rows],
+        [width - len(row) for row in rows],
+        [len(row) for row in rows] if prompt_lengths is None else prompt_lengths,
+    )
+
+
+def right_padded(model: TransformerBridge, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Context:
+    """Rows of token ids that begin together. What a causal model makes of the padding after a row concerns no row."""
+    width = max(map(len, rows))
+    ids = [list(row) + [0] * (width - len(row)) for row in rows]
+    return _context(model, ids, [0] * len(rows), prompt_lengths)
+
+
+def _context(
+    model: TransformerBridge, ids: Sequence[Sequence[int]], pad: Sequence[int], prompt_lengths: Sequence[int]
+) -> Context:
+    tokens, front, lengths = (torch.tensor(v, device=models.device(model)) for v in (ids, pad, prompt_lengths))
+    return Context(tokens, front, lengths, models.token_table(model))
+
+
+def choose_runner(
+    model: TransformerBridge, plans: Sequence[Plan | None] | None, n: int, *, fast: bool = True
+) -> tuple[nn.Module, list[Plan | None]]:
+    """What runs `n` rows, and what it has to do to each: the plain twin does not have the hooks of plans that are on.
+
+    The plain twin (`twins.plain_twin`) runs where there is one, `fast` allows it, and nobody else's hooks are on the
+    bridge.
+    """
+    rows: list[Plan | None] = list(plans or [None] * n)
+    twin = twins.plain_twin(model) if fast and not foreign_hooks(model) else None
+    for on in reversed(active_plans(model)):  # outermost first, as the bridge's hooks fire
+        seen = on if twin is not None else Plans((), on.slots)  # the bridge's own hooks edit its residuals
+        rows = [seen if row is None else seen + row for row in rows]
+    return (model if twin is None else twin), rows
+
+
+class Forward:
+    """A model about to run on a batch of text, with each row's plan and the plans that are on laid out.
+
+    Attributes:
+        text: the batch; a decode loop replaces it by a longer one.
+        edits: of residuals, row by row.
+        cache: that passes fill and read; None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        text: Context,
+        plans: Sequence[Plan | None] | None = None,
+        *,
+        cache: Any = None,
+        fast: bool = True,
+        chosen: tuple[nn.Module, Sequence[Plan | None]] | None = None,
+    ) -> None:
+        """Nothing is run yet.
+
+        Args:
+            model: the bridge. Plans that are on apply to all rows; foreign hooks fire, and cost speed.
+            text: the batch.
+            plans: one per row, None for a row that is left alone.
+            cache: a Hugging Face cache to fill.
+            fast: False runs the bridge, whose hook points the caller needs.
+            chosen: what `choose_runner` returned, for a caller that needed to know.
+
+        Raises:
+            LensteerError: a plan that the model or a prompt cannot take.
+        """
+        self.model, self.text, self.cache = model, text, cache
+        self.runner, rows = choose_runner(model, plans, len(text.ids), fast=fast) if chosen is None else chosen
+        self.edits = Edits.of(rows, model)
+        self.slots = _slots(model, rows, text)
+        self._seen = text
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep some of the rows, of the cache, too, if there is anything in it."""
+        text = self.text
+        self.text = replace(text, ids=text.ids[rows], pad=text.pad[rows], prompt_length=text.prompt_length[rows])
+        self.edits = self.edits.keep(rows)
+        for layer in () if self.cache is None else self.cache.layers:
+            if layer.is_initialized:
+                layer.keep(rows)
+
+    @contextmanager
+    def hooked(self, read: Read | None = None, layers: Iterable[int] = ()) -> Iterator[Forward]:
+        """Put the edits into what runs, and read residual streams.
+
+        Args:
+            read: called with each of `layers` in every pass.
+            layers: to read.
+        """
+        wanted = set(layers)
+
+        def at(layer: int, resid: Tensor) -> Tensor:
+            resid = self.edits.apply(layer, resid, self._seen)
+            if read is not None and layer in wanted:
+                read(layer, resid)
+            return resid
+
+        with attached(self.model, self.runner, sorted({*self.edits.groups, *wanted}), at):
+            yield self
+
+    def run(
+        self, begin: int = 0, end: int | None = None, *, keep: int | Int[Tensor, " kept"] = 0, stop: int | None = None
+    ) -> Tensor:
+        """Run the columns [begin, end) after what the cache holds. Gradients are as the caller has set them.
+
+        Args:
+            begin: first column.
+            end: one past the last; None is the text's end.
+            keep: logits of so many last positions, or of some; 0 is all.
+            stop: on the bridge, the last layer that is run, for the sake of hooks only.
+
+        Returns:
+            Logits, `[batch, kept, d_vocab]`; after a stop what is left of the residual stream.
+        """
+        end = self.text.ids.shape[1] if end is None else end
+        self._seen = replace(self.text, ids=self.text.ids[:, :end])
+        position = self._seen.position
+        return call(
+            self.model,
+            self.runner,
+            self._seen,
+            self.text.ids[:, begin:end],
+            attention_mask=(position >= 0).long(),
+            position_ids=position[:, begin:].clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=self.cache is not None,
+            logits_to_keep=keep,
+            stop=stop,
+        )
+
+    def prefill(self, end: int | None = None, *, keep: int = 0) -> Tensor:
+        """Run the columns from the first on: through each cache slot that is edited, then the edit, then the rest.
+
+        Args:
+            end: one past the last; at least one column follows every slot.
+            keep: as in `run`.
+        """
+        begin = 0
+        for cut in sorted({column + 1 for _, column, _, _ in self.slots}):
+            self.run(begin, cut, keep=1)
+            begin = cut
+            rows, columns, positions, plans = zip(*(s for s in self.slots if s[1] + 1 == cut), strict=True)
+            edit_cache(self.model, self.cache, rows, columns, positions, plans)
+        return self.run(begin, end, keep=keep)
+
+    def whole(self, *, keep: int = 1, stop: int | None = None) -> Tensor:
+        """Run the whole text in one pass, for functions that read activations. Arguments are those of `run`.
+
+        Raises:
+            LensteerError: a cache plan is on, which would have to act between two passes.
+        """
+        if self.slots:
+            raise LensteerError(
+                "a cache plan edits one slot between two parts of the prompt, and this function reads whole chains in "
+                "one pass: turn the plan off, or look at the chain with forced_logits or generate"
+            )
+        return self.run(keep=keep, stop=stop)
+
+
+def read_there(model: TransformerBridge, text: Context, site: str, layers: Sequence[int], read: Read) -> None:
+    """Read residual streams at another place of each block than its output; plans that are on apply.
+
+    Args:
+        model: the bridge, which alone has hook points there.
+        text: the batch.
+        site: of `models.SITES`.
+        layers: to read.
+        read: called with each of them.
+    """
+
+    def at(layer: int) -> Callable[..., None]:
+        def keep(resid: Tensor, hook: object) -> None:
+            read(layer, resid)
+
+        return keep
+
+    hooks = [(models.resid_hook(layer, site), at(layer)) for layer in set(layers)]
+    with model.hooks(fwd_hooks=hooks):
+        Forward(model, text, fast=False).whole(stop=max(layers))
+
+
+def call(
+    model: TransformerBridge,
+    runner: nn.Module,
+    seen: Context | None,
+    ids: Int[Tensor, "batch pos"],
+    *,
+    stop: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Call a model: nothing else in lensteer does, but for training and for the check of a new twin.
+
+    Args:
+        model: the bridge.
+        runner: the bridge, or its plain twin.
+        seen: all tokens so far, cached ones included: what plans that are on look at; None where none is.
+        ids: the tokens that are run.
+        stop: on the bridge, the last layer that is run.
+        options: of Hugging Face's forward.
+
+    Returns:
+        Logits.
+    """
+    if runner is not model:
+        return torch.as_tensor(runner(input_ids=ids, **options).logits)
+    last = None if stop is None or stop + 1 == models.n_layers(model) else stop + 1
+    with nullcontext() if seen is None else tokens_seen(seen):
+        return torch.as_tensor(model(ids, return_type="logits", stop_at_layer=last, **options))
+
+
+def _slots(
+    model: TransformerBridge, plans: Sequence[Plan | None], text: Context
+) -> list[tuple[int, int, int, CachePlan]]:
+    """The cache edits of a batch: row, column with padding, position without, and the plan."""
+    if not any(plan is not None and plan.slots for plan in plans):
+        return []
+    found, checked = [], set()
+    for row, (plan, pad, length) in enumerate(zip(plans, text.pad.tolist(), text.prompt_length.tolist(), strict=True)):
+        for slot in () if plan is None else plan.slots:
+            assert isinstance(slot, CachePlan)
+            if id(slot) not in checked:
+                check_plan(model, slot)
+                checked.add(id(slot))
+            position = slot.slot(length)
+            found.append((row, pad + position, position, slot))
+    return found

@@ -1,0 +1,248 @@
+"""The runner: jobs, one chain each, in batches, seeded, resumable. Everything that samples chains uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lensteer import models
+from lensteer.errors import LensteerError
+from lensteer.files import append_lines, drop_cut_line
+from lensteer.generation import Generated, generate, run_batches
+from lensteer.progress import progress_bar
+from lensteer.steering import Plan, active_plans, wanted_prefill
+from lensteer.tasks import Task
+from lensteer.traces import Trace, load_traces
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How chains are drawn.
+
+    Attributes:
+        n_samples: chains per task. Chain (task, sample) has a seed of its own, whatever else runs.
+        temperature: 0 is greedy (then `n_samples` must be 1).
+        seed: of all chains.
+        max_new_tokens: per chain.
+        batch_size: chains that run together.
+        thinking: whether the template opens `<think>`, where it has that choice.
+        top_p: draw from the likeliest tokens that together have so much probability.
+        prefill: what every chain begins with.
+
+    Raises:
+        LensteerError: an impossible number, or greedy samples that would all be the same.
+    """
+
+    n_samples: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 400
+    batch_size: int = 256
+    thinking: bool = True
+    top_p: float = 1.0
+    prefill: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise LensteerError(f"{name}={getattr(self, name)}: give a positive number")
+        if not 0 <= self.temperature < math.inf:
+            raise LensteerError(f"temperature {self.temperature}: give 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise LensteerError(f"top_p={self.top_p}: give a probability above 0, 1 for all tokens")
+        if self.n_samples > 1 and not self.temperature:
+            raise LensteerError(
+                f"{self.n_samples} greedy samples would be the same: set temperature=1.0 or n_samples=1"
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain to be written.
+
+    Attributes:
+        task: that is asked.
+        sample: which of the chains on the task; task and sample give the seed.
+        prompt: the prompt's text, chat template and prefill included.
+        prompt_ids: its tokens.
+        prefill: the end of the prompt, as the beginning of the answer.
+        plan: what is steered.
+    """
+
+    task: Task
+    sample: int
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    prefill: str = ""
+    plan: Plan | None = None
+
+
+def run_jobs(
+    model: TransformerBridge,
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    done: Mapping[int, Trace] | None = None,
+    keep: Callable[[Mapping[int, Trace]], object] | None = None,
+    progress: bool = False,
+) -> list[Trace]:
+    """Write every job's chain; jobs that follow each other share a batch.
+
+    Args:
+        model: the bridge; plans that are on apply.
+        jobs: any order; in prompts of about one length little is padding.
+        sampling: how chains are drawn.
+        done: chains of an earlier run, by the number of the job. A batch that a kill cut short is made again whole,
+            because rounding depends on batch composition, and its finished chains stay as they are.
+        keep: called with each finished batch's new chains, by the number of the job.
+        progress: show a bar with tokens per second.
+    """
+    made = dict(done or {})
+    batches = [range(i, min(i + sampling.batch_size, len(jobs))) for i in range(0, len(jobs), sampling.batch_size)]
+    with progress_bar(total=len(jobs), initial=len(made), unit="chain", show=progress) as bar:
+        tokens = 0
+
+        def advance(n: int) -> None:
+            nonlocal tokens
+            tokens += n
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+
+        def write(batch: range) -> list[Generated]:
+            return generate(
+                model,
+                [jobs[i].prompt_ids for i in batch],
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seeds=[chain_seed(sampling.seed, jobs[i].task.id, jobs[i].sample) for i in batch],
+                plans=[jobs[i].plan for i in batch],
+                advance=advance,
+            )
+
+        unfinished = [batch for batch in batches if any(i not in made for i in batch)]
+        for batch, results in run_batches(model, write, unfinished):
+            fresh = {i: trace_of(model, jobs[i], r) for i, r in zip(batch, results, strict=True) if i not in made}
+            made.update(fresh)
+            if keep is not None:
+                keep(fresh)
+            bar.update(len(fresh))
+    return [made[i] for i in range(len(jobs))]
+
+
+def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
+    """A trace from what was generated, its text decoded from the very ids."""
+    response, offsets = models.decode_offsets(model.tokenizer, result.ids)
+    return Trace(
+        job.task,
+        job.prompt,
+        response,
+        job.prompt_ids,
+        result.ids,
+        tuple(offsets),
+        result.finished,
+        job.sample,
+        prefill=job.prefill,
+    )
+
+
+def chain_seed(seed: int, task_id: str, sample: int) -> int:
+    """The seed of one chain: the same whatever else runs, so that steered and unsteered chains share it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
+
+
+def generate_traces(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    *,
+    n_samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 1000,
+    batch_size: int = 128,
+    thinking: bool = True,
+    prefill: str = "",
+    rewrite: Callable[[Task], str] | None = None,
+    plans: Sequence[Plan | None] | None = None,
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> list[Trace]:
+    """Let a model think about tasks.
+
+    Args:
+        model: the bridge; plans that are on apply.
+        tasks: what to ask.
+        n_samples: as in `Sampling`, like the numbers that follow.
+        temperature: 0 is greedy.
+        top_p: probability of the tokens that are drawn from.
+        seed: of the whole run.
+        max_new_tokens: per chain.
+        batch_size: chains that run together.
+        thinking: whether the template opens `<think>`, where it has that choice.
+        prefill: the beginning of every answer, such as "Answer:" for a direct one.
+        rewrite: another prompt for a task (a cue, say).
+        plans: one per task, None for a task that is left alone.
+        path: JSONL file that each finished batch is appended to; batches already in it are not made again. (Hooks that
+            are not a plan's leave no mark in it.)
+        progress: show a bar with tokens per second.
+
+    Raises:
+        LensteerError: no task, an impossible number, two tasks of one id with a path, or a file of another run.
+    """
+    if not tasks:
+        raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
+    sampling = Sampling(n_samples, temperature, seed, max_new_tokens, batch_size, thinking, top_p, prefill)
+    if plans is not None and len(plans) != len(tasks):
+        raise LensteerError(f"{len(plans)} plans for {len(tasks)} tasks: give one per task")
+    own = list(plans or [None] * len(tasks))
+    first = []
+    for task, plan in zip(tasks, own, strict=True):
+        start = prefill + wanted_prefill(model, plan)
+        prompt = models.chat_text(model, rewrite(task) if rewrite else task.prompt, thinking=thinking) + start
+        first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
+    jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
+    numbers = (max_new_tokens, temperature, seed if temperature else None, *(() if top_p == 1 else (top_p,)))
+    runs = {id(plan): _run(model, plan, *numbers) for plan in own}
+    done = {} if path is None else _resume(Path(path), jobs, runs)
+
+    def named(chains: Mapping[int, Trace]) -> dict[int, Trace]:
+        return {i: replace(trace, run=runs[id(jobs[i].plan)]) for i, trace in chains.items()}
+
+    def keep(fresh: Mapping[int, Trace]) -> None:
+        if path is not None and fresh:
+            append_lines(Path(path), (trace.to_json() for trace in named(fresh).values()))
+
+    made = named(dict(enumerate(run_jobs(model, jobs, sampling, done=done, keep=keep, progress=progress))))
+    return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
+
+
+def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:
+    """Digest of what a chain depends on besides its prompt: model, plans that are on, its own plan, numbers."""
+    plans = [*active_plans(model), *([] if plan is None else [plan])]
+    edits = [p.identity() for p in plans]
+    identity = replace(models.fingerprint(model), name="", revision="")
+    return hashlib.sha256(json.dumps([identity.to_dict(), edits, numbers]).encode()).hexdigest()[:16]
+
+
+def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[int, Trace]:
+    """Chains of an earlier run; a last line that a kill cut short is dropped from the file."""
+    numbers = {(job.task.id, job.sample): i for i, job in enumerate(jobs)}
+    if len(numbers) < len(jobs):
+        raise LensteerError(f"two tasks have the same id: {path} could not tell their chains apart")
+    if not drop_cut_line(path):
+        return {}
+    done: dict[int, Trace] = {}
+    for trace in load_traces(path):
+        i = numbers.get((trace.task.id, trace.sample))
+        if i is None or trace.prompt_ids != jobs[i].prompt_ids or trace.run != runs[id(jobs[i].plan)]:
+            raise LensteerError(f"{path} holds chains of another run (such as {trace.id}): give another path")
+        done[i] = trace
+    return done
