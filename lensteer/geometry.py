@@ -18,7 +18,7 @@ from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CosineMatrix(Result):
     """Cosines between the vectors of all pairs of behaviors, each at its own layer.
 

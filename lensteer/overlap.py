@@ -33,8 +33,8 @@ SIDES: tuple[Side, ...] = ("embedding", "unembedding")
 MAX_COSINES = 2**24
 
 
-@dataclass(frozen=True, eq=False)
-class NearestTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class NearestTokens(Result):
     """The tokens whose directions lie closest to each vector's line, with the vector or against it.
 
     Attributes:
@@ -50,7 +50,7 @@ class NearestTokens:
     texts: tuple[tuple[tuple[str, ...], ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EmbeddingOverlap(Result):
     """The overlap of behavior vectors with single tokens.
 

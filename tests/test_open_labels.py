@@ -249,3 +249,21 @@ def test_a_run_on_chains_with_labels_of_their_own(tiny_checkpoint, tmp_path):
     )
     assert refused.exit_code == 1
     assert "unknown behavior 'planning'" in refused.output
+
+
+# --- results behave -------------------------------------------------------------------------------
+
+
+def test_vectors_are_a_mapping_with_a_short_repr(vectors):
+    assert list(vectors) == ["other", "planning"]
+    assert len(vectors) == 2
+    assert "planning" in vectors
+    assert "backtracking" not in vectors
+    assert {label: direction.label for label, direction in vectors.items()} == {
+        "other": "other",
+        "planning": "planning",
+    }
+    assert vectors == vectors  # not Mapping's comparison, which would compare tensors
+    assert len({vectors, vectors}) == 1
+    assert "Tensor[2, " in repr(vectors)
+    assert len(repr(vectors)) < 1500

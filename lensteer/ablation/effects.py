@@ -17,7 +17,7 @@ from lensteer.errors import LensteerError
 from lensteer.results import Result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ForcedEffect(Result):
     """What a plan does to each token of a given response.
 

@@ -32,7 +32,7 @@ BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
 _CELLS = len(BINS) ** 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BehaviorAttention(Result):
     """How much sentences of one behavior (first axis) look at earlier sentences of another (second axis).
 

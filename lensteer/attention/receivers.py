@@ -19,6 +19,7 @@ from lensteer.attention.sentences import NEAREST, per_token, received
 from lensteer.attention.streaming import stream_attention
 from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.traces import Trace
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 FEWEST = 4
 
 
-@dataclass(frozen=True, eq=False)
-class ReceiverHeads:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReceiverHeads(Result):
     """How peaked the attention is that sentences receive from later ones, per head.
 
     A sentence receives r_j, the mean over sentences at least `nearest` later of the mean attention over pairs of

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NEAREST = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SentenceAttention(Result):
     """Attention between the sentences of one trace. Rows of `values` and `elsewhere` together add to one.
 

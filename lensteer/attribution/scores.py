@@ -37,7 +37,7 @@ QUADRATIC_NATS = 0.1
 _GRIDS = ("mean", "low", "high", "standard_error", "kappa", "estimated", "relative_length")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerScores(Result):
     """A score per behavior and layer, with a bootstrap interval over traces.
 

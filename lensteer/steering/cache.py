@@ -24,6 +24,7 @@ from lensteer import models
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
+from lensteer.results import Result
 from lensteer.rotary import rotated
 from lensteer.steering.plans import Joinable, Slot, SteeringPlan
 
@@ -41,8 +42,8 @@ OFFSET = "\n"
 """What is put behind the prompt where the position is `offset_token`."""
 
 
-@dataclass(frozen=True, eq=False)
-class CacheVector:
+@dataclass(frozen=True, eq=False, repr=False)
+class CacheVector(Result):
     """Mean difference of keys and of values at one position, positive less negative.
 
     Attributes:

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.results import Result
 from lensteer.units import check_unit
 
 
-@dataclass(frozen=True, eq=False)
-class Direction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Direction(Result):
     """One direction at every layer: of a behavior, or a control.
 
     Attributes:

@@ -35,8 +35,8 @@ NO_SPANS = (
 _CONTROLS = ("isotropic", "covariance_matched", "shuffled")
 
 
-@dataclass(frozen=True, eq=False)
-class Controls:
+@dataclass(frozen=True, eq=False, repr=False)
+class Controls(Result):
     """Random vectors to hold against behavior vectors, from the same pass over the same activations.
 
     Attributes:
@@ -50,8 +50,8 @@ class Controls:
     shuffled: Float[Tensor, "control behavior layer d_model"]
 
 
-@dataclass(frozen=True, eq=False)
-class BehaviorVectors(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class BehaviorVectors(Result, Mapping[str, Direction]):
     """A direction per behavior and layer. `vectors["backtracking"]` is one behavior's `Direction`.
 
     Attributes:
@@ -102,6 +102,15 @@ class BehaviorVectors(Result):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.labels
+
+    __eq__ = object.__eq__  # as for all results with tensors: the same object
+    __hash__ = object.__hash__
 
     def random(self, kind: str, label: str | None = None) -> list[Direction]:
         """The random controls of one kind, ready to steer with.
