@@ -1,7 +1,6 @@
 """Residual-stream activations, streamed: a trace is reduced to a mean per span while its batch is in flight.
 
-One layer of one batch is held at a time, and no logits are computed. Knows what a span's window is, not what
-its label means.
+One layer of one batch is held at a time, and no logits are computed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ lines, swaps sentences and leaves some out. All sentences are placed together, a
 that covers the most letters: a repeated sentence goes to its next occurrence, and a short one that recurs by
 chance far ahead does not carry the rest with it. Whatever is mended or left out is in the report.
 
-Knows nothing of models, of tokenizers or of what the labels mean. Owns the step from characters to tokens.
+The step from characters to tokens is made here and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one exception that lensteer raises for what a user did.
 
-Knows nothing about models, files or behaviors. Broken invariants of lensteer itself are `AssertionError`s.
+Broken invariants of lensteer itself are `AssertionError`s.
 """
 
 

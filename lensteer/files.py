@@ -1,4 +1,4 @@
-"""Writing so that a kill loses nothing: whole files or none, whole lines or none. Knows nothing of what is in them."""
+"""Writing so that a kill loses nothing: whole files or none, whole lines or none."""
 
 from __future__ import annotations
 

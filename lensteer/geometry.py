@@ -1,6 +1,6 @@
-"""How behavior vectors lie to one another: cosines with intervals, reliability, and what all of them share.
+"""Cosine similarity between behavior vectors, with intervals, reliability, and what all vectors share.
 
-Knows nothing of how the vectors were computed; every product is in double precision.
+Every product is in double precision.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Pure functions that measure logits, token ids and annotated spans.
-
-Knows nothing of models, traces or files: tensors and values in, numbers out.
-"""
+"""Pure functions that measure logits, token ids and annotated spans."""
 
 import zlib
 from collections.abc import Iterable, Sequence

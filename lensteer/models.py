@@ -1,6 +1,6 @@
 """The only door to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
 
-Layer `l` is 0-based and means the residual stream behind block `l`. Knows nothing of behaviors, tasks or steering.
+Layer `l` is 0-based and means the residual stream at the output of block `l`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def check_layer(model: TransformerBridge, layer: int) -> int:
 
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
-"""Where a block's residual stream can be read: before it, between attention and MLP, behind it."""
+"""Where a block's residual stream can be read: before it, between attention and MLP, at its output."""
 
 
 def resid_hook(layer: int, site: str = "resid_post") -> str:

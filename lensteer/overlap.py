@@ -1,7 +1,6 @@
 """How much of a vector is just a token: its cosines with the rows of the embedding and of the unembedding.
 
 A vector of an early layer may only say which word stands here, and one of a late layer which word comes next.
-Knows nothing of what a layer does with the vector (`attribution`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which token positions: scopes as masks over absolute positions, composable with `&`, `|` and `~`.
 
 A scope chooses position p by the tokens up to p alone, so a decode step sees what a full forward sees. Padding is never
-chosen. Knows nothing of residuals, layers or models.
+chosen.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
     return opened > closed
 
 
-def _behind_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
+def _after_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
     """Whether the token before ends a sentence, or the prompt."""
     ends = context.flag(context.tokens.ends_sentence) & (context.position >= context.prompt_length[:, None])
     before = torch.zeros_like(ends)
@@ -109,7 +109,7 @@ generated = PositionScope("generated", lambda c: c.position >= c.prompt_length[:
 """The answer's tokens."""
 thinking = PositionScope("thinking", _inside_thinking)
 """From `<think>` on (wherever it stands: templates may open it), up to the token before `</think>`."""
-sentence_starts = PositionScope("sentence_starts", _behind_sentence_end)
+sentence_starts = PositionScope("sentence_starts", _after_sentence_end)
 """The first token of each generated sentence. A period within a number counts as an end: nobody can look ahead."""
 onsets = PositionScope(
     "onsets",

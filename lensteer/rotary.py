@@ -1,4 +1,4 @@
-"""Turns attention keys by a model's own rotary embedding, and back. Knows nothing of caches or steering."""
+"""Turns attention keys by a model's own rotary embedding, and back."""
 
 from __future__ import annotations
 

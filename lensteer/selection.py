@@ -1,4 +1,4 @@
-"""One layer per behavior, and in words why that one. Reads scores and overlaps; knows nothing of models."""
+"""One layer per behavior, and in words why that one. Reads scores and overlaps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Site(Mapping[str, int]):
     def __post_init__(self) -> None:
         if set(self.layers) != set(self.why):
             raise LensteerError(f"layers for {sorted(self.layers)}, but reasons for {sorted(self.why)}")
-        # Frozen all the way down: a result must not change behind a plan that was made from it.
+        # Frozen all the way down: a result must not change under a plan that was made from it.
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(self, "why", MappingProxyType(dict(self.why)))
 
@@ -196,7 +196,7 @@ def _best(
     if not kept:
         raise LensteerError(
             f"no layer is left for {label!r} of {layer_names(scores.layers)}: {layer_names(first)} left out "
-            f"in front, {layer_names(last)} behind; lower drop_leading or drop_trailing"
+            f"at the front, {layer_names(last)} at the end; lower drop_leading or drop_trailing"
         )
     mean, low, high = (values[b].tolist() for values in (scores.mean, scores.low, scores.high))
     if any(math.isnan(mean[i]) for i in kept):

@@ -1,10 +1,10 @@
-"""Where sentences begin and end in a chain of thought, by rule. Knows nothing of models, labels or tokens."""
+"""Where sentences begin and end in a chain of thought, by rule."""
 
 from __future__ import annotations
 
 import re
 
-_CLOSERS = "[\"'”’»」）)\\]}*_`]*"  # what may stand between a full stop and the blank behind the sentence
+_CLOSERS = "[\"'”’»」）)\\]}*_`]*"  # what may stand between a full stop and the blank after the sentence
 _CANDIDATE = re.compile(rf"[.!?…]+(?:[\"'”’»)\]}}*_`$]|\\[)\]])*|[。！？]+{_CLOSERS}|:{_CLOSERS}|\n\s*")
 _FORMULA = re.compile(rf"\\\S|\$\$?|[.?…]{_CLOSERS}(?=\s)|[。！？]|\n\s*")
 _OPENED_BY = {r"\)": r"\(", r"\]": r"\[", "$$": "$$", "$": "$"}
@@ -29,14 +29,14 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     r"""Intervals of the sentences in a text.
 
     1. A blank line ends a sentence, always. A single line break does before and after a list item, a heading or a
-       table row, and behind a line that ends in a colon or as in 2.
+       table row, and after a line that ends in a colon or as in 2.
     2. `.`, `!`, `?`, `…` and runs of them end one where a blank follows; quotes, brackets and emphasis that close
-       behind them belong to it. `。！？` need no blank.
+       after them belong to it. `。！？` need no blank.
     3. They do not before an operator or a closing bracket (`5! = 120`); inside `$…$`, `$$…$$`, `\(…\)` or `\[…\]`; as
-       the number or letter that begins a list item (`2. First`); behind an abbreviation (`e.g.`); between initials
+       the number or letter that begins a list item (`2. First`); after an abbreviation (`e.g.`); between initials
        (`J. K. Rowling`, whereas one capital in mid-sentence may end it: `so it is B. Then`).
     4. An ellipsis, a factorial (`n!`), `etc.` or `p.m.` ends one only before a capital; a stop with a quote or bracket
-       behind it does unless a small letter follows (`"Is it?" is asked`).
+       after it does unless a small letter follows (`"Is it?" is asked`).
 
     Args:
         text: of any kind, such as the thinking of a trace.
@@ -47,7 +47,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     sentences: list[tuple[int, int]] = []
     formulas, f = _formulas(text), 0
-    start = line = _behind(_BLANKS, text, 0)  # of the sentence and of the line
+    start = line = _after(_BLANKS, text, 0)  # of the sentence and of the line
     for found in _CANDIDATE.finditer(text, start):
         breaks = found[0].count("\n")
         at = found.start() if breaks else found.end()
@@ -64,7 +64,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
             ends = breaks > 1 or bool(item) if breaks else _ends(text, start, found)
         if ends:
             sentences.append((start, start + len(text[start:at].rstrip())))
-            start = _behind(_BLANKS, text, at)
+            start = _after(_BLANKS, text, at)
     if start < len(text):
         sentences.append((start, start + len(text[start:].rstrip())))
     return sentences
@@ -73,7 +73,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def _ends(text: str, start: int, found: re.Match[str]) -> bool:
     """Whether a stop outside any formula ends the sentence that begins at `start`."""
     sign, dot, at = found[0], found.start(), found.end()
-    next_ = _behind(_BLANKS, text, at)
+    next_ = _after(_BLANKS, text, at)
     if sign[0] in "。！？":
         return True
     if next_ == at or next_ == len(text):
@@ -104,7 +104,7 @@ def _formulas(text: str) -> list[tuple[int, int]]:
     r"""Intervals of LaTeX, merged where they overlap.
 
     A formula ends before a blank line, and `$…$` before a line break or a full stop and a capital, so that prices are
-    none: `$` opens before what is no blank, and closes behind what is none unless a digit follows.
+    none: `$` opens before what is no blank, and closes after what is none unless a digit follows.
     """
     opened: dict[str, int] = {}
     merged: list[tuple[int, int]] = []
@@ -113,7 +113,7 @@ def _formulas(text: str) -> list[tuple[int, int]]:
         if sign[0] == "\n" and sign.count("\n") > 1:
             opened.clear()
         elif sign[0] not in "\\$":
-            if sign[0] in "\n。！？" or _capital(text, _behind(_BLANKS, text, found.end())):
+            if sign[0] in "\n。！？" or _capital(text, _after(_BLANKS, text, found.end())):
                 opened.pop("$", None)
         elif sign in (r"\(", r"\["):
             opened[sign] = at
@@ -133,11 +133,11 @@ def _formulas(text: str) -> list[tuple[int, int]]:
 
 def _capital(text: str, at: int) -> bool:
     """Whether a word with a capital, perhaps in quotes, is there."""
-    at = _behind(_OPENERS, text, at)
+    at = _after(_OPENERS, text, at)
     return text[at : at + 1].isupper()
 
 
-def _behind(pattern: re.Pattern[str], text: str, at: int) -> int:
+def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
     """Where what `pattern` matches at a place ends; it matches the empty string, too."""
     found = pattern.match(text, at)
     assert found is not None

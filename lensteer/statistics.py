@@ -1,8 +1,7 @@
 """Sums that merge, seeds that belong to a trace, bootstrap intervals, and tests by flipping signs.
 
 Everything that is averaged over traces goes through `WeightedSums`: one linear pass over values with many
-rows of weights, such as labels, shuffled labels, Gaussian noise or resampling. Knows nothing of models,
-tokens or behaviors.
+rows of weights, such as labels, shuffled labels, Gaussian noise or resampling.
 """
 
 from __future__ import annotations

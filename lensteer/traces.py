@@ -66,7 +66,7 @@ class Trace:
     def thinking(self) -> tuple[int, int]:
         """Characters of the response that are thought.
 
-        Behind the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
+        After the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
         """
         begin = 0
         if self.prompt.rfind(models.OPEN_THINKING) <= self.prompt.rfind(models.CLOSE_THINKING):

@@ -1,4 +1,4 @@
-"""A plain Hugging Face model on a bridge's own parameters, for hot loops. Knows nothing of what runs on it."""
+"""A plain Hugging Face model on a bridge's own parameters, for hot loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
 
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
-    """The module of a plain twin whose output is the residual stream behind a block."""
+    """The module of a plain twin whose output is the residual stream at the output of a block."""
     return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
 
 

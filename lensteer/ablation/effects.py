@@ -1,4 +1,4 @@
-"""What a plan does to each token of a given response. Values only: knows no models.
+"""What a plan does to each token of a given response.
 
 KL_t     = KL(p_steered(. | x_<t) || p_unsteered(. | x_<t))
 change_t = log p_steered(x_t | x_<t) - log p_unsteered(x_t | x_<t)

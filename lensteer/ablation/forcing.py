@@ -1,4 +1,4 @@
-"""A chain under teacher forcing, steered against unsteered, whose unsteered pass is kept. Knows no behaviors."""
+"""A chain under teacher forcing, steered against unsteered, whose unsteered pass is kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Unsteered:
 
 
 class ForcedChain:
-    """A chain whose unsteered pass is kept: a plan then costs only what stands behind the first token it changes.
+    """A chain whose unsteered pass is kept: a plan then costs only what comes after the first token it changes.
 
     The numbers are those of `generation.forced_logits`, steered against unsteered. Plans and hooks that are on belong
     to both sides. Weights that are changed in place are not noticed.
@@ -70,7 +70,7 @@ class ForcedChain:
 
     @staticmethod
     def of(model: TransformerBridge, trace: Trace, prefill: str = "") -> ForcedChain:
-        """The chain of a trace, with a text such as a cache plan's offset token behind its prompt if it isn't there."""
+        """The chain of a trace, with a text such as a cache plan's offset token after its prompt if it isn't there."""
         there = trace.prefill.endswith(prefill)
         prompt = trace.prompt_ids if there else models.encode(model, trace.prompt + prefill)
         return ForcedChain(model, prompt, trace.response_ids)
@@ -155,7 +155,7 @@ class ForcedChain:
     def _run(
         self, runner: nn.Module, rows: Sequence[Plan | None], begin: int, cache: DynamicCache
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits for the response's tokens, or for those behind `begin`, over a cache that holds what is before."""
+        """Logits for the response's tokens, or for those after `begin`, over a cache that holds what is before."""
         width, length = self.ids.shape[1] - 1, self.prompt_length  # the last token predicts nothing
         forward = Forward(self.model, self.context(len(rows)), cache=cache, chosen=(runner, rows))
         with forward.hooked():
@@ -176,7 +176,7 @@ def _beginning(cache: DynamicCache, length: int, n_rows: int) -> DynamicCache:
 
 
 def forced_effect(model: TransformerBridge, trace: Trace, plan: Plan) -> ForcedEffect:
-    """What a plan does to each token of a trace's response; a cache plan's offset token is put behind both prompts.
+    """What a plan does to each token of a trace's response; a cache plan's offset token is appended to both prompts.
 
     Raises:
         LensteerError: a plan that the model or the prompt cannot take, or logits that are not finite.

@@ -1,6 +1,6 @@
 """Which behavior looks at which: attention between sentences of two labels against what their places alone would give.
 
-Of a trace only sums over pairs of sentences are kept. Knows nothing of what a head does with what it sees.
+Of a trace only sums over pairs of sentences are kept.
 """
 
 from __future__ import annotations

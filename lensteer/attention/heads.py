@@ -1,7 +1,4 @@
-"""Taking heads out: what a head writes is replaced, or what it may look at is cut. Undone when the `with` ends.
-
-Knows nothing of why a head was chosen.
-"""
+"""Taking heads out: what a head writes is replaced, or what it may look at is cut. Undone when the `with` ends."""
 
 from __future__ import annotations
 
@@ -34,20 +31,20 @@ def z_hook(layer: int) -> str:
 def mean_z(
     model: TransformerBridge, traces: Sequence[Trace], *, batch_size: int = 8
 ) -> Float[Tensor, "layer head d_head"]:
-    """What each head has read on average over the tokens behind the prompts: what `ablated` puts in its place.
+    """What each head has read on average over the tokens after the prompts: what `ablated` puts in its place.
 
     Args:
         model: the bridge.
-        traces: with something behind the prompt.
+        traces: with something after the prompt.
         batch_size: traces per forward.
 
     Raises:
-        LensteerError: no token behind a prompt.
+        LensteerError: no token after a prompt.
     """
     total: dict[int, Tensor] = {}
     n_tokens = sum(len(trace.response_ids) for trace in traces)
     if not n_tokens:
-        raise LensteerError(f"{len(traces)} traces have no token behind their prompts: give generated traces")
+        raise LensteerError(f"{len(traces)} traces have no token after their prompts: give generated traces")
 
     def read(z: Float[Tensor, "batch pos head d_head"], hook: Any, layer: int, batch: Sequence[Trace]) -> None:
         for row, trace in enumerate(batch):
@@ -57,7 +54,7 @@ def mean_z(
     for first in range(0, len(traces), batch_size):
         batch = traces[first : first + batch_size]
         with model.hooks(fwd_hooks=[(z_hook(layer), partial(read, layer=layer, batch=batch)) for layer in layers]):
-            forward_padded(model, batch, stop_behind=len(layers) - 1)
+            forward_padded(model, batch, stop_after=len(layers) - 1)
     return (torch.stack([total[layer] for layer in layers]) / n_tokens).float()
 
 

@@ -37,7 +37,7 @@ class ReceiverHeads(Result):
     A sentence receives r_j, the mean over sentences at least `nearest` later of the mean attention over pairs of
     tokens. A head's score in a trace is the excess kurtosis of r over sentences, m₄ / m₂² - 3 with plain moments; the
     score is its mean over traces. That is the paper's measure. What differs: sentences are those that were annotated
-    (between them and behind them may be text that belongs to none), the prompt is no sentence, traces with fewer than
+    (between them and after them may be text that belongs to none), the prompt is no sentence, traces with fewer than
     `FEWEST` receiving sentences are left out, and there are intervals. The largest possible kurtosis grows with the
     number of sentences: compare heads on the same traces, not one set of traces with another.
 

@@ -1,7 +1,4 @@
-"""Which earlier sentence a sentence looks at, head by head, in one trace; and what a sentence receives.
-
-Knows what labels are called, not what they mean.
-"""
+"""Which earlier sentence a sentence looks at, head by head, in one trace; and what a sentence receives."""
 
 from __future__ import annotations
 

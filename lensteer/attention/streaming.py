@@ -1,6 +1,6 @@
 """Runs annotated traces and reduces attention to sentences, layer by layer, while the pattern is in flight.
 
-Only one layer's pattern of one batch exists at a time. Knows what a sentence's tokens are, not what labels mean.
+Only one layer's pattern of one batch exists at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 #: Where attention goes that goes to no sentence: the first token; the chat template's other tokens; the rest of the
-#: prompt; and what stands behind the prompt in no sentence, such as one that the annotator could not read.
+#: prompt; and what follows the prompt in no sentence, such as one that the annotator could not read.
 ELSEWHERE = ("sink", "template", "prompt", "rest")
 _MARK = "\N{ASTERISM}"  # stands for the message when a template is taken apart
 
@@ -80,14 +80,14 @@ def pattern_hook(layer: int) -> str:
 
 
 def forward_padded(
-    model: TransformerBridge, traces: Sequence[Trace], *, stop_behind: int | None = None
+    model: TransformerBridge, traces: Sequence[Trace], *, stop_after: int | None = None
 ) -> Float[Tensor, "batch pos width"]:
     """Run whole traces, padded on the right. Plans that are on see each trace's own prompt length.
 
     Args:
         model: the bridge.
         traces: annotated or not.
-        stop_behind: for the sake of hooks only: the last layer that is run, and logits of one position at most.
+        stop_after: for the sake of hooks only: the last layer that is run, and logits of one position at most.
 
     Returns:
         Logits, or what is left of them. What stands at padding means nothing.
@@ -95,7 +95,7 @@ def forward_padded(
     text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
     forward = Forward(model, text, fast=False)  # heads have hook points on the bridge only
     with torch.no_grad():
-        return forward.whole(keep=0 if stop_behind is None else 1, stop=stop_behind)
+        return forward.whole(keep=0 if stop_after is None else 1, stop=stop_after)
 
 
 def _reduced(
@@ -118,7 +118,7 @@ def _reduced(
             kept[layer].append(reduce(trace, rows).cpu())
 
     with model.hooks(fwd_hooks=[(pattern_hook(layer), partial(read, layer=layer)) for layer in set(layers)]):
-        forward_padded(model, traces, stop_behind=max(layers))
+        forward_padded(model, traces, stop_after=max(layers))
     return [torch.stack([kept[layer][row] for layer in layers]) for row in range(len(traces))]
 
 
@@ -142,7 +142,7 @@ def _groups(model: TransformerBridge, trace: Trace) -> tuple[Float[Tensor, "span
 
 
 def _in_template(model: TransformerBridge, trace: Trace) -> Tensor:
-    """Which prompt tokens the chat template (or a prefill) wrote: those in front of the message and behind it."""
+    """Which prompt tokens the chat template (or a prefill) wrote: those before the message and after it."""
     text, starts = models.decode_offsets(model.tokenizer, trace.prompt_ids)
     begin, end = 0, 0
     for thinking in (True, False):

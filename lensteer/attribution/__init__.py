@@ -1,7 +1,6 @@
 """Attribution: at which layer does adding a behavior's vector change what the model says next?
 
-One function, one result; the estimators, what is scored, nulls and fidelity are modules of their own. Knows
-nothing of which layer to choose.
+One function, one result; the estimators, what is scored, nulls and fidelity are modules of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which spans are scored, at which positions, and what their first tokens tell. Knows nothing of vectors or models."""
+"""Which spans are scored, at which positions, and what their first tokens tell."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Single values of a score, by span and layer, and their means over spans with intervals over traces.
-
-Knows nothing of how a value came about, nor of what the behaviors are called.
-"""
+"""Single values of a score, by span and layer, and their means over spans with intervals over traces."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The estimators: functions of one signature, from one trace's shared cache and cases to their values.
 
-Each says what it computes; `attribute` averages over traces. Knows nothing of intervals or of choosing layers.
+Each says what it computes; `attribute` averages over traces.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Scores of chains that are really run with something added: the exact KL, and its curvature by forward-mode AD.
-
-Knows nothing of spans and behaviors: it gets ranges of positions, and vectors to add there.
-"""
+"""Scores of chains that are really run with something added: the exact KL, and its curvature by forward-mode AD."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How well cheap scores stand for exact ones: correlation, agreement on layers, the strength up to which they hold.
 
-Reads scores; knows nothing of models.
+Reads scores.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""From a request to scores: an estimator over all traces, means, errors, and exact values where they are needed.
-
-Knows nothing of what the estimators compute.
-"""
+"""From a request to scores: an estimator over all traces, means, errors, and exact values where they are needed."""
 
 from __future__ import annotations
 

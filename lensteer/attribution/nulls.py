@@ -1,6 +1,6 @@
 """Scores held against those of control vectors: z-scores and p-values by cell, corrected for looking at many cells.
 
-Reads scores; knows nothing of models or of how control vectors are made.
+Reads scores.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is to be scored: the conventions of each method, and vectors and controls at their length.
-
-Knows nothing of models, nor of how a method computes.
-"""
+"""What is to be scored: the conventions of each method, and vectors and controls at their length."""
 
 from __future__ import annotations
 

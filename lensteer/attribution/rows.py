@@ -3,7 +3,7 @@
 A column of a causal transformer sees only its own past. So the past is computed once, and any number of rows,
 each standing at some position with the token that stands there, run as extra queries of one forward. Rows form
 chains: a row sees the cache before its chain begins and the rows of its own chain up to itself, never another
-chain. Knows nothing of behaviors, traces or scores.
+chain.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Shared(DynamicLayer):
     """A cache layer that the first forward fills and all others read: they append to a copy."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values with the new ones behind."""
+        """Keys and values with the new ones appended."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states

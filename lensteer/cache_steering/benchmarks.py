@@ -1,4 +1,4 @@
-"""Solved questions of public benchmarks as records for contrastive pairs. Knows nothing of files and their forms."""
+"""Solved questions of public benchmarks as records for contrastive pairs."""
 
 from __future__ import annotations
 

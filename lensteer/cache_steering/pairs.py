@@ -1,7 +1,4 @@
-"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question.
-
-Knows nothing of caches: a pair is two prompts.
-"""
+"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question."""
 
 from __future__ import annotations
 
@@ -60,7 +57,7 @@ def contrastive_pairs(
 ) -> list[Pair]:
     """Few-shot prompts with steps against the same without, or with steps of another style.
 
-    A pair asks the same question behind the same examples in the same order; a positive example's reply is its steps
+    A pair asks the same question after the same examples in the same order; a positive example's reply is its steps
     and its answer, a negative one's its answer alone. The reply to the question itself is in neither. The chat template
     is applied once to all messages.
 

@@ -1,4 +1,4 @@
-"""In which of five styles a text reasons, told by marker words. Knows nothing of whether the reasoning is right."""
+"""In which of five styles a text reasons, told by marker words."""
 
 from __future__ import annotations
 

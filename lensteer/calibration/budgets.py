@@ -1,7 +1,4 @@
-"""Which coefficient spends a KL budget: a guess, then a search on measured rollouts, all plans in lock-step.
-
-Knows nothing of behaviors, or of whether a dose does any good.
-"""
+"""Which coefficient matches a target KL: a guess, then a search on measured rollouts, all plans in lock-step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a calibration found, and all that it measured on the way. Values only: knows no models."""
+"""What a calibration found, and all that it measured on the way."""
 
 from __future__ import annotations
 

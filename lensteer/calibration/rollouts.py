@@ -3,7 +3,7 @@
     KL_t = KL(p_steered(· | x_<t) ‖ p_unsteered(· | x_<t)),   x drawn from the steered model at temperature 1.
 
 This way round because x is the steered model's: by the chain rule Σ_t KL_t is, in expectation, the KL between the
-two models' distributions over whole chains. Knows nothing of budgets.
+two models' distributions over whole chains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a rising function of a positive number meets a target, from few and noisy evaluations. Knows no models."""
+"""Where a rising function of a positive number meets a target, from few and noisy evaluations."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Search:
         return low[0] * (high[0] / low[0]) ** min(max(share, 0.1), 0.9)
 
     def _beyond(self, nearest: tuple[float, float], other: list[tuple[float, float]]) -> float:
-        """Extrapolated from the step nearest to the target, with the slope to the one behind it."""
+        """Extrapolated from the step nearest to the target, with the slope to the one after it."""
         x, y = nearest
         if y <= 0:
             return x * STRIDE

@@ -40,7 +40,7 @@ def run(
     out: Annotated[Path, typer.Option(help="A folder; that of a run gets the figures into its report.")],
     model: Model = None,
     tasks: Tasks = None,
-    words: Annotated[str, typer.Option(help="Put behind every question, in every arm.")] = "",
+    words: Annotated[str, typer.Option(help="Appended to every question, in every arm.")] = "",
     c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
     c_keys: Annotated[float, typer.Option(help="Coefficient of the keys.")] = 0.0,
     n_dev: Annotated[int, typer.Option(help="Dev tasks.")] = 40,

@@ -1,7 +1,7 @@
 """Difference of means, and its random controls: what a direction is made of, in one pass over features.
 
 Everything here is linear in the spans' features, so all of them, nulls and bootstrap replicates
-included, are rows of one accumulator. Knows nothing of models or files.
+included, are rows of one accumulator.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Logistic probes: the normal of the plane that tells a behavior's spans from the others, and how well it does.
 
-A probe is no sum over traces: the features of all spans stay in memory, within a stated limit. Knows nothing of models
-or files.
+A probe is no sum over traces: the features of all spans stay in memory, within a stated limit.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As Belitsky et al. grade (arXiv 2507.08799): whatever form a response takes, a choice is asked for once more.
 
-- Choice: behind what the model wrote (its end token left out, a thought that is still open closed) a fixed lead-in is
+- Choice: after what the model wrote (its end token left out, a thought that is still open closed) a fixed lead-in is
   put on a line of its own, and a few tokens are decoded, greedily and without any steering. What they begin with is the
   answer if it is one letter, and one of those that the prompt offers as "(A) ...".
 - Numeric: the last number in what the model wrote outside of its thought.
@@ -48,14 +48,14 @@ def read_out(
         model: the bridge, with no plan on: the traces may be steered, reading them is not.
         traces: of tasks with the grader "choice" or "numeric".
         lead_in: what a choice is asked for with.
-        max_new_tokens: decoded behind it.
+        max_new_tokens: decoded after it.
         batch_size: traces that are read together.
 
     Raises:
         LensteerError: a plan is on, an impossible number, or a task with another grader.
     """
     if active_plans(model):
-        raise LensteerError("a plan is on: answers are read unsteered, so call read_out behind the `with` block")
+        raise LensteerError("a plan is on: answers are read unsteered, so call read_out after the `with` block")
     if batch_size < 1:
         raise LensteerError(f"batch_size={batch_size}: give a positive number")
     for task in (trace.task for trace in traces):

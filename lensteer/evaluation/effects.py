@@ -1,7 +1,6 @@
 """What steering does: each behavior pushed down and up, beside doing nothing, control vectors, and asking in words.
 
-Effects are differences to the unsteered arm on the same tasks and seeds, tested by flipping signs over tasks. Knows
-nothing of how a site or a coefficient was chosen.
+Effects are differences to the unsteered arm on the same tasks and seeds, tested by flipping signs over tasks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether a model thinks at all, in which style, how long and how well: what edits of the whole answer are judged by.
 
-Behaviors within a chain are the business of `effects`; this module knows nothing of them.
+Behaviors within a chain are the business of `effects`.
 """
 
 from __future__ import annotations

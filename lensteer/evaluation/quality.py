@@ -1,7 +1,4 @@
-"""What a reader would call broken, measured on texts: how likely they are without steering, and how far it moved them.
-
-Knows nothing of behaviors.
-"""
+"""What a reader would call broken, measured on texts: likelihood without steering, and KL under it."""
 
 from __future__ import annotations
 

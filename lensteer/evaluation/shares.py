@@ -1,6 +1,6 @@
 """Shares of sentences in every arm, on the tasks as they are and on resampled ones, the same draws for all arms.
 
-For statistics that no interval of a single arm gives, such as a mean over many arms. Knows nothing of what arms mean.
+For statistics that no interval of a single arm gives, such as a mean over many arms.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Whether an arm's text is what a reader would call broken: not worse than unsteered by more than a stated margin.
-
-Knows nothing of behaviors, nor of how a likelihood is measured.
-"""
+"""Whether an arm's text is what a reader would call broken: not worse than unsteered by more than a stated margin."""
 
 from __future__ import annotations
 

@@ -6,4 +6,4 @@ WORDS: dict[str, str] = {
     "uncertainty-estimation": "While you think, say openly wherever you are not sure, and how sure you are.",
     "backtracking": "While you think, give up an approach and try another one whenever you have a doubt about it.",
 }
-"""Behavior to a sentence that is put behind the question. The organism has words of its own (`organism.cue`)."""
+"""Behavior to a sentence that is appended to the question. The organism has words of its own (`organism.cue`)."""

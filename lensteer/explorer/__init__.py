@@ -58,7 +58,7 @@ def explore(
         model: the bridge. Hooks that are on it now count, later ones don't.
         vectors: of this model.
         traces: annotated chains to look at.
-        scores: drawn behind the layers.
+        scores: drawn under the layers.
         site: a layer for each behavior, marked there; from `select_layers`.
         cache_vector: allows to edit the KV cache instead of the residual stream.
         coefficients: recommended ones in the unit "difference", marked: `choose_coefficients(...).coefficients`.

@@ -1,7 +1,7 @@
 """What lets work go on while the kernel does something else: a copy of the model to hook into, and a thread.
 
 Hooks of two computations on one model would act on both. So the explorer works on copies that share the weights, and
-have their own modules and hooks. Knows nothing of what is computed.
+have their own modules and hooks.
 """
 
 from __future__ import annotations

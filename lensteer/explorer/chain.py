@@ -1,7 +1,4 @@
-"""One chain as the explorer shows it: tokens with behaviors, sentences, what is thought, and choices among them.
-
-Knows nothing of models but the token table, and nothing of widgets.
-"""
+"""One chain as the explorer shows it: tokens with behaviors, sentences, what is thought, and choices among them."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ SELECTIONS = ("all", "none", "invert", "sentence", "behavior", "thinking", "sent
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a chain, half-open: a sentence, the prompt, or what stands before or behind all sentences."""
+    """A stretch of a chain, half-open: a sentence, the prompt, or what stands before or after all sentences."""
 
     start: int
     end: int
@@ -103,7 +100,7 @@ class Chain:
         return next(piece for piece in self.pieces if piece.start <= position < piece.end)
 
     def select(self, what: str, before: str, behavior: str, cursor: int) -> str:
-        """The expression behind a button.
+        """The expression of a button.
 
         Args:
             what: one of `SELECTIONS`; "sentence" takes the cursor's in, or out if all of it is chosen.

@@ -1,6 +1,6 @@
 """A chain continued twice from the same point, steered and unsteered, side by side in one batch.
 
-Plans act on the given tokens, too, as they would have in a generation from the prompt. Knows nothing of widgets.
+Plans act on the given tokens, too, as they would have in a generation from the prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Continuation:
     Attributes:
         unsteered: the chain up to the cut, and what the model made of it.
         steered: the same under the plan.
-        cut: position of the first new token (an offset token that the plan put behind the prompt counts).
+        cut: position of the first new token (an offset token that the plan appended to the prompt counts).
     """
 
     unsteered: Trace
@@ -68,7 +68,7 @@ def continue_chain(
         advance: called after every step with all new tokens so far; what it raises ends the run.
 
     Raises:
-        LensteerError: a cut outside the response or behind its end token, an impossible number, a plan that the model
+        LensteerError: a cut outside the response or after its end token, an impossible number, a plan that the model
             or the prompt cannot take, logits that are not finite.
     """
     cut = trace.prompt_length if cut is None else cut
@@ -106,7 +106,7 @@ def continue_chain(
 
 
 def extended(model: TransformerBridge, trace: Trace, new: Sequence[int]) -> Trace:
-    """A trace with more tokens behind it, its text decoded from the very ids; not annotated."""
+    """A trace with more tokens appended, its text decoded from the very ids; not annotated."""
     ids = (*trace.response_ids, *new)
     response, offsets = models.decode_offsets(model.tokenizer, ids)
     finished = bool(new) and new[-1] in models.end_ids(model)

@@ -1,4 +1,4 @@
-"""Computes what a state asks for, on copies of the model of its own. Knows nothing of threads and pages."""
+"""Computes what a state asks for, on copies of the model of its own."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Choices:
     Attributes:
         vectors: whose labels are the behaviors, and whose layers the layers.
         traces: the chains.
-        scores: the curve behind the layers.
+        scores: the curve under the layers.
         site: a layer for each behavior, marked on the curve.
         cache_vector: for the channel "cache".
         coefficients: a recommended coefficient for each behavior, in the same unit, marked.
@@ -175,7 +175,7 @@ class Choices:
         trace = self.traces[state.trace]
         if state.cut is not None and not trace.prompt_length <= state.cut <= len(trace.ids):
             raise LensteerError(
-                f"cut={state.cut}: a continuation of this chain may begin at positions {trace.prompt_length} (behind "
+                f"cut={state.cut}: a continuation of this chain may begin at positions {trace.prompt_length} (after "
                 f"the prompt) to {len(trace.ids)}"
             )
         if state.expression.strip():

@@ -1,4 +1,4 @@
-"""A cache layer for decoding. Knows nothing of models."""
+"""A cache layer for decoding."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 About half of the conversations with examples or cues are *gated*: only the assistant-header token of the last turn may
 attend to them, so that what they ask for must pass through that one position, where a cache edit can stand in for it.
-Knows the chat format and the grammar; knows nothing of token ids or tensors.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ whole needs a search: nodes have several parents, and decoy nodes that cannot be
 backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
 dead ends (a step to `none`) force backtracking, testing an example looks one door ahead, knowledge recalls a door, and
 a slip (a door that isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior
-and keeps it. Knows nothing of tokens or models.
+and keeps it.
 """
 
 from __future__ import annotations
@@ -263,5 +263,5 @@ def well_formed(response: str) -> bool:
 
 
 def cue(behavior: str, variant: int = 0) -> str:
-    """The words that ask for a behavior, to be put behind a task's prompt."""
+    """The words that ask for a behavior, to be appended to a task's prompt."""
     return BEHAVIOR_CUES[behavior][variant % len(BEHAVIOR_CUES[behavior])]

@@ -55,7 +55,7 @@ class CacheFit:
 
 @dataclass(frozen=True)
 class CacheRun:
-    """What one edit with a cache vector is measured on. `words` stand behind every question, in every arm."""
+    """What one edit with a cache vector is measured on. `words` are appended to every question, in every arm."""
 
     vector: str
     model: str | None = None

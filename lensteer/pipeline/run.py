@@ -1,4 +1,4 @@
-"""A run: what is asked of which model, in which folder, and what of it is done. Knows nothing of what a stage does."""
+"""A run: what is asked of which model, in which folder, and what of it is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotated chains as markup, every sentence in its behavior's color. Knows nothing of figures."""
+"""Annotated chains as markup, every sentence in its behavior's color."""
 
 from __future__ import annotations
 

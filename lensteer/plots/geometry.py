@@ -1,6 +1,6 @@
 """Figures of how vectors lie: behaviors over layers in a plane or in space, angles along layers, recipe beside recipe.
 
-Projects and measures angles, all of directions (vectors of length 1); does not know how vectors were fitted.
+Projects and measures angles, all of directions (vectors of length 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one look of everything lensteer draws: colors, markers, the figure template. Knows no result type."""
+"""The one look of everything lensteer draws: colors, markers, the figure template."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ POSITIONS: dict[str, int] = {"last_prompt": -2, "offset_token": -1}
 """Named positions and where they are read, counted from the prompt's end.
 
 `last_prompt` is the last prompt token that another one follows, because an edit reaches the first generated token only
-through a prompt token that is processed after it. `offset_token` is the very last; at use `OFFSET` is put behind it.
+through a prompt token that is processed after it. `offset_token` is the very last; at use `OFFSET` is appended to it.
 """
 
 OFFSET = "\n"
-"""What is put behind the prompt where the position is `offset_token`."""
+"""What is appended to the prompt where the position is `offset_token`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,7 +151,7 @@ class CachePlan(Joinable):
         vector: From `fit_cache_vector`.
         c_values: What the values' difference is multiplied by; the published work needs 1 to 10.
         c_keys: Likewise for the keys; 0 was best nearly everywhere.
-        position: The slot; None is where the vector was read. `offset_token` puts `OFFSET` behind the prompt.
+        position: The slot; None is where the vector was read. `offset_token` appends `OFFSET` to the prompt.
         layers: Which layers; None is all.
 
     Raises:

@@ -46,14 +46,14 @@ class Edits:
         groups: dict[int, list[_Group]] = {}
         shape, like = (len(plans), models.d_model(model)), next(iter(model.parameters()))
         for row, plan in enumerate(plans):
-            behind: dict[int, int] = {}  # per layer, the first group that comes after the row's edits so far
+            after: dict[int, int] = {}  # per layer, the first group that comes after the row's edits so far
             for edit in () if plan is None else plan.edits:
                 found = groups.setdefault(models.check_layer(model, edit.layer), [])
-                kind, least = (edit.operator, edit.scope), behind.get(edit.layer, 0)
+                kind, least = (edit.operator, edit.scope), after.get(edit.layer, 0)
                 at = next((i for i, g in enumerate(found) if i >= least and (g.operator, g.scope) == kind), len(found))
                 if at == len(found):
                     found.append(_Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0])))
-                behind[edit.layer] = at + 1
+                after[edit.layer] = at + 1
                 found[at].table[row] = _checked(edit, shape[1], like.dtype).to(like)
                 found[at].strength[row] = edit.coefficient
         return Edits(groups)

@@ -40,7 +40,7 @@ def active_plans(model: TransformerBridge) -> list[Plans]:
 
 
 def wanted_prefill(model: TransformerBridge, plan: Plan | None) -> str:
-    """What the plans that are on, and one more, want put behind the prompt."""
+    """What the plans that are on, and one more, want appended to the prompt."""
     return max((p.prefill for p in [*active_plans(model), *([] if plan is None else [plan])]), default="", key=len)
 
 
@@ -65,7 +65,7 @@ def tokens_seen(context: Context) -> Iterator[None]:
 def attached(
     model: TransformerBridge, runner: nn.Module, layers: Iterable[int], edit: Callable[[int, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Hook `edit(layer, resid)` into a runner: the bridge at its hook points, its plain twin behind its layers."""
+    """Hook `edit(layer, resid)` into a runner: the bridge at its hook points, its plain twin at its layers' outputs."""
     if runner is model:
 
         def at_point(layer: int) -> Callable[..., Tensor]:
@@ -77,14 +77,14 @@ def attached(
         return
     handles = []
 
-    def behind(layer: int) -> Callable[..., Any]:
+    def at_output(layer: int) -> Callable[..., Any]:
         return lambda _module, _inputs, output: (
             (edit(layer, output[0]), *output[1:]) if isinstance(output, tuple) else edit(layer, output)
         )
 
     try:
         for layer in layers:
-            handles.append(twins.twin_layer(runner, layer).register_forward_hook(behind(layer)))
+            handles.append(twins.twin_layer(runner, layer).register_forward_hook(at_output(layer)))
         yield
     finally:
         for handle in handles:

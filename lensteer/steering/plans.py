@@ -2,8 +2,6 @@
 
 h <- h + coefficient * v        (add; v is the difference of means itself, or as long as `unit` says)
 h <- h - coefficient * <h, û> û (project_out; coefficient 1 removes the direction)
-
-Knows nothing of text, tasks or whether an edit does any good.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ class Slot(Protocol):
 
     @property
     def prefill(self) -> str:
-        """What the edit wants put behind the prompt."""
+        """What the edit wants appended to the prompt."""
 
     def describe(self) -> list[Any]:
         """All that it depends on, as JSON-ready values."""
@@ -65,7 +63,7 @@ class Joinable:
 
     @property
     def prefill(self) -> str:
-        """What is put behind the prompt; empty but for a cache edit that appends an offset token."""
+        """What is appended to the prompt; empty but for a cache edit that appends an offset token."""
         return max((slot.prefill for slot in self.slots), default="", key=len)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Reasoning tasks: what they are, where they come from, how an answer is graded. Knows nothing of models or chains."""
+"""Reasoning tasks: what they are, where they come from, how an answer is graded."""
 
 from lensteer.tasks.answers import final_answer
 from lensteer.tasks.benchmarks import load_benchmark

@@ -1,4 +1,4 @@
-"""What a response gives as its answer, and that answer without its typesetting. Knows nothing of what is right."""
+"""What a response gives as its answer, and that answer without its typesetting."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mat
 def final_answer(response: str) -> str | None:
     r"""What a response gives as its answer, or None where it gives none.
 
-    Only what stands behind the thinking counts: behind the last `</think>`, and before any `<think>` that is not
+    Only what comes after the thinking counts: after the last `</think>`, and before any `<think>` that is not
     closed. In this order:
 
     1. The content of the last `\boxed{…}`. Several boxes on its line are one answer ("\boxed{1} or \boxed{2}").
-    2. The rest of the line behind the last "Answer:", "answer is" or heading "Answer"; an "Answer:" that comes after
+    2. The rest of the line after the last "Answer:", "answer is" or heading "Answer"; an "Answer:" that comes after
        the last box outranks it. Where a bold answer ends its sentence ("**Answer: No.** She may…"), only the bold part.
     3. A last line that is bold as a whole and is nothing but a number or a letter in parentheses: "**12**", "**(B)**".
        Other bold text may be a heading, and a bare last line a step of the calculation: neither counts.
@@ -45,7 +45,7 @@ def final_answer(response: str) -> str | None:
 
 
 def _set_off(text: str, label: re.Match[str]) -> str:
-    """The text behind a label: up to where bold type ends, if that also ends the sentence, or to the line's end."""
+    """The text after a label: up to where bold type ends, if that also ends the sentence, or to the line's end."""
     group = "text" if label["label"] else "said"
     given = label[group]
     opened = text[text.rfind("\n", 0, label.start()) + 1 : label.start(group)].count("**") % 2 == 1

@@ -1,6 +1,6 @@
-"""Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub, split by split.
+"""Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub.
 
-Knows which published part of each is for choosing and which for reporting; what a record looks like is in `schemas`.
+Which published part of each is for choosing and which for reporting is stated here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Graders: whether a given answer is the wanted one, forgiving of form, strict of value. Knows nothing of tasks."""
+"""Graders: whether a given answer is the wanted one, forgiving of form, strict of value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the one number that an answer states, as an exact fraction. Knows nothing of tasks."""
+"""Reading the one number that an answer states, as an exact fraction."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _CLAUSE = re.compile(r"\d.*(?:[,;.]\s|\b(?:and|or|because|since|as|but|is|so|if|
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value; a percentage's is that in front of its sign. `places` are the digits behind a decimal point."""
+    """An exact value; a percentage's is that in front of its sign. `places` are the digits after a decimal point."""
 
     value: Fraction
     percent: bool = False
@@ -77,7 +77,7 @@ class Number:
 def read_number(text: str) -> Number | None:
     """The one number that a text states, or None: it states none, several that differ, or one that can't be read.
 
-    Of "x = 3 · 4 = 12" it is what stands behind the last equals sign; of "1/3 ≈ 0.333" the exact side, where the
+    Of "x = 3 · 4 = 12" it is what comes after the last equals sign; of "1/3 ≈ 0.333" the exact side, where the
     other rounds it up or down. Two forms of one number ("3/8, or 37.5 %") are one. Words and units around it are passed
     over; but not those that change it ("not 12", "at least 12", "12 or more", "12!", "3 · 4", "5-7", "12 x").
     """

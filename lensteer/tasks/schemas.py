@@ -7,8 +7,6 @@
 - CommonsenseQA (Talmor et al., arXiv 1811.00937; tau/commonsense_qa): the same two forms. Test answers are hidden.
 - PIQA (Bisk et al., arXiv 1911.11641; ybisk/piqa): `goal`, `sol1`, `sol2`, `label` 0 or 1. The authors keep the labels
   of `x.jsonl` in `x-labels.lst`. Test answers are hidden.
-
-Knows nothing of files.
 """
 
 from __future__ import annotations

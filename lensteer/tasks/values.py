@@ -1,4 +1,4 @@
-"""A task, and whether a response answers it. Knows nothing of where tasks come from."""
+"""A task, and whether a response answers it."""
 
 from __future__ import annotations
 

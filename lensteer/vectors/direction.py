@@ -1,4 +1,4 @@
-"""One direction through all layers, and the length that it is used at. Does not know where it comes from."""
+"""One direction through all layers, and the length that it is used at."""
 
 from __future__ import annotations
 

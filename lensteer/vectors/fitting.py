@@ -1,4 +1,4 @@
-"""From annotated traces to behavior vectors, in one pass. Does not know what the recipes do."""
+"""From annotated traces to behavior vectors, in one pass."""
 
 from __future__ import annotations
 

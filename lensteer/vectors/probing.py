@@ -1,4 +1,4 @@
-"""How well a probe reads each behavior off each layer. Does not know whether steering there does anything."""
+"""How well a probe reads each behavior off each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors and a JSON header in one safetensors file, written whole or not at all. Knows no names in them."""
+"""Tensors and a JSON header in one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Behavior vectors: one direction per behavior and layer, with what it takes to use them rightly.
 
 Strength is no part of the tensor: `raw` is the difference as it is, and what coefficient 1 adds; `mean_norm` is the
-length of the mean activation, for the unit of that name. Does not know how they are computed, which layer is a good
-one, or what steering does.
+length of the mean activation, for the unit of that name.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 NO_SPANS = (
     "no trace has a span: annotate the traces first; if they are, the annotator found no sentence in them (`grammar` "
-    "reads the embedded organism only, and nothing behind </think> is read)"
+    "reads the embedded organism only, and nothing after </think> is read)"
 )
 _CONTROLS = ("isotropic", "covariance_matched", "shuffled")
 
