@@ -27,9 +27,7 @@ def fit(
     chains: Annotated[list[Path], typer.Option(help="Annotated chains: traces, or the published format; or several.")],
     out: Annotated[Path, typer.Option(help="The classifier's file, for `--annotator classifier --classifier FILE`.")],
     abstain: Annotated[float, typer.Option(help="Below this probability a sentence stays unlabeled.")] = 0.0,
-    layer: Annotated[
-        int | None, typer.Option(help="Also read the residual stream at the output of this layer.")
-    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Also read the residual stream after this layer.")] = None,
     model: Model = None,
     dtype: Dtype = "float32",
     device: Device = None,
