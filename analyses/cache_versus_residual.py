@@ -121,7 +121,7 @@ def persistence(model, prompts: list[list[int]], plan, seed: int) -> list[tuple[
 
 def dose_arms(model, vector: CacheVector, config: Config) -> list[Arm]:
     """Coefficients, numbers of pairs, and shots, on dev tasks."""
-    arms = [Arm("unsteered", None, WORDS)]
+    arms = [Arm("unsteered", None, WORDS, kind="unsteered")]
     arms += [Arm(f"c_v={c:g}", CachePlan(vector, c), WORDS) for c in config.c_values]
     arms += [Arm(f"c_v=1 c_k={c:g}", CachePlan(vector, 1.0, c), WORDS) for c in config.c_keys if c]
     for n, shots in [(n, config.shots) for n in config.some_pairs] + [(config.n_pairs, s) for s in (1, 3)]:
@@ -171,7 +171,7 @@ def main(config: Config) -> Result:
         )
         chosen[name] = (layer, *plans[name, layer])
     arms = [
-        Arm("unsteered", None, WORDS),
+        Arm("unsteered", None, WORDS, kind="unsteered"),
         Arm("cache", cache, WORDS),
         *(Arm(name, plan, WORDS) for name, (_, plan, _) in chosen.items()),
         Arm("asked in words", None, ASK),

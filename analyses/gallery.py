@@ -144,7 +144,7 @@ class _Shared:
 
     @cached_property
     def modes(self) -> ls.Modes:
-        arms = [Arm("unsteered", None, WORDS)]
+        arms = [Arm("unsteered", None, WORDS, kind="unsteered")]
         arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
         arms.append(Arm("asked in words", None, cache_versus_residual.ASK))
         arms += [

@@ -83,7 +83,10 @@ def main(config: Config) -> Result:
         return arm.thinks.mean * (arm.styles[style].mean if style in arm.styles else 0.0) * arm.finished.mean
 
     chosen = {style: max(config.c_values, key=lambda c, s=style: (worth(s, c), -c)) for style in STYLES}
-    arms = [Arm("unsteered"), Arm("random", CachePlan(vectors[STYLES[0]].random(config.seed), chosen[STYLES[0]]))]
+    arms = [
+        Arm("unsteered", kind="unsteered"),
+        Arm("random", CachePlan(vectors[STYLES[0]].random(config.seed), chosen[STYLES[0]])),
+    ]
     for style in STYLES:
         arms.append(Arm(f"{style} vector", CachePlan(vectors[style], chosen[style])))
         arms.append(Arm(f"{style} in words", None, STYLE_CUES[style][0]))

@@ -76,7 +76,7 @@ def main(config: Config) -> list[Row]:
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     layers = config.layers or tuple(range(ls.models.n_layers(model)))
     scope = {"thinking": ls.thinking, "everywhere": ls.everywhere, "onsets": ls.onsets}[config.scope]
-    arms = [Arm("unsteered")]
+    arms = [Arm("unsteered", kind="unsteered")]
     for vectors in fit_recipes(model, traces, RECIPES):
         for layer in layers:
             for b in ls.STEERED:

@@ -420,7 +420,7 @@ def test_arms_are_summarized_with_accuracy_by_task():
         record("unsteered", "t2", 0, {B: 0}, 2, None),  # not graded: in all means but accuracy
         record("unsteered", "t2", 1, {B: 0}, 2, None),
     ]
-    (arm,) = summarize(rows, [Arm("unsteered")]).arms
+    (arm,) = summarize(rows, [Arm("unsteered", kind="unsteered")]).arms
     assert arm.accuracy == pytest.approx(3 / 4)
     assert 0.5 <= arm.accuracy_low <= 0.75 <= arm.accuracy_high <= 1
     assert (arm.parsed, arm.finished) == pytest.approx((5 / 6, 5 / 6))
@@ -428,7 +428,7 @@ def test_arms_are_summarized_with_accuracy_by_task():
     assert (arm.nll, arm.kl, arm.text, arm.chains, arm.pool, arm.layer) == (1.5, None, None, 6, "", -1)
     assert arm.sentence_length == pytest.approx(4.0)
     ungraded = [dataclasses.replace(row, correct=None) for row in rows]
-    assert math.isnan(summarize(ungraded, [Arm("unsteered")]).arms[0].accuracy)
+    assert math.isnan(summarize(ungraded, [Arm("unsteered", kind="unsteered")]).arms[0].accuracy)
 
 
 def test_a_planted_effect_is_shown_and_its_size_recovered():

@@ -148,11 +148,11 @@ def test_an_own_label_is_evaluated(organism, vectors):
 def test_a_name_makes_no_control():
     """An arm of the user's own counts as no control vector, whatever it is called."""
     arms = arms_of(n_random=19)
-    own = [ls.Arm("L4/random-99", arms[-1].plan), ls.Arm("random-1"), ls.Arm("L4/isotropic-7", arms[-1].plan)]
+    own = [ls.Arm("L4/random-99", arms[-1].plan), ls.Arm("random-1"), ls.Arm("L4/isotropic-77", arms[-1].plan)]
     records = simulated(3, arms, up=0.2)
     more = [r for arm in own for r in simulated(3, [arm], up=0.0)]
     alone, beside = summarize(records, arms), summarize([*records, *more], [*arms, *own])
-    assert alone.effects == beside.effects
+    assert repr(alone.effects) == repr(beside.effects)  # NaN where a fall is not tested
     assert [a.kind for a in beside.arms[-3:]] == ["other"] * 3
     with pytest.raises(ls.LensteerError, match="'null': choose one of"):
         ls.Arm("x", kind="null")
@@ -199,7 +199,9 @@ def test_a_measure_that_says_nothing_is_refused_before_anything_is_generated(
 ):
     monkeypatch.setattr("lensteer.jobs.generate", lambda *a, **k: pytest.fail("generated"))
     with pytest.raises(ls.LensteerError, match=words):
-        ls.evaluate(organism, ls.load_tasks(split="test", n=2), vectors, {"planning": 3}, 0.5, measure=measure)
+        ls.evaluate(
+            organism, ls.load_tasks(split="test", n=2), vectors, {"planning": 3}, 0.5, measure=measure, n_random=2
+        )
 
 
 def test_without_annotator_and_measure_nothing_is_evaluated(organism, vectors):
@@ -236,7 +238,7 @@ def test_a_run_on_chains_with_labels_of_their_own(tiny_checkpoint, tmp_path):
         f"run --model {folder} --out {tmp_path / 'run'} --chains {tmp_path / 'own.jsonl'} --behaviors planning {small}"
     )
     result = CliRunner().invoke(app, [*args.split(), "--doses", "0.001", "--layers", "1"])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, "".join(__import__("traceback").format_exception(result.exception))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["traces.spans.planning"] > 20
     assert summary["annotator.name"] == "classifier"

@@ -177,7 +177,10 @@ def summarize(
     by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
     for record in records:
         by_arm[record.arm].append(record)
-    (plain,) = (arm.name for arm in arms if arm.kind == "unsteered")
+    standards = [arm.name for arm in arms if arm.kind == "unsteered"]
+    if len(standards) != 1:
+        raise LensteerError(f"{len(standards)} arms of kind 'unsteered': give one, that the others are compared with")
+    (plain,) = standards
     base = by_arm[plain]
     checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
     effects: list[Effect] = []

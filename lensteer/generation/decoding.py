@@ -135,13 +135,14 @@ def decode(
     noise = None
     if temperature and seeds is not None:
         noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
+    alike = not foreign_hooks(model)  # such a hook may tell rows apart; ours will be on it, too
     with forward.hooked():
         for step in range(max_new_tokens):
             end = width + step
             if step:
                 logits = forward.run(end - 1, end, keep=1)[:, -1].float()
             else:
-                logits = _prefilled(forward, rows, plans)
+                logits = _prefilled(forward, rows, plans, alike)
             _check(logits, numbers, step)
             if noise is None:
                 new = logits.argmax(-1)
@@ -162,14 +163,15 @@ def decode(
 
 
 def _prefilled(
-    forward: Forward, rows: Sequence[Sequence[int]], plans: Sequence[Plan | None] | None
+    forward: Forward, rows: Sequence[Sequence[int]], plans: Sequence[Plan | None] | None, alike: bool
 ) -> Float[Tensor, "batch d_vocab"]:
     """The first logits. Of rows with one prefill, one runs all but its last token, and its cache is copied to all.
 
-    Rows have one prefill if they have the same ids, and the same plan where it edits more than the last token.
+    Rows have one prefill if they are alike, have the same ids, and the same plan where it edits more than the last
+    token.
     """
     text, width = forward.text, forward.text.ids.shape[1]
-    if forward.slots or width < 2 or foreign_hooks(forward.model):  # such a hook may tell rows apart
+    if forward.slots or width < 2 or not alike:
         return forward.prefill(keep=1)[:, -1].float()
     edited = forward.edits.touched(text, width - 1).tolist()
     lengths = text.prompt_length.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -261,9 +262,10 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     )
     for p in found:
         down = "a fall can be tested" if p.down else "too rare for a fall to be tested"
+        rise = "no rise" if math.isnan(p.rise) else f"a rise to {p.rise:.1%}"
         run.announce(
-            f"plan: {p.behavior} is {p.base:.1%} of sentences, about {p.events:.0f} unsteered; a rise to {p.rise:.1%} "
-            f"would be found in 8 of 10 runs; {down}"
+            f"plan: {p.behavior} is {p.base:.1%} of sentences, about {p.events:.0f} unsteered; {rise} would be found "
+            f"in 8 of 10 runs; {down}"
         )
         if not p.down:
             run.note(

@@ -23,7 +23,7 @@ Value = float | int | str | bool | None
 ARM_FIELDS = tuple(
     f.name
     for f in fields(ArmSummary)
-    if f.name not in ("arm", "pool", "layer", "text", "accuracy_low", "accuracy_high")
+    if f.name not in ("arm", "kind", "behavior", "pool", "layer", "text", "accuracy_low", "accuracy_high")
 )
 
 
