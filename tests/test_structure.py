@@ -43,6 +43,7 @@ EXCEPTIONS = {
 }
 
 MAX_LINES = 450
+MAX_NOTEBOOK_BYTES = 1_250_000  # with outputs; most of it is the PNG of each figure
 IMPORT_SECONDS = 0.6  # .25 on an idle machine, .3 to .5 beside other work
 
 
@@ -182,6 +183,18 @@ def test_public_names_are_exact():
 def test_modules_stay_short():
     lines = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in library_files()}
     assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
+
+
+def test_notebooks_stay_small():
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sizes
+    assert {name: n for name, n in sizes.items() if n > MAX_NOTEBOOK_BYTES} == {}, "smaller or fewer figures"
+
+
+def test_the_citation_has_the_version():
+    from lensteer._version import __version__
+
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 #: Run in a fresh interpreter: what importing lensteer adds to importing what it is built on. Processor time,
