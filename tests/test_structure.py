@@ -239,6 +239,7 @@ def test_import_is_quick_quiet_and_offline():
     assert statistics.median(probe["seconds"] for probe in probes) < IMPORT_SECONDS
 
 
+@pytest.mark.medium
 def test_the_import_probe_notices_a_noisy_slow_module_that_calls_home(tmp_path):
     (tmp_path / "planted.py").write_text(
         "import socket, time\n"
