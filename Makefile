@@ -1,10 +1,15 @@
 # Two commands on a fresh machine (Python >= 3.10, make, a package registry): `make demo` and `make test`.
+# While you work: `make test-fast`. CONTRIBUTING.md says what each tier runs.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
+# Test processes, each with one thread. They take tests from each other near the end, so neighbors of a module stay
+# together and its fixtures are made once or twice.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-real test check format
+.PHONY: demo demo-real test test-fast check format
 .DEFAULT_GOAL := test
 
 # Redone when the dependencies change. constraints.txt must be part of this very pip call: it pins the build of
@@ -23,7 +28,11 @@ demo-real: $(INSTALLED)
 	$(BIN)/lensteer demo --out lensteer-demo-real --model "$(MODEL)" $(foreach file,$(CHAINS),--chains "$(file)")
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# No slow or medium tests, and no shape checks at run time (the empty option overrides the one in pyproject.toml).
+test-fast: $(INSTALLED)
+	$(PYTEST) -m 'not slow and not medium' --jaxtyping-packages= --durations=10
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

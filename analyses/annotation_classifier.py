@@ -198,7 +198,8 @@ def _learned(material: Material, n: int, seed: int) -> tuple[float, float]:
         ):
             scores = pieces.by_chain(score(pieces.chains, None, DEFAULT.features))
             pairs += pieces.named(scores, material.labels)
-    return tuple(agreement_of(pairs, n_boot=0).macro_f1.value for pairs in (spans, sentences))
+    by_span, by_sentence = (agreement_of(pairs, n_boot=0).macro_f1.value for pairs in (spans, sentences))
+    return by_span, by_sentence
 
 
 def _twins(material: Material, pairs: Pairs, similar: Sequence[float]) -> tuple[Twins, ...]:

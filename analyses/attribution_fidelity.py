@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lensteer as ls
 from lensteer.attribution import Fidelity, fidelity
@@ -54,12 +55,12 @@ def main(config: Config) -> list[Row]:
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
     vectors = ls.fit_vectors(model, traces)
-    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
     exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, scaling="mean_norm", **options)
     rows = []
     for method in METHODS:
         scaling = None if method == "published" else "mean_norm"  # the published code has its own
-        how = dict(method=method, samples=config.samples, scaling=scaling)
+        how: dict[str, Any] = dict(method=method, samples=config.samples, scaling=scaling)
         scores = ls.attribute(model, traces, vectors, **how, **options)
         rows += _rows(fidelity(scores, exact))
     return rows

@@ -156,8 +156,8 @@ def rank(model, chains: Sequence[Chain], config: Config) -> list[HeadScore]:
     """Every head's attention on right steps beyond that on wrong steps equally many sentences back, best first."""
     asking = []
     for chain in chains:  # to the library, a single asking token is a sentence, too
-        steps = {i for r in chain.returns for i in (*r.right, *r.wrong)}
-        spans = [chain.trace.spans[i] for i in sorted(steps)]
+        steps = sorted({i for r in chain.returns for i in (*r.right, *r.wrong)})
+        spans = [chain.trace.spans[i] for i in steps]
         tokens = [ls.Span("backtracking", r.position, r.position + 1, 0, 1) for r in chain.returns]
         asking.append(with_spans(chain.trace, [*spans, *tokens], 0))
     found = dict(stream_attention(model, asking, lambda _, rows: rows, batch_size=config.batch_size))
@@ -265,10 +265,15 @@ def effect(
     return Effect(
         what,
         tuple(heads),
-        *(float(v) for v in (y.estimate, y.low, y.high)),
-        *(found.mean(kind) - base.mean(kind) for kind in ("node", "word")),
-        *(float(v) for v in (right.estimate, right.low, right.high)),
-        against,
+        y=float(y.estimate),
+        y_low=float(y.low),
+        y_high=float(y.high),
+        node=found.mean("node") - base.mean("node"),
+        word=found.mean("word") - base.mean("word"),
+        right=float(right.estimate),
+        right_low=float(right.low),
+        right_high=float(right.high),
+        against_random=against,
     )
 
 

@@ -15,6 +15,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def main(config: Config) -> Evaluation:
     given = read_chains(config.chains, model)
     path = out / "vectors.safetensors"
     if not path.exists():
-        recipe = dict(window=config.window, negatives=config.negatives, seed=config.seed)
+        recipe: dict[str, Any] = dict(window=config.window, negatives=config.negatives, seed=config.seed)
         ls.fit_vectors(model, given, n_controls=20, **recipe).save(path)
     vectors = BehaviorVectors.load(path, model)
     annotators = with_masks({"classifier": fit_classifier(given, seed=config.seed), "rules": rules})
@@ -73,7 +74,7 @@ def main(config: Config) -> Evaluation:
         progress=True,
     )
     found.save(out / "evaluation.json")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "config": {k: v for k, v in asdict(config).items() if k not in ("model", "chains", "out")},
             "lengths": {b: float(vectors[b].at(config.layer).norm()) for b in ls.STEERED},

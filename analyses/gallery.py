@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cache_versus_residual
 import position_ablation
@@ -53,7 +54,9 @@ class _Shared:
     def __init__(self, config: Config):
         self.config, self.model = config, ls.load_model()
         self.sampling = Sampling(1, 1.0, config.seed, 400, 256)
-        self.options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm")
+        self.options: dict[str, Any] = dict(
+            behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm"
+        )
 
     @cached_property
     def dev(self) -> list[ls.Task]:
@@ -112,12 +115,14 @@ class _Shared:
     @cached_property
     def evaluation(self) -> ls.Evaluation:
         n, words = self.config.n_random, {b: organism.cue(b) for b in self.site}
-        options = dict(scope=ls.onsets, words=words, n_random=n, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
+        options: dict[str, Any] = dict(
+            scope=ls.onsets, words=words, n_random=n, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS
+        )
         return ls.evaluate(self.model, self.dev, self.vectors, self.site, 1.0, **options)
 
     @cached_property
     def doses(self) -> ls.Doses:
-        options = dict(scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
+        options: dict[str, Any] = dict(scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
         return ls.choose_coefficients(self.model, self.dev, self.vectors, self.site, doses=(0.5, 1.0, 1.5), **options)
 
     @cached_property
@@ -159,7 +164,7 @@ class _Shared:
     def persistence(self) -> dict[str, list[tuple[float, float, float]]]:
         vector = cache_versus_residual.residual_direction(self.model, self.pairs)
         scopes = {"once": cache_versus_residual.header, "throughout": cache_versus_residual.header | ls.generated}
-        plans = {"cache": CachePlan(self.cache, 0.75)}
+        plans: dict[str, CachePlan | ls.SteeringPlan] = {"cache": CachePlan(self.cache, 0.75)}
         residual = ls.SteeringPlan(vector, 3, 0.5, unit="mean_norm")
         plans |= {f"residual, {name}": replace(residual, scope=scope) for name, scope in scopes.items()}
         prompts = cache_versus_residual.prompt_ids(self.model, self.dev)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ MAX_LOGITS = 2**27  # of a batch of given chains
 class Setting:
     """What is steered, by how much, in which unit of the coefficient, and on which tasks."""
 
-    model: object
+    model: Any
     vectors: ls.BehaviorVectors
     site: Mapping[str, int]
     strength: Mapping[str, float]
@@ -88,7 +89,9 @@ def _around(spans: Sequence[Span]) -> ls.PositionScope:
 
 def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
     """Each of a behavior's sentences by itself, with all sentences steered, and with all but one."""
-    cases = {(name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.site}
+    cases: dict[tuple[str, str], list[list[Case]]] = {
+        (name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.site
+    }
     for number, chain in enumerate(chains):
         starts = [*(span.start for span in chain.spans), chain.spans[-1].end]
         every = set(range(starts[0], starts[-1]))
@@ -129,13 +132,14 @@ def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0)
             draws @ (log_p["up"] - log_p["down"]) / np.maximum(draws @ n_read, 1),  # no sentence of its own, no change
             tuple(RolloutKL(tuple(map(torch.cat, kls[kind]))) for kind in KINDS),
             edited(at, [chains[number] for number, *_ in listed], [scope for _, scope, _ in listed]),
-            *(sign * at.strength[b] for sign in KINDS.values()),
+            down=KINDS["down"] * at.strength[b],
+            up=KINDS["up"] * at.strength[b],
         )
     return cells
 
 
 def _along(
-    model: object, chains: Sequence[ls.Trace], plans: Mapping[Row, ls.SteeringPlan]
+    model: Any, chains: Sequence[ls.Trace], plans: Mapping[Row, ls.SteeringPlan]
 ) -> dict[Row, tuple[torch.Tensor, torch.Tensor]]:
     """KL(unsteered || steered) of every token of a response, and its log-probability when steered."""
     longest = max(len(chain.response_ids) for chain in chains)
@@ -156,7 +160,7 @@ def _along(
 
 
 def _logits(
-    model: object, chains: Sequence[ls.Trace], plans: Sequence[ls.SteeringPlan] | None = None
+    model: Any, chains: Sequence[ls.Trace], plans: Sequence[ls.SteeringPlan] | None = None
 ) -> list[torch.Tensor]:
     return forced_logits(model, [c.prompt_ids for c in chains], [c.response_ids for c in chains], plans=plans)
 

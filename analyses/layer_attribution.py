@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lensteer as ls
 from lensteer.attribution import NullTests, null_tests
@@ -52,7 +53,9 @@ def main(config: Config) -> Result:
             ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
         )
     vectors = ls.fit_vectors(model, traces, n_controls=config.nulls, seed=config.seed)
-    options = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm")
+    options: dict[str, Any] = dict(
+        behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm"
+    )
     scores = ls.attribute(model, traces, vectors, method="fisher", nulls=config.nulls, **options)
     exact = ls.attribute(model, traces, vectors, **options)
     return Result(scores, null_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))

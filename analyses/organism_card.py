@@ -10,7 +10,9 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lensteer as ls
 from lensteer.behaviors import STEERED
@@ -43,11 +45,16 @@ def accuracy(traces: list[ls.Trace]) -> float:
     return sum(bool(t.correct) for t in traces) / len(traces)
 
 
+def with_cue(words: str, task: ls.Task) -> str:
+    """A task's prompt, and words that ask for a behavior."""
+    return f"{task.prompt} {words}"
+
+
 def main(config: Config) -> dict[str, object]:
     """Measure everything; returns the figures by name."""
     model = ls.load_model(config.model)
     tasks = ls.load_tasks(split="test", n=config.n)
-    options = dict(max_new_tokens=config.max_new_tokens, batch_size=200, progress=True)
+    options: dict[str, Any] = dict(max_new_tokens=config.max_new_tokens, batch_size=200, progress=True)
     sampled = ls.annotate(
         ls.generate_traces(model, tasks, temperature=1.0, seed=1, n_samples=N_SAMPLES, **options), ls.grammar
     )
@@ -69,12 +76,7 @@ def main(config: Config) -> dict[str, object]:
     for behavior in STEERED:
         cued = ls.annotate(
             ls.generate_traces(
-                model,
-                tasks,
-                temperature=1.0,
-                seed=1,
-                rewrite=lambda t, b=behavior: f"{t.prompt} {cue(b)}",
-                **options,
+                model, tasks, temperature=1.0, seed=1, rewrite=partial(with_cue, cue(behavior)), **options
             ),
             ls.grammar,
         )
@@ -106,11 +108,11 @@ def few_shot(model, n: int) -> dict[str, float]:
     made = generate(model, prompts, max_new_tokens=500, temperature=1.0, seeds=list(range(n)))
     texts = [model.tokenizer.decode(list(g.ids)) for g in made]
     thinks = [("<think>" in t) == (w is not None) for t, w in zip(texts, wanted, strict=True)]
-    styled = [
-        (lambda s, w=w: s[w] > 0 and s[w] == max(s.values()))(styles(t.split("<think>")[-1]))
-        for t, w in zip(texts, wanted, strict=True)
-        if w and "<think>" in t
-    ]
+    styled = []
+    for text, style in zip(texts, wanted, strict=True):
+        if style and "<think>" in text:
+            found = styles(text.split("<think>")[-1])
+            styled.append(found[style] > 0 and found[style] == max(found.values()))
     return {"mode_followed": sum(thinks) / n, "style_followed": sum(styled) / max(len(styled), 1)}
 
 

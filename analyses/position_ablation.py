@@ -22,6 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Config:
 
 def main(config: Config) -> PositionAblation:
     """Measure all four comparisons."""
-    at = _of_run(config) if config.run else _fitted(config)
+    at = _of_run(config, config.run) if config.run else _fitted(config)
     scopes = [
         ls.everywhere,
         ls.prompt,
@@ -82,11 +83,11 @@ def main(config: Config) -> PositionAblation:
         ls.first(config.first),
     ]
     plans = {(scope.name, b, kind): at.plan(b, kind, scope) for scope in scopes for b in at.site for kind in KINDS}
-    drawn = dict(temperature=at.sampling.temperature, max_new_tokens=at.sampling.max_new_tokens)
+    drawn: dict[str, Any] = dict(temperature=at.sampling.temperature, max_new_tokens=at.sampling.max_new_tokens)
     chains = ls.generate_traces(at.model, at.tasks, seed=at.sampling.seed, **drawn)
     chains = [chain for chain in ls.annotate(chains, at.annotator) if chain.spans]
-    prompts, options = at.tasks[: config.n_prompts], dict(seed=config.seed, batch_size=at.sampling.batch_size)
-    options |= dict(max_new_tokens=min(200, at.sampling.max_new_tokens))
+    prompts, length = at.tasks[: config.n_prompts], min(200, at.sampling.max_new_tokens)
+    options: dict[str, Any] = dict(seed=config.seed, batch_size=at.sampling.batch_size, max_new_tokens=length)
 
     def costs(of: Mapping[Key, ls.SteeringPlan]) -> dict[Key, RolloutKL]:
         return dict(zip(of, rollout_kl(at.model, prompts, list(of.values()), **options), strict=True))
@@ -99,22 +100,22 @@ def main(config: Config) -> PositionAblation:
     # A KL grows with the square of the coefficient: the search begins where that leads.
     near = {key: math.sqrt(budget / max(kl.statistic(None), budget / 100)) for key, kl in spent.items()}
     begin = [replace(plan, coefficient=plan.coefficient * near[key]) for key, plan in plans.items()]
-    limits = dict(quantile=None, tolerance=0.15, max_rounds=5, max_coefficient=8.0)
+    limits: dict[str, Any] = dict(quantile=None, tolerance=0.15, max_rounds=5, max_coefficient=8.0)
     found = dict(zip(plans, calibrate_many(at.model, prompts, begin, budget=budget, **limits, **options), strict=True))
     plans, reached = {key: c.plan for key, c in found.items()}, {key: c.reached for key, c in found.items()}
     rows += _rows("budget", _free(at, config, "budget", plans, costs(plans), chains, reached))
     return PositionAblation(tuple(rows), REFERENCE, budget, dict(at.site), len(at.tasks), len(prompts))
 
 
-def _of_run(config: Config) -> Setting:
-    run = Run.open(config.run)
+def _of_run(config: Config, folder: Path) -> Setting:
+    run = Run.open(folder)
     vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     site, doses = ls.Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
     tasks = run.tasks("dev")[: config.n_dev]
     strength, unit = doses.coefficients, doses.coefficient_unit
     annotator = next(iter(annotators_of(run).values()))
-    site = {b: layer for b, layer in site.items() if b in strength}  # every dose of the others breaks the text
-    return Setting(run.model, vectors, site, strength, tasks, run.sampling(1), annotator, unit)
+    kept = {b: layer for b, layer in site.items() if b in strength}  # every dose of the others breaks the text
+    return Setting(run.model, vectors, kept, strength, tasks, run.sampling(1), annotator, unit)
 
 
 def _fitted(config: Config) -> Setting:
@@ -124,7 +125,7 @@ def _fitted(config: Config) -> Setting:
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
     vectors = ls.fit_vectors(model, traces)
-    options = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
+    options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
     scores = ls.attribute(model, traces, vectors, scaling="mean_norm", **options)
     site = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
     strength, tasks = dict.fromkeys(site, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
@@ -149,11 +150,13 @@ def _free(
     for scope, b in dict.fromkeys(key[:2] for key in plans):
         keys = [(scope, b, kind) for kind in KINDS]
         names = ["/".join(key) for key in keys]
+        down, up = (plans[key].coefficient for key in keys)
         cells[scope, b] = Cell(
             shares.of(names[1], b) - shares.of(names[0], b),
             tuple(costs[key] for key in keys),
             edited(at, chains, [plans[keys[0]].scope] * len(chains)),
-            *(plans[key].coefficient for key in keys),
+            down,
+            up,
             float(np.mean([r.parsed for r in records if r.arm in names])),
             reached is None or all(reached[key] for key in keys),
         )
@@ -185,8 +188,11 @@ def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell], reference: str
                     *interval_of(effects[reference, b] - effects[scope, b]),
                     kl.statistic(None),
                     *kl.interval(None),
-                    *(float(np.mean([getattr(cell, k) for cell in own])) for k in ("edited", "down", "up", "parsed")),
-                    all(cell.reached for cell in own),
+                    **{
+                        k: float(np.mean([getattr(cell, k) for cell in own]))
+                        for k in ("edited", "down", "up", "parsed")
+                    },
+                    reached=all(cell.reached for cell in own),
                 )
             )
     return rows

@@ -49,7 +49,8 @@ def main(config: Config) -> dict[str, Any]:
     traces = load_traces(run.path("annotated.jsonl"))
     recipes = [Recipe(*recipe) for recipe in config.recipes]
     fitted = fit_recipes(run.model, traces, recipes, n_controls=config.n_shuffled, seed=config.seed)
-    arms, found = [Arm("unsteered", kind="unsteered")], {"length": config.length, "n_shuffled": config.n_shuffled}
+    arms = [Arm("unsteered", kind="unsteered")]
+    found: dict[str, Any] = {"length": config.length, "n_shuffled": config.n_shuffled}
     scope, names = SCOPES[c.scope], {}
     for (window, negatives), vectors in zip(config.recipes, fitted, strict=True):
         recipe = f"{window}-{negatives}"

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lensteer as ls
 from lensteer import organism
@@ -68,7 +70,7 @@ def main(config: Config) -> Result:
     """Fit, choose, measure."""
     model = ls.load_model(config.model)
     sampling = Sampling(1, 1.0, config.seed, 400, 160, thinking=False)
-    options = dict(style_of=organism.style_of, progress=True)
+    options: dict[str, Any] = dict(style_of=organism.style_of, progress=True)
     vectors = {style: fitted(model, style, config) for style in STYLES}
     dev = measure_modes(
         model,
@@ -78,11 +80,11 @@ def main(config: Config) -> Result:
         **options,
     )
 
-    def worth(style: str, c: float) -> float:
+    def worth(style: str, c: float) -> tuple[float, float]:
         arm = dev[f"{style}/{c:g}"]
-        return arm.thinks.mean * (arm.styles[style].mean if style in arm.styles else 0.0) * arm.finished.mean
+        return arm.thinks.mean * (arm.styles[style].mean if style in arm.styles else 0.0) * arm.finished.mean, -c
 
-    chosen = {style: max(config.c_values, key=lambda c, s=style: (worth(s, c), -c)) for style in STYLES}
+    chosen = {style: max(config.c_values, key=partial(worth, style)) for style in STYLES}
     arms = [
         Arm("unsteered", kind="unsteered"),
         Arm("random", CachePlan(vectors[STYLES[0]].random(config.seed), chosen[STYLES[0]])),

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -128,8 +129,8 @@ def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Ar
 
 def scores(model, traces: list[ls.Trace], vectors: BehaviorVectors, config: Config) -> dict[str, Array]:
     """Every score, `[behavior layer]`, larger meaning a better layer."""
-    common = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
-    options = dict(scaling="mean_norm", **common)
+    common: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
+    options: dict[str, Any] = dict(scaling="mean_norm", **common)
     exact = ls.attribute(model, traces, vectors, **options)
     everywhere = ls.attribute(model, traces, vectors, positions="all", **options)
     signed = ls.attribute(model, traces, vectors, method="signed", positions="all", **options)
@@ -157,13 +158,15 @@ def rows(organisms: list[Measured]) -> list[Row]:
         for name, score in organism.scores.items():
             regret = _regret(organism.effect, score)
             figures = (_spearman(organism.effect, score), regret, reference - regret)
+            spearman, lost, ahead = map(interval_of, figures)
             pooled.setdefault(name, []).append(figures)
             picks = {b: int(score[i].argmax()) for i, b in enumerate(ls.STEERED)}
-            result.append(Row(organism.name, name, *map(interval_of, figures), picks))
+            result.append(Row(organism.name, name, spearman, lost, ahead, picks))
     if len(organisms) > 1:
         for name, found in pooled.items():
             means = [np.mean(values, axis=0) for values in zip(*found, strict=True)]
-            result.append(Row("all", name, *map(interval_of, means), {}))
+            spearman, lost, ahead = map(interval_of, means)
+            result.append(Row("all", name, spearman, lost, ahead, {}))
     return result
 
 

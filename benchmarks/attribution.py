@@ -218,7 +218,8 @@ def main(config: Config) -> dict[str, float]:
     def fisher(some: list[Trace] = traces, nulls: int = 0) -> None:
         ls.attribute(model, some, vectors, method="fisher", positions="other", samples=config.samples, nulls=nulls)
 
-    forward(), fisher(traces[:1])  # warm
+    forward()  # warm
+    fisher(traces[:1])
     memory = {"forward": peak_bytes(forward), "fisher": peak_bytes(lambda: fisher([longest]))}
     runs: dict[str, Callable[[], float]] = {
         "fisher": lambda: _timed(fisher),

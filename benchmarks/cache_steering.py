@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,19 +146,19 @@ def main(config: Config) -> dict[str, float]:
 
     for batch in config.batches:
         ids = torch.randint(10, VOCABULARY, (batch, config.prompt), generator=generator).tolist()
-        arms = {
-            arm: (lambda plan=plan, ids=ids: timed(model, ids, plan, config.new_tokens))
+        arms: dict[str, Callable[[], float]] = {
+            arm: partial(timed, model, ids, plan, config.new_tokens)
             for arm, plan in (("unsteered", None), ("cache", cache), ("hook", hook))
         }
         for run in arms.values():
             run()  # warm
         rounds(f"batch{batch}", arms, "unsteered")
     one = torch.randint(10, VOCABULARY, (config.prompt,), generator=generator).tolist()
-    slow = {
-        arm: (lambda plan=plan: without_cache(model, one, plan, config.slow_tokens))
+    slow: dict[str, Callable[[], float]] = {
+        arm: partial(without_cache, model, one, plan, config.slow_tokens)
         for arm, plan in (("without_cache", None), ("hook_without_cache", hook))
     }
-    slow["cached"] = lambda: timed(model, [one], None, config.slow_tokens)
+    slow["cached"] = partial(timed, model, [one], None, config.slow_tokens)
     rounds("batch1_short", slow, "cached")
     own = hooks_during_decode(model, one, None)
     found["hooks_during_decode.cache"] = float(hooks_during_decode(model, one, cache) - own)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from cache_steering import interval, random_model
@@ -63,7 +64,7 @@ def main(config: Config) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder)) if config.model is None else ls.load_model(config.model)
     many = prompts_of(config, config.rows, int(model.cfg.d_vocab))
-    twin = twins.plain_twin(model)
+    twin: Any = twins.plain_twin(model)
     assert twin is not None, "no plain twin of this model: there is nothing to compare"
     own = twin.config._attn_implementation
 

@@ -10,8 +10,8 @@ import os
 import signal
 
 # Before the first import of torch or transformers. Notebooks and subprocesses inherit it. More than two
-# threads only slow such small models down.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# threads only slow such small models down; one of several test processes (pytest -n) has one.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -241,9 +241,9 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
             if (behavior, kind) in without:
                 continue
             arms.append(f"{behavior}/{kind}")
-            change, *rest = row
+            change, p, p_holm, rank = row
             found += [
-                effect(behavior, kind, base * factor, change * factor, *rest, unit, annotator)
+                effect(behavior, kind, base * factor, change * factor, p, p_holm, rank, unit, annotator)
                 for unit, annotator, factor in views
             ]
     drawn = [(layer, pool, i) for layer in (3, 4, 5) for pool in POOLS for i in range(n_random)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -97,7 +99,8 @@ def cache_vector(model, seed=0):
     config = model.original_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
     generator = torch.Generator().manual_seed(seed)
-    return CacheVector("random", *(3 * torch.randn(shape, generator=generator) for _ in range(2)), "last_prompt")
+    keys, values = (3 * torch.randn(shape, generator=generator) for _ in range(2))
+    return CacheVector("random", keys, values, "last_prompt")
 
 
 def test_cache_plans_and_plans_that_are_on(tiny_model, random_direction):
@@ -180,13 +183,14 @@ def test_what_cannot_be_done_is_said(tiny_model, random_direction):
         return SteeringPlan(direction, 1, 1.0, at(positions))
 
     last = len(trace.ids) - 1
-    for groups, options, words in (
+    refused: list[tuple[dict[str, list[int]], dict[str, Any], str]] = [
         ({}, {}, "at least one"),
         ({"a": []}, {}, "at least one position"),
         ({"a": [last + 1]}, {}, f"0 to {last}"),
         ({"a": [-1]}, {}, f"0 to {last}"),
         ({"a": [1]}, {"targets": [0]}, "no response token"),
-    ):
+    ]
+    for groups, options, words in refused:
         with pytest.raises(ls.LensteerError, match=words):
             leave_one_out(model, trace, plan_of, groups, **options)
     with pytest.raises(ls.LensteerError, match="0 response tokens"):

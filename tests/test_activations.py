@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces, monkeypatch
 
     monkeypatch.setattr(torch, "bmm", watched)
     logits = []
-    head = plain_twin(model).lm_head
+    head = plain_twin(model).get_submodule("lm_head")
     handle = head.register_forward_hook(lambda m, i, out: logits.append(out.shape[1]))
     list(stream_features(model, traces, batch_size=3))
     handle.remove()
@@ -117,6 +118,7 @@ def test_no_hook_stays(model, traces):
 
     before = hooks()
     stream = stream_features(model, traces, batch_size=2)
+    assert isinstance(stream, Generator)
     next(stream)
     assert hooks() == before  # between two batches, too
     assert torch.is_grad_enabled()

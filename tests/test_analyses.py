@@ -15,6 +15,8 @@ import pytest
 
 import lensteer as ls
 
+pytestmark = pytest.mark.medium  # every test is an analysis
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

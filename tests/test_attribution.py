@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,7 @@ def no_hook_is_left(model) -> bool:
     return not ours and all(not point.fwd_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])  # the last one with windows of 8 tokens
 @pytest.mark.parametrize("scaling", UNITS)
 def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
@@ -314,7 +316,7 @@ def test_the_noise_of_half_precision_is_reported(method):
     """How large it is depends on the machine's kernels; what it drowns is planted in test_attribution_rows."""
     model = models.load_model(dtype=torch.bfloat16)
     trace = trace_of(100, [(LABELS[i % 2], at, at + 20) for i, at in enumerate(range(11, 80, 14))], seed=1)
-    options = dict(method=method, window="span", coefficient=[1e-4, 1.0], layers=[3])
+    options: dict[str, Any] = dict(method=method, window="span", coefficient=[1e-4, 1.0], layers=[3])
     weak, strong = attribute(model, [trace], vectors_for(model), **options)
     assert 0 <= weak.noise_floor < 0.1
     assert torch.equal(weak.below_noise(), weak.mean < 10 * weak.noise_floor)
@@ -351,7 +353,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 def test_unreliable_cells_are_recomputed_exactly(model, traces):
     vectors = vectors_for(model)
-    options = dict(coefficient=[0.1, 0.6], positions="all", keep_cells=True)
+    options: dict[str, Any] = dict(coefficient=[0.1, 0.6], positions="all", keep_cells=True)
     plain = attribute(model, traces, vectors, method="fisher", samples=4, **options)
     mixed = attribute(model, traces, vectors, method="fisher", samples=4, exact_where_unreliable=True, **options)
     exact = attribute(model, traces, vectors, **options)
@@ -424,7 +426,7 @@ def test_the_default_scaling_is_what_steering_adds(model, traces):
 
 def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
     vectors = vectors_for(model)
-    options = dict(positions="all", coefficient=0.5)
+    options: dict[str, Any] = dict(positions="all", coefficient=0.5)
     signed = attribute(model, traces, vectors, method="signed", **options)
     kl = attribute(model, traces, vectors, method="fisher_jvp", **options)
     found = efficiency(signed, kl)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_nulls_are_scored_as_the_vectors_are(planted, traces):
     vectors = vectors_for(model, n_controls=4)
     for method in ("fisher", "signed", "published"):
         for scaling in UNITS:
-            options = dict(method=method, scaling=scaling, positions="all", coefficient=-0.5)
+            options: dict[str, Any] = dict(method=method, scaling=scaling, positions="all", coefficient=-0.5)
             scores = attribute(model, traces, vectors, nulls=3, **options)
             shared = vectors.controls.covariance_matched[2].expand(2, -1, -1)
             for kind, raw in (("shuffled", vectors.controls.shuffled[2]), ("covariance_matched", shared)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_chunks_do_not_matter_to_gradients(tiny_model, traces, monkeypatch):
     import lensteer.attribution.rows as rows_module
 
     model, vectors = tiny_model("qwen2"), vectors_for(tiny_model("qwen2"))
-    options = dict(method="fisher", window="span", positions="all", keep_cells=True)
+    options: dict[str, Any] = dict(method="fisher", window="span", positions="all", keep_cells=True)
     whole = attribute(model, traces, vectors, **options)
     monkeypatch.setattr(rows_module, "MAX_ROWS", 2)
     split = attribute(model, traces, vectors, **options)
@@ -130,7 +131,7 @@ def test_parameters_stay_out_of_it_and_no_hook_is_left(tiny_checkpoint, traces, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fisher_expects_what_the_tangents_give(tiny_model, traces, family, window):
     model = tiny_model(family)
-    options = dict(window=window, positions="all", coefficient=0.3)
+    options: dict[str, Any] = dict(window=window, positions="all", coefficient=0.3)
     drawn = attribute(model, traces, vectors_for(model), method="fisher", samples=128, **options)
     truth = attribute(model, traces, vectors_for(model), method="fisher_jvp", **options)
     assert (drawn.standard_error > 0).all()
@@ -160,7 +161,7 @@ def test_the_standard_error_is_what_seeds_do(tiny_model, traces):
 def test_tangents_give_the_second_order_of_the_exact_kl(tiny_checkpoint, traces, family, window):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS), dtype=torch.float64)
     alpha = 3e-3
-    options = dict(window=window, positions="all", coefficient=alpha, keep_cells=True)
+    options: dict[str, Any] = dict(window=window, positions="all", coefficient=alpha, keep_cells=True)
     second = attribute(model, traces, vectors_for(model), method="fisher_jvp", **options)
     exact = [
         attribute(model, traces, vectors_for(model), **{**options, "coefficient": sign * alpha}).cells.values
@@ -181,7 +182,7 @@ def test_fisher_of_a_model_whose_upper_blocks_are_zeroed(tiny_checkpoint, traces
                 for parameter in module.parameters():
                     parameter.zero_()
     vectors = vectors_for(model)
-    options = dict(behaviors=["backtracking"], scaling="unit", keep_cells=True)
+    options: dict[str, Any] = dict(behaviors=["backtracking"], scaling="unit", keep_cells=True)
     found = attribute(model, traces, vectors, method="fisher_jvp", **options)
     drawn = attribute(model, traces, vectors, method="fisher", samples=2048, **options)
     norm = model.original_model.model.norm

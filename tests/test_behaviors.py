@@ -34,9 +34,9 @@ def test_values_are_frozen_and_compare_by_content():
     assert span == Span("deduction", 1, 2, 0, 1)
     assert len({span, Span("deduction", 1, 2, 0, 1)}) == 1
     with pytest.raises(FrozenInstanceError):
-        span.start = 5
+        span.start = 5  # type: ignore[misc]  # frozen: that is the test
     with pytest.raises(FrozenInstanceError):
-        Sentence("deduction", "So.").text = "Hence."
+        Sentence("deduction", "So.").text = "Hence."  # type: ignore[misc]  # frozen: that is the test
 
 
 @pytest.mark.parametrize(

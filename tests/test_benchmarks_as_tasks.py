@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def gsm8k(i: int) -> dict:
 
 def flat(i: int, *, labels: str = "ABCD", concept: str | None = None) -> dict:
     """The hub's form; the right option is number i modulo how many there are."""
-    row = {"id": f"q{i}", "question": f"Which one is {i}?", "answerKey": labels[i % len(labels)]}
+    row: dict[str, Any] = {"id": f"q{i}", "question": f"Which one is {i}?", "answerKey": labels[i % len(labels)]}
     row["choices"] = {"text": [f"one of {i}, number {k}" for k in range(len(labels))], "label": list(labels)}
     return row | ({"question_concept": concept} if concept else {})
 
@@ -279,7 +280,7 @@ def test_what_a_user_gets_wrong(tmp_path):
 
 def stand_in(load_dataset):
     module = ModuleType("datasets")
-    module.load_dataset = load_dataset
+    vars(module)["load_dataset"] = load_dataset
     return module
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -46,7 +48,7 @@ def by_hand(model, ids, slot, vector, c_values, c_keys, layers=None):
     for position, token in enumerate(ids):
         out = plain(input_ids=torch.tensor([[token]]), position_ids=torch.tensor([[position]]), past_key_values=cache)
         if position == slot:
-            cos, sin = plain.model.rotary_emb(vector.keys[:1], torch.tensor([[position]]))
+            cos, sin = plain.get_submodule("model.rotary_emb")(vector.keys[:1], torch.tensor([[position]]))
             half = cos.shape[-1] // 2
             for layer in range(len(cache.layers)) if layers is None else layers:
                 key = vector.keys[layer]
@@ -266,13 +268,14 @@ def test_the_chat_template_is_applied_once(tiny_model):
 
 def test_bad_pairs_are_refused(organism):
     records = make_records(3)
-    for options, words in (
+    refused: list[tuple[dict[str, Any], str]] = [
         (dict(n=0), "n=0"),
         (dict(shots=3), "3 records"),
         (dict(neighbors="far"), "'far'"),
         (dict(style="poetic"), "'poetic'"),
         (dict(against="poetic"), "'poetic'"),
-    ):
+    ]
+    for options, words in refused:
         with pytest.raises(ls.LensteerError, match=words):
             contrastive_pairs(organism, records, **{"n": 2, "shots": 1, **options})
     with pytest.raises(ls.LensteerError, match="no pairs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,7 @@ def test_forced_logits_refuse_what_does_not_match(tiny_model):
 # --- the KL of rollouts ---------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rollout_kl_is_that_of_whole_forwards(family, tiny_model, random_direction):
     model = tiny_model(family)
@@ -264,7 +266,8 @@ def test_noise_does_not_keep_a_search_from_ending():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_budget_is_what_a_fresh_measurement_finds(sign, tiny_model, random_direction):
     model = tiny_model("qwen2")
-    prompts, options = prompts_of(model, 20), dict(max_new_tokens=10, seed=7)
+    prompts = prompts_of(model, 20)
+    options: dict[str, Any] = dict(max_new_tokens=10, seed=7)
     for quantile, budget in ((0.95, 0.2), (None, 0.02)):
         found = calibrate(
             model,
@@ -294,7 +297,7 @@ def test_the_budget_is_what_a_fresh_measurement_finds(sign, tiny_model, random_d
 def test_a_budget_is_spent_in_any_unit(unit, tiny_model, random_direction):
     model = tiny_model("qwen2")
     direction = dataclasses.replace(random_direction(model), mean_norm=torch.full((4,), 0.5))  # raw vectors are 3 long
-    options = dict(budget=0.2, scope=everywhere, max_new_tokens=8, seed=7)
+    options: dict[str, Any] = dict(budget=0.2, scope=everywhere, max_new_tokens=8, seed=7)
     found = calibrate(model, prompts_of(model, 12), direction, 1, unit=unit, **options)
     again = calibrate(model, prompts_of(model, 12), direction, 1, **options)
     length = {"difference": 3.0, "mean_norm": 0.5, "unit": 1.0}[unit]
@@ -310,7 +313,8 @@ def test_a_budget_is_spent_in_any_unit(unit, tiny_model, random_direction):
 
 def test_together_is_as_alone(tiny_model, random_direction):
     model = tiny_model("llama")
-    prompts, options = prompts_of(model, 6), dict(budget=0.1, max_new_tokens=8, seed=2)
+    prompts = prompts_of(model, 6)
+    options: dict[str, Any] = dict(budget=0.1, max_new_tokens=8, seed=2)
     plans = [
         SteeringPlan(random_direction(model, 1), 0, 0.3, everywhere),
         SteeringPlan(random_direction(model, 2), 3, -2.0, onsets),
@@ -328,7 +332,7 @@ def test_together_is_as_alone(tiny_model, random_direction):
 
 def test_what_was_measured_is_not_lost(tiny_model, random_direction):
     model = tiny_model("qwen2")
-    options = dict(max_new_tokens=6, scope=everywhere)
+    options: dict[str, Any] = dict(max_new_tokens=6, scope=everywhere)
     far = calibrate(model, prompts_of(model), random_direction(model), 1, budget=1e6, max_coefficient=5.0, **options)
     assert not far.reached
     assert far.path[-1].coefficient == 5.0
@@ -423,7 +427,7 @@ def test_the_start_is_where_the_second_order_meets_the_budget():
 def test_a_search_may_start_from_scores(tiny_model, random_direction):
     model = tiny_model("qwen2")
     direction = dataclasses.replace(random_direction(model), label="backtracking")
-    options = dict(budget=0.02, max_new_tokens=5, max_rounds=1)
+    options: dict[str, Any] = dict(budget=0.02, max_new_tokens=5, max_rounds=1)
     found = calibrate(model, prompts_of(model), direction, 0, sign=-1, start=scores_of(), **options)
     assert found.path[0].coefficient == pytest.approx(-1.0)
     assert calibrate(model, prompts_of(model), direction, 0, start=0.7, **options).path[0].coefficient == 0.7
@@ -439,7 +443,7 @@ def test_what_cannot_be_calibrated_is_refused_by_name(tiny_model, random_directi
     def attempt(given=prompts, layer=1, **options):
         calibrate(model, given, direction, layer, **{"budget": 0.1, "max_new_tokens": 2, **options})
 
-    for options, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         (dict(budget=0.0), "budget 0.0: give a positive, finite KL"),
         (dict(budget=-1.0), "budget -1.0"),
         (dict(budget=math.inf), "budget inf"),
@@ -458,7 +462,8 @@ def test_what_cannot_be_calibrated_is_refused_by_name(tiny_model, random_directi
         (dict(max_new_tokens=0), "max_new_tokens=0: give a positive number"),
         (dict(batch_size=0), "batch_size=0"),
         (dict(operator="multiply"), "no operator 'multiply'"),
-    ]:
+    ]
+    for options, message in refused:
         with pytest.raises(LensteerError, match=message):
             attempt(**options)
     with pytest.raises(LensteerError, match="'random 0' at layer 1 has coefficient 0: give one with the sign"):

@@ -324,6 +324,7 @@ def organism_chains(organism):
     return annotate(ls.generate_traces(organism, tasks, temperature=1.0, max_new_tokens=300), ls.grammar)
 
 
+@pytest.mark.medium
 def test_the_residual_stream_alone_tells_the_organisms_behaviors(organism, organism_chains, tmp_path):
     """No word is read: what is right comes from the model's own activations."""
     config = ClassifierConfig(FeatureWeights(*[0.0] * 4), n_folds=4)
@@ -377,6 +378,7 @@ def test_the_analysis_answers_its_question_on_any_annotated_chains(tmp_path):
     assert f"{default.macro_f1.value:.3f}" in analysis.table(result)
 
 
+@pytest.mark.medium
 def test_on_the_published_chains_it_beats_words_alone(reference_folder):
     """Five folds by chain on the judge's spans: measured .593; words alone .528."""
     traces, _ = read_published(reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def lensteer(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["lensteer", *map(str, words)])
         monkeypatch.setenv("TERM", "dumb")
         capsys.readouterr()
-        code = 0
+        code: str | int = 0
         try:
             cli.main()
         except SystemExit as stop:
@@ -120,19 +121,20 @@ OPTIONS = {
 def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
     calls = faked(monkeypatch)
     words = [word for option, (text, _, _) in OPTIONS.items() for word in (option, text)]
-    for options, base, what in (
+    cases: list[tuple[list[str], RunConfig, dict[str, Any]]] = [
         ([], ORGANISM, {"model": None}),
         (["--small"], DEMO, {"model": None}),
         (["--model", "some/model"], RunConfig(), {"model": "some/model"}),
         (["--model", "some/model", "--tasks", "organism"], ORGANISM, {"model": "some/model"}),
-    ):
+    ]
+    for options, base, what in cases:
         plain, full = (tmp_path / f"{len(calls)}-{kind}" for kind in ("plain", "full"))
         code, _, err = lensteer(command, "--out", plain, *options)
         assert code == 0, err
         assert calls[-1][1].config == replace(base, **what)  # no option of its own changes anything
         code, _, err = lensteer(command, "--out", full, *options, *words)
         assert code == 0, err
-        expected = {name: value for _, name, value in OPTIONS.values()}
+        expected: dict[str, Any] = {name: value for _, name, value in OPTIONS.values()}
         assert calls[-1][1].config == replace(base, **what, **expected)
     known = {f.name for f in fields(RunConfig)}
     given = {"model", "tasks", "chains", "annotators", "classifier", *(name for _, name, _ in OPTIONS.values())}

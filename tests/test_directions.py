@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lensteer.activations import TraceFeatures
-from lensteer.directions import AGGREGATIONS, NEGATIVES, ContrastSums, Recipe, contrast_weights, isotropic
+from lensteer.directions import AGGREGATIONS, NEGATIVES, ContrastSums, ProbeFits, Recipe, contrast_weights, isotropic
 from lensteer.errors import LensteerError
 from lensteer.statistics import trace_generator
 
@@ -56,7 +56,7 @@ def collect(features, recipe=None, **options) -> ContrastSums:
     return sums
 
 
-def every_result(sums: ContrastSums) -> dict[str, torch.Tensor]:
+def every_result(sums: ContrastSums | ProbeFits) -> dict[str, torch.Tensor]:
     return dict(
         difference=sums.difference(),
         shuffled=sums.shuffled(),

@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,12 +116,14 @@ def nameless(records, arm):
     return [dataclasses.replace(r, arm="") for r in records if r.arm == arm]
 
 
+@pytest.mark.medium
 def test_every_arm_has_every_chain_in_order(records, tasks, arms):
     assert [(r.arm, r.task, r.sample) for r in records] == [
         (a.name, t.id, s) for a in arms for t in tasks for s in (0, 1)
     ]
 
 
+@pytest.mark.medium
 def test_arms_share_their_seeds_and_differ_by_what_was_done(records):
     assert nameless(records, "again") == nameless(records, "unsteered")
     assert nameless(records, "steered") != nameless(records, "unsteered")
@@ -129,6 +132,7 @@ def test_arms_share_their_seeds_and_differ_by_what_was_done(records):
     assert dataclasses.replace(first, sample=1) != second
 
 
+@pytest.mark.medium
 def test_an_arm_is_the_same_alone_as_beside_others(organism, tasks, arms, records):
     for arm in arms[1:]:
         assert run_arms(organism, tasks, [arm], SAMPLING, annotator=grammar) == [
@@ -136,6 +140,7 @@ def test_an_arm_is_the_same_alone_as_beside_others(organism, tasks, arms, record
         ]
 
 
+@pytest.mark.medium
 def test_tasks_do_not_depend_on_one_another(organism, tasks, arms, records):
     alone = run_arms(organism, tasks[2:], arms[:1], SAMPLING, annotator=grammar)
     assert alone == [r for r in records if r.arm == "unsteered" and r.task == tasks[2].id]
@@ -159,6 +164,7 @@ def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tas
         assert f"{asked}<|im_end|>" in trace.prompt
 
 
+@pytest.mark.medium
 def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms, records, tmp_path, monkeypatch):
     module = importlib.import_module("lensteer.jobs")
     path = tmp_path / "arms.jsonl"
@@ -312,7 +318,7 @@ NO_MARGINS = Margins(None, None, None, None, None, None, None)
 def record(arm, task, sample=0, own=None, n=10, correct=True, **more):
     sentences = {**dict.fromkeys(BEHAVIORS, 0), **(own or {})}
     tokens = {b: 3 * count + (b == B) * (task == "t1") for b, count in sentences.items()}
-    values = dict(parsed=True, finished=True, length=40, repetition=0.25)
+    values: dict[str, Any] = dict(parsed=True, finished=True, length=40, repetition=0.25)
     values.update(more)
     return Record(arm, task, sample, sentences, tokens, n, 4 * n, correct=correct, **values)
 
@@ -444,6 +450,7 @@ def test_a_planted_effect_is_shown_and_its_size_recovered():
         assert effect.high - effect.low < 0.08
 
 
+@pytest.mark.medium
 def test_a_planted_null_is_seldom_shown_and_its_p_is_uniform():
     effects = [e for seed in range(60) for e in evaluated(seed, n_tasks=20).effects if e.unit == "sentences"]
     # Of 120 tests in 60 families at .05: more than 12 families with a find happen less than once in 1000.
@@ -472,11 +479,14 @@ def test_a_rare_behavior_cannot_be_shown_to_fall_and_says_so():
     assert up.p_holm == up.p  # it is the only one that is tested
 
 
+@pytest.mark.medium
 def test_a_fall_to_zero_is_found_with_the_chains_that_it_takes_and_not_with_fewer():
     """At 0.8 % of 16 sentences a chain: 100 tasks x 4 see a fall to zero in most runs, 50 x 2 in few."""
     found = {}
     for n_tasks, n_samples in ((50, 2), (100, 4)):
-        options = dict(base=0.008, down=-1.0, n_tasks=n_tasks, n_samples=n_samples, sentences=(10, 23), n_random=0)
+        options: dict[str, Any] = dict(
+            base=0.008, down=-1.0, n_tasks=n_tasks, n_samples=n_samples, sentences=(10, 23), n_random=0
+        )
         verdicts = [evaluated(seed, **options).verdict(B, "down") for seed in range(20)]
         found[n_tasks] = verdicts.count("shown")
     assert found[100] >= 18
@@ -508,6 +518,7 @@ def test_text_that_breaks_is_not_shown():
     assert "repetition 0.80" in arm.text.why
 
 
+@pytest.mark.medium
 def test_a_p_of_controls_needs_many_and_takes_the_largest_of_all_behaviors_and_signs():
     few, many = evaluated(7, up=0.1, n_random=98), evaluated(7, up=0.1, n_random=99)
     assert few.effect(B, "up").controls[0].p_max is None
@@ -637,7 +648,7 @@ def test_power_says_what_a_run_of_that_size_finds():
     assert plan_.events == pytest.approx(sum(r.sentences[B] for r in base) / 5)
     assert plan_.down
     assert plan_.fall < plan_.base < plan_.rise
-    options = dict(n_random=0, n_tasks=60, base=0.03)
+    options: dict[str, Any] = dict(n_random=0, n_tasks=60, base=0.03)
     seen = [evaluated(seed, up=plan_.rise - plan_.base, **options).verdict(B, "up") for seed in range(20)]
     assert seen.count("shown") >= 11  # planned for 80 %: fewer than 11 of 20 happen less than once in 1000
     (rare,) = power(base, ["example-testing"], n_tasks=60, n_samples=2)
@@ -667,8 +678,8 @@ def test_evaluate_runs_both_signs_words_and_controls_as_long_as_the_longest_edit
     monkeypatch.setattr(module, "run_arms", fake)
     tasks = load_tasks(split="test", n=4)
     site = {B: 3, "example-testing": 3, "adding-knowledge": 5}
-    strength = {B: 0.5, "example-testing": (0.75, 0.5), "adding-knowledge": (None, 0.25)}
-    options = dict(words={B: "Go back."}, pools=["isotropic"], n_random=2, control_samples=1, seed=1)
+    strength: dict[str, Any] = {B: 0.5, "example-testing": (0.75, 0.5), "adding-knowledge": (None, 0.25)}
+    options: dict[str, Any] = dict(words={B: "Go back."}, pools=["isotropic"], n_random=2, control_samples=1, seed=1)
     found = evaluate(organism, tasks, vectors, site, strength, annotator=grammar, **options)
     plans = {arm.name: arm.plan for arm in seen}
     assert plans["unsteered"] is None
@@ -790,7 +801,7 @@ def dosed(monkeypatch, organism, vectors):
         site = site or {B: 3, "example-testing": 4}
         return choose_coefficients(organism, tasks, vectors, site, margins=margins, annotator=grammar, **options)
 
-    choose.arms = seen
+    vars(choose)["arms"] = seen
     return choose
 
 
@@ -882,7 +893,9 @@ def test_doses_and_effects_run_on_the_organism(organism, vectors, tmp_path):
     sampling = Sampling(max_new_tokens=20)
     dev, test = load_tasks(split="dev", n=2), load_tasks(split="test", n=2)
     loose = Margins(None, None, None, None, None, None, kl=30.0)
-    options = dict(annotator=grammar, margins=loose, doses=(0.2,), sampling=sampling, path=tmp_path / "doses.jsonl")
+    options: dict[str, Any] = dict(
+        annotator=grammar, margins=loose, doses=(0.2,), sampling=sampling, path=tmp_path / "doses.jsonl"
+    )
     doses = choose_coefficients(organism, dev, vectors, {B: 3}, **options)
     assert choose_coefficients(organism, dev, vectors, {B: 3}, **options) == doses
     assert all(d.text.figures[0].name == "kl" for d in doses.curve if d.coefficient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,10 +57,12 @@ def explorer(organism, vectors, traces):
     made.close()
 
 
+command_ids = itertools.count(1)
+
+
 def sends(explorer, **command):
     """What a page does."""
-    sends.count = getattr(sends, "count", 0) + 1
-    explorer.set_state({"commands": [{"client": "page", "id": sends.count, **command}]})
+    explorer.set_state({"commands": [{"client": "page", "id": next(command_ids), **command}]})
 
 
 # Expressions
@@ -225,7 +229,9 @@ def test_plans_are_what_is_chosen(vectors, traces):
     plan = choices.plan(state)
     expected = SteeringPlan(vectors["backtracking"], 3, -0.5, ls.thinking & ~ls.onsets, "project_out")
     assert plan.identity() == expected.identity()
-    assert choices.plan(state, [4, 2]).scope == ls.at([2, 4])
+    chosen = choices.plan(state, [4, 2])
+    assert isinstance(chosen, SteeringPlan)
+    assert chosen.scope == ls.at([2, 4])
     assert choices.plan(replace(state, expression=" ")) is None
     assert "nothing is steered" in code_of(replace(state, expression=""), "")
 
@@ -234,6 +240,7 @@ def test_a_coefficient_is_of_the_difference_of_means_and_says_so(vectors, traces
     choices = Choices(vectors, traces)
     state = choices.initial()
     plan = choices.plan(state)
+    assert isinstance(plan, SteeringPlan)
     assert (state.coefficient, plan.unit) == (1.0, "difference")
     assert torch.equal(plan.vector, vectors["backtracking"].at(state.layer))
     assert "coefficient=1.0, scope=ls.onsets, unit='difference')" in code_of(state, "ls.onsets")
@@ -248,7 +255,7 @@ def test_from_the_prompt_it_is_what_generation_makes(organism, vectors):
     tasks = ls.load_tasks(split="dev", n=2)
     plan = SteeringPlan(vectors["backtracking"], 4, 0.6, ls.onsets)
     for temperature in (0.0, 1.0):
-        options = dict(max_new_tokens=50, temperature=temperature, seed=3)
+        options: dict[str, Any] = dict(max_new_tokens=50, temperature=temperature, seed=3)
         plain, steered = (ls.generate_traces(organism, tasks, plans=p, **options) for p in (None, [plan] * 2))
         for task in range(2):
             found = continue_chain(organism, plain[task], plan, **options)
@@ -282,7 +289,8 @@ def random_cache_vector(model, position="last_prompt"):
     config = model.original_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
     generator = torch.Generator().manual_seed(0)
-    return CacheVector("random", *(3 * torch.randn(shape, generator=generator) for _ in range(2)), position)
+    keys, values = (3 * torch.randn(shape, generator=generator) for _ in range(2))
+    return CacheVector("random", keys, values, position)
 
 
 def test_a_cache_plan_puts_its_offset_behind_both_prompts(tiny_model):
@@ -354,7 +362,11 @@ def test_a_worker_does_the_last_of_its_jobs_and_survives_them():
     worker.submit(lambda check: done.append("last"))
     assert worker.wait(5.0)
     assert done == ["last"]
-    worker.submit(lambda check: 1 / 0)
+
+    def divides(check):
+        1 / 0  # noqa: B018  # raises
+
+    worker.submit(divides)
     assert worker.wait(5.0)
     assert [type(error) for error in failed] == [ZeroDivisionError]
     worker.submit(endless)
@@ -368,7 +380,7 @@ def test_a_worker_does_the_last_of_its_jobs_and_survives_them():
 def test_cells_and_the_explorer_do_not_disturb_each_other(organism, explorer, vectors):
     tasks = ls.load_tasks(split="dev", n=4)
     plan = SteeringPlan(vectors["example-testing"], 3, -0.6)
-    options = dict(plans=[plan] * 4, max_new_tokens=60)
+    options: dict[str, Any] = dict(plans=[plan] * 4, max_new_tokens=60)
     alone = ls.generate_traces(organism, tasks, **options)
     wanted = continue_chain(organism, explorer._engine.choices.traces[0], explorer.plan, max_new_tokens=150)
     explorer.state = replace(explorer.state, max_new_tokens=150)
@@ -544,7 +556,9 @@ def test_the_code_repeats_it(organism, explorer, vectors, traces):
     assert namespace["ranking"].importance == pytest.approx(result.ranking.importance, rel=1e-4, abs=1e-4)
     begin = traces[1].prompt_length
     scope = f"at([{begin}, {begin + 1}, {begin + 9}])"
-    options = dict(operator="project_out", expression=scope, measure="log_prob", behavior=traces[1].spans[-1].label)
+    options: dict[str, Any] = dict(
+        operator="project_out", expression=scope, measure="log_prob", behavior=traces[1].spans[-1].label
+    )
     explorer.state = replace(explorer.state, **options)
     explorer.run_ranking()
     explorer.wait(60.0)

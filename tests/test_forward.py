@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def greedy(model, trace):
 
 
 def continued(model, trace):
-    options = dict(max_new_tokens=6, prompt_lengths=[trace.prompt_length])
+    options: dict[str, Any] = dict(max_new_tokens=6, prompt_lengths=[trace.prompt_length])
     return torch.tensor([step.tokens for step in decode(model, [trace.ids], **options)]).double()
 
 
@@ -154,8 +155,10 @@ def test_edits_and_readers_meet_after_the_edit_and_are_gone_afterwards(tiny_mode
     text = right_padded(model, [[5, 6, 7]], [3])
     for which, plans in (("plain", None), ("steered", [plan])):
         forward = Forward(model, text, plans)
-        with forward.hooked(lambda layer, resid, which=which: found.update({which: resid.clone()}), [LAYER]):
+        seen: list[torch.Tensor] = []
+        with forward.hooked(lambda layer, resid, seen=seen: seen.append(resid.clone()), [LAYER]):  # type: ignore[misc]
             forward.whole()
+        found[which] = seen[0]
     torch.testing.assert_close(found["steered"][0, 1], found["plain"][0, 1] + 2.0 * plan.vector)
     torch.testing.assert_close(found["steered"][0, [0, 2]], found["plain"][0, [0, 2]])
     assert not any(point.fwd_hooks for point in model.hook_dict.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_twin_and_bridge_write_the_same_under_plans_that_are_on(nested, tiny_mod
     add = SteeringPlan(direction, 1, 2.0)
     remove = SteeringPlan(direction, 1, 1.0, operator="project_out")  # nested, so the order of the two matters
     own = [None, None, SteeringPlan(random_direction(model, 3), 1, 1.0, generated), None, remove]
-    options = dict(max_new_tokens=16, temperature=1.0, seeds=list(range(5)), plans=own)
+    options: dict[str, Any] = dict(max_new_tokens=16, temperature=1.0, seeds=list(range(5)), plans=own)
     results = []
     for through_bridge in (False, True):
         fired = []
@@ -151,7 +152,7 @@ def test_a_foreign_hook_changes_what_is_written(tiny_model):
 def test_finished_rows_leave_and_the_others_do_not_notice(through_bridge, tiny_model, random_direction, monkeypatch):
     model = tiny_model()
     prompts, plans = prompts_of(model) * 3, plans_of(model, random_direction) * 3
-    options = dict(max_new_tokens=24, temperature=2.0, seeds=list(range(15)), plans=plans)
+    options: dict[str, Any] = dict(max_new_tokens=24, temperature=2.0, seeds=list(range(15)), plans=plans)
     monkeypatch.setattr(model.original_model.generation_config, "eos_token_id", list(range(100, 116)))
     widths = []
     results = _generate(model, prompts, through_bridge, [], options | {"advance": widths.append})
@@ -214,7 +215,7 @@ def test_rows_of_one_prompt_share_its_prefill(family, temperature, tiny_model, r
     model = tiny_model(family)
     prompts, plans, kinds = groups_of(model, random_direction)
     width, seeds = max(map(len, prompts)), list(range(40, 49))
-    options = dict(max_new_tokens=8, temperature=temperature)
+    options: dict[str, Any] = dict(max_new_tokens=8, temperature=temperature)
     with shapes_seen(model) as shapes:
         together = generate(model, prompts, seeds=seeds, plans=plans, **options)
     assert shapes[:2] == [(len(set(kinds)), width - 1), (len(prompts), 1)]
@@ -236,7 +237,7 @@ def test_a_coefficient_of_zero_shares_the_unsteered_prefill_to_the_bit(tiny_mode
     model = tiny_model()
     ids = models.encode(model, TEXTS[2])
     zero = SteeringPlan(random_direction(model), 1, 0.0, everywhere)
-    options = dict(max_new_tokens=20, temperature=1.0, seeds=[5, 6, 5, 6])
+    options: dict[str, Any] = dict(max_new_tokens=20, temperature=1.0, seeds=[5, 6, 5, 6])
     plain = generate(model, [ids] * 4, **options)
     assert generate(model, [ids] * 4, plans=[zero] * 4, **options) == plain
     assert generate(model, [ids] * 4, plans=[None, zero, zero, None], **options) == plain
@@ -274,9 +275,8 @@ def test_hooks_of_others_and_cache_edits_switch_sharing_off(tiny_model):
     assert len({result.ids for result in found}) > 1
     config = model.original_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
-    vector = CacheVector(
-        "random", *(torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(2)), 1
-    )
+    keys, values = (torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    vector = CacheVector("random", keys, values, 1)
     plans = [None, CachePlan(vector, 3.0, 1.0)]
     with shapes_seen(model) as shapes:
         edited = generate(model, [ids] * 2, max_new_tokens=6, plans=plans)
@@ -324,7 +324,7 @@ def test_the_inverse_of_the_cumulative_distribution_draws_from_it():
 
 def test_a_longer_limit_only_continues(tiny_model):
     model = tiny_model("llama")
-    options = dict(temperature=1.0, seeds=[3, 4])
+    options: dict[str, Any] = dict(temperature=1.0, seeds=[3, 4])
     short = generate(model, prompts_of(model)[:2], max_new_tokens=5, **options)
     long = generate(model, prompts_of(model)[:2], max_new_tokens=100, **options)  # beyond the cache's spare room
     for a, b in zip(short, long, strict=True):
@@ -374,10 +374,10 @@ def test_no_hook_is_left_when_generation_is_interrupted(through_bridge, tiny_mod
     def stop(_n):
         raise KeyboardInterrupt
 
-    options = dict(max_new_tokens=4, plans=[plan] * 5, advance=stop)
+    options: dict[str, Any] = dict(max_new_tokens=4, plans=[plan] * 5, advance=stop)
     with pytest.raises(KeyboardInterrupt), plan.on(model):
         _generate(model, prompts_of(model), through_bridge, [], options)
-    tall = dataclasses.replace(plan.direction, layers=(0, 1, 2, 99))
+    tall = dataclasses.replace(random_direction(model), layers=(0, 1, 2, 99))
     with pytest.raises(ls.LensteerError, match="no layer 99"):
         generate(model, prompts_of(model)[:1], max_new_tokens=4, plans=[plan + SteeringPlan(tall, 99)])
     assert not foreign_hooks(model)

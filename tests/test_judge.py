@@ -13,6 +13,7 @@ import time
 import traceback
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -103,7 +104,7 @@ def test_labels_come_back_on_the_very_sentences(judge_at):
         assert payload["model"] == "m"
     # As an annotator: every sentence has its span.
     traces, alignments = annotate_report(chains, judge)
-    assert all(report.dropped == report.repaired == () for report in alignments)
+    assert not any(report.dropped or report.repaired for report in alignments)
     assert [[s.label for s in t.spans] for t in traces] == [[s.label for s in sentences] for sentences in annotated]
 
 
@@ -547,7 +548,9 @@ def test_a_killed_run_resumes_and_two_processes_share_a_cache(judge_at, tmp_path
 
     with JudgeServer(otherwise=kills_the_child) as server:
         command = [sys.executable, "-c", CHILD, server.url, str(cache)]
-        options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+        options: dict[str, Any] = dict(
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+        )
         with subprocess.Popen(command, **options) as child:
             try:
                 assert child.stdout.readline() == "ready\n"

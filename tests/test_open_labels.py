@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -131,7 +132,7 @@ def test_a_judge_is_told_the_schemes_labels_and_no_others():
 
 
 def test_an_own_label_is_evaluated(organism, vectors):
-    options = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
+    options: dict[str, Any] = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
     options |= dict(margins=ls.Margins(nll=None, kl=None))
     tasks = ls.load_tasks(split="test", n=3)
     found = ls.evaluate(organism, tasks, vectors, {"planning": 3}, 0.5, annotator=declared, **options)
@@ -164,7 +165,7 @@ def exclaims(trace):
 
 def test_a_measure_of_ones_own_is_what_is_tested(organism, vectors):
     tasks = ls.load_tasks(split="test", n=3)
-    options = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
+    options: dict[str, Any] = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
     options |= dict(margins=ls.Margins(nll=None, kl=None))
 
     def length(trace):

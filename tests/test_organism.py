@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -366,7 +367,7 @@ def test_a_batch_depends_on_its_number_alone(tokenizer):
 
 def test_training_writes_a_checkpoint_that_loads_and_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("lensteer.organism.train.build_tokenizer", lambda seed: tokenizer)
-    shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
+    shape: dict[str, Any] = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
     config = Config(steps=2, batch_tokens=1024, processes=1, **shape)
     monkeypatch.setattr("torch.set_num_threads", lambda n: None)  # that of this process is none of its business
     model = ls.load_model(train(config, tmp_path / "run"))
@@ -390,7 +391,9 @@ def test_training_writes_a_checkpoint_that_loads_and_goes_on_where_it_stopped(to
 def test_a_sibling_of_another_architecture_and_dtype_loads_like_any_checkpoint(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("lensteer.organism.train.build_tokenizer", lambda seed: tokenizer)
     monkeypatch.setattr("torch.set_num_threads", lambda n: None)
-    shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32, batch_tokens=1024)
+    shape: dict[str, Any] = dict(
+        hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32, batch_tokens=1024
+    )
     config = Config(steps=1, processes=1, architecture="llama", saved_as="bfloat16", **shape)
     folder = train(config, tmp_path / "run")
     weights = (folder / "model.safetensors").stat().st_size
@@ -398,16 +401,16 @@ def test_a_sibling_of_another_architecture_and_dtype_loads_like_any_checkpoint(t
     model = ls.load_model(folder)
     assert type(model.original_model).__name__ == "LlamaForCausalLM"
     assert model.original_model.dtype == torch.float32
-    for wrong in (dict(architecture="gpt2"), dict(saved_as="int8")):
-        (value,) = wrong.values()
-        with pytest.raises(ls.LensteerError, match=value):
-            Config(**wrong)
+    with pytest.raises(ls.LensteerError, match="gpt2"):
+        Config(architecture="gpt2")
+    with pytest.raises(ls.LensteerError, match="int8"):
+        Config(saved_as="int8")
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.set_num_threads", lambda n: None)
-    shape = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
+    shape: dict[str, Any] = dict(hidden_size=32, n_layers=2, n_heads=2, n_kv_heads=1, intermediate_size=32)
     states = []
     for processes in (1, 2):
         folder = train(Config(steps=2, batch_tokens=1024, processes=processes, **shape), tmp_path / str(processes))

@@ -22,6 +22,8 @@ from lensteer.evaluation import GRAMMAR_MARGINS
 from lensteer.pipeline import DEMO, ORGANISM, STAGES, Run, complete, load_results, run_stage
 from lensteer.traces import load_traces, save_traces
 
+pytestmark = pytest.mark.medium  # one run from end to end is made for the file
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = replace(
     ORGANISM,

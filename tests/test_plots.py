@@ -74,12 +74,12 @@ def luminance(rgb) -> float:
 
 
 def test_numbers_in_cells_can_be_read():
-    stops = [[int(code[i : i + 2], 16) for i in (1, 3, 5)] for _, code in DIVERGING]
+    stops = [[int(str(code)[i : i + 2], 16) for i in (1, 3, 5)] for _, code in DIVERGING]
     for tone in np.linspace(-1, 1, 401):
         paper = luminance([np.interp(tone, [-1, 0, 1], channel) for channel in zip(*stops, strict=True)])
-        ink = in_cell("7", tone)
-        assert ink == "7" or PAPER in ink
-        ink = luminance([0] * 3 if ink == "7" else [255] * 3)
+        cell = in_cell("7", tone)
+        assert cell == "7" or PAPER in cell
+        ink = luminance([0] * 3 if cell == "7" else [255] * 3)
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
     assert CELL_FONT["color"] == "#000000"
     assert in_cell("undefined", float("nan")) == "undefined"
@@ -233,7 +233,7 @@ def test_multiples_are_colored_by_their_logarithm():
     found = BehaviorAttention(
         BEHAVIORS[-2:], (3, 5), lift, lift - 0.1, lift + 0.1, 0.1 * lift, torch.full((2, 2), 9), 4
     )
-    figure = plots.head_map(found, BEHAVIORS[-2:], heads=[(5, 1)])
+    figure = plots.head_map(found, ("uncertainty-estimation", "backtracking"), heads=[(5, 1)])
     cells = figure.data[0]
     assert list(cells.z[0]) == [2, -1]
     assert cells.z[1][0] < cells.zmin == -3 == -cells.zmax
@@ -243,7 +243,7 @@ def test_multiples_are_colored_by_their_logarithm():
     assert cells.customdata[0][0].startswith("4<br>95 % interval 3.9 to 4.1")
     assert "square: a chosen head" in figure.layout.title.text
     lift[1, 0, 0, 1] = 1.25
-    small = plots.head_map(dataclasses.replace(found, lift=lift), BEHAVIORS[-2:])
+    small = plots.head_map(dataclasses.replace(found, lift=lift), ("uncertainty-estimation", "backtracking"))
     assert (small.data[0].zmin, small.data[0].zmax) == (-2, 2)
     assert "square" not in small.layout.title.text
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from lensteer.pipeline import Run, RunConfig
 from lensteer.plots import position_ablation
 from lensteer.selection import Site
 from test_analyses import ROOT, load
+
+pytestmark = pytest.mark.medium  # fits vectors and steers
 
 LABEL = "uncertainty-estimation"
 
@@ -162,15 +165,14 @@ def test_leaving_one_out_agrees_with_the_librarys(analysis, given, organism, vec
     cases["without the next", LABEL] = [[(ls.at(kept), [span])]]
     effect = {name: cell.effect for (name, _), cell in given.forced(at, [chain], cases).items()}
     assert all(np.ptp(draws) == 0 for draws in effect.values())  # a chain is resampled as a whole
+
+    def steered(coefficient, positions):
+        return ls.SteeringPlan(vectors[LABEL], 4, coefficient, ls.at(positions))
+
+    targets = range(span.start, span.end)
     ranked = [
-        leave_one_out(
-            organism,
-            chain,
-            lambda positions, sign=sign: ls.SteeringPlan(vectors[LABEL], 4, 0.5 * sign, ls.at(positions)),
-            groups,
-            targets=range(span.start, span.end),
-        )
-        for sign in (1, -1)
+        leave_one_out(organism, chain, partial(steered, coefficient), groups, targets=targets)
+        for coefficient in (0.5, -0.5)
     ]
     assert effect[given.WHOLE][0] == pytest.approx(ranked[0].full - ranked[1].full, abs=1e-3)
     importance = [up - down for up, down in zip(*(one.importance for one in ranked), strict=True)]

@@ -224,8 +224,8 @@ def stacked(features):
 
 
 def test_what_can_be_read_is_read():
-    odds = cross_validated(*stacked(plant(40, noise=0.2)), 3)
-    *_, labels, _ = stacked(plant(40, noise=0.2))
+    x, labels, groups = stacked(plant(40, noise=0.2))
+    odds = cross_validated(x, labels, groups, 3)
     assert min(balanced(odds[b, i], labels, b) for b in range(3) for i in range(N_LAYERS)) > 0.95
 
 

@@ -21,6 +21,7 @@ def test_the_two_commands_open_the_readme():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
+@pytest.mark.slow
 def test_the_ten_lines_run(capsys):
     ten, *more = [text for language, text in BLOCKS if language == "python"]
     assert len([line for line in ten.splitlines() if line.strip()]) <= 11

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from lensteer.generation import forced_logits, generate
 from lensteer.positions import everywhere, generated
 from lensteer.steering import SteeringPlan, foreign_hooks
 from lensteer.units import UNITS
+
+pytestmark = pytest.mark.medium  # loads real models
 
 QUESTION = "A farmer has 3 rows of 4 trees. How many trees are there?"
 
@@ -45,7 +49,7 @@ def test_a_coefficient_of_zero_is_the_unsteered_run_in_the_same_batch(model, ran
     ids = models.encode(model, models.chat_text(model, QUESTION))
     zero = SteeringPlan(random_direction(model), 12, 0.0, everywhere)
     strong = SteeringPlan(random_direction(model, length=60.0), 12, 1.0, generated)
-    options = dict(max_new_tokens=16, temperature=0.6)
+    options: dict[str, Any] = dict(max_new_tokens=16, temperature=0.6)
     plain = generate(model, [ids] * 4, seeds=[1, 2, 1, 2], **options)
     mixed = generate(model, [ids] * 4, seeds=[1, 2, 1, 2], plans=[zero, None, None, strong], **options)
     assert mixed[:3] == plain[:3]

@@ -23,6 +23,8 @@ from lensteer.evaluation import Evaluation
 from lensteer.pipeline import Run, load_results, read_chains
 from lensteer.traces import load_traces
 
+pytestmark = pytest.mark.medium  # every test is a run
+
 SENTENCES = {
     "initializing": ["Okay, so I need to find how many {0} there are."],
     "deduction": ["So the number of {0} is {1}.", "That gives {1} {0} in all.", "Adding them makes {1}."],

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def _kinds():
     """Results of three kinds, each with the text held to other margins, and their pages."""
     masked = ("rules, cue words masked", "judge")
     yield "story", synthetic.results(evaluation=synthetic.evaluation(others=masked))
-    how = dict(margins=Margins())
+    how: dict[str, Any] = dict(margins=Margins())
     arms = synthetic.evaluation(story=synthetic.NOTHING, **how)
     yield "nothing found", synthetic.results(evaluation=arms, doses=synthetic.doses(**how))
     how = dict(margins=Margins(kl=None, compression=None), without=LOST)

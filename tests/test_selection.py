@@ -170,9 +170,9 @@ def test_a_site_is_a_mapping_that_cannot_change():
     with pytest.raises(LensteerError, match="unknown behavior 'deduction': choose one of 'uncertainty-estimation'"):
         site["deduction"]
     with pytest.raises(TypeError):
-        site.layers["backtracking"] = 5
+        site.layers["backtracking"] = 5  # type: ignore[index]  # read-only: that is the test
     with pytest.raises(dataclasses.FrozenInstanceError):
-        site.why = {}
+        site.why = {}  # type: ignore[misc]  # frozen: that is the test
     with pytest.raises(LensteerError, match="reasons for"):
         Site({"backtracking": 3}, {})
 

@@ -71,7 +71,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         sizes = rng.integers(5, 30, size=60)
         hits_per_unit = rng.binomial(sizes, np.clip(rng.normal(0.3, 0.1, size=60), 0, 1))
         interval = bootstrap_interval(Ratio(hits_per_unit, sizes), n=300, level=0.9)
-        hits += interval.low <= 0.3 <= interval.high
+        hits += bool(interval.low <= 0.3 <= interval.high)
     assert 0.83 <= hits / 300 <= 0.96  # 0.9, four standard errors to either side, less a little for 60 units
 
 

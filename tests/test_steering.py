@@ -239,7 +239,7 @@ def test_nothing_stays_behind_an_exception_and_foreign_hooks_stay(tiny_model, ra
             raise KeyboardInterrupt
 
     def in_set_up():
-        tall = dataclasses.replace(plan.direction, layers=(0, 1, 2, 99))
+        tall = dataclasses.replace(random_direction(model), layers=(0, 1, 2, 99))
         with (plan + dataclasses.replace(plan, direction=tall, layer=99)).on(model):
             raise AssertionError("unreachable")
 

@@ -43,6 +43,7 @@ EXCEPTIONS = {
 }
 
 MAX_LINES = 450
+MAX_NOTEBOOK_BYTES = 1_250_000  # with outputs; most of it is the PNG of each figure
 IMPORT_SECONDS = 0.6  # .25 on an idle machine, .3 to .5 beside other work
 
 
@@ -184,6 +185,18 @@ def test_modules_stay_short():
     assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
 
 
+def test_notebooks_stay_small():
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sizes
+    assert {name: n for name, n in sizes.items() if n > MAX_NOTEBOOK_BYTES} == {}, "smaller or fewer figures"
+
+
+def test_the_citation_has_the_version():
+    from lensteer._version import __version__
+
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 #: Run in a fresh interpreter: what importing lensteer adds to importing what it is built on. Processor time,
 #: not time on the wall, so that another job on the machine does not decide the test.
 IMPORT_PROBE = """
@@ -226,6 +239,7 @@ def test_import_is_quick_quiet_and_offline():
     assert statistics.median(probe["seconds"] for probe in probes) < IMPORT_SECONDS
 
 
+@pytest.mark.medium
 def test_the_import_probe_notices_a_noisy_slow_module_that_calls_home(tmp_path):
     (tmp_path / "planted.py").write_text(
         "import socket, time\n"

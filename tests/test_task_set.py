@@ -71,7 +71,7 @@ def breakage(prompt: str) -> list[str]:
     """What is wrong with a prompt as a text: LaTeX that an escape has eaten, open mathematics, stray characters."""
     found = [f"control character {c!r}" for c in prompt if not c.isprintable() and c != "\n"]
     found += [f"{sign!r} stands {prompt.count(sign)} times" for sign in ("$$", "**", "`") if prompt.count(sign) % 2]
-    pairs = ("[]", "{}", (r"\(", r"\)"), (r"\[", r"\]"))
+    pairs = (("[", "]"), ("{", "}"), (r"\(", r"\)"), (r"\[", r"\]"))
     found += [
         f"{opening} without {closing}" for opening, closing in pairs if prompt.count(opening) != prompt.count(closing)
     ]

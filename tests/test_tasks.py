@@ -219,8 +219,8 @@ def test_absurd_texts_state_no_number(given):
 
 def in_words(n: int) -> str:
     """A slow, plain speller, for 0 to 999,999."""
-    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    small = f"{small} seventeen eighteen nineteen".split()
+    first = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    small = f"{first} seventeen eighteen nineteen".split()
     tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()
     if n < 20:
         return small[n]

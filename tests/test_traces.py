@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from lensteer.traces import Trace, load_traces, save_traces
 
 QUESTIONS = ["Is it right?", "For example, take three. Why?", "naïve 🤔?", "So?", "The next step\u2028is what?"]
 TASKS = [Task(f"t{i}", "logic", "dev", text, "42", "exact") for i, text in enumerate(QUESTIONS)]
-OPTIONS = dict(n_samples=2, temperature=1.5, max_new_tokens=10, batch_size=4)
+OPTIONS: dict[str, Any] = dict(n_samples=2, temperature=1.5, max_new_tokens=10, batch_size=4)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_nothing_to_fit(model, traces):
 
 
 def test_probes_are_fitted_in_the_same_pass_and_leave_the_difference_as_it_is(model, traces, vectors, tmp_path):
-    options = dict(n_controls=4, n_bootstrap=20, seed=3)
+    options: dict[str, Any] = dict(n_controls=4, n_bootstrap=20, seed=3)
     recipe = Recipe("span", "rest", "token", "logistic")
     alone = fit_vectors(model, traces, window="span", negatives="rest", aggregation="token", construction="logistic")
     for recipes in ([Recipe(), recipe], [recipe, Recipe()]):
@@ -282,7 +283,7 @@ def rewrite(path, tensors=None, **header):
 
 def test_wrong_contents_are_refused_by_name(path, vectors):
     intact = path.read_bytes()
-    for change, message in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         (dict(tensors={"raw": torch.zeros(4, 3, 32)}), r"raw has shape \(4, 3, 32\), but 4 behaviors, 4 layers"),
         (dict(tensors={"raw": torch.zeros(4, 32)}), "raw has shape"),
         (dict(tensors={"mean_norm": torch.ones(3)}), "mean_norm has shape"),
@@ -295,7 +296,8 @@ def test_wrong_contents_are_refused_by_name(path, vectors):
         (dict(format=99), "has format 99"),
         (dict(recipe={"window": "nowhere"}), "unknown window 'nowhere'"),
         (dict(recipe={"power": 2}), "lacks a part of behavior vectors or has another"),
-    ]:
+    ]
+    for change, message in wrong:
         path.write_bytes(intact)
         rewrite(path, **change)
         with pytest.raises(LensteerError, match=message) as error:

@@ -43,8 +43,8 @@ class Server:
 @contextlib.contextmanager
 def jupyter_lab(folder: Path, root: Path) -> Iterator[Server]:
     """JupyterLab on the notebooks in `root`, with none of the user's settings."""
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    names += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    names = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
+    names += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
     dirs = {name: folder / name.lower() for name in names}
     for path in dirs.values():
         path.mkdir(parents=True, mode=0o700)
