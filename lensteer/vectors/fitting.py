@@ -12,7 +12,7 @@ import torch
 from lensteer import models
 from lensteer.activations import Window, stream_features, trace_key
 from lensteer.behaviors import BEHAVIORS
-from lensteer.directions import ContrastSums, ProbeFits, Recipe, isotropic
+from lensteer.directions import PAIRS, ContrastSums, ProbeFits, Recipe, isotropic
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
@@ -99,6 +99,8 @@ def fit_recipes(
 
     Arguments and errors are those of `fit_vectors`.
     """
+    if any(recipe.negatives == PAIRS for recipe in recipes):
+        raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
