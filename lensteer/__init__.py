@@ -18,6 +18,7 @@ from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, ef
 from lensteer.behaviors import BEHAVIORS, STEERED, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
+from lensteer.contrast import Pair, Text, complete_pairs, fit_directions, load_pairs, pair_traces, pair_up
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     GRAMMAR_MARGINS,
@@ -74,6 +75,7 @@ __all__ = [
     "Margins",
     "Modes",
     "NullTests",
+    "Pair",
     "PositionScope",
     "ReceiverHeads",
     "Sampling",
@@ -82,6 +84,7 @@ __all__ = [
     "Span",
     "SteeringPlan",
     "Task",
+    "Text",
     "TokenProjections",
     "Trace",
     "__version__",
@@ -92,6 +95,7 @@ __all__ = [
     "calibrate",
     "calibrate_many",
     "choose_coefficients",
+    "complete_pairs",
     "contrastive_pairs",
     "cosine_matrix",
     "efficiency",
@@ -103,16 +107,20 @@ __all__ = [
     "fidelity",
     "first",
     "fit_cache_vector",
+    "fit_directions",
     "fit_vectors",
     "generate_traces",
     "generated",
     "load_model",
+    "load_pairs",
     "load_tasks",
     "load_traces",
     "measure_modes",
     "models",
     "null_tests",
     "onsets",
+    "pair_traces",
+    "pair_up",
     "plots",
     "probe_accuracy",
     "prompt",
