@@ -18,6 +18,7 @@ from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, ef
 from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
+from lensteer.contrast import Pair, Text, complete_pairs, fit_directions, load_pairs, pair_traces, pair_up
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     GRAMMAR_MARGINS,
@@ -77,6 +78,7 @@ __all__ = [
     "Margins",
     "Modes",
     "NullTests",
+    "Pair",
     "PositionScope",
     "ReceiverHeads",
     "Sampling",
@@ -85,6 +87,7 @@ __all__ = [
     "Span",
     "SteeringPlan",
     "Task",
+    "Text",
     "TokenProjections",
     "Trace",
     "__version__",
@@ -95,6 +98,7 @@ __all__ = [
     "calibrate",
     "calibrate_many",
     "choose_coefficients",
+    "complete_pairs",
     "contrastive_pairs",
     "cosine_matrix",
     "efficiency",
@@ -106,18 +110,22 @@ __all__ = [
     "fidelity",
     "first",
     "fit_cache_vector",
+    "fit_directions",
     "fit_vectors",
     "generate_traces",
     "generated",
     "grammar",
     "labeling",
     "load_model",
+    "load_pairs",
     "load_tasks",
     "load_traces",
     "measure_modes",
     "models",
     "null_tests",
     "onsets",
+    "pair_traces",
+    "pair_up",
     "plots",
     "probe_accuracy",
     "prompt",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,55 +147,97 @@ def stream_features(
             finite (names the trace and the layer).
     """
     wanted = [Window.parse(window) for window in windows]
-    chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
-    if not chosen or not wanted or batch_size < 1:
-        raise LensteerError(
-            f"layers={layers!r}, windows={windows!r}, batch_size={batch_size}: give at least one of each"
+    if not wanted:
+        raise LensteerError(f"windows={windows!r}: give at least one")
+    kept = [i for i, trace in enumerate(traces) if trace.spans]
+    ranges = [_ranges(traces[i], wanted) for i in kept]
+    chosen = _checked_layers(model, layers, batch_size)
+    for number, rows in stream_means(
+        model,
+        [traces[i].ids for i in kept],
+        [traces[i].prompt_length for i in kept],
+        ranges,
+        layers=chosen,
+        site=site,
+        batch_size=batch_size,
+        name=lambda number: f"trace {kept[number]} (task {traces[kept[number]].task.id!r})",
+    ):
+        trace = traces[kept[number]]
+        lengths = torch.tensor([end - begin for begin, end in ranges[number]])
+        yield TraceFeatures(
+            index=kept[number],
+            key=trace_key(trace),
+            labels=tuple(span.label for span in trace.spans),
+            layers=chosen,
+            spans=rows[:-1].unflatten(0, (len(wanted), len(trace.spans))),
+            lengths=lengths[:-1].view(len(wanted), len(trace.spans)),
+            tokens=rows[-1],
+            n_tokens=int(lengths[-1]),
         )
+
+
+def stream_means(
+    model: TransformerBridge,
+    texts: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    ranges: Sequence[Sequence[tuple[int, int]]],
+    *,
+    layers: Sequence[int] | None = None,
+    site: str = "resid_post",
+    batch_size: int = 16,
+    name: Callable[[int], str] = "text {}".format,
+) -> Iterator[tuple[int, Float[Tensor, "row layer d_model"]]]:
+    """Run the model once over each text and yield its mean activations over ranges of positions, batch by batch.
+
+    Texts of similar length share a batch, padded on the right, so they come out of order. What is yielded is a view of
+    its batch's means: clone what is to be kept.
+
+    Args:
+        model: whose residual stream is read.
+        texts: token ids, special tokens and all.
+        prompt_lengths: how many of each text's ids are its prompt, as the scopes of plans that are on see it.
+        ranges: half-open ranges of each text's positions; each is a row of what is yielded for it.
+        layers: to read; all by default.
+        site: where in each block; see `models.SITES`.
+        batch_size: texts per forward, fewer where they are long (`MAX_TOKENS`).
+        name: what an error calls a text, by its number.
+
+    Yields:
+        The number of a text, and a mean per range, on the CPU, in single precision.
+
+    Raises:
+        LensteerError: an unknown layer or site, or an activation that is not finite (names the text and the layer).
+    """
+    chosen = _checked_layers(model, layers, batch_size)
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    while order:
+        n = max(1, min(batch_size, MAX_TOKENS // len(texts[order[0]])))
+        numbers, order = order[:n], order[n:]
+        batch = [texts[i] for i in numbers]
+        averaging = torch.zeros(len(batch), max(len(ranges[i]) for i in numbers), len(batch[0]))
+        for row, i in enumerate(numbers):
+            for r, (begin, end) in enumerate(ranges[i]):
+                averaging[row, r, begin:end] = 1 / (end - begin)
+        means = _averaged(model, batch, [prompt_lengths[i] for i in numbers], averaging, chosen, site)
+        for row, i in enumerate(numbers):
+            rows = means[row, : len(ranges[i])]
+            finite = rows.isfinite().all(dim=2).all(dim=0)
+            if not finite.all():
+                raise LensteerError(
+                    f"activations of layer {chosen[int(finite.int().argmin())]} are not finite in {name(i)}: load the "
+                    "model with a dtype of wider range (float32 or bfloat16), or leave it out"
+                )
+            yield i, rows
+
+
+def _checked_layers(model: TransformerBridge, layers: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
+    """The layers that were asked for, if the model has them all."""
+    chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
+    if not chosen or batch_size < 1:
+        raise LensteerError(f"layers={layers!r}, batch_size={batch_size}: give at least one of each")
     for layer in chosen:
         models.check_layer(model, layer)
-    order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: -len(traces[i].ids))
-    while order:
-        n = max(1, min(batch_size, MAX_TOKENS // len(traces[order[0]].ids)))
-        numbers, order = order[:n], order[n:]
-        yield from _features(model, {i: traces[i] for i in numbers}, wanted, chosen, site)
-
-
-def _features(
-    model: TransformerBridge, batch: dict[int, Trace], windows: list[Window], layers: tuple[int, ...], site: str
-) -> list[TraceFeatures]:
-    traces = list(batch.values())
-    ranges = [_ranges(trace, windows) for trace in traces]
-    longest = max(len(trace.ids) for trace in traces)
-    averaging = torch.zeros(len(traces), max(map(len, ranges)), longest)
-    for row, trace_ranges in enumerate(ranges):
-        for i, (begin, end) in enumerate(trace_ranges):
-            averaging[row, i, begin:end] = 1 / (end - begin)
-    means = _averaged(model, traces, averaging, layers, site)
-    out = []
-    for row, (index, trace) in enumerate(batch.items()):
-        rows = means[row, : len(ranges[row])]
-        finite = rows.isfinite().all(dim=2).all(dim=0)
-        if not finite.all():
-            layer = layers[int(finite.int().argmin())]
-            raise LensteerError(
-                f"activations of layer {layer} are not finite in trace {index} (task {trace.task.id!r}): "
-                "load the model with a dtype of wider range (float32 or bfloat16), or leave the trace out"
-            )
-        lengths = torch.tensor([end - begin for begin, end in ranges[row]])
-        out.append(
-            TraceFeatures(
-                index=index,
-                key=trace_key(trace),
-                labels=tuple(span.label for span in trace.spans),
-                layers=layers,
-                spans=rows[:-1].unflatten(0, (len(windows), len(trace.spans))),
-                lengths=lengths[:-1].view(len(windows), len(trace.spans)),
-                tokens=rows[-1],
-                n_tokens=int(lengths[-1]),
-            )
-        )
-    return out
+    return chosen
 
 
 def trace_key(trace: Trace) -> str:
@@ -217,13 +259,14 @@ def _ranges(trace: Trace, windows: list[Window]) -> list[tuple[int, int]]:
 
 def _averaged(
     model: TransformerBridge,
-    traces: list[Trace],
+    texts: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
     averaging: Float[Tensor, "batch row pos"],
     layers: tuple[int, ...],
     site: str,
 ) -> Float[Tensor, "batch row layer d_model"]:
     """Means over positions of each layer's residual stream, taken in its hook: no activations pile up."""
-    text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
+    text = right_padded(model, texts, prompt_lengths)
     means: dict[int, Tensor] = {}
 
     def read(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> None:

@@ -202,29 +202,65 @@ def final_norm_gain(model: TransformerBridge) -> Tensor:
     return gain.detach()
 
 
-def chat_text(model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, thinking: bool = True) -> str:
+def chat_text(
+    model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
+) -> str:
     """The prompt of a conversation, through the model's own chat template, up to where the assistant begins.
 
     Args:
         model: whose template to use.
         messages: a user's words, or messages with `role` and `content`.
+        system: the system prompt, in front of the messages; without one the template may write one of its own.
         thinking: given to the template as `enable_thinking`; templates without that variable ignore it.
 
     Raises:
-        LensteerError: the tokenizer has no chat template.
+        LensteerError: the tokenizer has no chat template, or its template cannot take a system prompt.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
     if not model.tokenizer.chat_template:
         raise LensteerError(
             f"the tokenizer of {fingerprint(model).name!r} has no chat template: use a chat model, or set "
             "model.tokenizer.chat_template"
         )
-    return str(
-        model.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    from jinja2 import TemplateError  # transformers renders templates with it
+
+    reason = "it leaves it out"
+    try:
+        text = str(
+            model.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
         )
-    )
+    except TemplateError as error:
+        if not system:
+            raise
+        text, reason = "", f"it says: {error}"
+    if system and system.strip() not in text:
+        raise LensteerError(
+            f"the chat template of {fingerprint(model).name!r} takes no system prompt ({reason}): put "
+            f"{system.strip()[:60]!r} into the user's prompt instead"
+        )
+    return text
+
+
+def encode_raw(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a text without a chat template, as the tokenizer makes them: with its BOS, where it writes one.
+
+    A text that begins with the BOS gets no second one, and no token is put at its end.
+    """
+    ids, bos = encode(model, text), model.tokenizer.bos_token_id
+    writes_bos = bos is not None and list(model.tokenizer("a").input_ids)[:1] == [bos]
+    return [int(bos), *ids] if writes_bos and ids[:1] != [bos] else ids
+
+
+def context_length(model: TransformerBridge) -> int | None:
+    """The most tokens that the model's positions are made for; None where its configuration does not say."""
+    config = model.original_model.config
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return None if longest is None else int(longest)
 
 
 def encode(model: TransformerBridge, text: str) -> list[int]:

@@ -139,3 +139,28 @@ def full_forward_gradients(model, ids, metric) -> torch.Tensor:
         logits = model.run_with_hooks(torch.tensor([list(ids)]), fwd_hooks=hooks)[0]
         gradients = torch.autograd.grad(metric(logits), [kept[layer] for layer in range(model.cfg.n_layers)])
     return torch.stack([gradient[0] for gradient in gradients])
+
+
+# --- pairs: one text at a time, every activation kept ---------------------------------------------
+
+
+def slow_pair_differences(model, pairs) -> torch.Tensor:
+    """Positive less negative of every pair, `[pair layer d_model]`; a side is (ids, positions that are averaged)."""
+    out = []
+    for pair in pairs:
+        means = []
+        for ids, positions in pair:
+            tokens = torch.tensor([list(ids)])
+            with torch.no_grad():
+                _, cache = model.run_with_cache(tokens, attention_mask=torch.ones_like(tokens))
+            layers = [cache[f"blocks.{layer}.hook_resid_post"][0] for layer in range(model.cfg.n_layers)]
+            means.append(torch.stack(layers)[:, list(positions)].double().mean(1))
+        out.append(means[0] - means[1])
+    return torch.stack(out)
+
+
+def slow_principal_component(differences) -> torch.Tensor:
+    """The PCA of both sides of pairs about each pair's own center, oriented and scaled by the mean difference."""
+    sides = torch.cat([differences / 2, -differences / 2])
+    normal = torch.linalg.svd(sides - sides.mean(0)).Vh[0]
+    return normal * (normal @ differences.mean(0))

@@ -181,3 +181,20 @@ def test_the_sibling_organisms_are_small_and_reason(name, kind):
     traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="dev", n=12), max_new_tokens=400), ls.grammar)
     assert sum(trace.finished and not trace.n_unparsed for trace in traces) >= 8
     assert sum(bool(trace.correct) for trace in traces) >= 6
+
+
+def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
+    analysis = load("politeness")
+    config = analysis.Config(
+        str(tiny_checkpoint()), n_random=2, n_requests=3, n_samples=2, max_spans=4, max_new_tokens=4
+    )
+    found = analysis.main(config)
+    assert list(found.arms) == ["unsteered", "taken away", "added", "control 0", "control 1"]
+    assert 0 <= found.layer < 4
+    assert all(0 <= arm.low <= arm.share <= arm.high <= 1 for arm in found.arms.values())
+    assert found.arms["unsteered"].p == 1
+    assert analysis.table(found).count("\n") == 1 + 5 + 3
+    pairs = ls.load_pairs("politeness")  # the rule tells the two sides of the written pairs apart
+    assert all(analysis.polite(pair.positive.completion) for pair in pairs)
+    assert not any(analysis.polite(pair.negative.completion) for pair in pairs)
+    assert not {pair.positive.prompt for pair in pairs} & set(analysis.REQUESTS)

@@ -28,7 +28,7 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("values", ["files", "results", "behaviors", "tasks", "positions", "units", "metrics", "progress"]),
     ("model", ["models", "twins", "rotary", "organism", "steering", "forward", "cache_steering", "generation"]),
     ("text", ["traces", "jobs", "splitting", "annotation", "alignment"]),
-    ("vectors", ["activations", "statistics", "directions", "vectors", "geometry", "projections"]),
+    ("vectors", ["activations", "statistics", "directions", "vectors", "contrast", "geometry", "projections"]),
     ("where", ["overlap", "attribution", "attention", "selection"]),
     ("intervene", ["calibration"]),
     ("measure", ["evaluation", "ablation"]),

@@ -1,4 +1,4 @@
-"""The command line: runs and their stages (`commands`), annotators (`annotating`), cache vectors (`caching`)."""
+"""The command line: runs and stages (`commands`), annotators, cache vectors, directions from pairs (`contrasting`)."""
 
 from lensteer.cli.commands import app, main
 

@@ -11,6 +11,7 @@ import typer
 
 from lensteer.cli.annotating import annotating
 from lensteer.cli.caching import caching
+from lensteer.cli.contrasting import directions
 from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
@@ -182,6 +183,7 @@ app.command("traces")(_beginning("Begin a run: generate its chains.", lambda run
 for _name in STAGES:
     if _name not in ("traces", "annotate"):
         app.command(_name)(_stage_command(_name))
+app.command("directions")(directions)
 app.add_typer(annotating, name="annotate")
 app.add_typer(caching, name="cache")
 

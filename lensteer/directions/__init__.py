@@ -1,9 +1,12 @@
-"""What a direction is made of: difference of means, its random controls, logistic probes."""
+"""What a direction is made of: difference of means, its random controls, logistic probes, components of pairs."""
 
+from lensteer.directions.components import PairComponents, principal_component
 from lensteer.directions.contrast import (
     AGGREGATIONS,
     CONSTRUCTIONS,
     NEGATIVES,
+    PAIR_CONSTRUCTIONS,
+    PAIRS,
     ContrastSums,
     Recipe,
     contrast_weights,
@@ -15,7 +18,10 @@ __all__ = [
     "AGGREGATIONS",
     "CONSTRUCTIONS",
     "NEGATIVES",
+    "PAIRS",
+    "PAIR_CONSTRUCTIONS",
     "ContrastSums",
+    "PairComponents",
     "Probe",
     "ProbeFits",
     "Recipe",
@@ -23,4 +29,5 @@ __all__ = [
     "cross_validated",
     "fit_probe",
     "isotropic",
+    "principal_component",
 ]

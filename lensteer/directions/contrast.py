@@ -21,25 +21,31 @@ from lensteer.statistics import WeightedSums, trace_generator
 NEGATIVES = ("all", "spans", "rest", "same_trace")
 AGGREGATIONS = ("token", "span", "trace")
 CONSTRUCTIONS = ("difference", "logistic")
+#: Of directions from pairs, whose sides are what is compared: see `lensteer.contrast`.
+PAIRS, PAIR_CONSTRUCTIONS = "pairs", ("difference", "pca", "logistic")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a direction is computed from spans.
+    """How a direction is computed from spans, or from pairs.
 
     Attributes:
-        window: which positions stand for a span; see `Window.parse`.
+        window: which positions stand for a span; see `Window.parse`. Of pairs, the position that they are read at; see
+            `contrast.Position.parse`.
         negatives: what is subtracted: the mean over "all" thinking tokens; over all "spans", in the same
             window; over the "rest", the spans of other behaviors; or "same_trace", the mean over all spans of
-            the positive's own trace.
+            the positive's own trace. "pairs" says that there are no spans, but pairs (`fit_directions`): the other
+            sides are subtracted.
         aggregation: what counts equally on both sides: each "token" of a window, each "span", or each
             "trace". The mean over "all" tokens is that of each trace first (as in the published code), but
             for "token".
         construction: the "difference" of the two means; or "logistic", the normal of a probe that tells a
-            behavior's spans from the others (see `probes`), to which negatives "spans" and "rest" are the same.
+            behavior's spans from the others (see `probes`), to which negatives "spans" and "rest" are the same. Of
+            pairs also "pca", the principal component of their differences (see `components`).
 
     Raises:
-        LensteerError: an unknown name, or a probe against "all" tokens, whose means are no spans.
+        LensteerError: an unknown name, a probe against "all" tokens, whose means are no spans, or a principal component
+            of spans, which have no differences.
     """
 
     window: str = "onset"
@@ -48,14 +54,24 @@ class Recipe:
     construction: str = "difference"
 
     def __post_init__(self) -> None:
+        if self.negatives == PAIRS:
+            if self.construction not in PAIR_CONSTRUCTIONS:
+                known = ", ".join(map(repr, PAIR_CONSTRUCTIONS))
+                raise LensteerError(f"unknown construction {self.construction!r} of pairs: choose one of {known}")
+            return
         object.__setattr__(self, "window", str(Window.parse(self.window)))
-        for name, value, known in (
+        if self.construction == "pca":
+            raise LensteerError(
+                "construction 'pca' is of differences within pairs, and spans have none: use fit_directions, or "
+                "'difference' or 'logistic' for spans"
+            )
+        for name, value, choices in (
             ("negatives", self.negatives, NEGATIVES),
             ("aggregation", self.aggregation, AGGREGATIONS),
             ("construction", self.construction, CONSTRUCTIONS),
         ):
-            if value not in known:
-                raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, known))}")
+            if value not in choices:
+                raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
         if self.construction == "logistic" and self.negatives == "all":
             raise LensteerError(
                 "a probe tells spans from spans, and negatives 'all' are means over tokens: choose 'spans', 'rest' or "
@@ -64,6 +80,8 @@ class Recipe:
 
     def __str__(self) -> str:
         how = "" if self.construction == "difference" else f", {self.construction}"
+        if self.negatives == PAIRS:
+            return f"{self.window} of pairs{how}"
         return f"{self.window} − {self.negatives} per {self.aggregation}{how}"
 
 

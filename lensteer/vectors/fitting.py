@@ -13,7 +13,7 @@ from lensteer import models
 from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
 from lensteer.behaviors import axis_of
-from lensteer.directions import ContrastSums, ProbeFits, Recipe, isotropic
+from lensteer.directions import PAIRS, ContrastSums, ProbeFits, Recipe, isotropic
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
@@ -101,6 +101,8 @@ def fit_recipes(
 
     Arguments and errors are those of `fit_vectors`.
     """
+    if any(recipe.negatives == PAIRS for recipe in recipes):
+        raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
     labels = axis_of(span.label for trace in traces for span in trace.spans) if labels is None else labels
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)

@@ -41,7 +41,8 @@ class Controls(Result):
     Attributes:
         isotropic: unit vectors, uniform over directions.
         covariance_matched: Gaussian, with the covariance of the spans' activations in the vectors' window.
-        shuffled: the vectors' own recipe, with labels permuted among the spans of each trace.
+        shuffled: the vectors' own recipe, with labels permuted among the spans of each trace; of pairs, with the sides
+            of each changed over at random (and for the principal component, which sides make a pair drawn anew).
     """
 
     isotropic: Float[Tensor, "control layer d_model"]
@@ -55,15 +56,16 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
 
     Attributes:
         raw: mean of the positives less mean of the negatives, unscaled; or of a probe, see the recipe.
-        mean_norm: length of the mean activation over all thinking tokens (each trace counting equally).
+        mean_norm: length of the mean activation over all thinking tokens (each trace counting equally); of pairs, over
+            their completions, or their prompts where there are none.
         labels: of the behavior axis: those with at least one span.
         layers: of the layer axis; `l` is the output of block `l`.
-        counts: spans of every behavior that was looked for; one without spans has 0 and no vector.
-        n_traces: traces with spans.
+        counts: spans of every behavior that was looked for; one without spans has 0 and no vector. Or its pairs.
+        n_traces: traces with spans, or pairs.
         recipe: how they were computed.
         provenance: model (id, revision, hashes of tokenizer and template), site, traces, library versions.
         controls: random vectors, if they were asked for.
-        replicates: the same vectors on resampled traces, if they were asked for; a replicate with no span of
+        replicates: the same vectors on resampled traces or pairs, if they were asked for; a replicate with no span of
             one of the behaviors is left out.
 
     Raises:

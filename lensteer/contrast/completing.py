@@ -1,0 +1,146 @@
+"""What a model answers on both sides of pairs, and pairs as annotated traces, for attribution and what follows it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lensteer import models
+from lensteer.alignment import align
+from lensteer.behaviors import Sentence
+from lensteer.contrast.pairs import Pair, Text
+from lensteer.contrast.positions import encode_text
+from lensteer.errors import LensteerError
+from lensteer.generation import Generated, generate
+from lensteer.jobs import Job, chain_seed, trace_of
+from lensteer.splitting import split_sentences
+from lensteer.tasks import Task
+from lensteer.traces import Trace, with_spans
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+SPANS = ("completion", "sentence")
+
+
+def complete_pairs(
+    model: TransformerBridge,
+    pairs: Sequence[Pair],
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    thinking: bool = True,
+) -> list[Pair]:
+    """Let the model answer on each side that has no completion: for pairs of system prompts, as in persona vectors.
+
+    Each distinct prompt is answered once. The token that ends an answer is no part of it.
+
+    Args:
+        model: the bridge; plans that are on apply.
+        pairs: such as those of a persona trait.
+        max_new_tokens: per answer.
+        temperature: 0 is greedy.
+        top_p: as in `generate_traces`.
+        seed: of all draws; each prompt has a seed of its own.
+        batch_size: answers that are made together.
+        thinking: whether the template opens `<think>`, where it has that choice.
+
+    Returns:
+        The pairs with completions (kept as the very tokens). One with an empty answer is left out, with a warning.
+
+    Raises:
+        LensteerError: no pairs, an impossible number, a text that cannot be encoded, or no answer at all.
+    """
+    if not pairs or batch_size < 1:
+        raise LensteerError(f"{len(pairs)} pairs, batch_size={batch_size}: give at least one of each")
+    texts = [text for pair in pairs for text in (pair.positive, pair.negative) if not text.answered]
+    prompts = {text: encode_text(model, text, thinking=thinking)[1].ids for text in dict.fromkeys(texts)}
+    order = sorted(prompts, key=lambda text: len(prompts[text]))
+    ends = models.end_ids(model)
+    written: dict[Text, Text] = {}
+    for begin in range(0, len(order), batch_size):
+        batch = order[begin : begin + batch_size]
+        results = generate(
+            model,
+            [prompts[text] for text in batch],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seeds=[chain_seed(seed, hashlib.sha256(repr(prompts[text]).encode()).hexdigest(), 0) for text in batch],
+        )
+        for text, result in zip(batch, results, strict=True):
+            ids = result.ids[:-1] if result.ids and result.ids[-1] in ends else result.ids
+            said, _ = models.decode_offsets(model.tokenizer, ids)
+            written[text] = replace(text, completion=said, completion_ids=ids)
+    done = []
+    for pair in pairs:
+        sides = [written.get(text, text) for text in (pair.positive, pair.negative)]
+        if all(side.answered for side in sides):
+            done.append(replace(pair, positive=sides[0], negative=sides[1]))
+    if not done:
+        raise LensteerError(f"the model's answers to all {len(pairs)} pairs are empty: try another seed or prompts")
+    if len(done) < len(pairs):
+        warnings.warn(f"{len(pairs) - len(done)} of {len(pairs)} pairs left out: an empty answer", stacklevel=2)
+    return done
+
+
+def pair_traces(
+    model: TransformerBridge,
+    pairs: Sequence[Pair],
+    *,
+    spans: str = "completion",
+    negatives: bool = False,
+    thinking: bool = True,
+) -> list[Trace]:
+    """Pairs with completions as annotated traces, so that `attribute` and all that follows it take one's own concept.
+
+    A positive completion is a trace with spans of the concept's label; the onset of the first is the last prompt token.
+
+    Args:
+        model: whose tokens these are.
+        pairs: with completions.
+        spans: one for the whole "completion", or one for every "sentence" in it.
+        negatives: also make traces of the negative sides, labeled "not LABEL" (`attribute(method="signed")` needs spans
+            of something else).
+        thinking: as in `fit_directions`.
+
+    Raises:
+        LensteerError: no pairs, an unknown option, a pair without a completion, a text that cannot be encoded.
+    """
+    if spans not in SPANS:
+        raise LensteerError(f"unknown spans {spans!r}: choose one of {', '.join(map(repr, SPANS))}")
+    if not pairs:
+        raise LensteerError("no pairs: load some with load_pairs")
+    traces = []
+    for number, pair in enumerate(pairs):
+        sides = [(pair.positive, pair.label), (pair.negative, f"not {pair.label}")]
+        for text, label in sides[: 1 + negatives]:
+            if not text.answered:
+                raise LensteerError(
+                    f"pair {number} ({pair.label!r}) has no completion to make a trace of: give one, or let the model "
+                    "write it (complete_pairs)"
+                )
+            try:
+                traces.append(_trace(model, text, label, number, spans, thinking))
+            except LensteerError as error:
+                raise LensteerError(f"pair {number} ({pair.label!r}): {error}") from error
+    return traces
+
+
+def _trace(model: TransformerBridge, text: Text, label: str, number: int, spans: str, thinking: bool) -> Trace:
+    prompt, encoded = encode_text(model, text, thinking=thinking)
+    prompt_ids, ids = encoded.ids[: encoded.n_prompt], encoded.ids[encoded.n_prompt :]
+    task = Task(f"{label}-{number}", label, "train", text.prompt)
+    trace = trace_of(model, Job(task, 0, prompt, prompt_ids), Generated(ids, True))
+    places = split_sentences(trace.response)
+    if spans == "completion":
+        places = [(places[0][0], places[-1][1])]
+    sentences = [Sentence(label, trace.response[begin:end]) for begin, end in places]
+    placed = align(sentences, trace.response, trace.offsets, prompt_length=len(prompt_ids), labels=(label,))
+    return with_spans(trace, placed.spans, 0)

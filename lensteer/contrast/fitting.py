@@ -1,0 +1,280 @@
+"""From pairs to vectors, in one pass: each distinct text is run once, and kept until its last pair is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lensteer import models
+from lensteer._version import __version__
+from lensteer.activations import TraceFeatures, stream_means
+from lensteer.contrast.formats import load_pairs
+from lensteer.contrast.pairs import Pair
+from lensteer.contrast.positions import Encoded, Position, encode_text
+from lensteer.directions import PAIRS, ContrastSums, PairComponents, ProbeFits, Recipe, isotropic
+from lensteer.directions.probes import check_memory
+from lensteer.errors import LensteerError
+from lensteer.vectors import BehaviorVectors, Controls
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_LIBRARIES = ("torch", "transformers", "transformer-lens")
+_SIDES = ("positive", "negative")
+#: Of two sides: mean of the positive ones less mean of the others, each pair counting equally.
+_SPANS = Recipe("onset", "rest", "span")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A text's tokens, what is read of them, and what stands for all of them."""
+
+    ids: tuple[int, ...]
+    at: tuple[int, int]
+    every: tuple[int, int]
+    n_prompt: int
+
+
+def fit_directions(
+    model: TransformerBridge,
+    pairs: Sequence[Any],
+    *,
+    position: str | int | Position | None = None,
+    construction: str = "difference",
+    layers: Sequence[int] | None = None,
+    site: str = "resid_post",
+    n_controls: int = 0,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    batch_size: int = 16,
+    thinking: bool = True,
+) -> BehaviorVectors:
+    """Fit one direction per concept and layer from pairs of texts that differ in it.
+
+    With xᵢ⁺ and xᵢ⁻ the mean activations of pair i's sides over the tokens of `position`, and dᵢ = xᵢ⁺ − xᵢ⁻:
+
+    - `difference`: d̄, as in CAA (Rimsky et al., arXiv 2312.06681) and persona vectors (arXiv 2507.21509).
+    - `pca`: n̂ ⟨n̂, d̄⟩, n̂ the direction of the largest Σ ⟨n̂, dᵢ⟩² (Zou et al., arXiv 2310.01405; see
+      `directions.components`).
+    - `logistic`: n̂ ⟨n̂, d̄⟩, n̂ the normal of a penalized logistic regression that tells the two sides apart (see
+      `directions.probes`).
+
+    So the length of each compares with d̄'s, and coefficient 1 adds what lies between the sides. Controls, replicates
+    and `mean_norm` are those of `fit_vectors`, with pairs in the place of traces: `shuffled` changes over the sides of
+    each pair at random, `covariance_matched` has the covariance of both sides of all pairs.
+
+    Args:
+        model: whose residual stream is read.
+        pairs: from `load_pairs` or `pair_up`, of one concept or several; or any list that `load_pairs` takes.
+        position: where to read; see `Position.parse`. By default where the pairs say, or else in the mean over the
+            completions ("answer"), or at the "last_prompt" token if there are none.
+        construction: "difference", "pca" or "logistic". The latter two keep the features of all pairs,
+            `8 · pairs · layers · d_model` bytes, up to a limit of 4 GiB.
+        layers: by default all.
+        site: where in each block; steering acts on resid_post, so others are for study.
+        n_controls: random vectors of each kind, from the same pass; see `Controls`.
+        n_bootstrap: replicates on resampled pairs, from the same pass.
+        seed: of controls and replicates.
+        batch_size: texts per forward.
+        thinking: whether the template opens `<think>`, where it has that choice.
+
+    Returns:
+        A vector per concept, in the order in which the pairs name them; `counts` are their pairs.
+
+    Raises:
+        LensteerError: before the first forward: no pairs, an unknown option or layer, a text without the position that
+            is read or longer than the context, a template that cannot take a system prompt, a pair whose sides are the
+            same up to where they are read. Later: activations that are not finite.
+    """
+    chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
+    for layer in chosen:
+        models.check_layer(model, layer)
+    models.resid_hook(0, site)  # raises
+    pairs = [*pairs] if all(isinstance(pair, Pair) for pair in pairs) and pairs else load_pairs(list(pairs))
+    where = chosen_position(pairs, position)
+    recipe = Recipe(str(where), PAIRS, "span", construction)
+    if not chosen or batch_size < 1 or n_controls < 0 or n_bootstrap < 0:
+        raise LensteerError(
+            f"layers={layers!r}, batch_size={batch_size}, n_controls={n_controls}, n_bootstrap={n_bootstrap}: give at "
+            "least one layer and text per batch, and no negative number"
+        )
+    if construction != "difference":
+        check_memory(2 * len(pairs), len(chosen), models.d_model(model))
+    read = [_read(model, number, pair, where, thinking) for number, pair in enumerate(pairs)]
+    keys = _keys(pairs, read)
+
+    labels = tuple(dict.fromkeys(pair.label for pair in pairs))
+    size = len(chosen), models.d_model(model)
+    sums = {label: _accumulator(construction, *size, n_controls, n_bootstrap, seed) for label in labels}
+    pooled = ContrastSums(_SPANS, _SIDES, *size, n_controls=n_controls, seed=seed)
+    for features in _stream(model, read, keys, chosen, site, batch_size):
+        sums[pairs[features.index].label].add(features)
+        pooled.add(features)
+
+    controls = replicates = None
+    if n_controls:
+        shuffled = torch.stack([each.shuffled()[:, 0] for each in sums.values()], dim=1)
+        draws = isotropic(n_controls, *size, seed=seed)
+        controls = Controls(draws.float(), pooled.covariance_matched().float(), shuffled.float())
+    if n_bootstrap:
+        replicates = torch.stack([each.replicates()[:, 0] for each in sums.values()], dim=1).float()
+        replicates = replicates[replicates.flatten(1).isfinite().all(dim=1)]
+    used = [*_LIBRARIES, *(["scikit-learn"] if construction == "logistic" else [])]
+    return BehaviorVectors(
+        raw=torch.stack([each.difference()[0] for each in sums.values()]).float(),
+        mean_norm=pooled.all_tokens().norm(dim=-1).float(),
+        labels=labels,
+        layers=chosen,
+        counts=dict(Counter(pair.label for pair in pairs)),
+        n_traces=len(pairs),
+        recipe=recipe,
+        provenance={
+            "model": models.fingerprint(model).to_dict(),
+            "site": site,
+            "pairs": hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
+            "seed": seed,
+            "versions": {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}},
+        },
+        controls=controls,
+        replicates=replicates,
+    )
+
+
+def chosen_position(pairs: Sequence[Pair], position: str | int | Position | None = None) -> Position:
+    """Where pairs are read if nobody says more.
+
+    Raises:
+        LensteerError: an unknown position, or pairs that differ in where they are to be read.
+    """
+    if position is not None:
+        return Position.parse(position)
+    wanted: dict[str, int] = {}
+    for number, pair in enumerate(pairs):
+        own = pair.position
+        if own is None:
+            answers = [pair.positive.answered, pair.negative.answered]
+            if any(answers) != all(answers):
+                raise LensteerError(
+                    f"pair {number} ({pair.label!r}) has a completion on one side only: give both one, or say where to "
+                    "read, such as position='last'"
+                )
+            own = "answer" if all(answers) else "last_prompt"
+        wanted.setdefault(str(Position.parse(own)), number)
+    if len(wanted) > 1:
+        (first, i), (second, j), *_ = wanted.items()
+        raise LensteerError(
+            f"pair {i} is read at {first!r} and pair {j} at {second!r}: fit them apart, or say position={second!r}"
+        )
+    return Position.parse(next(iter(wanted)))
+
+
+def _read(model: TransformerBridge, number: int, pair: Pair, position: Position, thinking: bool) -> tuple[_Read, _Read]:
+    """Both sides as tokens and ranges, checked."""
+    found = []
+    for side, text in zip(_SIDES, (pair.positive, pair.negative), strict=True):
+        try:
+            _, encoded = encode_text(model, text, thinking=thinking)
+            found.append(_Read(encoded.ids, position.bounds(model, encoded), _every(encoded), encoded.n_prompt))
+        except LensteerError as error:
+            raise LensteerError(f"pair {number} ({pair.label!r}), {side} side: {error}") from error
+    one, other = found
+    if one.at == other.at and one.ids[: one.at[1]] == other.ids[: other.at[1]]:
+        raise LensteerError(
+            f"pair {number} ({pair.label!r}): both sides are the same tokens up to where they are read, "
+            f"{str(position)!r}, so nothing differs there: read a later position, such as 'answer' or 'last'"
+        )
+    return one, other
+
+
+def _every(text: Encoded) -> tuple[int, int]:
+    """What `mean_norm` is over: the completion, or the prompt without its first token."""
+    if len(text.ids) > text.n_prompt:
+        return text.n_prompt, len(text.ids)
+    return min(1, text.n_prompt - 1), text.n_prompt
+
+
+def _keys(pairs: Sequence[Pair], read: Sequence[tuple[_Read, _Read]]) -> list[str]:
+    """Names of pairs that do not depend on their order; a pair that comes again has a number."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for pair, sides in zip(pairs, read, strict=True):
+        name = f"{pair.label}|{hashlib.sha256(repr(sides).encode()).hexdigest()[:16]}"
+        keys.append(f"{name}|{seen[name]}")
+        seen[name] += 1
+    return keys
+
+
+def _accumulator(
+    construction: str, n_layers: int, d_model: int, n_controls: int, n_bootstrap: int, seed: int
+) -> ContrastSums | ProbeFits | PairComponents:
+    if construction == "pca":
+        return PairComponents(n_layers, d_model, n_controls=n_controls, n_bootstrap=n_bootstrap, seed=seed)
+    return (ProbeFits if construction == "logistic" else ContrastSums)(
+        Recipe("onset", "rest", "span", construction),
+        _SIDES,
+        n_layers,
+        d_model,
+        n_controls=n_controls,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+
+
+def _stream(
+    model: TransformerBridge,
+    read: Sequence[tuple[_Read, _Read]],
+    keys: Sequence[str],
+    layers: tuple[int, ...],
+    site: str,
+    batch_size: int,
+) -> Iterator[TraceFeatures]:
+    """Each pair as a trace of two spans, as soon as both of its texts have been run."""
+    texts = list(dict.fromkeys(side for sides in read for side in sides))
+    users: dict[_Read, list[int]] = {text: [] for text in texts}
+    for number, sides in enumerate(read):
+        for side in sides:
+            users[side].append(number)
+    left = {text: len(numbers) for text, numbers in users.items()}
+    kept: dict[_Read, Tensor] = {}
+
+    def name(i: int) -> str:
+        number = users[texts[i]][0]
+        return f"pair {number} ({_SIDES[read[number].index(texts[i])]} side)"
+
+    for i, rows in stream_means(
+        model,
+        [text.ids for text in texts],
+        [text.n_prompt for text in texts],
+        [(text.at, text.every) for text in texts],
+        layers=layers,
+        site=site,
+        batch_size=batch_size,
+        name=name,
+    ):
+        kept[texts[i]] = rows.clone()
+        for number in users[texts[i]]:
+            sides = read[number]
+            if not all(side in kept for side in sides):
+                continue
+            both = torch.stack([kept[side] for side in sides])  # side, row, layer, d_model
+            yield TraceFeatures(
+                index=number,
+                key=keys[number],
+                labels=_SIDES,
+                layers=layers,
+                spans=both[None, :, 0],
+                lengths=torch.tensor([[side.at[1] - side.at[0] for side in sides]]),
+                tokens=both[:, 1].mean(0),
+                n_tokens=sum(side.every[1] - side.every[0] for side in sides),
+            )
+            for side in sides:
+                left[side] -= 1
+                if not left[side]:
+                    del kept[side]

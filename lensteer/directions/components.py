@@ -1,0 +1,113 @@
+"""The principal component of pairs' differences. Knows nothing of models, files or what the pairs are about.
+
+Like a probe it is no sum over pairs: the features of all pairs stay in memory, within the same limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensteer.activations import TraceFeatures
+from lensteer.directions.contrast import times_drawn
+from lensteer.directions.probes import check_memory
+from lensteer.statistics import trace_generator
+
+
+def principal_component(
+    differences: Float[Tensor, "pair d_model"], weights: Float[Tensor, " pair"] | None = None
+) -> Float[Tensor, " d_model"]:
+    """The direction along which differences are largest, as long as their mean along it: n̂ ⟨n̂, d̄⟩.
+
+    n̂ maximizes Σᵢ wᵢ ⟨n̂, dᵢ⟩², the second moment about zero. So the mean difference counts, and which side of a pair
+    comes first does not: it is the PCA of the pairs' sides about each pair's own center, as in repeng ("pca_center")
+    and, with signs drawn at random, in Zou et al. (arXiv 2310.01405). PCA of the differences about *their* mean
+    (repeng's "pca_diff") would remove just what the pairs have in common. n̂'s sign is that of the mean difference.
+
+    Args:
+        differences: positive less negative, fp64.
+        weights: of the pairs; equal by default.
+
+    Returns:
+        NaN where no pair has weight.
+    """
+    weights = differences.new_ones(len(differences)) if weights is None else weights
+    if not weights.sum() > 0:
+        return differences.new_full(differences.shape[1:], torch.nan)
+    mean = (weights / weights.sum()) @ differences
+    rows = differences * weights.sqrt()[:, None]
+    if len(rows) < rows.shape[1]:  # of the two Gram matrices the smaller
+        normal = rows.T @ torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -1]
+        normal = normal / normal.norm().clamp_min(1e-300)
+    else:
+        normal = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+    return normal * (normal @ mean)
+
+
+class PairComponents:
+    """Keeps pairs' features, then finds a component per layer. Used as `ContrastSums` is, by pairs only.
+
+    Features take `8 · pairs · layers · d_model` bytes. Changing over the sides of pairs leaves a principal component as
+    it is, so its shuffled control draws anew which sides make a pair.
+
+    Args:
+        n_layers: size of the layer axis.
+        d_model: width of the residual stream.
+        n_controls: shuffled vectors.
+        n_bootstrap: replicates.
+        seed: of all randomness.
+    """
+
+    def __init__(
+        self, n_layers: int, d_model: int, *, n_controls: int = 0, n_bootstrap: int = 0, seed: int = 0
+    ) -> None:
+        self._shape = n_layers, d_model
+        self.n_controls, self.n_bootstrap, self.seed = n_controls, n_bootstrap, seed
+        self._kept: dict[str, tuple[Float[Tensor, "side layer d_model"], Float[Tensor, " replicate"]]] = {}
+
+    def add(self, features: TraceFeatures) -> None:
+        """Take in one pair: two spans, the positive side first.
+
+        Raises:
+            LensteerError: the features outgrow the memory limit.
+        """
+        assert len(features.labels) == 2
+        assert features.key not in self._kept
+        check_memory(2 * (len(self._kept) + 1), *self._shape)
+        self._kept[features.key] = features.spans[0].clone(), times_drawn(features, self.n_bootstrap, self.seed)
+
+    def _sides(self) -> Float[Tensor, "pair side layer d_model"]:
+        """In the order of their keys, so that the order of the pairs changes no draw."""
+        return torch.stack([self._kept[key][0] for key in sorted(self._kept)])
+
+    def difference(self) -> Float[Tensor, "1 layer d_model"]:
+        """The component of the pairs' differences."""
+        return self._found([self._sides()])
+
+    def shuffled(self) -> Float[Tensor, "control 1 layer d_model"]:
+        """The same, on pairs drawn anew from all sides."""
+        sides = self._sides()
+        key = hashlib.sha256("\n".join(sorted(self._kept)).encode()).hexdigest()
+        orders = torch.rand(
+            self.n_controls, 2 * len(sides), generator=trace_generator(self.seed, "pairing", key)
+        ).argsort(dim=1)
+        return self._found([sides.flatten(0, 1)[order].view_as(sides) for order in orders])[:, None]
+
+    def replicates(self) -> Float[Tensor, "replicate 1 layer d_model"]:
+        """The same, on resampled pairs (Poisson bootstrap); NaN where none was drawn."""
+        sides = self._sides()
+        drawn = torch.stack([self._kept[key][1] for key in sorted(self._kept)], dim=1)
+        return self._found([sides] * self.n_bootstrap, drawn)[:, None]
+
+    def _found(
+        self, arms: list[Tensor], weights: Float[Tensor, "arm pair"] | None = None
+    ) -> Float[Tensor, "arm layer d_model"]:
+        out = torch.empty(len(arms), *self._shape, dtype=torch.float64)
+        for a, sides in enumerate(arms):
+            for layer in range(self._shape[0]):
+                differences = (sides[:, 0, layer] - sides[:, 1, layer]).double()
+                out[a, layer] = principal_component(differences, None if weights is None else weights[a])
+        return out
