@@ -30,33 +30,43 @@ def percent(share):
     return f"{100 * share:.1f} %"
 
 
-@pytest.mark.parametrize("behavior", ["adding-knowledge", "example-testing", "uncertainty-estimation", "backtracking"])
-def test_the_readmes_table_is_the_first_runs(behavior):
-    down, base, up, words, text = table("mini_r1_first_run")[behavior]
-    low, high = EFFECTS[behavior, "down"], EFFECTS[behavior, "up"]
-    assert base == percent(high["base"])
-    assert up == percent(high["share"])
-    assert words == percent(EFFECTS[behavior, "words"]["share"])
-    assert down == ("base rate too low" if low["verdict"] == "base rate too low" else percent(low["share"]))
-    broken = ARMS[f"{behavior}/up"]["text"] != "within the margins"
-    assert text == ("worse when added" if broken else "as unsteered")
+def summary_of(name):
+    return json.loads((ROOT / "analyses" / "results" / f"{name}_summary.json").read_text(encoding="utf-8"))
 
 
-def test_the_readmes_claims_are_the_first_runs():
-    """Every rise, every fall that can be tested, the largest p, and what is left without cue words."""
-    tested = [row for (_, kind), row in EFFECTS.items() if kind != "words" and row["p_holm"] is not None]
-    assert len(tested) == 7
-    assert all((row["change"] > 0) is (row["kind"] == "up") for row in tested)
+@pytest.mark.parametrize(("name", "file"), [("mini_r1", "mini_r1"), ("organism_demo", "organism_demo")])
+def test_the_readmes_tables_are_the_runs(name, file):
+    run, rows = summary_of(file), table(name)
+    assert len(rows) == run["shown.n_behaviors"] == 4
+    for behavior, (down, base, up, words) in rows.items():
+        for kind, cell in (("down", down), ("up", up)):
+            share, verdict = run[f"effect.{behavior}.{kind}.sentences.share"], run[f"shown.{behavior}.{kind}_verdict"]
+            assert cell == f"{percent(share)} ({verdict})"
+        assert base == percent(run[f"effect.{behavior}.up.sentences.base"])
+        assert words == percent(run[f"effect.{behavior}.words.sentences.share"])
+
+
+def test_the_readmes_claims_are_the_runs_on_mini_r1():
+    """Every tested direction moves as it should, the largest p, what goes beyond all controls, and what shuffled do."""
+    run = summary_of("mini_r1")
+    assert run["model.name"] == "mini-r1"
+    tested = {
+        (behavior, kind): f"effect.{behavior}.{kind}.sentences"
+        for behavior in table("mini_r1")
+        for kind in ("down", "up")
+        if run[f"effect.{behavior}.{kind}.sentences.p_holm"] is not None
+    }
+    assert len(tested) == run["shown.n_tested"] == 7
+    assert all((run[f"{path}.change"] > 0) is (kind == "up") for (_, kind), path in tested.items())
     (largest,) = re.findall(r"p ≤ (\.\d+) after Holm", README)
-    assert max(row["p_holm"] for row in tested) <= float(largest)
-    blind = next(
-        row
-        for row in FIRST
-        if (row.get("behavior"), row.get("kind")) == ("backtracking", "up")
-        and row["annotator"].endswith("cue words masked")
-    )
-    assert blind["events"] < EFFECTS["backtracking", "up"]["events"] / 10
-    assert "nearly all in its cue words" in README
+    assert max(run[f"{path}.p_holm"] for path in tested.values()) <= float(largest)
+    pools = ("isotropic", "covariance_matched", "shuffled")
+    beyond = [key for key, path in tested.items() if all(run[f"{path}.{pool}.rank"] == 1 for pool in pools)]
+    assert beyond == [("adding-knowledge", "up")]
+    assert sum(run[f"random.L15.{pool}.n"] for pool in pools) == 60
+    assert run["effect.backtracking.up.sentences.shuffled.z"] < 0 < run["effect.backtracking.up.sentences.change"]
+    assert {run[f"site.{behavior}.layer"] for behavior in table("mini_r1")} == {15}
+    assert (run["evaluation.n_tasks"], run["evaluation.n_samples"]) == (50, 8)
 
 
 def test_the_first_runs_choices_are_those_that_were_fixed():
@@ -71,16 +81,8 @@ def test_the_first_runs_choices_are_those_that_were_fixed():
     assert len(ARMS) == 13
 
 
-def test_the_readmes_demo_is_the_demos():
-    demo = json.loads((ROOT / "analyses" / "results" / "organism_demo_summary.json").read_text(encoding="utf-8"))
-    rows = table("organism_demo")
-    assert len(rows) == demo["shown.n_behaviors"] == 4
-    for behavior, (down, base, up, words) in rows.items():
-        for kind, cell in (("down", down), ("up", up)):
-            share, verdict = demo[f"effect.{behavior}.{kind}.sentences.share"], demo[f"shown.{behavior}.{kind}_verdict"]
-            assert cell == f"{percent(share)} ({verdict})"
-        assert base == percent(demo[f"effect.{behavior}.up.sentences.base"])
-        assert words == percent(demo[f"effect.{behavior}.words.sentences.share"])
+def test_the_readmes_demo_is_as_large_as_it_says():
+    demo = summary_of("organism_demo")
     said = f"{demo['evaluation.n_tasks']} held-out tasks, one chain each, {demo['evaluation.n_random']} control vectors"
     assert said in README
     assert (demo["evaluation.n_samples"], demo["config.tasks"]) == (1, "organism")
