@@ -2,8 +2,8 @@
 
 From pairs to a measured effect: `fit_directions` on written pairs, the layer from exact attribution scores on the
 polite answers, then answers to requests that no pair holds: unsteered, with the difference taken away and added at
-every generated token, and with control vectors of the same length added. The measure is a rule, the share of answers
-with a word of courtesy: the crudest that could do, and words are all it sees.
+every generated token, and with control vectors of the same length added (`evaluate`). The measure is a rule, the share
+of answers with a word of courtesy: the crudest that could do, and words are all it sees.
 
     python analyses/politeness.py --model SmolLM2-135M-Instruct
 """
@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass, replace
-
-import numpy as np
-import torch
+from dataclasses import dataclass
 
 import lensteer as ls
-from lensteer.statistics import bootstrap_interval, sign_flip_test
 
 COURTESY = re.compile(
     r"\b(?:please|thanks?|thank you|sorry|apolog\w+|welcome|glad(?:ly)?|happy to|delighted|pleasure|kind(?:ly)?|"
@@ -59,7 +55,8 @@ class Config:
         pairs: Any source that `load_pairs` takes.
         layer: Where to steer; by default chosen from attribution scores.
         coefficient: In multiples of the difference, both ways.
-        n_random: Control vectors with the covariance of the pairs' activations, each as long as the difference.
+        n_random: Control vectors of each of two kinds, as long as the difference: with the covariance of the pairs'
+            activations, and from pairs whose sides are shuffled.
         n_requests: Of `REQUESTS`.
         n_samples: Answers per request and arm.
         max_spans: Polite answers that are scored.
@@ -81,84 +78,50 @@ class Config:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Of one arm: the share of answers with a word of courtesy, 95 % interval over requests, p against unsteered."""
-
-    share: float
-    low: float
-    high: float
-    p: float
-    words: float
-    sample: str
+def courtesy(trace: ls.Trace) -> float:
+    """1 for an answer with a word of courtesy, else 0."""
+    return float(COURTESY.search(trace.response) is not None)
 
 
-@dataclass(frozen=True)
-class Result:
-    """Where was steered and why, and the arms: "unsteered", "taken away", "added", and "control 0" and on."""
-
-    layer: int
-    why: str
-    arms: dict[str, Arm]
-
-
-def polite(text: str) -> bool:
-    """Whether a text holds a word of courtesy."""
-    return COURTESY.search(text) is not None
-
-
-def main(config: Config) -> Result:
-    """Fit, choose a layer, steer, and count."""
+def main(config: Config) -> ls.Evaluation:
+    """Fit, choose a layer, steer both ways, and count, beside control vectors."""
     model = ls.load_model(config.model)
     pairs = ls.load_pairs(config.pairs)
     vectors = ls.fit_directions(model, pairs, n_controls=config.n_random, seed=config.seed)
     (label,) = vectors.labels
-    layer, why = config.layer, "given"
-    if layer is None:
+    if config.layer is not None:
+        site = {label: config.layer}
+    else:
         traces = ls.pair_traces(model, pairs)
         scores = ls.attribute(model, traces, vectors, coefficient=0.1, max_spans=config.max_spans, seed=config.seed)
-        site = ls.select_layers(scores, ls.embedding_overlap(model, vectors), behaviors=[label])
-        layer, why = site[label], site.why[label]
-
-    own = vectors[label]
-    plans = {"unsteered": None, "taken away": (own, -config.coefficient), "added": (own, config.coefficient)}
-    for i, draw in enumerate(vectors.random("covariance_matched") if config.n_random else []):
-        matched = replace(draw, raw=draw.raw * (own.raw.norm(dim=-1) / draw.raw.norm(dim=-1))[:, None])
-        plans[f"control {i}"] = (matched, config.coefficient)
+        site = dict(ls.select_layers(scores, ls.embedding_overlap(model, vectors), behaviors=[label]))
     tasks = [ls.Task(f"request-{i}", label, "test", text) for i, text in enumerate(REQUESTS[: config.n_requests])]
-    hits: dict[str, np.ndarray] = {}
-    arms = {}
-    for name, edit in plans.items():
-        plan = None if edit is None else ls.SteeringPlan(edit[0], layer, edit[1], scope=ls.generated)
-        answers = ls.generate_traces(
-            model,
-            tasks,
-            n_samples=config.n_samples,
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-            plans=[plan] * len(tasks),
-        )
-        found = torch.tensor([polite(answer.response) for answer in answers]).view(len(tasks), -1)
-        hits[name] = found.double().mean(1).numpy()
-        interval = bootstrap_interval(hits[name], seed=config.seed)
-        arms[name] = Arm(
-            float(interval.estimate),
-            float(interval.low),
-            float(interval.high),
-            sign_flip_test(hits[name], hits["unsteered"], seed=config.seed),
-            float(np.mean([len(answer.response.split()) for answer in answers])),
-            answers[0].response,
-        )
-    return Result(layer, why, arms)
+    return ls.evaluate(
+        model,
+        tasks,
+        vectors,
+        site,
+        config.coefficient,
+        measure=courtesy,
+        pools=["covariance_matched", "shuffled"],
+        n_random=config.n_random,
+        control_samples=1,
+        sampling=ls.Sampling(config.n_samples, config.temperature, config.seed, config.max_new_tokens),
+        seed=config.seed,
+        progress=True,
+    )
 
 
-def table(result: Result) -> str:
-    """The arms, a line each, and the first answer of the first three."""
-    rows = [f"layer {result.layer}: {result.why}", f"{'arm':12} {'share':>6} {'95 %':>13} {'p':>6} {'words':>6}"]
-    for name, arm in result.arms.items():
-        rows.append(f"{name:12} {arm.share:6.2f} {arm.low:6.2f}–{arm.high:.2f} {arm.p:9.4f} {arm.words:6.1f}")
-    return "\n".join(rows + [f"{name}: {arm.sample!r}" for name, arm in list(result.arms.items())[:3]])
+def table(found: ls.Evaluation) -> str:
+    """A line per direction."""
+    rows = []
+    for e in found.effects:
+        ranks = ", ".join(f"rank {pool.rank} of {pool.n + 1} {pool.pool}" for pool in e.controls)
+        rows.append(
+            f"layer {e.layer}, coefficient {e.coefficient:+g}: {e.share:.2f} [{e.share_low:.2f}, {e.share_high:.2f}], "
+            f"unsteered {e.base:.2f}, p {e.p:.4f}, {ranks}: {e.verdict}"
+        )
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(config: Config) -> dict[str, Any]:
     fitted = fit_recipes(run.model, traces, recipes, n_controls=config.n_shuffled, seed=config.seed)
     arms = [Arm("unsteered", kind="unsteered")]
     found: dict[str, Any] = {"length": config.length, "n_shuffled": config.n_shuffled}
-    scope, names = SCOPES[c.scope], {}
+    scope = SCOPES[c.scope]
     for (window, negatives), vectors in zip(config.recipes, fitted, strict=True):
         recipe = f"{window}-{negatives}"
         for label, layer in site.items():
@@ -60,10 +60,9 @@ def main(config: Config) -> dict[str, Any]:
             found[f"{recipe}.{label}.length"] = float(own.norm())
             found[f"{recipe}.{label}.shuffled_length"] = float(np.mean([twin.at(layer).norm() for twin in twins]))
             found[f"{recipe}.{label}.cosine_with_shuffled"] = float(torch.cosine_similarity(own, mean, dim=0))
-            for kind, sign in (("down", -1.0), ("up", 1.0)):
-                name = f"{recipe}/{label}/{kind}"
-                arms.append(Arm(name, SteeringPlan(vectors[label], layer, sign * config.length, scope, unit="unit")))
-                names[name] = f"{recipe}.{label}.{kind}"
+            arms.append(
+                Arm(f"{recipe}/{label}/up", SteeringPlan(vectors[label], layer, config.length, scope, unit="unit"))
+            )
             for i, twin in enumerate(twins):
                 arms.append(Arm(f"{recipe}/{label}/{i}", SteeringPlan(twin, layer, config.length, scope, unit="unit")))
     name, annotator = next(iter(annotators_of(run).items()))
@@ -88,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
 
     for (window, negatives), label in ((recipe, label) for recipe in config.recipes for label in site):
         recipe, plain = f"{window}-{negatives}", share(["unsteered"], label)
-        kinds = {kind: [f"{recipe}/{label}/{kind}"] for kind in ("down", "up")}
+        kinds = {"up": [f"{recipe}/{label}/up"]}
         kinds["shuffled"] = [f"{recipe}/{label}/{i}" for i in range(config.n_shuffled)]
         for kind, chosen in kinds.items():
             change = bootstrap_interval(share(chosen, label), plain, seed=config.seed)

@@ -189,12 +189,11 @@ def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
         str(tiny_checkpoint()), n_random=2, n_requests=3, n_samples=2, max_spans=4, max_new_tokens=4
     )
     found = analysis.main(config)
-    assert list(found.arms) == ["unsteered", "taken away", "added", "control 0", "control 1"]
-    assert 0 <= found.layer < 4
-    assert all(0 <= arm.low <= arm.share <= arm.high <= 1 for arm in found.arms.values())
-    assert found.arms["unsteered"].p == 1
-    assert analysis.table(found).count("\n") == 1 + 5 + 3
+    assert {(e.kind, e.unit) for e in found.effects} == {("down", "score"), ("up", "score")}
+    assert all(0 <= e.share_low <= e.share <= e.share_high <= 1 and 0 <= e.layer < 4 for e in found.effects)
+    assert all([pool.n for pool in e.controls] == [2, 2] for e in found.effects)
+    assert analysis.table(found).count("layer") == 2
     pairs = ls.load_pairs("politeness")  # the rule tells the two sides of the written pairs apart
-    assert all(analysis.polite(pair.positive.completion) for pair in pairs)
-    assert not any(analysis.polite(pair.negative.completion) for pair in pairs)
+    assert all(analysis.COURTESY.search(pair.positive.completion) for pair in pairs)
+    assert not any(analysis.COURTESY.search(pair.negative.completion) for pair in pairs)
     assert not {pair.positive.prompt for pair in pairs} & set(analysis.REQUESTS)

@@ -23,12 +23,26 @@ def test_the_two_commands_open_the_readme():
 
 @pytest.mark.slow
 def test_the_ten_lines_run(capsys):
-    ten, *more = [text for language, text in BLOCKS if language == "python"]
+    ten, *more = [text for language, text in BLOCKS if language == "python" and "smol" not in text]
     assert len([line for line in ten.splitlines() if line.strip()]) <= 11
     names = {}
     for code in (ten, *more):  # what comes later builds on it
         exec(compile(re.sub(r"n=\d+", "n=12", code), "README.md", "exec"), names)
     assert "layer" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_behavior_of_ones_own_runs_from_pairs_to_a_measured_effect(real_model):
+    model = real_model("smollm2")
+    (code,) = [text for language, text in BLOCKS if language == "python" and "smol" in text]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    assert code.count('ls.load_model("HuggingFaceTB/SmolLM2-135M-Instruct")') == 1
+    code = code.replace('ls.load_model("HuggingFaceTB/SmolLM2-135M-Instruct")', "given")
+    names = {"given": model, "ls": __import__("lensteer")}
+    exec(compile(code, "README.md", "exec"), names)
+    found = names["found"]
+    assert found.unit == "score"
+    assert found.effect("politeness", "up").change > found.effect("politeness", "down").change
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`lensteer (\w+)", README))))
