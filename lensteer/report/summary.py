@@ -20,11 +20,8 @@ from lensteer.report.results import RunResults
 
 Value = float | int | str | bool | None
 
-ARM_FIELDS = tuple(
-    f.name
-    for f in fields(ArmSummary)
-    if f.name not in ("arm", "pool", "layer", "text", "accuracy_low", "accuracy_high")
-)
+_NOT_A_MEAN = {"arm", "kind", "behavior", "pool", "layer", "text", "accuracy_low", "accuracy_high"}
+ARM_FIELDS = tuple(f.name for f in fields(ArmSummary) if f.name not in _NOT_A_MEAN)
 
 
 def summary(results: RunResults) -> dict[str, Value]:
