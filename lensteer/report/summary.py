@@ -255,8 +255,3 @@ def _cost(results: RunResults) -> dict[str, Any]:
         "cost.doses.arms": 1 + len(settings),
     }
     return found | {f"cost.scores.{name}": value for name, value in results.scores.cost.items()}
-
-
-def part(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under a dotted prefix, without it, in their order."""
-    return {name[len(prefix) + 1 :]: value for name, value in found.items() if name.startswith(prefix + ".")}
