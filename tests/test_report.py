@@ -431,11 +431,20 @@ def test_a_run_with_less_to_show():
     scores = synthetic.layer_scores()
     scores.low[:], scores.high[:] = torch.nan, torch.nan
     results = synthetic.results(
-        evaluation=arms, scores=scores, examples=(), traces=[], seconds={}, alignment={}, plan={}, notes=()
+        annotator={"name": "judge"},
+        evaluation=arms,
+        scores=scores,
+        examples=(),
+        traces=[],
+        seconds={},
+        alignment={},
+        plan={},
+        notes=(),
     )
     assert summary(results)["arm.unsteered.accuracy"] is None
     assert summary(results)["scores.backtracking.L3.low"] is None
     page = render(results)
+    assert "its accuracy here is unknown" in page
     assert 'id="chains"' not in page
     assert "nan" not in plain(page).lower().replace("nance", "")
 
