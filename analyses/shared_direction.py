@@ -1,12 +1,16 @@
-"""How much of what a behavior's vector does would a vector of shuffled labels do, and by which recipe least?
+"""How much of what a behavior's vector does would a vector of shuffled labels do, and does it help to subtract spans?
 
 Labels are shuffled among the sentences of each chain and vectors fitted as before: what they have in common (that
 sentences are held against all tokens, that some chains have more of a behavior than others) has nothing to do with the
-behavior. Compared are recipes, by the cosine of each vector with the mean of its shuffled twins, and on dev tasks by
-the change of the behavior's share when the vector, and when shuffled twins of the same length, are added.
+behavior. Compared are the run's vectors, whose negatives are "all" tokens, and the same with negatives "spans", by the
+cosine of each vector with the mean of its shuffled twins, and on dev tasks by the change of the behavior's share when
+the vector, and when shuffled twins of the same length, are added.
+
+Nothing is fitted again: a mean over all spans is the mean of the behaviors' means, weighted by their spans, so that
+v(b, spans) = v(b, all) - sum over b' of n(b') / n * v(b', all), for shuffled labels, too.
 
 Example: python analyses/shared_direction.py --run RUN-FOLDER --json FILE
-(the folder of a finished `lensteer run`; about 15 minutes on two cores for mini-R1)
+(the folder of a finished `lensteer run` with negatives "all"; about 8 minutes on two cores for mini-R1)
 """
 
 from __future__ import annotations
@@ -14,57 +18,67 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from lensteer.directions import Recipe
 from lensteer.evaluation import Arm, run_arms
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.selection import Site
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.steering import SteeringPlan
-from lensteer.traces import load_traces
-from lensteer.vectors.fitting import fit_recipes
+from lensteer.vectors import BehaviorVectors, Direction
 
 
 @dataclass(frozen=True)
 class Config:
-    """A finished run's folder, recipes as (window, negatives), shuffled twins a behavior, and the length added."""
+    """A finished run's folder, shuffled twins a behavior, and the length that is added."""
 
     run: Path
-    recipes: tuple[tuple[str, str], ...] = (("span", "all"), ("span", "spans"), ("onset", "spans"))
     n_shuffled: int = 2
     length: float = 25.0
     seed: int = 1
 
 
+NEGATIVES = ("all", "spans")
+
+
+def directions(vectors: BehaviorVectors, label: str, layer: int, negatives: str) -> Float[Tensor, "twin d_model"]:
+    """A behavior's vector at a layer, then its shuffled twins."""
+    assert vectors.controls is not None, "the run has no control vectors"
+    at = vectors.layers.index(layer)
+    every = torch.cat([vectors.raw[None], vectors.controls.shuffled])[:, :, at].double()  # twin behavior d_model
+    own = every[:, vectors.labels.index(label)]
+    counts = torch.tensor([vectors.counts[b] for b in vectors.labels], dtype=torch.float64)
+    shared = torch.einsum("tbd,b->td", every, counts / counts.sum())
+    return own if negatives == "all" else own - shared
+
+
 def main(config: Config) -> dict[str, Any]:
-    """Flat figures by recipe and behavior."""
+    """Flat figures by negatives and behavior."""
     run = Run.open(config.run)
     c, site = run.config, Site.load(run.path("site.json"))
-    traces = load_traces(run.path("annotated.jsonl"))
-    recipes = [Recipe(*recipe) for recipe in config.recipes]
-    fitted = fit_recipes(run.model, traces, recipes, n_controls=config.n_shuffled, seed=config.seed)
+    vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
+    assert vectors.recipe.negatives == "all", "the run's negatives are not all tokens"
     arms = [Arm("unsteered", kind="unsteered")]
     found: dict[str, Any] = {"length": config.length, "n_shuffled": config.n_shuffled}
-    scope = SCOPES[c.scope]
-    for (window, negatives), vectors in zip(config.recipes, fitted, strict=True):
-        recipe = f"{window}-{negatives}"
+    for negatives in NEGATIVES:
         for label, layer in site.items():
-            twins = vectors.random("shuffled", label)
-            own, mean = vectors[label].at(layer), torch.stack([twin.at(layer) for twin in twins]).mean(0)
-            found[f"{recipe}.{label}.length"] = float(own.norm())
-            found[f"{recipe}.{label}.shuffled_length"] = float(np.mean([twin.at(layer).norm() for twin in twins]))
-            found[f"{recipe}.{label}.cosine_with_shuffled"] = float(torch.cosine_similarity(own, mean, dim=0))
-            arms.append(
-                Arm(f"{recipe}/{label}/up", SteeringPlan(vectors[label], layer, config.length, scope, unit="unit"))
-            )
-            for i, twin in enumerate(twins):
-                arms.append(Arm(f"{recipe}/{label}/{i}", SteeringPlan(twin, layer, config.length, scope, unit="unit")))
+            own, *twins = directions(vectors, label, layer, negatives)
+            path, mean = f"{negatives}.{label}", torch.stack(twins).mean(0)
+            found[f"{path}.length"] = float(own.norm())
+            found[f"{path}.shuffled_length"] = float(torch.stack(twins).norm(dim=-1).mean())
+            found[f"{path}.cosine_with_shuffled"] = float(torch.cosine_similarity(own, mean, dim=0))
+            for i, vector in enumerate([own, *twins[: config.n_shuffled]]):
+                direction = Direction(f"{label}-{i}", vector.float()[None], torch.ones(1), (layer,))
+                plan = SteeringPlan(direction, layer, config.length, SCOPES[c.scope], unit="unit")
+                arms.append(Arm(f"{negatives}/{label}/{i}", plan))
     name, annotator = next(iter(annotators_of(run).items()))
     found["annotator"] = name
     records = run_arms(
@@ -85,14 +99,13 @@ def main(config: Config) -> dict[str, Any]:
         counts = np.array([[(r.sentences.get(label, 0), r.n_sentences) for r in arm] for arm in rows], dtype=float)
         return Ratio(*counts.sum(0).T)
 
-    for (window, negatives), label in ((recipe, label) for recipe in config.recipes for label in site):
-        recipe, plain = f"{window}-{negatives}", share(["unsteered"], label)
-        kinds = {"up": [f"{recipe}/{label}/up"]}
-        kinds["shuffled"] = [f"{recipe}/{label}/{i}" for i in range(config.n_shuffled)]
+    for negatives, label in product(NEGATIVES, site):
+        plain, names = share(["unsteered"], label), [f"{negatives}/{label}/{i}" for i in range(1 + config.n_shuffled)]
+        kinds = {"up": names[:1], "shuffled": names[1:]}
         for kind, chosen in kinds.items():
             change = bootstrap_interval(share(chosen, label), plain, seed=config.seed)
             ends = {"change": change.estimate, "low": change.low, "high": change.high}
-            found |= {f"{recipe}.{label}.{kind}.{end}": float(value) for end, value in ends.items()}
+            found |= {f"{negatives}.{label}.{kind}.{end}": float(value) for end, value in ends.items()}
     return found
 
 

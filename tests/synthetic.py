@@ -281,6 +281,43 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
     return Evaluation(tuple(found), summaries, 50, 2, n_random, 1, "onsets", "difference", names, tuple(without))
 
 
+def modes():
+    """Of a cache edit that makes the model think, beside two random ones."""
+    from lensteer.evaluation import Estimate, ModeArm, Modes
+
+    def arm(name, mean):
+        share = Estimate(mean, mean - 0.1, mean + 0.1)
+        return ModeArm(
+            arm=name,
+            kind="control" if name.startswith("random") else "other",
+            thinks=share,
+            accuracy=None if name == "cache" else share,
+            parsed=share,
+            finished=share,
+            length=Estimate(100 * mean, 90 * mean, 110 * mean),
+            styles={},
+        )
+
+    return Modes((arm("unsteered", 0.2), arm("cache", 0.9), arm("random-0", 0.21), arm("random-1", 0.25)), 40, 1)
+
+
+def cache():
+    """The results of a one-shot cache edit."""
+    return {
+        "c_values": 0.75,
+        "vector": {"label": "stepwise", "position": "last_prompt", "n_pairs": 80},
+        "test": modes(),
+    }
+
+
+def nulls():
+    """Scores by layer beside those of 49 control vectors of both kinds."""
+    from dataclasses import replace
+
+    draws = 0.3 * torch.rand(49, len(B4), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return replace(layer_scores(), method="fisher", nulls={"shuffled": draws, "covariance_matched": draws.flip(0)})
+
+
 def results(**changes):
     """All of it, as one run."""
     from lensteer.report import Example, RunResults
@@ -297,6 +334,7 @@ def results(**changes):
             "name": "rules", "against": "the labels that the chains came with", "n_sentences": 1234, "n_chains": 50,
             "macro_f1": 0.45, "macro_f1_low": 0.42, "macro_f1_high": 0.48, "kappa": 0.4, "kappa_low": 0.36,
             "kappa_high": 0.44, "f1.backtracking": 0.61, "f1.backtracking_low": 0.55, "f1.backtracking_high": 0.66,
+            "names": ["rules", "judge"], "judge.macro_f1": 0.6, "judge.kappa": 0.5,
         },
         alignment={"given": 0, "matched": 4321, "repaired": 2, "dropped": 1, "unparsed": 7},
         vectors=vectors(),

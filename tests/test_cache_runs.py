@@ -10,34 +10,18 @@ from typer.testing import CliRunner
 import lensteer as ls
 import synthetic
 from lensteer.cli import app
-from lensteer.evaluation import Arm, Estimate, ModeArm, Modes
+from lensteer.evaluation import Arm, Modes
 from lensteer.jobs import Sampling
 from lensteer.organism.records import ENDING, JOIN, make_records
 from lensteer.pipeline.caching import read_cache_run
 from lensteer.report import render, summary
+from synthetic import modes
 
 
 def call(*words, code=0):
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == code, result.output
     return result.output
-
-
-def modes():
-    def arm(name, mean):
-        estimate = Estimate(mean, mean - 0.1, mean + 0.1)
-        return ModeArm(
-            name,
-            "control" if name.startswith("random") else "other",
-            estimate,
-            None if name == "cache" else estimate,
-            estimate,
-            estimate,
-            estimate,
-            {},
-        )
-
-    return Modes((arm("unsteered", 0.2), arm("cache", 0.9), arm("random-0", 0.21), arm("random-1", 0.25)), 40, 1)
 
 
 def test_fit_then_run(tmp_path):
@@ -112,8 +96,7 @@ def test_modes_are_saved_whole_and_name_their_arms(tmp_path):
 
 
 def test_the_report_shows_both_methods():
-    vector = {"label": "stepwise", "position": "last_prompt", "n_pairs": 80}
-    results = synthetic.results(cache={"c_values": 0.75, "vector": vector, "test": modes()})
+    results = synthetic.results(cache=synthetic.cache())
     found = summary(results)
     assert found["cache.cache.thinks.mean"] == 0.9
     assert found["cache.random.thinks.max"] == 0.25

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from html import escape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError

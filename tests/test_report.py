@@ -59,6 +59,11 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
+def plain(page):
+    """The words on a page, outside figures and chains."""
+    return " ".join(" ".join(Reader(page).words).split())
+
+
 #: Directions without a dose: one of a behavior, and both of another.
 LOST = (("adding-knowledge", "down"), ("adding-knowledge", "up"), ("backtracking", "up"))
 
@@ -76,7 +81,8 @@ def page(results):
 def _kinds():
     """Results of three kinds, each with the text held to other margins, and their pages."""
     masked = ("rules, cue words masked", "judge")
-    yield "story", synthetic.results(evaluation=synthetic.evaluation(others=masked))
+    arms = synthetic.evaluation(others=masked)
+    yield "story", synthetic.results(evaluation=arms, nulls=synthetic.nulls(), cache=synthetic.cache())
     how: dict[str, Any] = dict(margins=Margins())
     arms = synthetic.evaluation(story=synthetic.NOTHING, **how)
     yield "nothing found", synthetic.results(evaluation=arms, doses=synthetic.doses(**how))
@@ -178,7 +184,7 @@ def test_every_figure_on_the_page_is_in_the_summary(kind):
 
 def test_no_number_on_the_page_comes_from_elsewhere(kind):
     """Outside figures: the level of the intervals, 4-grams, and the rank of one vector beside the controls."""
-    words = " ".join(Reader(kind[1]).words)
+    words = plain(kind[1])
     assert set(re.findall(r"(?<![\w.])\d[\d.,]*", words)) == {"95", "4", "1"}
     assert set(re.findall(r".{20}(?<![\w.])1(?!\w)", words)) == {
         m for m in re.findall(r".{20}(?<![\w.])1(?!\w)", words) if m.endswith((" + 1", " rank 1"))
@@ -192,7 +198,7 @@ FIGURE = r'<data title="([^"]+)" value="([^"]*)">([^<]*)</data>'
 
 def headline(page):
     """The answer: its markup, and its words with the figures in them."""
-    (markup,) = re.findall(r"<p class='answer'>(.*?)</p>", page, re.DOTALL)
+    (markup,) = re.findall(r'<p class="answer">(.*?)</p>', page, re.DOTALL)
     return markup, re.sub(r"<[^>]*>", "", markup)
 
 
@@ -261,7 +267,7 @@ def test_a_direction_without_dose_is_named_and_not_counted(made):
 
 def test_what_parsing_is_stands_only_where_a_grammar_is_the_measure(made):
     for name, (results, page) in made.items():
-        words = " ".join(Reader(page).words)
+        words = plain(page)
         grammar = results.doses.margins.parsed is not None
         assert grammar == (name == "story")
         assert ("Chains parse if they end, close their thinking, and the grammar can read" in words) == grammar
@@ -275,7 +281,7 @@ def side_effects(page):
     return {
         re.search(r'title="((?:arm|random)\.[^"]+?)\.accuracy(?:\.min)?"', row)[1]: re.sub(
             r"<[^>]*>", "", row[row.rindex("<td") :]
-        )
+        ).strip()
         for row in rows
     }
 
@@ -426,13 +432,22 @@ def test_a_run_with_less_to_show():
     scores = synthetic.layer_scores()
     scores.low[:], scores.high[:] = torch.nan, torch.nan
     results = synthetic.results(
-        evaluation=arms, scores=scores, examples=(), traces=[], seconds={}, alignment={}, plan={}, notes=()
+        annotator={"name": "judge"},
+        evaluation=arms,
+        scores=scores,
+        examples=(),
+        traces=[],
+        seconds={},
+        alignment={},
+        plan={},
+        notes=(),
     )
     assert summary(results)["arm.unsteered.accuracy"] is None
     assert summary(results)["scores.backtracking.L3.low"] is None
     page = render(results)
+    assert "its accuracy here is unknown" in page
     assert 'id="chains"' not in page
-    assert "nan" not in " ".join(Reader(page).words).lower().replace("nance", "")
+    assert "nan" not in plain(page).lower().replace("nance", "")
 
 
 def test_chains_stand_side_by_side(page, results):

@@ -1,19 +1,22 @@
-"""`render`: sections and figures put together as one page that opens offline."""
+"""`render`: the templates filled with the figures of a run, as one page that opens offline."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Iterable, Sequence
+from functools import cache
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lensteer import plots
-from lensteer.report import sections, trust
-from lensteer.report.cache import cache
-from lensteer.report.markup import Figures, frame, section
-from lensteer.report.results import RunResults
+from lensteer.behaviors import in_order
+from lensteer.evaluation.results import SHOWN
+from lensteer.report.figures import Figures
+from lensteer.report.results import Example, RunResults
 from lensteer.report.summary import summary
-from lensteer.report.where import where
+from lensteer.traces import Trace
 
 
 def render(results: RunResults) -> str:
@@ -22,48 +25,70 @@ def render(results: RunResults) -> str:
     Every number in its text is one of `summary(results)`. Text of models and users is escaped.
     """
     f = Figures(summary(results))
-    reference = None if results.reference is None else Figures(results.reference, "reference.")
-    site = results.site
-    body = [
-        f"<header><h1>{escape(results.title)}</h1><p class='muted'>lensteer: behaviors of a reasoning model as "
-        "directions, where they act, and what steering along them does</p></header>",
-        sections.asked(results, f),
-        trust.annotator(f),
-        sections.found(results, f, reference, _figure("effects", plots.effects(results.evaluation))),
-        sections.sure(results, f),
-        where(
-            results,
-            f,
-            _figure("layer-scores", plots.layer_scores(results.scores, site)),
-            "" if results.nulls is None else _figure("nulls", plots.against_nulls(results.nulls, site)),
-            _figure("overlap", plots.overlap(results.overlap, site)),
-        ),
-        section(
-            "geometry",
-            "How the vectors lie to one another",
-            "<p>Behaviors whose vectors have a large cosine are pushed together: steering one moves the other.</p>",
-            _figure("cosines", plots.cosine_matrix(results.cosine)),
-        ),
-        section(
-            "doses",
-            "How strong",
-            f"<p>The coefficient of each behavior, down and up, is the largest tried at which the text on "
-            f"{f('doses.n_tasks', 'count')} dev tasks × {f('doses.n_samples', 'count')} is no worse than unsteered by "
-            "more than the stated margins.</p>",
-            _figure("dose-curves", plots.doses(results.doses)),
-        ),
-        cache(results, f),
-        sections.chains(results),
-        sections.cost(results, f),
-        sections.caveats(),
-    ]
-    return frame(results.title, "\n".join(body), get_plotlyjs())
-
-
-def _figure(anchor: str, figure: go.Figure) -> str:
-    config = {"displayModeBar": False, "responsive": True}
-    height = f"{figure.layout.height}px"
-    markup = figure.to_html(
-        full_html=False, include_plotlyjs=False, div_id=anchor + "-figure", config=config, default_height=height
+    evaluation = results.evaluation
+    not_shown = {kind: [v for v in f.part(f"shown.n_{kind}") if v != SHOWN] for kind in ("up", "down")}
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        results=results,
+        evaluation=evaluation,
+        f=f,
+        reference=None if results.reference is None else Figures(results.reference, "reference."),
+        labels=in_order(f.part("traces.spans")),
+        not_shown={kind: verdicts for kind, verdicts in not_shown.items() if verdicts},
+        arms=[arm for arm in evaluation.arms if arm.kind != "control"],
+        control_groups=_distinct((arm.layer, arm.pool) for arm in evaluation.arms if arm.kind == "control"),
+        pools=_distinct(control.pool for effect in evaluation.effects for control in effect.controls),
+        tasks=_by_task(results.examples),
+        plotly=Markup(get_plotlyjs()),
     )
-    return f"<figure>{markup}</figure>"
+
+
+@cache
+def _environment() -> Environment:
+    """Where templates are read. What is not `Markup` is escaped, and a misspelled variable is an error."""
+    environment = Environment(
+        loader=PackageLoader("lensteer.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "SHOWN": SHOWN,
+        "plots": plots,
+        "chain": _chain,
+        "drawn": _drawn,
+        "legend": _legend,
+    }
+    return environment
+
+
+def _drawn(anchor: str, figure: go.Figure) -> Markup:
+    return Markup(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"{anchor}-figure",
+            config={"displayModeBar": False, "responsive": True},
+            default_height=f"{figure.layout.height}px",
+        )
+    )
+
+
+def _chain(trace: Trace) -> Markup:
+    return Markup(plots.chain_html(trace, header=False))
+
+
+def _legend(examples: Sequence[Example]) -> Markup:
+    return Markup(plots.legend_html(span.label for example in examples for span in example.trace.spans))
+
+
+def _by_task(examples: Sequence[Example]) -> list[list[Example]]:
+    by_task: dict[str, list[Example]] = {}
+    for example in examples:
+        by_task.setdefault(example.trace.task.id, []).append(example)
+    return list(by_task.values())
+
+
+def _distinct(values: Iterable[object]) -> list[object]:
+    return list(dict.fromkeys(values))

@@ -1,4 +1,4 @@
-"""`RunResults`: everything that a report shows, as the stages of a run made it. Knows no file and no markup."""
+"""`RunResults`: everything that a report shows, as the stages of a run made it."""
 
 from __future__ import annotations
 

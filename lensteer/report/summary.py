@@ -20,11 +20,8 @@ from lensteer.report.results import RunResults
 
 Value = float | int | str | bool | None
 
-ARM_FIELDS = tuple(
-    f.name
-    for f in fields(ArmSummary)
-    if f.name not in ("arm", "kind", "behavior", "pool", "layer", "text", "accuracy_low", "accuracy_high")
-)
+_NOT_A_MEAN = {"arm", "kind", "behavior", "pool", "layer", "text", "accuracy_low", "accuracy_high"}
+ARM_FIELDS = tuple(f.name for f in fields(ArmSummary) if f.name not in _NOT_A_MEAN)
 
 
 def summary(results: RunResults) -> dict[str, Value]:
@@ -258,8 +255,3 @@ def _cost(results: RunResults) -> dict[str, Any]:
         "cost.doses.arms": 1 + len(settings),
     }
     return found | {f"cost.scores.{name}": value for name, value in results.scores.cost.items()}
-
-
-def part(found: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under a dotted prefix, without it, in their order."""
-    return {name[len(prefix) + 1 :]: value for name, value in found.items() if name.startswith(prefix + ".")}
