@@ -1,4 +1,4 @@
-"""Which behavior each sentence of a chain is, according to whom, and how far that can be trusted."""
+"""Annotators, which label the sentences of a chain, and how well they agree."""
 
 from lensteer.annotation.agreement import (
     Agreement,
@@ -19,8 +19,8 @@ from lensteer.annotation.annotators import (
     unlabeled,
 )
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
+from lensteer.annotation.classifier_model import ClassifierConfig
 from lensteer.annotation.classifier_report import ClassifierReport, cross_validate, left_out_source
-from lensteer.annotation.classifier_training import ClassifierConfig
 from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, JudgeScore
 from lensteer.annotation.judge_questions import Remark
 from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked, masking

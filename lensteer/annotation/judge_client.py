@@ -47,7 +47,7 @@ class Connection:
             OpenAI.
         cache: folder of the replies; None is the user's cache folder.
         retries: further tries of a request on status 408, 409, 429 or 5xx, a timeout, a lost connection, or an answer
-            without text. The openai client waits between them, as long as the server's Retry-After asks for.
+            without text. The openai client waits between them, for as long as the server's Retry-After says.
         timeout: seconds without a word from the server after which a try is given up.
         temperature: None leaves it to the server (some models accept no other).
 
