@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import lensteer as ls
 from judge_server import (
     LABELS,
     JudgeServer,
@@ -47,6 +48,7 @@ from lensteer.annotation.published import read_published
 from lensteer.annotation.sentences import labeled_sentences
 from lensteer.behaviors import BEHAVIORS, REASONING, UNPARSED
 from lensteer.errors import LensteerError
+from lensteer.evaluation import Arm, run_arms
 
 pytest.importorskip("openai", reason="the judge's server tests need the extra 'judge'")
 
@@ -656,6 +658,16 @@ def test_a_score_that_cannot_be_had_is_an_error(say, words, tmp_path):
             polite(make_chain(LABELS))
     with pytest.raises(LensteerError, match="question=''"):
         JudgeScore(" ", model="m")
+
+
+def test_a_score_is_a_measure_of_an_experiment(organism, tmp_path):
+    tasks = ls.load_tasks(split="test", n=2)
+    with score('{"score": 60}') as server:
+        polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path)
+        arms = [Arm("as it is", kind="unsteered")]
+        records = run_arms(organism, tasks, arms, ls.Sampling(max_new_tokens=20), measures={"polite": polite})
+    assert [record.scores for record in records] == [{"polite": 60.0}] * 2
+    assert server.n == 1 + 2  # once on a made-up chain, before anything is generated
 
 
 # Where it runs

@@ -233,9 +233,9 @@ def _place(chain: Chain) -> list[list[float]]:
     rows: list[list[float]] = []
     for start, stop in chain.pieces:
         at = min(max(0.0, (start - begin) / max(1, end - begin)), 1.0)
-        before, behind = response[max(0, start - _GAP) : start], response[stop : stop + _GAP]
-        before, behind = before[len(before.rstrip()) :], behind[: len(behind) - len(behind.lstrip())]
-        breaks = [gap.count("\n") > least for gap in (before, behind) for least in (0, 1)]
+        before, after = response[max(0, start - _GAP) : start], response[stop : stop + _GAP]
+        before, after = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
+        breaks = [gap.count("\n") > least for gap in (before, after) for least in (0, 1)]
         bins = [*_bin(int(at * _BINS), _BINS), *_bin(int(np.log2(1 + max(0, start - begin) / 50)), 6)]
         rows.append([at, *bins, *map(float, [*breaks, start <= opening, stop >= closing])])
     return rows
