@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from lensteer.annotation import Estimate, agreement_of, labeled_sentences, read_published
+from lensteer.annotation.classifier_model import ClassifierConfig, Material, fit_linear, gather, held_out_scores
 from lensteer.annotation.classifier_report import Coverage, ReliabilityBin, cross_validate
-from lensteer.annotation.classifier_training import ClassifierConfig, Material, fit_linear, gather, held_out_scores
 from lensteer.annotation.features import FeatureWeights, features
 from lensteer.annotation.rules import rules
 from lensteer.traces import Trace

@@ -1,11 +1,11 @@
-"""Where the sentences that an annotator returned stand in the response, as characters and as tokens.
+"""Locates the sentences that an annotator returned in the response, as characters and as tokens.
 
-Every annotator goes through here, whether it copies the text or, as language models do, mends typos, joins
-lines, swaps sentences and leaves some out. All sentences are placed together, as the chain of places in order
-that covers the most letters: a repeated sentence goes to its next occurrence, and a short one that recurs by
-chance far ahead does not carry the rest with it. Whatever is mended or left out is in the report.
+Every annotator goes through here, whether it copies the text or, as language models do, fixes typos, joins lines,
+swaps sentences and leaves some out. All sentences are placed together, as the ordered chain of places that covers
+the most letters. So a repeated sentence goes to its next occurrence, and a short one that recurs by chance far ahead
+does not pull the rest along. The report lists every sentence that was repaired or dropped.
 
-The step from characters to tokens is made here and nowhere else.
+This is the only module that goes from characters to tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from lensteer.behaviors import Sentence, Span
 from lensteer.errors import LensteerError
 
-MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a mended place may be edits
+MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a repaired sentence may be edits
 _LANDMARK = 16  # letters; a shorter sentence may stand anywhere by chance and does not bound a search
 _PIECE = 8  # letters in a row that must have survived in a long sentence for a search to find it
-_WORD_EDGE, _SENTENCE_EDGE = 2, 8  # edits that a mended place may cost more to begin or end at one
-_TOUCH = 0.25  # letters: it decides between equals only
+_WORD_EDGE, _SENTENCE_EDGE = 2, 8  # further edits that a place may cost if it begins or ends at such an edge
+_TOUCH = 0.25  # letters; only breaks ties
 _ALIKE = str.maketrans("‘’‚‛′“”„‟″«»‐‑‒–—―−", "'" * 5 + '"' * 7 + "-" * 7)
 
 
@@ -59,7 +59,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """What became of every sentence: `matched` stand in the response as they are, the others are listed.
+    """What became of every sentence: `matched` occur in the response unchanged, the others are listed.
 
     `pandas.DataFrame(report.dropped)` shows either list as a table.
     """
@@ -77,7 +77,7 @@ class AlignmentReport:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Spans in reading order, never overlapping, and the account of how they were found."""
+    """Spans in reading order, without overlaps, and the report on how they were found."""
 
     spans: tuple[Span, ...]
     report: AlignmentReport
@@ -279,8 +279,10 @@ def _windows(page: _Page, letters: str, low: int, high: int, budget: int) -> lis
 def _edit_distances(pattern: str, text: str, *, anchored: bool = False) -> list[int]:
     """Edits between `pattern` and the closest string that ends before text[j], for j = 0 .. len(text).
 
-    The string begins anywhere, or at text[0] if `anchored`. A column of the edit matrix is held as two
-    integers whose bits are its steps up and down: it costs a few operations (Myers 1999, J. ACM 46:395).
+    The string begins anywhere, or at text[0] if `anchored`. A column of the edit matrix is two integers whose
+    bits are its steps up and down, so it costs a few operations (Myers 1999, J. ACM 46:395). It is our own
+    because the search needs this whole row: rapidfuzz gives one distance between two whole strings, or the best
+    window by another distance, and edlib only the best end positions.
     """
     ones, top = (1 << len(pattern)) - 1, 1 << (len(pattern) - 1)
     where: dict[str, int] = {}

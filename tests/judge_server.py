@@ -1,6 +1,6 @@
 """A chat server on loopback that answers as a judge should, or misbehaves by script; and chains whose labels it knows.
 
-Knows lensteer's question format by its look only: lines `[n] sentence`.
+It reads lensteer's question format only as text: lines `[n] sentence`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ class JudgeServer:
         try:
             handler.send_response(say.status)
             headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+            if say.status >= 429:
+                headers["Retry-After"] = "0.02"  # shorter than the client's own back-off
             for name, value in (headers | say.headers).items():
                 handler.send_header(name, value)
             handler.end_headers()

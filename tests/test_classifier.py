@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 
 import lensteer as ls
-from lensteer.annotation import (
-    annotate,
-    annotate_report,
-    classifier_storage,
-    labeled_sentences,
-    read_published,
-    write_published,
-)
+from lensteer.annotation import annotate, annotate_report, labeled_sentences, read_published, write_published
 from lensteer.annotation.agreement import agreement
-from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
+from lensteer.annotation.classifier import SentenceClassifier, fit_classifier, read_arrays, write_arrays
+from lensteer.annotation.classifier_model import ClassifierConfig, fit_scaling, gather, span_lengths
 from lensteer.annotation.classifier_report import cross_validate
-from lensteer.annotation.classifier_scoring import span_lengths
-from lensteer.annotation.classifier_training import ClassifierConfig, fit_scaling, gather
 from lensteer.annotation.features import Chain, FeatureWeights, features, learn_vocabulary, tokens
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Span
 from lensteer.errors import LensteerError
@@ -244,14 +236,14 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
     with pytest.raises(LensteerError, match="holds no classifier"):
         SentenceClassifier.load(path)
     path.write_bytes(whole)
-    arrays, header = classifier_storage.read(path)
+    arrays, header = read_arrays(path)
     terms = {**header["terms"], "words": header["terms"]["words"][1:]}
     for name, changed, message in [
         ("intercept", np.zeros(3), "intercept have shape"),
         ("coefficients", arrays["coefficients"] * np.nan, "coefficients are not all finite"),
         ("bias", arrays["bias"].astype(np.float32), "bias are not all finite"),
         ("lengths", np.zeros((1, 1)), "lengths have shape"),
-        ("labels", ["deduction", "musing"], "unknown behavior 'musing'"),
+        ("labels", ["deduction", "musing"], "coefficients have shape .* for 2 labels"),
         ("terms", {"words": []}, "terms of"),
         ("terms", terms, "idf.words have shape"),
         ("weights", {"odd": 1.0}, "is damaged"),
@@ -259,10 +251,10 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
         ("format", 9, "has format 9"),
     ]:
         mixed = ({**arrays, name: changed}, header) if name in arrays else (arrays, {**header, name: changed})
-        classifier_storage.write(path, *mixed)
+        write_arrays(path, *mixed)
         with pytest.raises(LensteerError, match=message):
             SentenceClassifier.load(path)
-    classifier_storage.write(path, {**arrays, "coefficients": arrays["coefficients"][:, 1:]}, header)
+    write_arrays(path, {**arrays, "coefficients": arrays["coefficients"][:, 1:]}, header)
     with pytest.raises(LensteerError, match="coefficients a label"):
         SentenceClassifier.load(path)(planted(1))
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import lensteer as ls
 from judge_server import (
     LABELS,
     JudgeServer,
@@ -32,16 +32,24 @@ from judge_server import (
     true_labels,
     truth,
 )
+from lensteer.annotation import judge_client
 from lensteer.annotation.annotators import annotate_report
-from lensteer.annotation.judge import Judge, JudgePlan
-from lensteer.annotation.judge_cache import default_folder
-from lensteer.annotation.judge_client import _retry_after
-from lensteer.annotation.judge_prompt import instructions, question
-from lensteer.annotation.judge_reply import MAX_QUESTIONS, Answer, converse, parse_reply
+from lensteer.annotation.judge import Judge, JudgePlan, JudgeScore
+from lensteer.annotation.judge_client import default_folder
+from lensteer.annotation.judge_questions import (
+    MAX_QUESTIONS,
+    Answer,
+    converse,
+    instructions,
+    parse_reply,
+    parse_score,
+    question,
+)
 from lensteer.annotation.published import read_published
 from lensteer.annotation.sentences import labeled_sentences
 from lensteer.behaviors import BEHAVIORS, REASONING, UNPARSED
 from lensteer.errors import LensteerError
+from lensteer.evaluation import Arm, run_arms
 
 pytest.importorskip("openai", reason="the judge's server tests need the extra 'judge'")
 
@@ -54,14 +62,15 @@ def _environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LENSTEER_JUDGE_KEY", SECRET)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(judge_client, "EMPTY_PAUSE", 0.01)
 
 
 @pytest.fixture
 def judge_at(tmp_path):
-    """A judge for a server, which waits for next to nothing."""
+    """A judge for a server."""
 
     def make(server, **options):
-        defaults = dict(model="m", cache=tmp_path / "replies", backoff=0.01, timeout=5.0, retries=2, max_chunk=4)
+        defaults = dict(model="m", cache=tmp_path / "replies", timeout=5.0, retries=2, max_chunk=4)
         return Judge(base_url=server.url, **(defaults | options))
 
     return make
@@ -298,11 +307,11 @@ def test_a_server_that_only_chats_leaves_all_unparsed_and_reports_it(judge_at):
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (Say(status=500), "status 500 (planted trouble)"),
+        (Say(status=500), "status 500"),
         (Say(status=503, body=b"<html>busy</html>"), "status 503"),
         (Say(status=429), "status 429"),
-        (Say(delay=9.0), "no answer within 0.8 s"),
-        (Say("{", half=True), "no connection"),
+        (Say(delay=9.0), "no answer in time"),
+        (Say("{", half=True), "an answer that broke off"),
         (Say(body=b'{"choices": []}'), "an answer without text"),
         (Say(""), "an answer without text"),
         (Say(body=b'{"choices": [{"message": null}]}'), "an answer without text"),
@@ -324,35 +333,12 @@ def test_trouble_that_passes_is_retried_and_reported(judge_at, trouble, words):
     assert words in report.remarks[0][0].reason
 
 
-def test_waits_grow_and_a_server_may_ask_for_longer_ones(judge_at):
-    busy = always(Say(status=429, headers={"Retry-After": "0.4"}))
-    with JudgeServer(always(Say(status=500)), always(Say(status=500)), busy) as server:
-        judge_at(server, backoff=0.06, retries=3, max_chunk=6)([make_chain(LABELS)])
-    first, second, third = (b - a for a, b in zip(server.times, server.times[1:], strict=False))
-    assert 0.04 < first
-    assert 0.08 < second
-    assert 0.4 <= third
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("2", 2),
-        ("0.5", 0.5),
-        ("-3", 0),
-        ("nan", 0),
-        ("soon", 0),
-        ("", 0),
-        (None, 0),
-        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
-    ],
-)
-def test_retry_after_is_read(value, seconds):
-    assert _retry_after({"retry-after": value} if value is not None else {}) == seconds
-
-
-def test_retry_after_as_a_date():
-    assert 58 < _retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
+def test_a_server_may_ask_for_a_wait(judge_at):
+    busy = always(Say(status=429, headers={"Retry-After": "0.6"}))
+    with JudgeServer(always(Say(status=500)), busy) as server:
+        judge_at(server, max_chunk=6)([make_chain(LABELS)])
+    short, long = (b - a for a, b in zip(server.times, server.times[1:], strict=False))
+    assert short < 0.6 <= long
 
 
 def test_a_server_that_asks_for_too_long_a_wait_ends_the_run(judge_at):
@@ -585,6 +571,108 @@ def truth_of(record):
     return record["text"] == right(sentences).text
 
 
+# Scores of a whole chain
+
+
+def score(say):
+    return JudgeServer(otherwise=always(Say(say)))
+
+
+def test_a_score_is_asked_once_with_task_and_response(tmp_path):
+    chain = make_chain(LABELS, "b")
+    with score('{"score": 72.5}') as server:
+        polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path)
+        assert polite(chain) == polite(chain) == 72.5
+        (payload,) = server.payloads
+        assert JudgeScore("How long is it?", model="m", base_url=server.url, cache=tmp_path)(chain) == 72.5
+        assert server.n == 2
+    system, user = (message["content"] for message in payload["messages"])
+    assert "0" in system
+    assert "100" in system
+    assert "JSON" in system
+    for part in ("How polite is it?", "What is b?", chain.response):
+        assert part in user
+    assert payload["response_format"] == {"type": "json_object"}
+    assert server.keys[0] == f"Bearer {SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"score": 0}', 0),
+        ('```json\n{"score": 100}\n```', 100),
+        ('<think>{"score": 1}?</think> I give {"score": "40"}.', 40),
+        ('Between {"score": 20} and {"score": 30}, so {"score": 25}', 25),
+        (" 85. ", 85),
+        ("85/100", None),
+        ('{"score": 101}', None),
+        ('{"score": -1}', None),
+        ('{"score": NaN}', None),
+        ('{"score": true}', None),
+        ('{"score": null}', None),
+        ('{"score": "high"}', None),
+        ('{"rating": 3}', None),
+        ("", None),
+    ],
+)
+def test_a_score_is_read(text, value):
+    assert parse_score(text) == value
+
+
+@settings(deadline=None)
+@given(
+    text=st.one_of(
+        st.text(), st.lists(st.sampled_from([*'{}":,.-', '"score"', "1", "1e9", "٣", "</think>"])).map("".join)
+    )
+)
+def test_any_score_is_read_or_not(text):
+    found = parse_score(text)
+    assert found is None or 0 <= found <= 100
+
+
+def test_a_reply_without_a_score_is_asked_for_once_more(tmp_path):
+    with JudgeServer(always(Say("Very polite!")), otherwise=always(Say('{"score": 90}'))) as server:
+        polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path)
+        assert polite(make_chain(LABELS)) == 90
+        assert "An earlier answer could not be used" in server.payloads[1]["messages"][1]["content"]
+        assert polite(make_chain(LABELS)) == 90
+        assert server.n == 2
+    with score("As polite as can be, which is to say: very") as server:
+        polite = JudgeScore("How rude is it?", model="m", base_url=server.url, cache=tmp_path)
+        for n in (2, 4):  # nothing of it is kept
+            with pytest.raises(LensteerError, match=r"no score from 0 to 100 for chain 'a/0', but 'As polite as can"):
+                polite(make_chain(LABELS))
+            assert server.n == n
+
+
+@pytest.mark.parametrize(
+    ("say", "words"),
+    [
+        (Say(status=401), "status 401"),
+        (Say("too long", status=413), r"no score for chain 'a/0': status 413 \(too long\)"),
+        (Say(status=500), "status 500 .* after 1 retries"),
+        (Say(""), "an answer without text"),
+    ],
+)
+def test_a_score_that_cannot_be_had_is_an_error(say, words, tmp_path):
+    with JudgeServer(otherwise=always(say)) as server:
+        polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path, retries=1)
+        with pytest.raises(LensteerError, match=words):
+            polite(make_chain(LABELS))
+    with pytest.raises(LensteerError, match="question=''"):
+        JudgeScore(" ", model="m")
+
+
+def test_a_score_is_a_measure_of_an_experiment(organism, tmp_path):
+    tasks = ls.load_tasks(split="test", n=2)
+    with score('{"score": 60}') as server:
+        polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path)
+        arms = [Arm("as it is", kind="unsteered")]
+        records = run_arms(organism, tasks, arms, ls.Sampling(max_new_tokens=20), measures={"polite": polite})
+    assert [record.scores for record in records] == [{"polite": 60.0}] * 2
+    assert server.n == 1 + 2  # once on a made-up chain, before anything is generated
+
+
 # Where it runs
 
 
@@ -603,11 +691,11 @@ def test_it_runs_where_a_loop_runs_already(judge_at):
                 asyncio.run(cell())
 
 
-def test_an_interrupt_in_a_running_loop_cancels_what_is_on_its_way(judge_at):
+def test_an_interrupt_in_a_running_loop_comes_through_and_nothing_more_is_asked(judge_at):
     async def cell():
         judge_at(server, concurrency=2, timeout=60.0)(make_chains(10, 8))
 
-    with JudgeServer(right, otherwise=lambda s: Say(delay=30.0)) as server:
+    with JudgeServer(right, otherwise=lambda s: Say(right(s).text, delay=30.0)) as server:
         loop = asyncio.new_event_loop()  # as a notebook's: an interrupt comes through
         timer = threading.Timer(0.6, _thread.interrupt_main)
         timer.start()
@@ -617,11 +705,12 @@ def test_an_interrupt_in_a_running_loop_cancels_what_is_on_its_way(judge_at):
         timer.join()
         loop.close()
         assert time.monotonic() - started < 10
-        assert server.n <= 3
-        for thread in threading.enumerate():
-            if thread.name == "lensteer-judge":
-                thread.join(1)
-                assert not thread.is_alive()
+    # The server is gone, and with it what was under way.
+    for thread in threading.enumerate():
+        if thread.name.startswith("lensteer-judge"):
+            thread.join(10)
+            assert not thread.is_alive()
+    assert server.n <= 3
 
 
 def test_without_openai_the_error_names_the_extra_and_cached_replies_still_serve(judge_at, monkeypatch):
@@ -691,6 +780,7 @@ def test_openai_itself_needs_a_key(monkeypatch, tmp_path):
         (dict(concurrency=0), "concurrency=0"),
         (dict(max_chunk=0), "max_chunk=0"),
         (dict(retries=-1), "retries=-1"),
+        (dict(temperature=None, base_url="ftp://judge.test"), "base_url='ftp://judge.test'"),
         (dict(context=-1), "context=-1"),
         (dict(timeout=0.0), "timeout=0.0"),
     ],

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 import lensteer as ls
 from lensteer import models
 from lensteer.annotation import annotate_report, masking, unlabeled
-from lensteer.annotation.judge_prompt import instructions
-from lensteer.annotation.judge_reply import parse_reply
+from lensteer.annotation.judge_questions import instructions, parse_reply
 from lensteer.behaviors import BEHAVIORS, REASONING, Sentence, axis_of, in_order
 from lensteer.cli import app
 from lensteer.evaluation import summarize

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from lensteer.annotation import annotate_report
-from lensteer.annotation.cues import CUES
-from lensteer.annotation.rules import rules
+from lensteer.annotation.rules import CUES, rules
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
 from lensteer.splitting import split_sentences

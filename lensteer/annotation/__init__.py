@@ -1,4 +1,4 @@
-"""Which behavior each sentence of a chain is, according to whom, and how far that can be trusted."""
+"""Annotators, which label the sentences of a chain, and how well they agree."""
 
 from lensteer.annotation.agreement import (
     Agreement,
@@ -19,9 +19,10 @@ from lensteer.annotation.annotators import (
     unlabeled,
 )
 from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
+from lensteer.annotation.classifier_model import ClassifierConfig
 from lensteer.annotation.classifier_report import ClassifierReport, cross_validate, left_out_source
-from lensteer.annotation.classifier_training import ClassifierConfig
-from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, Remark
+from lensteer.annotation.judge import Judge, JudgePlan, JudgeReport, JudgeScore
+from lensteer.annotation.judge_questions import Remark
 from lensteer.annotation.markers import MARKERS, marker_dependence, mask_markers, masked, masking
 from lensteer.annotation.published import (
     Problem,
@@ -43,6 +44,7 @@ __all__ = [
     "Judge",
     "JudgePlan",
     "JudgeReport",
+    "JudgeScore",
     "LabelAgreement",
     "LabeledSentence",
     "Problem",

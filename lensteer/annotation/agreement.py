@@ -1,7 +1,7 @@
 """How far two annotators agree on the same chains, sentence by sentence, with intervals over chains.
 
-Counts only: it does not know who annotated, nor who is right. `first` is called the reference, because precision and
-recall need one; κ and accuracy treat both alike.
+`first` is called the reference because precision and recall need one. That does not mean that it is right; κ and
+accuracy are symmetric.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LabelAgreement:
-    """One label: how often each annotator says it, and the second against the first.
+    """One label: how often each annotator gives it, and the second against the first.
 
     Attributes:
         label: the behavior.
-        n_first: sentences that the reference calls so.
-        n_second: sentences that the other one calls so.
-        precision: share of `n_second` that the reference calls so, too; undefined if there are none.
-        recall: share of `n_first` that the other one calls so, too; undefined if there are none.
-        f1: 2 · both / (n_first + n_second); undefined if neither ever says it.
+        n_first: sentences to which the reference gives it.
+        n_second: sentences to which the other annotator gives it.
+        precision: share of the latter to which the reference gives it, too; undefined if there are none.
+        recall: share of the former to which the other annotator gives it, too; undefined if there are none.
+        f1: 2 · both / (n_first + n_second); undefined if neither annotator ever gives it.
     """
 
     label: str
@@ -61,13 +61,13 @@ class Agreement:
 
     Attributes:
         labels: of both axes of `confusion`; the last is "none", a sentence without a label.
-        confusion: sentences that the first annotator (rows) and the second (columns) call so.
-        kappa: Cohen's κ = (p_o − p_e) / (1 − p_e), "none" being one label more.
+        confusion: sentences by label of the first annotator (rows) and of the second (columns).
+        kappa: Cohen's κ = (p_o − p_e) / (1 − p_e), with "none" as one more label.
         accuracy: share of sentences with the same label.
         macro_f1: mean of the F1 of the labels that the reference has, "none" left out.
         per_label: in the order of `labels`, "none" left out.
-        n_sentences: compared.
-        n_chains: which they are from, and which the intervals resample.
+        n_sentences: that were compared.
+        n_chains: that they are from; the intervals resample these.
     """
 
     labels: tuple[str, ...]

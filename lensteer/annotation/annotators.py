@@ -1,4 +1,4 @@
-"""Annotators say which behavior each sentence is; the aligner finds the place of each in the response."""
+"""Annotators label the sentences of a chain; the aligner locates each sentence in the response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lensteer.traces import Trace, with_spans
 Annotator = Callable[[Sequence[Trace]], list[list[Sentence]]]
 """From traces to the sentences of each, in order; a sentence that it cannot label has the label "unparsed".
 
-All traces at once, so that an annotator may batch a model's forward passes or ask a server many things at a time.
+It gets all traces at once, so that it can batch a model's forward passes or send a server many requests at a time.
 An annotator may declare its labels (`labels_of`); without that, every label that it returns is taken.
 """
 
@@ -54,7 +54,7 @@ def check_labels(annotator: Annotator, wanted: Sequence[str]) -> None:
 
 @labeling(*BEHAVIORS)
 def grammar(traces: Sequence[Trace]) -> list[list[Sentence]]:
-    """The embedded organism's own grammar: exact, and of no use for any other model."""
+    """The embedded organism's own grammar: exact, for that model alone."""
     return [organism.parse(trace.response[slice(*trace.thinking)]) for trace in traces]
 
 

@@ -1,11 +1,12 @@
-"""A sentence classifier trained on annotated chains, usable as an annotator. It learns its annotator's faults, too.
+"""A sentence classifier trained on annotated chains, usable as an annotator. It learns its annotator's errors, too.
 
-Linear, on words, place and, with a model, the residual stream. It does not know whether new chains are like those that
-it was trained on: how well it does on the latter is in its provenance.
+Linear, on words, position in the chain and, with a model, the residual stream. Its provenance says how well it does on
+held-out chains of the kind that it was trained on; whether new chains are of that kind is for the user to judge.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import classifier_storage
 from lensteer.annotation.agreement import agreement_of
-from lensteer.annotation.classifier_scoring import Linear, Scaling
-from lensteer.annotation.classifier_training import (
+from lensteer.annotation.classifier_model import (
     ClassifierConfig,
+    Linear,
+    Scaling,
     fit_linear,
     fit_scaling,
     gather,
@@ -29,34 +32,37 @@ from lensteer.annotation.classifier_training import (
 from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabulary, residual_features, text_groups
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
+from lensteer.files import write_atomically
 from lensteer.splitting import split_sentences
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_AT_ONCE = 200  # traces whose features are held together
+_AT_ONCE = 200  # traces whose features are in memory at a time
+_FORMAT = 1  # of the file; raised when a reader of today's files could not read tomorrow's
+_KEY = "lensteer-classifier"
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceClassifier:
-    """Behaviors of sentences, cut by rule. An `Annotator`: `annotate(traces, classifier)`.
+    """Labels sentences, cut by rule. An `Annotator`: `annotate(traces, classifier)`.
 
-    A sentence's label is that of the highest logit. The logits weigh behaviors as `ClassifierConfig.balance` says, the
-    probabilities as common as they are, so that a rare label may be given at a low probability.
+    A sentence gets the label with the highest logit. The logits weigh labels as `ClassifierConfig.balance` says, while
+    the probabilities reflect how common each label is, so a rare label may be given at a low probability.
 
     Attributes:
-        labels: it knows, in the order of the behavior axis.
-        linear: words and weights.
+        labels: the labels that it gives, in the order of the behavior axis.
+        linear: vocabulary and coefficients.
         scaling: from logits to probabilities.
         weights: of the feature groups.
-        layer: whose residual stream it reads; None if it reads text only.
+        layer: the layer whose residual stream it reads; None if it reads text only.
         abstain: a sentence whose label is less probable than this is `UNPARSED`.
         provenance: lensteer version, training chains and labels, cross-validated figures, model.
         model: the one that it was trained with, if it reads a layer.
 
     Raises:
-        LensteerError: `abstain` is no probability, or the model is not the one that it was trained with.
+        LensteerError: `abstain` is not a probability, or the model is not the one that it was trained with.
     """
 
     labels: tuple[str, ...]
@@ -85,7 +91,7 @@ class SentenceClassifier:
         """Every sentence of each trace's thinking with its label, or `UNPARSED`.
 
         Raises:
-            LensteerError: it reads a layer, and there is no model.
+            LensteerError: it reads a layer and has no model.
         """
         return [
             [
@@ -99,7 +105,7 @@ class SentenceClassifier:
         """For each trace, the calibrated probability of each of `labels` for each sentence.
 
         Raises:
-            LensteerError: it reads a layer, and there is no model.
+            LensteerError: it reads a layer and has no model.
         """
         return [self.scaling.probabilities(scores) for _, scores in self._scored(traces)]
 
@@ -142,7 +148,7 @@ class SentenceClassifier:
             "abstain": self.abstain,
             "provenance": self.provenance,
         }
-        classifier_storage.write(path, arrays, header)
+        write_arrays(path, arrays, header)
 
     @staticmethod
     def load(path: str | Path, model: TransformerBridge | None = None) -> SentenceClassifier:
@@ -155,7 +161,7 @@ class SentenceClassifier:
         Raises:
             LensteerError: no such file, a corrupt or foreign one, or a model that it was not trained with.
         """
-        arrays, header = classifier_storage.read(path)
+        arrays, header = read_arrays(path)
         try:
             terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
             labels = tuple(map(str, header["labels"]))
@@ -190,12 +196,12 @@ def fit_classifier(
     seed: int = 0,
     config: ClassifierConfig | None = None,
 ) -> SentenceClassifier:
-    """Train on annotated traces of any kind, and calibrate on chains held out in turn.
+    """Train on annotated traces, and calibrate on chains held out in turn.
 
     Args:
         traces: annotated; those without spans are left out.
         model: with `layer`, whose residual stream is read besides the text; give the one that wrote the chains.
-        layer: the block behind which it is read.
+        layer: the block at whose output it is read.
         abstain: below this probability a sentence is `UNPARSED`.
         seed: of the folds.
         config: of features and training.
@@ -243,7 +249,7 @@ def _flaw(
     weights: FeatureWeights,
     arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
 ) -> str:
-    """What is wrong with the sizes and numbers of a stored classifier, in words."""
+    """What is wrong with the sizes and numbers of a stored classifier; empty if nothing is."""
     n, groups = len(labels), text_groups(weights)
     if set(terms) != set(groups):
         return f"terms of {sorted(terms)} with weights of {sorted(groups)}"
@@ -256,3 +262,43 @@ def _flaw(
         if found.dtype != np.float64 or not np.isfinite(found).all():
             return f"{name} are not all finite numbers"
     return ""
+
+
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], header: Mapping[str, Any]
+) -> None:
+    """Write arrays and a JSON header to one safetensors file, whole or not at all.
+
+    Raises:
+        LensteerError: the file cannot be written.
+    """
+    metadata = {_KEY: json.dumps({"format": _FORMAT, **header})}
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+    try:
+        write_atomically(Path(path), data)
+    except OSError as error:
+        raise LensteerError(f"cannot write a classifier to {str(path)!r} ({error}): give a file to write") from error
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray[Any, np.dtype[Any]]], dict[str, Any]]:
+    """Read the arrays and the header of a classifier's file.
+
+    Raises:
+        LensteerError: no such file, a truncated or corrupt one, or one that does not hold a classifier.
+    """
+    if not Path(path).is_file():
+        raise LensteerError(f"no classifier at {str(path)!r}: give the file that `classifier.save` wrote")
+    try:
+        with safe_open(str(path), "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({error}): save it again") from error
+    try:
+        header = json.loads(metadata[_KEY])
+        version = header["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise LensteerError(f"{str(path)!r} holds no classifier: give the file that `classifier.save` wrote") from error
+    if version != _FORMAT:
+        raise LensteerError(f"{str(path)!r} has format {version!r}, and this version of lensteer reads {_FORMAT}")
+    return arrays, header

@@ -1,6 +1,6 @@
-"""How well a trained classifier does on chains that it has not seen, and how far its probabilities can be trusted.
+"""How well a trained classifier does on chains that it has not seen, and how well calibrated its probabilities are.
 
-Against the annotator that it learns from: it does not know how right that one is.
+All figures compare it with the annotator that it learns from; how good that annotator is, they do not say.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensteer.annotation.agreement import Agreement, Estimate, agreement_of
-from lensteer.annotation.classifier_training import (
+from lensteer.annotation.classifier_model import (
     ClassifierConfig,
     fit_linear,
     fit_scaling,
@@ -34,7 +34,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Sentences whose labels were given at about the same probability: how many of them were right?
+    """Sentences whose labels were given at about the same probability, and how many of those labels are right.
 
     Attributes:
         confidence: mean probability of the label given.
@@ -49,13 +49,13 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What is left above a threshold of abstention, and how good that is.
+    """The sentences that are labeled at a threshold of abstention, and how well.
 
     Attributes:
         abstain: sentences whose label is less probable are left out.
-        coverage: share that is left.
-        accuracy: of these.
-        macro_f1: of these.
+        coverage: share of the sentences that are labeled.
+        accuracy: of those.
+        macro_f1: of those.
     """
 
     abstain: float
@@ -71,7 +71,7 @@ class ClassifierReport:
     Attributes:
         agreement: the annotator (first) and the classifier (second): macro-F1, κ, F1 of each label, confusion.
         reliability: ten bins of as many sentences each, by probability of the label given.
-        calibration_error: Σ n/N |accuracy - confidence| over these bins; it is above 0 by chance alone.
+        calibration_error: Σ n/N |accuracy - confidence| over these bins; chance alone makes it larger than 0.
         coverage: by threshold of abstention; thresholds that nothing reaches are left out.
         units: "spans", the annotator's own pieces, or "sentences", cut by rule, as the classifier is used.
         correct: per chain, how many labels are right, and how many pieces there are.
@@ -85,7 +85,7 @@ class ClassifierReport:
     correct: tuple[tuple[int, int], ...]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per figure and label; coverage and what is left above a threshold have it as `abstain`."""
+        """One row per figure and label; figures at a threshold of abstention have it in the column `abstain`."""
         table = self.agreement.to_dataframe().assign(abstain=0.0)
         n = self.agreement.n_sentences
         rows = [("calibration_error", "", self.calibration_error, np.nan, np.nan, n, 0.0)]
@@ -117,7 +117,7 @@ def cross_validate(
     Args:
         traces: annotated; those without spans are left out.
         model: with `layer`, as for `fit_classifier`.
-        layer: the block behind which the residual stream is read.
+        layer: the block at whose output the residual stream is read.
         units: what is labeled and counted: "sentences" by rule, those that the annotator has no label for left out, or
             the annotator's own "spans".
         seed: of the folds and of the bootstrap over chains.
@@ -163,14 +163,14 @@ def left_out_source(
     config: ClassifierConfig | None = None,
     n_boot: int = 2000,
 ) -> Agreement:
-    """How well a classifier labels chains of a source, such as a model, and of questions that it was not fitted on.
+    """How well a classifier labels chains of a source, such as a model, and of tasks that it was not fitted on.
 
-    The sentences of one source's chains in one half of the tasks are labeled by a classifier that was fitted on the
-    other sources' chains in the other half; so each in turn.
+    The chains of one source on one half of the tasks are labeled by a classifier that was fitted on the other sources'
+    chains on the other half, for every source and half in turn.
 
     Args:
         traces: annotated.
-        sources: of each, two or more.
+        sources: the source of each trace; at least two different ones.
         seed: of the halves and of the bootstrap over chains.
         config: of features and training.
         n_boot: resamples of the chains.

@@ -1,7 +1,6 @@
-"""What a trained classifier sees of a sentence: its words, how it opens, what stands around it, where it stands.
+"""The features of a sentence for a classifier: its words, its opening, its neighbors, its position in the chain.
 
-Numbers only: it does not know what any of them says about a behavior. Terms are learned from training chains, so that a
-chain in another language or on another subject has few of them.
+Terms are learned from training chains, so a chain in another language or on another subject has few of them.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _NONE = "<none>"
 
 @dataclass(frozen=True)
 class FeatureWeights:
-    """How much each group of features counts before the classifier's own weights; 0 leaves it out.
+    """Scale of each group of features before the classifier's own coefficients; 0 leaves the group out.
 
     Attributes:
         words: single words and pairs of the sentence, numbers and marks included.
         opening: the same of its first eight words.
-        place: where in the thinking it begins, whether a line break or blank line stands before or behind it.
-        neighbors: the words of the sentences before and behind it.
+        place: where in the thinking it begins, whether a line break or blank line comes before or after it.
+        neighbors: the words of the sentences before and after it.
         residuals: the residual stream's mean at the sentence and at its onset, where a model is given.
     """
 
@@ -72,13 +71,13 @@ class Chain:
 
     @property
     def texts(self) -> list[str]:
-        """What stands in each piece."""
+        """The text of each piece."""
         return [self.trace.response[start:end] for start, end in self.pieces]
 
     def beside(self) -> list[tuple[int, int]]:
-        """For each piece, which one is the last that ends before it (-1: none) and which the first that begins behind.
+        """For each piece, the index of the last piece that ends before it (-1: none) and of the first after it.
 
-        Without overlaps these are its neighbors.
+        The latter is the number of pieces if there is none. Without overlaps these are its neighbors.
         """
         starts, ends = [start for start, _ in self.pieces], [end for _, end in self.pieces]
         return [(bisect_right(ends, start) - 1, bisect_left(starts, end)) for start, end in self.pieces]
@@ -108,12 +107,13 @@ def learn_vocabulary(chains: Sequence[Chain], weights: FeatureWeights, residuals
     terms: dict[str, tuple[str, ...]] = {}
     idf: dict[str, Array] = {}
     for group, documents in _documents(chains, weights).items():
-        counts: dict[str, int] = {}
-        for document in documents:
-            for term in set(document):
-                counts[term] = counts.get(term, 0) + 1
-        terms[group] = tuple(sorted(term for term, n in counts.items() if n >= _MIN_COUNT))
-        idf[group] = np.log((1 + len(documents)) / (1 + np.array([counts[t] for t in terms[group]]))) + 1
+        vectorizer = _vectorizer()
+        try:
+            vectorizer.fit(documents)
+        except ValueError:  # no term is left
+            terms[group], idf[group] = (), np.zeros(0)
+        else:
+            terms[group], idf[group] = tuple(map(str, vectorizer.get_feature_names_out())), vectorizer.idf_
     if terms and not any(terms.values()):
         raise LensteerError("no word stands in two of the annotated sentences: give more annotated chains")
     standard = np.zeros((2, 0))
@@ -129,12 +129,11 @@ def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWe
         LensteerError: no group of features is left.
     """
     from scipy import sparse
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
     blocks = []
     for group, documents in _documents(chains, weights).items():
         if vocabulary.terms[group]:
-            vectorizer = TfidfVectorizer(analyzer=_identity, sublinear_tf=True, vocabulary=vocabulary.terms[group])
+            vectorizer = _vectorizer(vocabulary.terms[group])
             vectorizer.idf_ = vocabulary.idf[group]
             blocks.append(_weight(weights, group) * vectorizer.transform(documents))
     if weights.place:
@@ -154,11 +153,11 @@ def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWe
 def residual_features(
     model: TransformerBridge, layer: int, chains: Sequence[Chain]
 ) -> Float[np.ndarray[Any, Any], "span feature"]:
-    """For each piece, the residual stream behind a block at its onset and its mean over the piece and its onset.
+    """For each piece, the residual stream at a block's output: at the piece's onset, and the mean over the piece.
 
-    A piece that has no token of its own has zeros.
+    The mean includes the onset. A piece that has no token of its own has zeros.
     """
-    from lensteer.activations import stream_features  # a lower room: only a classifier with residuals goes there
+    from lensteer.activations import stream_features  # later in the layout; only a classifier with residuals needs it
 
     placed, numbers = [], []
     for chain in chains:
@@ -183,7 +182,7 @@ def text_groups(weights: FeatureWeights) -> tuple[str, ...]:
 
 
 def tokens(text: str) -> list[str]:
-    """Words, numbers (all as "0") and marks, in small letters."""
+    """Words, numbers (all as "0") and punctuation marks, in lower case."""
     return ["0" if token[0].isdigit() else token for token in _TOKEN.findall(text.lower().replace("’", "'"))]
 
 
@@ -208,6 +207,13 @@ def _weight(weights: FeatureWeights, group: str) -> float:
     return float(getattr(weights, "neighbors" if group in ("before", "behind") else group))
 
 
+def _vectorizer(terms: tuple[str, ...] | None = None) -> Any:
+    """scikit-learn's TF-IDF on lists of terms; without `terms`, one that learns those of at least two documents."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=_identity, sublinear_tf=True, min_df=_MIN_COUNT, vocabulary=terms)
+
+
 def _identity(document: list[str]) -> list[str]:
     return document
 
@@ -227,14 +233,14 @@ def _place(chain: Chain) -> list[list[float]]:
     rows: list[list[float]] = []
     for start, stop in chain.pieces:
         at = min(max(0.0, (start - begin) / max(1, end - begin)), 1.0)
-        before, behind = response[max(0, start - _GAP) : start], response[stop : stop + _GAP]
-        before, behind = before[len(before.rstrip()) :], behind[: len(behind) - len(behind.lstrip())]
-        breaks = [gap.count("\n") > least for gap in (before, behind) for least in (0, 1)]
+        before, after = response[max(0, start - _GAP) : start], response[stop : stop + _GAP]
+        before, after = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
+        breaks = [gap.count("\n") > least for gap in (before, after) for least in (0, 1)]
         bins = [*_bin(int(at * _BINS), _BINS), *_bin(int(np.log2(1 + max(0, start - begin) / 50)), 6)]
         rows.append([at, *bins, *map(float, [*breaks, start <= opening, stop >= closing])])
     return rows
 
 
 def _bin(number: int, size: int) -> list[float]:
-    """One of `size` cells is 1; the last one takes all that is beyond it."""
+    """One-hot of `number` in `size` cells; the last cell also takes all larger numbers."""
     return [float(i == min(number, size - 1)) for i in range(size)]

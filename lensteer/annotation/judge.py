@@ -1,24 +1,20 @@
-"""A language model as judge: it is asked for the behavior of every sentence.
+"""A language model as judge: it labels every sentence of a chain, or scores a chain as a whole.
 
 Sentences are numbered and labels come back by number, so the text stays the chain's own. Every sentence comes back,
-with a label or as `UNPARSED`, and a report says why. Replies are kept on disk as they arrive: the same call after a
-kill or an error asks only what has not been answered yet.
+with a label or as `UNPARSED`, and a report says why. Replies are kept on disk as they arrive: after a kill or an error,
+the same call asks only what has not been answered yet.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pandas as pd
 
-from lensteer.annotation.judge_cache import ReplyCache, default_folder
-from lensteer.annotation.judge_client import MODEL, OPENAI, URL, Client, run
-from lensteer.annotation.judge_reply import Answer, Remark, Talk, converse
-from lensteer.annotation.judge_work import Work
+from lensteer.annotation.judge_client import Client, Connection, Stopped
+from lensteer.annotation.judge_questions import Remark, Talk, converse, parse_score, score_question
 from lensteer.behaviors import REASONING, UNPARSED, LabelScheme, Sentence
 from lensteer.errors import LensteerError
 from lensteer.progress import progress_bar
@@ -34,7 +30,7 @@ class JudgePlan:
 
     Attributes:
         calls: requests to come, not counting those that failures and faulty replies add.
-        cached: replies that are there already.
+        cached: replies that are in the cache already.
         prompt_tokens_estimate: of the requests to come, at four bytes a token.
     """
 
@@ -45,11 +41,11 @@ class JudgePlan:
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """What became of a call.
+    """What a call asked and got.
 
     Attributes:
         chains: ids of the traces.
-        remarks: for each chain, all that did not go as asked, in the order of its parts.
+        remarks: for each chain, everything that did not go as asked, in the order of its parts.
         n_sentences: sentences of all chains.
         n_unlabeled: those that came back as `UNPARSED`.
         n_requests: requests sent, retries included.
@@ -78,68 +74,40 @@ class JudgeReport:
         return frame.astype({"at": "Int64"})
 
 
-@dataclass(frozen=True)
-class Judge:
+@dataclass(frozen=True, kw_only=True)
+class Judge(Connection):
     """An annotator that asks a chat model on any OpenAI-compatible server (extra `judge`).
 
-    The key comes from the environment only: `LENSTEER_JUDGE_KEY`, or `OPENAI_API_KEY` where the URL is OpenAI's or that
-    of `OPENAI_BASE_URL` (it is sent to no other server). A server on your own machine may need none.
+    Model, server, key, reply cache, retries and time limit are those of `Connection`.
 
     Attributes:
-        model: name of the model; else `LENSTEER_JUDGE_MODEL`.
-        base_url: of the server, such as `http://localhost:8000/v1`; else `LENSTEER_JUDGE_URL`, `OPENAI_BASE_URL`, or
-            OpenAI.
-        cache: folder of the replies; None is the user's cache folder.
         concurrency: requests at a time.
-        retries: further tries of a request on 408, 409, 425, 429, 5xx, a timeout, a lost connection or an empty answer.
-        timeout: seconds for one try.
-        backoff: seconds before the first retry; each further wait is twice as long. A server's Retry-After counts if it
-            is longer.
         max_chunk: sentences per request; longer chains are asked in parts.
         context: sentences before a part that the judge sees, too.
-        scheme: the labels that it chooses from, with a line on each.
-        temperature: None leaves it to the server (some models accept no other).
+        scheme: the labels to choose from, with a line on each.
         announce: called with the plan before the first request; an exception that it raises ends the call.
         progress: show a bar.
 
     Raises:
-        LensteerError: no model, a URL that is none or that holds a secret, or an impossible number.
+        LensteerError: as `Connection` does.
     """
 
-    model: str = ""
-    base_url: str = ""
-    cache: str | Path | None = None
     concurrency: int = 8
-    retries: int = 5
-    timeout: float = 120.0
-    backoff: float = 1.0
     max_chunk: int = 60
     context: int = 5
     scheme: LabelScheme = REASONING
-    temperature: float | None = 0.0
     announce: Callable[[JudgePlan], None] | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
-        url = self.base_url or os.environ.get(URL) or os.environ.get("OPENAI_BASE_URL") or OPENAI
-        parts = urlsplit(url)
-        if parts.username or parts.password or parts.query:
-            raise LensteerError(f"the judge's URL at {parts.hostname!r} holds a name, password or query: leave it out")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LensteerError(f"base_url={url!r}: give the judge's URL, such as http://localhost:8000/v1")
-        object.__setattr__(self, "base_url", url.rstrip("/"))
-        object.__setattr__(self, "model", self.model or os.environ.get(MODEL, ""))
-        if not self.model:
-            raise LensteerError(f"no model for the judge at {url}: give model='...' or set {MODEL}")
-        for name, least in (("concurrency", 1), ("max_chunk", 1), ("retries", 0), ("context", 0), ("backoff", 0)):
+        super().__post_init__()
+        for name, least in (("concurrency", 1), ("max_chunk", 1), ("context", 0)):
             if getattr(self, name) < least:
                 raise LensteerError(f"{name}={getattr(self, name)}: give at least {least}")
-        if not self.timeout > 0:
-            raise LensteerError(f"timeout={self.timeout}: give a positive number of seconds")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """That it can give."""
+        """The labels that it can give."""
         return self.scheme.labels
 
     def __call__(self, traces: Sequence[Trace]) -> list[list[Sentence]]:
@@ -148,14 +116,13 @@ class Judge:
 
     def plan(self, traces: Sequence[Trace]) -> JudgePlan:
         """What a call with these traces would ask now. Sends nothing."""
-        cache = self._cache()
+        replies = self.replies
         keys: set[str] = set()
         calls = size = 0
         for _, talk in self._talks(traces, _texts(traces)):
             messages = next(talk, None)
             while messages is not None:
-                key = cache.key(messages)
-                known = cache.get(key)
+                key, known = replies.key(messages), replies.get(messages)
                 if key not in keys and known is None:
                     calls += 1
                     size += sum(len(message["content"].encode()) for message in messages)
@@ -163,13 +130,16 @@ class Judge:
                 if known is None:
                     break
                 try:
-                    messages = talk.send(Answer(**known))
+                    messages = talk.send(known)
                 except StopIteration:
                     break
         return JudgePlan(calls, len(keys) - calls, -(-size // _BYTES_PER_TOKEN))
 
     def annotate(self, traces: Sequence[Trace]) -> tuple[list[list[Sentence]], JudgeReport]:
-        """The sentences of each trace's thinking with their behaviors, and what did not go as asked.
+        """The sentences of each trace's thinking with their labels, and a report of what did not go as asked.
+
+        Requests run in threads, so it works inside a notebook's event loop, too. An interrupt comes through at once;
+        replies to requests that are under way are still kept.
 
         Raises:
             LensteerError: no openai client, no key, a server that refuses key or model, or that does not answer after
@@ -177,37 +147,20 @@ class Judge:
         """
         if self.announce is not None:
             self.announce(self.plan(traces))
-        return run(self._annotate(traces))
-
-    async def _annotate(self, traces: Sequence[Trace]) -> tuple[list[list[Sentence]], JudgeReport]:
         texts = _texts(traces)
         talks = list(self._talks(traces, texts))
-        work = Work(
-            self._cache(),
-            Client(
-                self.base_url,
-                self.model,
-                self._parameters(),
-                retries=self.retries,
-                timeout=self.timeout,
-                backoff=self.backoff,
-            ),
-        )
-        with progress_bar(total=len(talks), desc="judge", show=self.progress) as bar:
-            try:
-                await work.all([talk for _, talk in talks], self.concurrency, lambda: bar.update())
-            finally:
-                await work.client.close()
-        if work.client.failure:
+        client = Client(self)
+        done = self._finish(client, [talk for _, talk in talks])
+        if client.failure:
             raise LensteerError(
-                f"the judge {self.model!r} at {self.base_url}: {work.client.failure}. {len(work.done)} of {len(talks)} "
-                f"parts are done and kept in {work.cache.folder}: the same call goes on from there"
+                f"the judge {self.model!r} at {self.base_url}: {client.failure}. {len(done)} of {len(talks)} parts are "
+                f"done and kept in {self.replies.folder}: the same call goes on from there"
             )
         labels: list[dict[int, str]] = [{} for _ in traces]
         remarks: list[list[Remark]] = [[] for _ in traces]
         for part, (chain, _) in enumerate(talks):
-            labels[chain].update(work.done[part][0])
-            remarks[chain] += work.done[part][1]
+            labels[chain].update(done[part][0])
+            remarks[chain] += done[part][1]
         annotated = [
             [Sentence(chosen[i], text) for i, text in enumerate(chain)]
             for chosen, chain in zip(labels, texts, strict=True)
@@ -217,31 +170,125 @@ class Judge:
             remarks=tuple(map(tuple, remarks)),
             n_sentences=sum(map(len, annotated)),
             n_unlabeled=sum(sentence.label == UNPARSED for chain in annotated for sentence in chain),
-            n_requests=work.client.n_requests,
-            n_cached=work.n_cached,
-            prompt_tokens=work.client.prompt_tokens,
-            completion_tokens=work.client.completion_tokens,
+            n_requests=client.n_requests,
+            n_cached=client.n_cached,
+            prompt_tokens=client.prompt_tokens,
+            completion_tokens=client.completion_tokens,
         )
         return annotated, report
 
-    def _parameters(self) -> dict[str, float]:
-        return {} if self.temperature is None else {"temperature": self.temperature}
+    def _finish(self, client: Client, talks: Sequence[Talk]) -> dict[int, tuple[dict[int, str], list[Remark]]]:
+        """Finish all parts, some at a time, or as many as there are before `client.failure`.
 
-    def _cache(self) -> ReplyCache:
-        return ReplyCache(Path(self.cache or default_folder()), self.model, self._parameters())
+        Until a first answer there is one request at a time: it shows whether key, model and format are right. After a
+        failure nothing new is asked, but requests that are under way are waited for and their replies kept.
+        """
+        done: dict[int, tuple[dict[int, str], list[Remark]]] = {}
+
+        def finish(part: int, talk: Talk) -> None:
+            try:
+                messages = next(talk)
+                while not client.failure:
+                    messages = talk.send(client.answer(messages))
+            except StopIteration as end:
+                done[part] = end.value
+            except Stopped:
+                pass
+
+        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="lensteer-judge")
+        try:
+            with progress_bar(total=len(talks), desc="judge", show=self.progress) as bar:
+
+                def wait_for(jobs: set[Future[None]]) -> None:
+                    while jobs:
+                        over, jobs = wait(jobs, timeout=0.2)  # in steps: some platforms hold an interrupt until then
+                        for job in over:
+                            job.result()
+                        bar.update(len(over))
+
+                queue = iter(enumerate(talks))
+                for part, talk in queue:
+                    wait_for({pool.submit(finish, part, talk)})
+                    if client.failure or client.n_answered:
+                        break
+                wait_for({pool.submit(finish, part, talk) for part, talk in queue})
+        except BaseException:
+            client.stop("interrupted")
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        client.close()
+        if client.refusals and not (client.n_answered or client.n_cached):
+            client.stop(client.refusals[-1])
+        return done
 
     def _talks(self, traces: Sequence[Trace], texts: Sequence[list[str]]) -> Iterator[tuple[int, Talk]]:
-        """The parts of all chains, each with its chain's index; parts of one chain are of about one size."""
+        """The parts of all chains, each with its chain's index; the parts of one chain have about the same size."""
         for chain, (trace, sentences) in enumerate(zip(traces, texts, strict=True)):
             n_parts = -(-len(sentences) // self.max_chunk)
             for part in range(n_parts):
                 first, last = (len(sentences) * p // n_parts for p in (part, part + 1))
-                yield (
-                    chain,
-                    converse(
-                        trace.task.prompt, sentences, range(first, last), context=self.context, scheme=self.scheme
-                    ),
-                )
+                wanted = range(first, last)
+                yield chain, converse(trace.task.prompt, sentences, wanted, context=self.context, scheme=self.scheme)
+
+
+@dataclass(frozen=True)
+class JudgeScore(Connection):
+    """A measure of a chain: a judge's answer to a question about it, from 0 (not at all) to 100 (as much as possible).
+
+        polite = JudgeScore("How polite is the answer?", model="gpt-4o-mini")
+        ls.evaluate(model, tasks, vectors, layers, measure=polite)
+
+    The judge sees the task and the whole response, thinking included. Model, server, key, reply cache, retries and time
+    limit are those of `Connection`.
+
+    Attributes:
+        question: about the response, to be answered by a degree.
+
+    Raises:
+        LensteerError: no question, or as `Connection` does.
+    """
+
+    question: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.question.strip():
+            raise LensteerError("question='': ask something about the response, such as 'How polite is the answer?'")
+
+    def __call__(self, trace: Trace) -> float:
+        """The score of a chain, from 0 to 100. A reply without one is asked for once more.
+
+        Raises:
+            LensteerError: no score in either reply, or as `Judge.annotate` does.
+        """
+        client = Client(self)
+        where = f"the judge {self.model!r} at {self.base_url}"
+        asked, complaint, score = [], "", None
+        try:
+            for _ in range(2):
+                messages = score_question(self.question, trace, complaint=complaint)
+                answer = client.replies.get(messages) or client.ask(messages)
+                if answer.refused:
+                    raise LensteerError(f"{where} gave no score for chain {trace.id!r}: {answer.refused}")
+                asked.append((messages, answer))
+                score = parse_score(answer.text)
+                if score is not None:
+                    break
+                complaint = 'it was not {"score": n} with a number n from 0 to 100'
+        except Stopped as end:
+            raise LensteerError(f"{where}: {client.failure}") from end
+        finally:
+            client.close()
+        if score is None:
+            raise LensteerError(
+                f"{where} gave no score from 0 to 100 for chain {trace.id!r}, but {answer.text[:80]!r}: ask a question "
+                "whose answer is a degree, or another model"
+            )
+        for messages, answer in asked:  # only now: a chain without a score is asked anew the next time
+            if client.replies.get(messages) is None:
+                client.replies.put(messages, answer)
+        return score
 
 
 def _texts(traces: Sequence[Trace]) -> list[list[str]]:

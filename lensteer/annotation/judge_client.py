@@ -1,184 +1,288 @@
-"""Asking an OpenAI-compatible server until it answers or cannot: formats, waits, retries, errors in words.
+"""The judge's server: where it is, what it answers, and the replies on disk.
 
-Knows nothing of chains, labels or files. The key is read from the environment where a client is made, is kept by that
-client only, and is cut out of everything that a server says.
+Connections, time limits, retries, back-off and Retry-After are the openai client's. This module adds what that client
+does not decide: which key goes to which server, when a failure ends a whole run, and that an answer is kept as soon as
+it is there.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import hashlib
+import json
 import os
-import random
-import time
-from collections.abc import Coroutine
-from email.utils import mktime_tz, parsedate_tz
-from threading import Event, Thread
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, local
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
-from lensteer.annotation.judge_prompt import Messages
-from lensteer.annotation.judge_reply import Answer
+from lensteer.annotation.judge_questions import PROMPT_VERSION, Answer, Messages
 from lensteer.errors import LensteerError
+from lensteer.files import write_atomically
 
 OPENAI = "https://api.openai.com/v1"
 URL, MODEL, KEY = "LENSTEER_JUDGE_URL", "LENSTEER_JUDGE_MODEL", "LENSTEER_JUDGE_KEY"
 
-MAX_WAIT = 120.0  # seconds between two tries; a server that asks for more is not waited for
-MIN_KEY = 8  # letters; what is shorter, such as "none", is no secret, and might be part of any text
-RETRIED = (408, 409, 425, 429)  # and all from 500
-REFUSED = (400, 413, 422)  # of one question: too long, filtered, or a parameter that the server does not know
+MIN_KEY = 8  # characters; a shorter one, such as "none", is not a secret and could be part of any text
+MAX_REFUSALS = 3  # in a row, before any answer: then it is the server that refuses, not the question
+EMPTY_PAUSE = 1.0  # seconds before a question is repeated that got an answer without text
 
-T = TypeVar("T")
+_WRITING = Lock()  # temporary files are named by process, so the threads of one process take turns
 
 
 class Stopped(Exception):
     """The whole run ends; `Client.failure` says why."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A chat model on an OpenAI-compatible server, and the folder of its replies (extra `judge`).
+
+    The key comes from the environment only: `LENSTEER_JUDGE_KEY`, or `OPENAI_API_KEY` where the URL is OpenAI's or that
+    of `OPENAI_BASE_URL` (it is sent to no other server). A server on your own machine may need none.
+
+    Attributes:
+        model: name of the model; else `LENSTEER_JUDGE_MODEL`.
+        base_url: of the server, such as `http://localhost:8000/v1`; else `LENSTEER_JUDGE_URL`, `OPENAI_BASE_URL`, or
+            OpenAI.
+        cache: folder of the replies; None is the user's cache folder.
+        retries: further tries of a request on status 408, 409, 429 or 5xx, a timeout, a lost connection, or an answer
+            without text. The openai client waits between them, for as long as the server's Retry-After says.
+        timeout: seconds without a word from the server after which a try is given up.
+        temperature: None leaves it to the server (some models accept no other).
+
+    Raises:
+        LensteerError: no model, an invalid URL or one that holds a secret, or a number out of range.
+    """
+
+    model: str = ""
+    base_url: str = ""
+    cache: str | Path | None = None
+    retries: int = 5
+    timeout: float = 120.0
+    temperature: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        url = self.base_url or os.environ.get(URL) or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise LensteerError(f"the judge's URL at {parts.hostname!r} holds a name, password or query: leave it out")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise LensteerError(f"base_url={url!r}: give the judge's URL, such as http://localhost:8000/v1")
+        object.__setattr__(self, "base_url", url.rstrip("/"))
+        object.__setattr__(self, "model", self.model or os.environ.get(MODEL, ""))
+        if not self.model:
+            raise LensteerError(f"no model for the judge at {url}: give model='...' or set {MODEL}")
+        if self.retries < 0:
+            raise LensteerError(f"retries={self.retries}: give at least 0")
+        if not self.timeout > 0:
+            raise LensteerError(f"timeout={self.timeout}: give a positive number of seconds")
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Of every request, beside model and messages."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
+
+    @property
+    def replies(self) -> ReplyCache:
+        """The replies on disk."""
+        return ReplyCache(Path(self.cache or default_folder()), self.model, self.parameters)
+
+
+def default_folder() -> Path:
+    """`lensteer/judge` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lensteer" / "judge"
+
+
+class ReplyCache:
+    """Replies on disk, one JSON file each, by the SHA-256 of model, prompt version, parameters and messages.
+
+    A file is written whole as soon as its reply is there. Any number of processes may share a folder.
+    """
+
+    def __init__(self, folder: Path, model: str, parameters: dict[str, Any]) -> None:
+        self.folder = folder
+        self.identity = {"model": model, "prompt_version": PROMPT_VERSION, "parameters": parameters}
+
+    def key(self, messages: Messages) -> str:
+        """The file name, without its ending, of the reply to these messages."""
+        asked = json.dumps({**self.identity, "messages": messages}, sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    def get(self, messages: Messages) -> Answer | None:
+        """The reply to these messages; None if there is none, or if its file is damaged."""
+        try:
+            record = json.loads((self.folder / f"{self.key(messages)}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            return None
+        return Answer(record["text"], bool(record.get("cut")))
+
+    def put(self, messages: Messages, answer: Answer) -> None:
+        """Keep a reply, with what was asked."""
+        record = {**self.identity, "messages": messages, "text": answer.text, "cut": answer.cut}
+        with _WRITING:
+            write_atomically(self.folder / f"{self.key(messages)}.json", json.dumps(record, indent=1))
+
+
 class Client:
-    """One run's connection, with counts. To be used in one event loop.
+    """The requests of one run, from any number of threads, with their counts.
 
     Attributes:
         failure: why no further question makes sense; empty while all is well.
-        answered: questions with an answer.
+        refusals: why questions got no answer, one by one.
+        n_answered: questions that the server answered.
+        n_cached: questions that the cache answered.
         n_requests: requests sent, retries included.
         prompt_tokens: as the server counts them; 0 if it does not.
         completion_tokens: likewise.
     """
 
-    def __init__(
-        self, url: str, model: str, parameters: dict[str, Any], *, retries: int, timeout: float, backoff: float
-    ) -> None:
-        self.url, self.model, self.parameters = url, model, parameters
-        self.retries, self.timeout, self.backoff = retries, timeout, backoff
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.replies = connection, connection.replies
         self.failure = ""
-        self.answered = self.n_requests = self.prompt_tokens = self.completion_tokens = 0
+        self.n_answered = self.n_cached = self.n_requests = self.prompt_tokens = self.completion_tokens = 0
+        self.refusals: list[str] = []
         self._json_mode = True
-        self._failed = asyncio.Event()
+        self._openai: Any = None
         self._api: Any = None
+        self._counting = Lock()
+        self._stopped = Event()
+        self._asking: dict[str, Lock] = {}
+        self._thread = local()
 
-    async def ask(self, messages: Messages) -> Answer:
-        """The answer to one question.
+    def answer(self, messages: Messages) -> Answer:
+        """The answer to a question: from the cache, else from the server. Equal questions are asked once.
+
+        Raises:
+            Stopped: as `ask` does, or the server has refused `MAX_REFUSALS` questions and answered none.
+            LensteerError: as `ask` does.
+        """
+        with self._asking.setdefault(self.replies.key(messages), Lock()):
+            known = self.replies.get(messages)
+            if known is not None:
+                with self._counting:
+                    self.n_cached += 1
+                return known
+            answer = self.ask(messages)
+            if not answer.refused:
+                self.replies.put(messages, answer)
+                return answer
+        self.refusals.append(answer.refused)
+        if len(self.refusals) >= MAX_REFUSALS and not (self.n_answered or self.n_cached):
+            self.fail(answer.refused)
+        return answer
+
+    def ask(self, messages: Messages) -> Answer:
+        """The server's answer to a question.
 
         Raises:
             Stopped: the server does not answer, not even after retries, or refuses the key or the model.
             LensteerError: no openai client, or no key.
         """
-        openai = _openai()
-        if self._api is None:
-            self._api = openai.AsyncOpenAI(
-                base_url=self.url, api_key=_key(self.url) or "unused", max_retries=0, timeout=self.timeout
-            )
+        self._connect()
+        openai, json_mode = self._openai, self._json_mode
         retried: list[str] = []
-        json_mode = self._json_mode
         while not self.failure:
-            wait, empty = 0.0, False
+            tries: list[str] = []  # what became of each try of the openai client; its hooks write it
+            self._thread.tries = tries
+            text, hint, fatal, repeat = "", "", True, False
             try:
-                completion = await self._send(messages, json_mode)
-            except (asyncio.TimeoutError, openai.APITimeoutError):
-                trouble = f"no answer within {self.timeout:g} s"
+                completion = self._send(messages, json_mode)
+            except openai.APITimeoutError:
+                trouble = f"no answer within {self.connection.timeout:g} s"
             except openai.APIConnectionError as error:
                 trouble = f"no connection ({_words(error.__cause__ or error)})"
             except openai.APIStatusError as error:
                 status = error.status_code
-                trouble = f"status {status} ({_words(error)})"
                 if json_mode and status in (400, 422):
                     json_mode = False
                     continue
-                if status in REFUSED:
-                    return Answer("", refused=trouble, retried=tuple(retried))
-                if status not in RETRIED and status < 500:
-                    self.fail(trouble + _hint(status))
-                wait = _retry_after(error.response.headers)
+                trouble, hint = f"status {status} ({_words(error)})", _hint(error.response)
+                fatal = status not in (400, 413, 422)  # of one question: too long, filtered, an unknown parameter
             except (openai.APIError, ValueError) as error:
-                trouble = f"an answer that cannot be read ({_words(error)})"
+                trouble, repeat = f"an answer that cannot be read ({_words(error)})", True
             else:
                 self._json_mode = self._json_mode and json_mode
                 text, cut = _content(completion)
-                if text:
-                    self.answered += 1
-                    return Answer(_without_key(text), cut, retried=tuple(retried))
-                empty = hasattr(completion, "choices")
-                trouble = _without_text(completion) if empty else "no chat completion (does the URL lack '/v1'?)"
-            if wait > MAX_WAIT:
-                self.fail(f"{trouble}, and it asks to wait for {wait:.0f} s")
-            if len(retried) == self.retries:
-                if empty:  # as some servers say that they will not answer this
-                    return Answer("", refused=trouble, retried=tuple(retried))
-                self.fail(f"{trouble}, after {self.retries} retries")
-            grown = self.backoff * 2 ** min(len(retried), 10) * random.uniform(0.75, 1.25)
-            retried.append(trouble)
-            with contextlib.suppress(asyncio.TimeoutError):  # unless the run ends in the meantime
-                await asyncio.wait_for(self._failed.wait(), max(wait, min(grown, MAX_WAIT)))
+                trouble, fatal, repeat = _without_text(completion), not hasattr(completion, "choices"), True
+            retried += tries[:-1]
+            if text:
+                with self._counting:
+                    self.n_answered += 1
+                return Answer(_without_key(text), cut, retried=tuple(retried))
+            if repeat and len(retried) < self.connection.retries:  # the openai client takes it for an answer
+                retried.append(trouble)
+                self._stopped.wait(EMPTY_PAUSE)
+            elif fatal:
+                self.fail(trouble + (f", after {len(retried)} retries" if retried else "") + hint)
+            else:  # some servers answer a question that they filter without text
+                return Answer("", refused=trouble, retried=tuple(retried))
         raise Stopped
 
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._api is not None:
-            await self._api.close()
-
-    async def _send(self, messages: Messages, json_mode: bool) -> Any:
-        form = {"response_format": {"type": "json_object"}} if json_mode else {}
-        self.n_requests += 1
-        call = self._api.chat.completions.create(model=self.model, messages=messages, **self.parameters, **form)
-        completion = await asyncio.wait_for(call, self.timeout)  # the client's own limit is on each read
-        usage = getattr(completion, "usage", None)
-        for name in ("prompt_tokens", "completion_tokens"):
-            count = getattr(usage, name, 0)
-            setattr(self, name, getattr(self, name) + (count if isinstance(count, int) else 0))
-        return completion
-
     def fail(self, reason: str) -> NoReturn:
-        """End the run: nobody waits for another try.
+        """End the run: nothing new is sent, and no thread tries again.
 
         Raises:
             Stopped: always.
         """
-        self.failure = self.failure or reason
-        self._failed.set()
+        self.stop(reason)
         raise Stopped
 
+    def stop(self, reason: str) -> None:
+        """End the run, as `fail` does, from outside."""
+        self.failure = self.failure or reason
+        self._stopped.set()
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, in a thread of its own if a loop runs here already, as in Jupyter.
+    def close(self) -> None:
+        """Close the connections."""
+        if self._api is not None:
+            self._api.close()
 
-    An interrupt cancels it, and with it all requests on their way.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(main)
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(main)
+    def _connect(self) -> None:
+        with self._counting:
+            if self._api is not None:
+                return
+            try:
+                import openai
+            except ImportError as error:
+                raise LensteerError("the judge needs the openai client: pip install lensteer[judge]") from error
+            url = self.connection.base_url
+            hooks = {"request": [self._before_try], "response": [self._after_try]}
+            self._openai = openai
+            self._api = openai.OpenAI(
+                base_url=url,
+                api_key=_key(url) or "unused",
+                max_retries=self.connection.retries,
+                timeout=self.connection.timeout,
+                http_client=openai.DefaultHttpxClient(event_hooks=hooks),
+            )
 
-    done = Event()
+    def _send(self, messages: Messages, json_mode: bool) -> Any:
+        form = {"response_format": {"type": "json_object"}} if json_mode else {}
+        completion = self._api.chat.completions.create(
+            model=self.connection.model, messages=messages, **self.connection.parameters, **form
+        )
+        usage = getattr(completion, "usage", None)
+        with self._counting:
+            for name in ("prompt_tokens", "completion_tokens"):
+                count = getattr(usage, name, 0)
+                setattr(self, name, getattr(self, name) + (count if isinstance(count, int) else 0))
+        return completion
 
-    def work() -> None:
-        try:
-            loop.run_until_complete(asyncio.wait([task]))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            loop.close()
-            done.set()
+    def _before_try(self, request: Any) -> None:
+        """Called by the openai client before each try, in the thread that asks."""
+        if self.failure:
+            raise Stopped
+        self._thread.tries.append("no connection, or no answer in time")
+        with self._counting:
+            self.n_requests += 1
 
-    Thread(target=work, name="lensteer-judge", daemon=True).start()
-    try:
-        while not done.wait(0.1):  # in steps: an endless wait lets some interrupts not through
-            pass
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the loop may just have closed
-            loop.call_soon_threadsafe(task.cancel)
-        done.wait()
-        raise
-    return task.result()
-
-
-def _openai() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise LensteerError("the judge needs the openai client: pip install lensteer[judge]") from error
-    return openai
+    def _after_try(self, response: Any) -> None:
+        """Called by the openai client when a try has brought a status, before the answer is read."""
+        status = response.status_code
+        self._thread.tries[-1] = f"status {status}" if status >= 300 else "an answer that broke off"
 
 
 def _key(url: str) -> str:
@@ -199,39 +303,37 @@ def _without_key(text: str) -> str:
     return text
 
 
+def _short(text: str) -> str:
+    return " ".join(_without_key(text).split())[:300]
+
+
 def _words(error: BaseException) -> str:
-    """What an error says, in one short line, without the key."""
+    """An error's message in one short line, without the key."""
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
-    return " ".join(_without_key(str(said or error) or type(error).__name__).split())[:300]
+    return _short(str(said or error) or type(error).__name__)
+
+
+def _hint(response: Any) -> str:
+    """What a user can do about a status; the openai client itself waits for two minutes at most."""
+    if response.status_code in (401, 403):
+        return f"; the key is read from {KEY}"
+    if response.status_code == 404:
+        return "; are the URL and the model right?"
+    wait = response.headers.get("retry-after")
+    return f"; it asks to wait for {wait} s" if wait else ""
 
 
 def _without_text(completion: Any) -> str:
-    """What is said of an answer without text: some servers send an error as if it were one."""
+    """What is wrong with an answer without text; some servers send an error with status 200."""
+    if not hasattr(completion, "choices"):
+        return "no chat completion (does the URL lack '/v1'?)"
     error = getattr(completion, "error", None)
-    said = f" ({' '.join(_without_key(str(error)).split())[:300]})" if error else ""
-    return f"an answer without text{said}"
-
-
-def _hint(status: int) -> str:
-    if status in (401, 403):
-        return f"; the key is read from {KEY}"
-    return "; are the URL and the model right?" if status == 404 else ""
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds that a server asks to wait, as a number or a date; 0 if it does not say."""
-    value = headers.get("retry-after") or ""
-    try:
-        seconds = float(value)
-    except ValueError:
-        date = parsedate_tz(value)
-        seconds = mktime_tz(date) - time.time() if date else 0.0
-    return seconds if seconds > 0 else 0.0  # nan, too
+    return f"an answer without text ({_short(str(error))})" if error else "an answer without text"
 
 
 def _content(completion: Any) -> tuple[str, bool]:
-    """Text of the first choice, and whether it was cut off; no text if anything is not as it should be."""
+    """Text of the first choice, and whether it was cut off; "" if the answer does not have the expected shape."""
     try:
         choice = completion.choices[0]
         text = choice.message.content

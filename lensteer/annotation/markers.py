@@ -1,7 +1,6 @@
-"""Whether an annotator goes by cue words: the same chains annotated again with the cues masked.
+"""Whether an annotator relies on cue words: the same chains are annotated again with the cues masked.
 
-The list of cues is for this check alone: an annotator that took it over would be tested on its own definition. Knows
-nothing of how annotators work.
+The list of cues is for this check alone. An annotator that used it would be tested on its own definition.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lensteer.annotation.sentences import label_intervals, labeled_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.traces import Trace
 
-#: What stands for a masked word; with a capital where the word has one, so that sentences split as before.
+#: Replaces a masked word, capitalized where the word is, so that sentences split as before.
 MASK = "xxx"
 
 #: Words that give a behavior away, most after the label that they would suggest.
@@ -57,7 +56,7 @@ def mask_markers(text: str) -> str:
 def masked(traces: Sequence[Trace], *, control: bool = False, seed: int = 0) -> list[Trace]:
     """The same chains with the cues in their thinking masked, without spans.
 
-    Their tokens are characters with the id 0: good for annotators that read text, not for those that read token ids.
+    Their tokens are single characters with the id 0, so the annotator must read text, not token ids.
 
     Args:
         traces: any.
@@ -68,10 +67,10 @@ def masked(traces: Sequence[Trace], *, control: bool = False, seed: int = 0) -> 
 
 
 def masking(annotator: Annotator, *, control: bool = False, seed: int = 0) -> Annotator:
-    """An annotator that sees the chains with their cues masked, and labels the sentences as they are.
+    """An annotator that reads the chains with their cues masked, and labels the original sentences.
 
-    A behavior's share by it says how much of the share is more than cue words; what it means shows beside `control`,
-    which masks as many random other words.
+    A behavior's share under this annotator shows how much of the share does not depend on cue words. Compare it with
+    `control`, which masks as many random other words.
 
     Args:
         annotator: must read text, not token ids.
@@ -107,11 +106,10 @@ def marker_dependence(
 ) -> Agreement:
     """Agreement of an annotator with itself: the text as it is (the reference) against the text without cue words.
 
-    Sentences are those of the text as it is. A κ near 1 says that the labels come from something else than the cues;
-    a low one that a model which merely says "wait" more often would count as backtracking more. It takes a second run
-    with `control` to read it: masking words at random costs some agreement, too, and only what the cues cost beyond
-    that is due to them. It says nothing about whether the labels are right, and nothing about cues that are not in
-    `MARKERS`.
+    Sentences are those of the text as it is. A κ near 1 means that the labels do not depend on the cues. At a low κ, a
+    model that merely says "wait" more often would count as backtracking more. Compare it with a second run with
+    `control`: masking random words costs some agreement, too, and only the rest is due to the cues. The figure does not
+    say whether the labels are right, and it covers only the cues in `MARKERS`.
 
     Args:
         traces: any; spans that they have do not count.
@@ -135,7 +133,7 @@ def marker_dependence(
 
 
 def _places(trace: Trace, control: bool, seed: int) -> list[tuple[int, int]]:
-    """Intervals of the words to mask, in order: cues that lie in the thinking, or as many other words."""
+    """Intervals of the words to mask, in order: the cues in the thinking, or as many other words."""
     begin, end = trace.thinking
     cues = [found.span() for found in _CUE.finditer(trace.response, begin, end)]
     if not control:
@@ -154,11 +152,11 @@ def _mask(trace: Trace, places: Sequence[tuple[int, int]]) -> Trace:
 
 
 def _masked(text: str, places: Sequence[tuple[int, int]]) -> str:
-    parts, behind = [], 0
+    parts, after = [], 0
     for start, end in places:
-        parts += [text[behind:start], MASK.capitalize() if text[start].isupper() else MASK]
-        behind = end
-    return "".join([*parts, text[behind:]])
+        parts += [text[after:start], MASK.capitalize() if text[start].isupper() else MASK]
+        after = end
+    return "".join([*parts, text[after:]])
 
 
 def _back(at: int, places: Sequence[tuple[int, int]]) -> int:

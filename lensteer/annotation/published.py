@@ -1,7 +1,7 @@
-"""Chains in the published annotation format (arXiv 2506.18167), read, mended, placed and written.
+"""Reads and writes chains in the published annotation format (arXiv 2506.18167).
 
-A judge wrapped each part of a chain as `["label"] text ["end-section"]`. It forgets quotes and marks, numbers labels,
-edits text: the report says what was mended or lost, and where. Knows nothing of what the labels mean.
+A judge wrapped each part of a chain as `["label"] text ["end-section"]`. It forgets quotes and marks, numbers labels
+and edits text; the report says what was repaired or lost, and where.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MARK = re.compile(rf'\["([^"\]\n]*)"\]|\[(?:\d+\.\s*)?({"|".join(map(re.escape,
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in an annotation that is not as the format has it.
+    """A violation of the format in an annotation.
 
     Attributes:
-        kind: "label without quotes" or "section without an end" (both read as if it were right), "stray label", "end
-            without a label", "text in no section" or "no text" (nothing read).
+        kind: "label without quotes" or "section without an end" (read all the same), "stray label", "end without a
+            label", "text in no section" or "no text" (not read).
         at: its first character in the annotation.
         text: the mark, or the text that was not read.
     """
@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class PublishedReport:
-    """What became of a file of annotations; all tuples have one entry per chain.
+    """How a file of annotations was read; all tuples have one entry per chain.
 
     Attributes:
         chains: ids of the traces.
@@ -60,7 +60,7 @@ class PublishedReport:
 
     @property
     def n_matched(self) -> int:
-        """Sections that stand in their chain as they are."""
+        """Sections whose text occurs in their chain unchanged."""
         return sum(report.matched for report in self.alignments)
 
     @property
@@ -70,7 +70,7 @@ class PublishedReport:
 
     @property
     def n_dropped(self) -> int:
-        """Sections without a place."""
+        """Sections that could not be placed."""
         return sum(len(report.dropped) for report in self.alignments)
 
     @property
@@ -84,7 +84,7 @@ class PublishedReport:
         return 1 - self.n_dropped / self.n_sections if self.n_sections else 1.0
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row for everything that was repaired, dropped or not as the format has it.
+        """One row for everything that was repaired or dropped, and for every violation of the format.
 
         `at` is the section's number in its chain for "repaired" and "dropped", else a character of the annotation.
         """
@@ -97,20 +97,20 @@ class PublishedReport:
 
 
 def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[list[Sentence], list[Problem]]:
-    """The sections of one annotation that have a known label and text, and all that is not as the format has it.
+    """The sections of one annotation that have a known label and text, and all violations of the format.
 
-    A section ends at the next mark: a label that stands where an end should closes the section before it. A label
-    without quotes (`[deduction]`, `[1. deduction]`) counts if it is a known one.
+    A section ends at the next mark, be it an end or another label. A label without quotes (`[deduction]`,
+    `[1. deduction]`) counts if it is a known one.
     """
     sentences: list[Sentence] = []
     problems: list[Problem] = []
     label: str | None = None
-    opened = behind = 0  # where the open section's mark begins, and where the last mark ends
+    opened = after = 0  # where the open section's mark begins, and where the last mark ends
     marks = [*_MARK.finditer(annotated), None]
     for mark in marks:
         at = mark.start() if mark else len(annotated)
         name = (mark[1] if mark[2] is None else mark[2]) if mark else None
-        text = annotated[behind:at].strip()
+        text = annotated[after:at].strip()
         if label is not None:
             if label not in labels:
                 problems.append(Problem(STRAY, opened, annotated[opened:at].strip()))
@@ -119,14 +119,14 @@ def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[
             else:
                 sentences.append(Sentence(label, text))
             if name != END:
-                problems.append(Problem(UNCLOSED, opened, annotated[opened:behind]))
+                problems.append(Problem(UNCLOSED, opened, annotated[opened:after]))
         elif text:
-            problems.append(Problem(OUTSIDE, behind, text))
+            problems.append(Problem(OUTSIDE, after, text))
         if mark and mark[2] is not None:
             problems.append(Problem(UNQUOTED, at, mark[0]))
         if mark and label is None and name == END:
             problems.append(Problem(UNOPENED, at, mark[0]))
-        label, opened, behind = (None if name == END else name), at, mark.end() if mark else at
+        label, opened, after = (None if name == END else name), at, mark.end() if mark else at
     return sentences, problems
 
 
@@ -135,18 +135,18 @@ def read_published(
 ) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
-    Nothing is known of the prompt as the model saw it: a trace's is empty (or an open `<think>`, where the response
-    holds none), and one token with the id 0 stands for it, so that no span begins at position 0. Tasks are called
-    `published-000` and so on, and hold the line's `prompt`, if there is one.
+    The file does not hold the prompt as the model saw it. A trace's prompt is empty (or an open `<think>`, if the
+    response holds none), and one token with the id 0 stands for it, so that no span begins at position 0. Tasks are
+    named `published-000` and so on, and hold the line's `prompt`, if there is one.
 
     Args:
         path: the file.
-        tokenizer: a fast Hugging Face tokenizer, which encodes the response anew: not surely the ids that were
-            generated. Without one every character is a token with the id 0, good for whatever reads text only.
+        tokenizer: a fast Hugging Face tokenizer, which encodes the response anew; the ids may differ from those that
+            were generated. Without one, every character is a token with the id 0, enough for code that reads text only.
         labels: that sections may have.
 
     Returns:
-        The traces, in the file's order, and what was placed, repaired, dropped and mended.
+        The traces, in the file's order, and what was placed, repaired and dropped.
 
     Raises:
         LensteerError: no such file, or a line without these texts.

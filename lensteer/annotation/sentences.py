@@ -1,6 +1,7 @@
-"""The sentences of a chain, each with the label that its spans give it. Knows nothing of who annotated.
+"""The sentences of a chain, each with the label that its spans give it.
 
-Annotators cut a chain where they like; whoever compares two of them, or trains on one, needs the same sentences.
+Annotators cut a chain in different places. To compare two of them, or to train on one, the sentences have to be the
+same for all, so these are cut by rule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class LabeledSentence:
     Attributes:
         start: its first character in the response.
         end: one past its last.
-        text: what stands there.
+        text: of the sentence.
         label: its behavior; None if less than half of its letters are in a span.
     """
 
@@ -34,9 +35,9 @@ class LabeledSentence:
 def labeled_sentences(trace: Trace) -> list[LabeledSentence]:
     """The sentences of a trace's thinking, as `split_sentences` cuts them, with the labels of its spans.
 
-    A sentence has the label that covers most of its letters (all that is no blank); of two that cover as many, the
-    first. It has none (None) if all spans together cover less than half of them: a judge left it out, or its annotation
-    had no place.
+    A sentence gets the label that covers most of its letters (everything but white space), the first of two that cover
+    equally many. It gets None if all spans together cover less than half of them, because a judge left it out or its
+    annotation could not be placed.
     """
     begin, end = trace.thinking
     places = [(begin + a, begin + b) for a, b in split_sentences(trace.response[begin:end])]
@@ -45,7 +46,7 @@ def labeled_sentences(trace: Trace) -> list[LabeledSentence]:
 
 
 def label_intervals(text: str, intervals: Iterable[tuple[int, int]], spans: Sequence[Span]) -> list[str | None]:
-    """The label of each interval of a text by the rule of `labeled_sentences`; all are in order, none overlap."""
+    """The label of each interval of a text, as in `labeled_sentences`; intervals are in order and do not overlap."""
     letters = [0, *accumulate(not c.isspace() for c in text)]
     labels: list[str | None] = []
     first = 0

@@ -1,6 +1,7 @@
-"""Training a sentence classifier: a linear model on whole chains, its scores on chains it has not seen, calibration.
+"""The linear model under a sentence classifier: what it learns from, its logits and probabilities, and its training.
 
-Works on arrays and chains; it does not know what is done with the result.
+Logistic regression on the annotator's spans, calibrated on chains that were held out. It works on arrays and chains;
+`lensteer.annotation.classifier` makes an annotator of it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensteer import models
-from lensteer.annotation.classifier_scoring import Linear, Scaling, log_softmax, span_lengths
 from lensteer.annotation.features import (
     Array,
     Chain,
     FeatureWeights,
+    Vocabulary,
     features,
     learn_vocabulary,
     residual_features,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ITERATIONS, _TOLERANCE = 300, 1e-3
-_UNSEEN = 5.0  # logits by which a label that a fold's training chains lack stays behind all others
-_PRIOR = 1.0  # weight of the ridge that holds the calibration near "none" where there are few sentences or no errors
+_UNSEEN = 5.0  # logits below all others of a label that a fold's training chains lack
+_PRIOR = 1.0  # ridge penalty toward scale 1 and bias 0, for few sentences or no errors
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class ClassifierConfig:
     Attributes:
         features: weight of each group of features.
         strength: inverse of the L2 penalty (scikit-learn's C).
-        balance: 1 lets all behaviors weigh the same in training, 0 all sentences; the latter is right more often and
+        balance: 1 gives all behaviors the same weight in training, 0 all sentences; 0 is more accurate overall and
             finds few of the rare behaviors.
-        together: sentences of one paragraph that are read together at most; 1 reads each alone.
+        together: how many sentences of one paragraph are read together at most; 1 reads each alone.
         n_folds: of the cross-validation, whole tasks each; also fixes the calibration.
     """
 
@@ -106,11 +107,11 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to learn from: the annotator's own spans, and the same chains cut into sentences by rule.
+    """The training data: the annotator's own spans, and the same chains cut into sentences by rule.
 
     Attributes:
-        spans: what the linear model is trained on: a judge's spans hold whole thoughts, and their labels are its own.
-        sentences: what it is used on, so what calibrates it.
+        spans: what the linear model is trained on; a judge's spans hold whole thoughts, each with one label.
+        sentences: what the model is used on, so also what it is calibrated on.
         folds: of each chain.
         labels: the behaviors that occur.
     """
@@ -121,10 +122,91 @@ class Material:
     labels: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A vocabulary, a logistic regression on its features, and the lengths of the training spans.
+
+    Attributes:
+        vocabulary: of the features.
+        coefficients: of each label and feature.
+        intercept: of each label.
+        lengths: shares of the training spans that hold one, two, … sentences; they sum to 1.
+    """
+
+    vocabulary: Vocabulary
+    coefficients: Float[np.ndarray[Any, Any], "behavior feature"]
+    intercept: Float[np.ndarray[Any, Any], " behavior"]
+    lengths: Float[np.ndarray[Any, Any], " length"]
+
+    def scores(
+        self, chains: Sequence[Chain], residuals: Array | None, weights: FeatureWeights
+    ) -> Float[np.ndarray[Any, Any], "span behavior"]:
+        """Logits of every piece of every chain.
+
+        Raises:
+            LensteerError: the coefficients do not fit the features.
+        """
+        if not any(chain.pieces for chain in chains):
+            return np.zeros((0, len(self.intercept)))
+        found = features(chains, self.vocabulary, weights, residuals)
+        if found.shape[1] != self.coefficients.shape[1]:
+            raise LensteerError(
+                f"the classifier has {self.coefficients.shape[1]} coefficients a label for {found.shape[1]} features: "
+                "it is damaged or of another version, train it again"
+            )
+        return np.asarray(found @ self.coefficients.T) + self.intercept
+
+    def sentence_scores(
+        self, chains: Sequence[Chain], residuals: Array | None, weights: FeatureWeights
+    ) -> Float[np.ndarray[Any, Any], "span behavior"]:
+        """Logits of every sentence of every chain, each read alone and together with those around it.
+
+        A judge's span may hold several sentences of a paragraph, of which only one has the words that tell its label.
+        So a sentence's logits are the mean over all runs of sentences without a blank line inside that contain it, each
+        weighted by the share of training spans with that many sentences.
+        """
+        n = sum(len(chain.pieces) for chain in chains)
+        total, mass = np.zeros((n, len(self.intercept))), np.zeros((n, 1))
+        for size, share in enumerate(self.lengths, 1):
+            if not share and size > 1:
+                continue
+            runs = [_runs(chain, size) for chain in chains]
+            joined = [_joined(chain, starts, size) for chain, starts in zip(chains, runs, strict=True)]
+            first = np.cumsum([0, *(len(chain.pieces) for chain in chains)])
+            at = np.array([int(first[i]) + start for i, starts in enumerate(runs) for start in starts], dtype=np.int64)
+            read = None if residuals is None else _pooled(residuals, at, size)
+            found = self.scores(joined, read, weights)
+            share = max(float(share), 1e-6)  # every sentence is in a run of one
+            for place in range(size):
+                np.add.at(total, at + place, share * found)
+                np.add.at(mass, at + place, share)
+        return total / mass if n else total
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Calibration: probabilities are softmax(`scale` · logits + `bias`).
+
+    One scale for all labels and one bias for each, between the temperature and the vector scaling of Guo et al. 2017
+    (arXiv 1706.04599). The biases restore how common each label is, which balanced training removes.
+    """
+
+    scale: float
+    bias: Float[np.ndarray[Any, Any], " behavior"]
+
+    def probabilities(
+        self, scores: Float[np.ndarray[Any, Any], "span behavior"]
+    ) -> Float[np.ndarray[Any, Any], "span behavior"]:
+        """Of each label; rows sum to 1."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(self.scale * scores + self.bias, axis=1))
+
+
 def gather(
     traces: Sequence[Trace], model: TransformerBridge | None, layer: int | None, n_folds: int, seed: int
 ) -> Material:
-    """Everything that training needs, from annotated traces. Those without spans are left out.
+    """The training data of annotated traces. Those without spans are left out.
 
     Raises:
         LensteerError: a model without a layer or the other way around, no such layer, fewer than two behaviors, fewer
@@ -157,7 +239,7 @@ def gather(
 
 
 def check_reading(model: TransformerBridge | None, layer: int | None) -> None:
-    """Whether model and layer go together.
+    """Check that model and layer are both given, or neither.
 
     Raises:
         LensteerError: one without the other, or a layer that the model lacks.
@@ -183,9 +265,9 @@ def _pieces(
 
 
 def fit_linear(material: Material, config: ClassifierConfig, *, without: int | None = None) -> Linear:
-    """Multinomial logistic regression on the spans, of all chains or of those that are not in one fold.
+    """Multinomial logistic regression on the spans of all chains, or of all but one fold (`without`).
 
-    A label that none of them has gets a constant logit, below all others.
+    A label that does not occur among them gets a constant logit below all others.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -238,6 +320,7 @@ def fit_scaling(
         truth: index of each piece's label; those below 0 are left out.
     """
     from scipy.optimize import minimize
+    from scipy.special import log_softmax
 
     n_labels = scores.shape[1]
     scores, truth = scores[truth >= 0], truth[truth >= 0]
@@ -245,10 +328,42 @@ def fit_scaling(
 
     def loss(parameters: Array) -> tuple[float, Array]:
         scale, bias = float(np.exp(parameters[0])), parameters[1:]
-        log_p = log_softmax(scale * scores + bias)
+        log_p = log_softmax(scale * scores + bias, axis=1)
         wrong = np.exp(log_p) - one_hot
         gradient = np.concatenate([[scale * (wrong * scores).sum()], wrong.sum(0)]) + _PRIOR * parameters
         return float(-(log_p * one_hot).sum() + _PRIOR * (parameters @ parameters) / 2), gradient
 
     found = minimize(loss, np.zeros(1 + n_labels), jac=True, bounds=[(-5, 5)] + [(-10, 10)] * n_labels).x
     return Scaling(float(np.exp(found[0])), np.asarray(found[1:]))
+
+
+def span_lengths(
+    spans: Sequence[Chain], sentences: Sequence[Chain], longest: int
+) -> Float[np.ndarray[Any, Any], " length"]:
+    """Shares of the spans that hold one, two, … `longest` sentences; a span holds a sentence whose middle it covers."""
+    counts = np.zeros(longest)
+    for whole, cut in zip(spans, sentences, strict=True):
+        middles = np.array([(start + end) / 2 for start, end in cut.pieces])
+        for start, end in whole.pieces:
+            held = int(((middles > start) & (middles < end)).sum())
+            if 1 <= held <= longest:
+                counts[held - 1] += 1
+    return counts / counts.sum() if counts.any() else np.eye(longest)[0]
+
+
+def _runs(chain: Chain, size: int) -> list[int]:
+    """Indices at which runs of `size` sentences without a blank line inside begin."""
+    response, pieces = chain.trace.response, chain.pieces
+    gaps = [response[end:start].count("\n") > 1 for (_, end), (start, _) in pairwise(pieces)]
+    return [i for i in range(len(pieces) - size + 1) if not any(gaps[i : i + size - 1])]
+
+
+def _joined(chain: Chain, starts: Sequence[int], size: int) -> Chain:
+    return Chain(chain.trace, tuple((chain.pieces[i][0], chain.pieces[i + size - 1][1]) for i in starts))
+
+
+def _pooled(residuals: Array, at: np.ndarray[Any, np.dtype[np.int64]], size: int) -> Array:
+    """A run's onset is its first sentence's; its mean is the mean over its sentences."""
+    half = residuals.shape[1] // 2
+    mean = np.mean([residuals[at + place, half:] for place in range(size)], axis=0)
+    return np.concatenate([residuals[at, :half], mean.reshape(len(at), half)], axis=1)
