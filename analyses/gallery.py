@@ -116,13 +116,20 @@ class _Shared:
     def evaluation(self) -> ls.Evaluation:
         n, words = self.config.n_random, {b: organism.cue(b) for b in self.site}
         options: dict[str, Any] = dict(
-            scope=ls.onsets, words=words, n_random=n, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS
+            annotator=ls.grammar,
+            scope=ls.onsets,
+            words=words,
+            n_random=n,
+            sampling=self.sampling,
+            margins=ls.GRAMMAR_MARGINS,
         )
         return ls.evaluate(self.model, self.dev, self.vectors, self.site, 1.0, **options)
 
     @cached_property
     def doses(self) -> ls.Doses:
-        options: dict[str, Any] = dict(scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS)
+        options: dict[str, Any] = dict(
+            annotator=ls.grammar, scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS
+        )
         return ls.choose_coefficients(self.model, self.dev, self.vectors, self.site, doses=(0.5, 1.0, 1.5), **options)
 
     @cached_property

@@ -70,7 +70,7 @@ def main(config: Config) -> Result:
     """Fit, choose, measure."""
     model = ls.load_model(config.model)
     sampling = Sampling(1, 1.0, config.seed, 400, 160, thinking=False)
-    options: dict[str, Any] = dict(style_of=organism.style_of, progress=True)
+    options: dict[str, Any] = dict(annotator=ls.grammar, style_of=organism.style_of, progress=True)
     vectors = {style: fitted(model, style, config) for style in STYLES}
     dev = measure_modes(
         model,

@@ -78,7 +78,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one annotator finds in a chain's thinking: by behavior, and of all that it read or could not read."""
+    """What one annotator finds in a chain's thinking, or in an answer without any: by behavior, and in all."""
 
     sentences: dict[str, int]
     tokens: dict[str, int]
@@ -188,6 +188,8 @@ def measure(
 
 def _counts(trace: Trace, labels: Sequence[str]) -> Counts:
     begin, end = trace.thinking
+    if begin == end and (trace.spans or trace.n_unparsed):  # a model that does not think: what it answers was read
+        begin, end = 0, len(trace.response)
     known = dict.fromkeys([*labels, *(span.label for span in trace.spans)])
     return Counts(
         {b: sum(s.label == b for s in trace.spans) for b in known},

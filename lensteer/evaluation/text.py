@@ -204,6 +204,8 @@ def _sentence_length(arm: Sequence[Record], base: Sequence[Record], factor: floa
     if sides is None:
         return TextFigure("sentence_length", math.inf, 0.0, math.inf, 0.0, False)
     value, before, low, high = _against(*sides, seed)
+    if not before:
+        return TextFigure("sentence_length", value, before, high, 0.0, False)
     if high / before >= before / max(low, 1e-9):
         return TextFigure("sentence_length", value, before, high, before * factor, high <= before * factor)
     return TextFigure("sentence_length", value, before, low, before / factor, low >= before / factor)
