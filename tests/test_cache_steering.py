@@ -300,6 +300,7 @@ def test_a_vector_is_saved_whole(organism, tiny_model, tmp_path):
     assert abs(float(torch.cosine_similarity(drawn.values.flatten(), vector.values.flatten(), 0))) < 0.3
 
 
+@pytest.mark.medium
 def test_one_edit_makes_the_organism_think_and_a_random_one_does_not(organism):
     pairs = contrastive_pairs(organism, make_records(40), n=30, shots=2, ending=ENDING, join=JOIN)
     vector = fit_cache_vector(organism, pairs)

@@ -58,6 +58,7 @@ def test_help_names_every_command(lensteer):
         assert "--out" in text
 
 
+@pytest.mark.medium
 def test_the_module_and_the_script_are_the_command_line():
     done = subprocess.run(
         [sys.executable, "-m", "lensteer", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120

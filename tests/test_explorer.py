@@ -251,6 +251,7 @@ def test_a_coefficient_is_of_the_difference_of_means_and_says_so(vectors, traces
 # Continuations
 
 
+@pytest.mark.medium
 def test_from_the_prompt_it_is_what_generation_makes(organism, vectors):
     tasks = ls.load_tasks(split="dev", n=2)
     plan = SteeringPlan(vectors["backtracking"], 4, 0.6, ls.onsets)
@@ -377,6 +378,7 @@ def test_a_worker_does_the_last_of_its_jobs_and_survives_them():
     assert (done, len(failed)) == (["last", "again"], 1)
 
 
+@pytest.mark.medium
 def test_cells_and_the_explorer_do_not_disturb_each_other(organism, explorer, vectors):
     tasks = ls.load_tasks(split="dev", n=4)
     plan = SteeringPlan(vectors["example-testing"], 3, -0.6)
@@ -417,6 +419,7 @@ def test_what_is_shown_is_what_the_library_says(organism, explorer, traces, vect
     torch.testing.assert_close(torch.tensor(explorer.projection), wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.medium
 def test_a_page_steers_it(explorer):
     sends(explorer, name="set", values={"layer": 2, "coefficient": 1})
     assert (explorer.state.layer, explorer.state.coefficient) == (2, 1.0)
@@ -540,6 +543,7 @@ def test_it_can_be_stopped(explorer):
     assert explorer.continuation.get("note", "stopped") == "stopped"
 
 
+@pytest.mark.medium
 def test_the_code_repeats_it(organism, explorer, vectors, traces):
     given = {"model": organism, "vectors": vectors, "traces": traces}
     explorer.state = replace(explorer.state, trace=1, layer=3, max_new_tokens=6, temperature=1.0, seed=4)
@@ -571,6 +575,7 @@ def test_the_code_repeats_it(organism, explorer, vectors, traces):
     assert explorer.wait(60.0).result.effect.total == 0
 
 
+@pytest.mark.medium
 def test_a_cache_vector_is_another_channel(organism, vectors, traces):
     pytest.importorskip("anywidget")
     for position in ("last_prompt", "offset_token"):

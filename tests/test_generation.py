@@ -209,6 +209,7 @@ def shapes_seen(model):
         handle.remove()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_one_prompt_share_its_prefill(family, temperature, tiny_model, random_direction):

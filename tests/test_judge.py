@@ -523,6 +523,7 @@ print("right", flush=True)
 """
 
 
+@pytest.mark.medium
 def test_a_killed_run_resumes_and_two_processes_share_a_cache(judge_at, tmp_path):
     chains = make_chains(15, 8)
     cache = tmp_path / "replies"
