@@ -26,7 +26,7 @@ class Result:
         return import_module("lensteer.plots").figure(self, **options)
 
     def __repr__(self) -> str:
-        parts = (f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]
+        parts = (f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]  # a dataclass
         return f"{type(self).__name__}({', '.join(parts)})"
 
 

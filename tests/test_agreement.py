@@ -111,7 +111,7 @@ def test_undefined_figures_are_nan():
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(LensteerError, match="unknown label 'summarizing'"):
-        agreement_of([[(DEDUCTION, "summarizing")]])
+        agreement_of([[(DEDUCTION, "summarizing")]], labels=BEHAVIORS)
     with pytest.raises(LensteerError, match="no sentence in 2 chain"):
         agreement_of([[], []])
     with pytest.raises(LensteerError, match="n_boot=-1"):

@@ -259,7 +259,7 @@ def test_from_the_prompt_it_is_what_generation_makes(organism, vectors):
         options: dict[str, Any] = dict(max_new_tokens=50, temperature=temperature, seed=3)
         plain, steered = (ls.generate_traces(organism, tasks, plans=p, **options) for p in (None, [plan] * 2))
         for task in range(2):
-            found = continue_chain(organism, plain[task], plan, **options)
+            found = continue_chain(organism, plain[task], plan, annotator=ls.grammar, **options)
             assert found.unsteered.response_ids == plain[task].response_ids
             assert found.steered.response_ids == steered[task].response_ids
             assert found.steered.spans == ls.annotate([steered[task]], ls.grammar)[0].spans

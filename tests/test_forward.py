@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,10 @@ def test_padding_and_batches_change_nothing(tiny_model):
             torch.testing.assert_close(row[pad : pad + len(one)], one, rtol=1e-4, atol=1e-5)
 
 
+def keep(seen, layer, resid):
+    seen.append(resid.clone())
+
+
 def test_edits_and_readers_meet_after_the_edit_and_are_gone_afterwards(tiny_model):
     model, found = tiny_model("qwen2"), {}
     plan = ls.SteeringPlan(direction_of(model), LAYER, 2.0, ls.at([1]))
@@ -156,7 +161,7 @@ def test_edits_and_readers_meet_after_the_edit_and_are_gone_afterwards(tiny_mode
     for which, plans in (("plain", None), ("steered", [plan])):
         forward = Forward(model, text, plans)
         seen: list[torch.Tensor] = []
-        with forward.hooked(lambda layer, resid, seen=seen: seen.append(resid.clone()), [LAYER]):  # type: ignore[misc]
+        with forward.hooked(partial(keep, seen), [LAYER]):
             forward.whole()
         found[which] = seen[0]
     torch.testing.assert_close(found["steered"][0, 1], found["plain"][0, 1] + 2.0 * plan.vector)
