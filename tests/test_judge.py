@@ -93,7 +93,14 @@ def kinds(report):
 
 def test_labels_come_back_on_the_very_sentences(judge_at):
     chains = make_chains(5, 11)
-    with JudgeServer(otherwise=lambda s: Say(right(s).text, delay=0.1)) as server:
+
+    def together(sentences):  # the first comes alone, the next three wait for each other
+        until = time.monotonic() + 4
+        while server.n > 1 and server.max_in_flight < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        return right(sentences)
+
+    with JudgeServer(otherwise=together) as server:
         judge = judge_at(server, concurrency=3)
         annotated, report = judge.annotate(chains)
     check_truth(annotated, chains)
