@@ -174,7 +174,7 @@ def main(config: Config) -> Result:
         Arm("unsteered", None, WORDS, kind="unsteered"),
         Arm("cache", cache, WORDS),
         *(Arm(name, plan, WORDS) for name, (_, plan, _) in chosen.items()),
-        Arm("asked in words", None, ASK),
+        Arm("prompted baseline", None, ASK, kind="words"),
         Arm("offset token alone", None, WORDS, OFFSET),
         Arm("sides changed over", CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best), WORDS),
         *(Arm(f"random-{i}", CachePlan(vector.random(i), best), WORDS, kind="control") for i in range(config.n_random)),

@@ -158,7 +158,7 @@ class _Shared:
     def modes(self) -> ls.Modes:
         arms = [Arm("unsteered", None, WORDS, kind="unsteered")]
         arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
-        arms.append(Arm("asked in words", None, cache_versus_residual.ASK))
+        arms.append(Arm("prompted baseline", None, cache_versus_residual.ASK, kind="words"))
         arms += [
             Arm(f"random-{i}", CachePlan(self.cache.random(i), 0.75), WORDS, kind="control")
             for i in range(self.config.n_random)

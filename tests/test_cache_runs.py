@@ -35,7 +35,7 @@ def test_fit_then_run(tmp_path):
     assert found["test"]["cache"].thinks.mean >= 0.75
     assert found["test"]["random-0"].thinks.mean <= 0.25
     assert found["vector"]["n_pairs"] == 6
-    assert {arm.arm for arm in found["test"].arms} == {"unsteered", "cache", "asked in words", "random-0"}
+    assert {arm.arm for arm in found["test"].arms} == {"unsteered", "cache", "prompted baseline", "random-0"}
     before = (out / "cache-test.jsonl").read_bytes()
     call("cache", "run", vector, "--out", out, *sizes)
     assert (out / "cache-test.jsonl").read_bytes() == before  # nothing is run twice

@@ -69,6 +69,18 @@ def test_the_readmes_claims_are_the_runs_on_mini_r1():
     assert (run["evaluation.n_tasks"], run["evaluation.n_samples"]) == (50, 8)
 
 
+def test_the_readmes_claim_of_one_teachers_vectors_is_measured():
+    found = json.loads((ROOT / "analyses" / "results" / "mini_r1_one_teacher.json").read_text(encoding="utf-8"))
+    low, high = (float(x) for x in re.findall(r"have cosines of (\.\d+) to (\.\d+) with these", README)[0])
+    cosines = [found[f"cosine.{behavior}.{found['alone']}.all"] for behavior in table("mini_r1")]
+    assert (round(min(cosines), 2), round(max(cosines), 2)) == (low, high)
+    run = summary_of("mini_r1")
+    for behavior in table("mini_r1"):
+        for kind in ("down", "up"):
+            change = found[f"effect.{behavior}.{kind}.change"]
+            assert (change > 0) is (run[f"effect.{behavior}.{kind}.sentences.change"] > 0)
+
+
 def test_the_first_runs_choices_are_those_that_were_fixed():
     config = FIRST[0]["config"]
     assert (config["window"], config["negatives"], config["layer"], config["coefficient"]) == (

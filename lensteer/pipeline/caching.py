@@ -153,7 +153,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     arms = [Arm("unsteered", None, words, kind="unsteered"), Arm("cache", edit(vector, best), words)]
     if arms[1].plan is not None and arms[1].plan.prefill:
         arms.append(Arm("offset token alone", None, words, arms[1].plan.prefill))
-    arms.append(Arm("asked in words", None, f"{words} {ASK_TO_THINK}".strip(), kind="words"))
+    arms.append(Arm("prompted baseline", None, f"{words} {ASK_TO_THINK}".strip(), kind="words"))
     arms += [
         Arm(f"random-{i}", edit(vector.random(config.seed + i), best), words, kind="control")
         for i in range(config.n_random)

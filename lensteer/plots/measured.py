@@ -58,7 +58,7 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         names.append("none")
         for kind, effect in arms:
             place = left + {"down": 0, "up": 2, "words": 3}[kind]
-            how = "asked in words" if kind == "words" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
+            how = "prompted baseline" if kind == "words" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
             figure.add_bar(
                 x=[place],
                 y=[effect.share],
