@@ -68,10 +68,10 @@ class Config:
     model: str | None = None
     pairs: str = "politeness"
     layer: int | None = None
-    coefficient: float = 1.0
+    coefficient: float = 2.0
     n_random: int = 5
     n_requests: int = len(REQUESTS)
-    n_samples: int = 1
+    n_samples: int = 4
     max_spans: int | None = 20
     max_new_tokens: int = 40
     temperature: float = 0.7
