@@ -106,14 +106,14 @@ def main(config: Config) -> ls.Evaluation:
         pools=["covariance_matched", "shuffled"],
         n_random=config.n_random,
         control_samples=1,
-        sampling=ls.Sampling(config.n_samples, config.temperature, config.seed, config.max_new_tokens),
+        sampling=ls.Sampling(config.n_samples, config.temperature, config.seed, config.max_new_tokens, batch_size=64),
         seed=config.seed,
         progress=True,
     )
 
 
 def table(found: ls.Evaluation) -> str:
-    """A line per direction."""
+    """A line per direction, and what is the matter with text that breaks."""
     rows = []
     for e in found.effects:
         ranks = ", ".join(f"rank {pool.rank} of {pool.n + 1} {pool.pool}" for pool in e.controls)
@@ -121,7 +121,8 @@ def table(found: ls.Evaluation) -> str:
             f"layer {e.layer}, coefficient {e.coefficient:+g}: {e.share:.2f} [{e.share_low:.2f}, {e.share_high:.2f}], "
             f"unsteered {e.base:.2f}, p {e.p:.4f}, {ranks}: {e.verdict}"
         )
-    return "\n".join(rows)
+    broken = [f"{arm.kind}: {arm.text.why}" for arm in found.arms if arm.behavior and arm.text and not arm.text.ok]
+    return "\n".join([*rows, *broken])
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_a_run_on_written_tasks_works_through_every_stage(annotator, chains, tin
     kept, given = read_chains(out / "annotated.jsonl", run.model), read_chains(path, run.model)
     assert [trace.spans for trace in kept] == [trace.spans for trace in given]  # whoever else annotates
     assert found["alignment.given"] == 14
-    assert "kept the labels of their own" in page
+    assert "kept the labels they came with" in page
     names = Evaluation.load(out / "evaluation.json").annotators
     masked = [f"{annotator}, cue words masked", f"{annotator}, random words masked"]
     assert names == (annotator, *([] if annotator == "judge" else masked))
