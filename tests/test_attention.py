@@ -569,7 +569,7 @@ def test_heads_come_back_after_an_exception(tiny_model):
     for broken, message in (((9, 0), "no layer 9"), ((0, 4), "no head 4: layers of this model have heads 0 to 3")):
         with pytest.raises(LensteerError, match=message), ablated(model, [broken]):
             pass
-    with pytest.raises(LensteerError, match="1 traces have no token behind their prompts"):
+    with pytest.raises(LensteerError, match="1 traces have no token after their prompts"):
         mean_z(model, [replace(trace, response_ids=(), offsets=(), spans=())])
 
 
