@@ -1,4 +1,4 @@
-"""Pairs from files and lists of several kinds. Knows nothing of models.
+"""Pairs from files and lists of several kinds.
 
 plain: objects with `positive` and `negative`, each a prompt, or an object with `prompt`, `completion`, `system`, `raw`.
     What both sides share may stand beside them; with a shared `prompt`, strings are completions. `label` (or `concept`)

@@ -17,7 +17,7 @@ class Text:
 
     Attributes:
         prompt: what the user says, for the model's chat template; or, if `raw`, the text as it is.
-        completion: what is answered; its tokens are those of the text behind the prompt, encoded by themselves.
+        completion: what is answered; its tokens are those of the text after the prompt, encoded by themselves.
         system: the system prompt.
         raw: whether `prompt` already holds its template and special tokens, or is for a model without a template.
         completion_ids: the completion's tokens where a model wrote it; they are read instead of encoding it again.
@@ -36,7 +36,7 @@ class Text:
         if not self.prompt.strip():
             raise LensteerError(
                 f"an empty prompt (completion {self.completion[:60]!r}): give a text, for a model reads its answer "
-                "behind one"
+                "after one"
             )
         if self.raw and self.system:
             raise LensteerError(

@@ -1,4 +1,4 @@
-"""The principal component of pairs' differences. Knows nothing of models, files or what the pairs are about.
+"""The principal component of pairs' differences.
 
 Like a probe it is no sum over pairs: the features of all pairs stay in memory, within the same limit.
 """
