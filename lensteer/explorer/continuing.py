@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ def continue_chain(
         base = replace(base, prompt=prompt, prompt_ids=ids, prefill=trace.prefill + prefill)
     made: NewTokens = ([], [])
     seeds = [chain_seed(seed, trace.task.id, trace.sample)] * 2
-    for step in decode(
+    steps = decode(
         model,
         [base.ids] * 2,
         max_new_tokens=max_new_tokens,
@@ -94,11 +95,13 @@ def continue_chain(
         seeds=seeds,
         plans=[None, plan],
         prompt_lengths=[base.prompt_length] * 2,
-    ):
-        for row, token in zip(step.rows, step.tokens, strict=True):
-            made[row].append(token)
-        if advance is not None:
-            advance(made)
+    )
+    with closing(steps):  # hooks go, also where `advance` raises
+        for step in steps:
+            for row, token in zip(step.rows, step.tokens, strict=True):
+                made[row].append(token)
+            if advance is not None:
+                advance(made)
     unsteered, steered = (extended(model, base, row) for row in made)
     if annotator is not None:
         unsteered, steered = annotate([unsteered, steered], annotator)

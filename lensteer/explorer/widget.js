@@ -224,7 +224,11 @@ function render({ model, el }) {
     test: "expression", type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "positions, as an expression",
     placeholder: "thinking & ~sentence_starts | at([5, 6])",
     onchange: () => set({ expression: expression.value }, "expression"),
-    onkeydown: (event) => { if (event.key === "Enter") set({ expression: expression.value }, "expression"); },
+    onkeydown: (event) => {
+      if (event.key !== "Enter") return;
+      typing.delete(expression); // it is sent, also where the browser sees no change in it
+      set({ expression: expression.value }, "expression");
+    },
   });
   const legend = h("div", { test: "legend", class: "ls-legend", role: "list", "aria-label": "behaviors" });
   const chain = h("div", {

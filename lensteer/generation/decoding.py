@@ -9,7 +9,8 @@ their plans edit it differently.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,12 +71,13 @@ def generate(
     made: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     options: dict[str, Any] = dict(temperature=temperature, top_p=top_p, seeds=seeds, plans=plans)
-    for step in decode(model, prompts, max_new_tokens=max_new_tokens, **options):
-        for row, token, ended in zip(*step, strict=True):
-            made[row].append(token)
-            finished[row] = ended
-        if advance is not None:
-            advance(len(step.rows))
+    with closing(decode(model, prompts, max_new_tokens=max_new_tokens, **options)) as steps:  # hooks go, come what may
+        for step in steps:
+            for row, token, ended in zip(*step, strict=True):
+                made[row].append(token)
+                finished[row] = ended
+            if advance is not None:
+                advance(len(step.rows))
     return [Generated(tuple(ids), ended) for ids, ended in zip(made, finished, strict=True)]
 
 
@@ -90,7 +92,7 @@ def decode(
     seeds: Sequence[int] | None = None,
     plans: Sequence[Plan | None] | None = None,
     prompt_lengths: Sequence[int] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Continue rows of token ids, one token each per step.
 
     Args:
