@@ -1,11 +1,11 @@
 """Which unit of a coefficient means the same across layers, behaviors and models?
 
-A unit carries if the coefficient that spends a given KL is about the same wherever it is used. From the scores by
-layer of finished runs (exact, at the run's small coefficient) follows, to second order, the coefficient that spends
-0.1 nats at the next token, in each of five units: the difference of means itself; the length of the behaviors' median
-difference at the layer; the length of the layer's mean activation; length 1; and the spread of the spans' activations
-along the direction. What counts is how far these coefficients scatter: the standard deviation of their natural
-logarithm over layers and behaviors within a model, and between models.
+A unit transfers if the coefficient that reaches a given KL is about the same across layers and models. The scores by
+layer of finished runs (exact, at the run's small coefficient) give, to second order, the coefficient that reaches a KL
+of 0.1 nats at the next token, in each of five units: the difference of means itself; the length of the behaviors'
+median difference at the layer; the length of the layer's mean activation; length 1; and the spread of the spans'
+activations along the direction. What counts is how far these coefficients scatter: the standard deviation of their
+natural logarithm over layers and behaviors within a model, and between models.
 
     python analyses/unit_of_coefficients.py RUN [RUN ...]
 

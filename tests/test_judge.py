@@ -207,7 +207,7 @@ def test_other_forms_are_read(judge_at, form):
 def test_a_repair_says_what_it_was():
     sentences = [sentence_of(label, i) for i, label in enumerate(LABELS)]
     assert parse_reply("Well: " + entries({1: "deduction"}), sentences).repairs
-    assert parse_reply(entries({1: "Example_Testing"}), sentences).mended == {1: "Example_Testing"}
+    assert parse_reply(entries({1: "Example_Testing"}), sentences).respelled == {1: "Example_Testing"}
     assert parse_reply(edited(sentences), sentences).repairs == ["the published format instead of JSON"]
     assert parse_reply("I cannot do that.", sentences).faults == ["no label in it"]
 
@@ -838,7 +838,7 @@ REPLIES = st.one_of(st.text(), st.lists(SCRAPS).map("".join), st.lists(SCRAPS).m
 def test_any_reply_is_read(text):
     reply = parse_reply(text, SENTENCES)
     assert set(reply.labels.values()) <= set(BEHAVIORS)
-    assert set(reply.labels) | set(reply.wrong) | set(reply.mended) <= set(range(1, 7))
+    assert set(reply.labels) | set(reply.wrong) | set(reply.respelled) <= set(range(1, 7))
     assert not set(reply.labels) & set(reply.wrong)
 
 

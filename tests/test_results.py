@@ -64,6 +64,8 @@ def test_the_readmes_claims_are_the_runs_on_mini_r1():
     beyond = [key for key, path in tested.items() if all(run[f"{path}.{pool}.rank"] == 1 for pool in pools)]
     assert beyond == [("adding-knowledge", "up")]
     assert sum(run[f"random.L15.{pool}.n"] for pool in pools) == 60
+    blind = run["by.classifier, cue words masked.backtracking.up.events"]  # "Cue words are most of backtracking's rise"
+    assert blind < run["effect.backtracking.up.sentences.events"] / 10
     assert run["effect.backtracking.up.sentences.shuffled.z"] < 0 < run["effect.backtracking.up.sentences.change"]
     assert {run[f"site.{behavior}.layer"] for behavior in table("mini_r1")} == {15}
     assert (run["evaluation.n_tasks"], run["evaluation.n_samples"]) == (50, 8)
@@ -79,6 +81,13 @@ def test_the_readmes_claim_of_one_teachers_vectors_is_measured():
         for kind in ("down", "up"):
             change = found[f"effect.{behavior}.{kind}.change"]
             assert (change > 0) is (run[f"effect.{behavior}.{kind}.sentences.change"] > 0)
+
+
+def test_the_readmes_full_run_of_the_organism_is_the_committed_one():
+    full = json.loads((ROOT / "lensteer" / "organism" / "full_run.json").read_text(encoding="utf-8"))
+    assert full["shown.n_down"] + full["shown.n_up"] == 6
+    assert full["shown.n_tested"] == 8
+    assert "shows six of the eight directions" in README
 
 
 def test_the_first_runs_choices_are_those_that_were_fixed():

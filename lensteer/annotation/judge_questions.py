@@ -155,14 +155,14 @@ class Reply:
     Attributes:
         labels: known labels by sentence number.
         wrong: by number, why a sentence that the reply mentions has no label.
-        mended: by number, the spelling of a label that was accepted although it is not spelled as asked.
+        respelled: by number, how the reply spelled a label that was accepted in another spelling.
         faults: what is wrong with the reply as a whole.
         repairs: in which other form the reply came, if it could be read in that form.
     """
 
     labels: dict[int, str] = field(default_factory=dict)
     wrong: dict[int, str] = field(default_factory=dict)
-    mended: dict[int, str] = field(default_factory=dict)
+    respelled: dict[int, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
 
@@ -268,10 +268,10 @@ def parse_reply(text: str, sentences: Sequence[str], labels: Sequence[str] = REA
         elif reply.labels.setdefault(n, label) != label:
             reply.wrong[n] = f"it has the labels {reply.labels[n]!r} and {label!r}"
         elif label != raw:
-            reply.mended[n] = str(raw)[:40]
+            reply.respelled[n] = str(raw)[:40]
     for n in reply.wrong:
         reply.labels.pop(n, None)
-        reply.mended.pop(n, None)
+        reply.respelled.pop(n, None)
     if strays:
         reply.faults.append(f"numbers that no sentence has: {', '.join(strays[:10])}")
     return reply
@@ -308,8 +308,8 @@ def converse(
         for n, index in numbers.items():
             if n in reply.labels:
                 labels[index] = reply.labels[n]
-                if n in reply.mended:
-                    remarks.append(Remark("repaired", index, sentences[index], f"label spelled {reply.mended[n]!r}"))
+                if n in reply.respelled:
+                    remarks.append(Remark("repaired", index, sentences[index], f"label spelled {reply.respelled[n]!r}"))
             else:
                 reasons[index] = reply.wrong.get(n, "the reply has no label for it")
                 misnamed[index] += n in reply.wrong

@@ -51,7 +51,7 @@ def calibrate(
     batch_size: int = 256,
     memory: int = 2**30,
 ) -> Calibration:
-    """The coefficient at which steering along one direction at one layer spends a KL budget.
+    """The coefficient at which steering along one direction at one layer matches a target KL.
 
     Args:
         model: the bridge.

@@ -23,7 +23,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A plan whose coefficient spends a KL budget.
+    """A plan whose coefficient matches a target KL.
 
     Attributes:
         plan: ready to steer with.
