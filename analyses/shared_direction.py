@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensteer.evaluation import Arm, run_arms
+from lensteer.evaluation import Arm, by_arm, run_arms
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.selection import Site
@@ -90,12 +90,10 @@ def main(config: Config) -> dict[str, Any]:
         path=run.path("shared-direction.jsonl"),
         progress=True,
     )
-    by_arm: dict[str, list[Any]] = {arm.name: [] for arm in arms}
-    for record in records:
-        by_arm[record.arm].append(record)
+    grouped = by_arm(records, arms)
 
     def share(arms: list[str], label: str) -> Ratio:
-        rows = [by_arm[arm] for arm in arms]  # the same tasks in the same order
+        rows = [grouped[arm] for arm in arms]  # the same tasks in the same order
         counts = np.array([[(r.sentences.get(label, 0), r.n_sentences) for r in arm] for arm in rows], dtype=float)
         return Ratio(*counts.sum(0).T)
 

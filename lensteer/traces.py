@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lensteer import models
-from lensteer.behaviors import Span
+from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl, write_atomically
 from lensteer.tasks import Task, grade
@@ -123,6 +123,11 @@ def load_traces(path: str | Path) -> list[Trace]:
         LensteerError: no such file, an empty one, or a line that is no trace.
     """
     return [Trace.from_dict(values, f"{path}, line {number}") for number, values in read_jsonl(Path(path))]
+
+
+def label_axis(traces: Iterable[Trace]) -> tuple[str, ...]:
+    """The behavior axis for the labels of annotated traces; see `behaviors.axis_of`."""
+    return axis_of(span.label for trace in traces for span in trace.spans)
 
 
 def with_spans(trace: Trace, spans: Sequence[Span], n_unparsed: int) -> Trace:

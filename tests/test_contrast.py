@@ -437,14 +437,14 @@ def test_the_model_writes_completions_and_its_own_tokens_are_read(model):
 
 
 def test_empty_answers_are_left_out_and_said(model, monkeypatch):
-    from lensteer.contrast import completing
+    from lensteer import jobs
     from lensteer.generation import Generated
 
     answers = iter([Generated((2,), True), *[Generated((40, 41), False)] * 5])
-    monkeypatch.setattr(completing, "generate", lambda m, prompts, **_: [next(answers) for _ in prompts])
+    monkeypatch.setattr(jobs, "generate", lambda m, prompts, **_: [next(answers) for _ in prompts])
     with pytest.warns(UserWarning, match="1 of 3 pairs left out: an empty answer"):
         assert len(complete_pairs(model, LOUD)) == 2
-    monkeypatch.setattr(completing, "generate", lambda m, prompts, **_: [Generated((2,), True) for _ in prompts])
+    monkeypatch.setattr(jobs, "generate", lambda m, prompts, **_: [Generated((2,), True) for _ in prompts])
     with pytest.raises(LensteerError, match="answers to all 3 pairs are empty"):
         complete_pairs(model, LOUD)
 

@@ -127,6 +127,37 @@ def test_a_judge_is_told_the_schemes_labels_and_no_others():
     assert instructions(REASONING).count("- backtracking: ") == 1
 
 
+def test_an_answer_without_a_thought_is_counted_but_does_not_think(organism):
+    from lensteer.evaluation import measure
+
+    tasks = ls.load_tasks(split="dev", n=1)
+    options: dict[str, Any] = dict(max_new_tokens=12)
+    answers = ls.generate_traces(organism, tasks, thinking=False, prefill="Answer:", **options)
+    (answer,), thoughts = ls.annotate(answers, unlabeled), ls.generate_traces(organism, tasks, **options)
+    assert answer.n_unparsed
+    record, thought = measure(answer, "a", ()), measure(thoughts[0], "a", ())
+    assert (record.thinks, thought.thinks) == (False, True)
+    assert 0 < record.n_tokens <= len(answer.response_ids)
+    assert thought.n_tokens > 0
+
+
+def test_one_measure_for_several_behaviors_scores_a_chain_once(organism, chains):
+    from lensteer.evaluation import run_arms
+
+    seen = []
+
+    def counting(trace):
+        seen.append(trace.id)
+        return len(seen)
+
+    measures = {"planning": counting, "other": counting, "calls": exclaims}
+    (record,) = run_arms(
+        organism, ls.load_tasks(split="dev", n=1), [ls.Arm("a")], ls.Sampling(max_new_tokens=4), measures=measures
+    )
+    assert len(seen) == 2  # a made-up chain first
+    assert record.scores["planning"] == record.scores["other"] == 2
+
+
 # --- evaluation -----------------------------------------------------------------------------------
 
 

@@ -18,11 +18,11 @@ from lensteer import models
 from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import per_token
 from lensteer.attention.streaming import stream_attention
-from lensteer.behaviors import axis_of, check_behavior
+from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Result
 from lensteer.steering import Plan
-from lensteer.traces import Trace
+from lensteer.traces import Trace, label_axis
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -201,7 +201,7 @@ def behavior_attention(
             f"none of {len(traces)} traces has two annotated sentences: annotate them, or give longer chains"
         )
 
-    axis = axis_of(span.label for trace in usable for span in trace.spans)
+    axis = label_axis(usable)
 
     def reduce(trace: Trace, rows: Float[Tensor, "head span column"]) -> Float[Tensor, "head sum"]:
         return pair_sums(trace, rows, axis)

@@ -17,11 +17,10 @@ from lensteer import models
 from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import NEAREST, per_token, received
 from lensteer.attention.streaming import stream_attention
-from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
 from lensteer.results import Result
 from lensteer.steering import Plan
-from lensteer.traces import Trace
+from lensteer.traces import Trace, label_axis
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -152,7 +151,7 @@ def receiver_heads(
             f"{nearest + FEWEST} in one, of which the last {nearest} count as receiving nothing"
         )
 
-    axis = axis_of(span.label for trace in usable for span in trace.spans)
+    axis = label_axis(usable)
 
     def reduce(trace: Trace, rows: Float[Tensor, "head span column"]) -> Float[Tensor, "head figure"]:
         return _figures(trace, rows, nearest, axis)

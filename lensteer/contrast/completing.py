@@ -14,8 +14,8 @@ from lensteer.behaviors import Sentence
 from lensteer.contrast.pairs import Pair, Text
 from lensteer.contrast.positions import encode_text
 from lensteer.errors import LensteerError
-from lensteer.generation import Generated, generate
-from lensteer.jobs import Job, chain_seed, trace_of
+from lensteer.generation import Generated
+from lensteer.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.splitting import split_sentences
 from lensteer.tasks import Task
 from lensteer.traces import Trace, with_spans
@@ -60,24 +60,21 @@ def complete_pairs(
     if not pairs or batch_size < 1:
         raise LensteerError(f"{len(pairs)} pairs, batch_size={batch_size}: give at least one of each")
     texts = [text for pair in pairs for text in (pair.positive, pair.negative) if not text.answered]
-    prompts = {text: encode_text(model, text, thinking=thinking)[1].ids for text in dict.fromkeys(texts)}
-    order = sorted(prompts, key=lambda text: len(prompts[text]))
+    jobs: dict[Text, Job] = {}
+    for text in dict.fromkeys(texts):
+        prompt, encoded = encode_text(model, text, thinking=thinking)
+        name = hashlib.sha256(repr(encoded.ids).encode()).hexdigest()  # gives each prompt a seed of its own
+        jobs[text] = Job(Task(name, "pairs", "train", text.prompt), 0, prompt, encoded.ids)
+    order = sorted(jobs, key=lambda text: len(jobs[text].prompt_ids))
+    sampling = Sampling(1, temperature, seed, max_new_tokens, batch_size, top_p=top_p)
     ends = models.end_ids(model)
     written: dict[Text, Text] = {}
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        results = generate(
-            model,
-            [prompts[text] for text in batch],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seeds=[chain_seed(seed, hashlib.sha256(repr(prompts[text]).encode()).hexdigest(), 0) for text in batch],
-        )
-        for text, result in zip(batch, results, strict=True):
-            ids = result.ids[:-1] if result.ids and result.ids[-1] in ends else result.ids
-            said, _ = models.decode_offsets(model.tokenizer, ids)
-            written[text] = replace(text, completion=said, completion_ids=ids)
+    for text, trace in zip(order, run_jobs(model, [jobs[text] for text in order], sampling), strict=True):
+        ids = trace.response_ids
+        if ids and ids[-1] in ends:
+            ids = ids[:-1]
+        said, _ = models.decode_offsets(model.tokenizer, ids)
+        written[text] = replace(text, completion=said, completion_ids=ids)
     done = []
     for pair in pairs:
         sides = [written.get(text, text) for text in (pair.positive, pair.negative)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lensteer import models
-from lensteer._version import __version__
 from lensteer.activations import TraceFeatures, stream_means
 from lensteer.contrast.formats import load_pairs
 from lensteer.contrast.pairs import Pair
@@ -22,11 +20,11 @@ from lensteer.directions import PAIRS, ContrastSums, PairComponents, ProbeFits, 
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.vectors import BehaviorVectors, Controls
+from lensteer.vectors.fitting import library_versions
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_LIBRARIES = ("torch", "transformers", "transformer-lens")
 _SIDES = ("positive", "negative")
 #: Of two sides: mean of the positive ones less mean of the others, each pair counting equally.
 _SPANS = Recipe("onset", "rest", "span")
@@ -126,7 +124,6 @@ def fit_directions(
     if n_bootstrap:
         replicates = torch.stack([each.replicates()[:, 0] for each in sums.values()], dim=1).float()
         replicates = replicates[replicates.flatten(1).isfinite().all(dim=1)]
-    used = [*_LIBRARIES, *(["scikit-learn"] if construction == "logistic" else [])]
     return BehaviorVectors(
         raw=torch.stack([each.difference()[0] for each in sums.values()]).float(),
         mean_norm=pooled.all_tokens().norm(dim=-1).float(),
@@ -140,7 +137,7 @@ def fit_directions(
             "site": site,
             "pairs": hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
             "seed": seed,
-            "versions": {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}},
+            "versions": library_versions(recipe),
         },
         controls=controls,
         replicates=replicates,

@@ -1,7 +1,7 @@
 """Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
 
 from lensteer.evaluation.ablated import MEAN, PositionAblation, PositionEffect
-from lensteer.evaluation.arms import Arm, Counts, Record, draw_chains, measure, run_arms
+from lensteer.evaluation.arms import Arm, Counts, Record, by_arm, draw_chains, measure, run_arms
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.controls import POOLS, random_directions
 from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
@@ -43,6 +43,7 @@ __all__ = [
     "ResampledShares",
     "TextCheck",
     "TextFigure",
+    "by_arm",
     "choose_coefficients",
     "draw_chains",
     "evaluate",

@@ -109,6 +109,7 @@ class Record:
         nll: nats per token of the text under the model without any plan; None if it was not measured.
         kl: nats per token between the steered and the unsteered model along the text; None if not measured.
         scores: what measures of one's own say, by behavior.
+        thinks: it has a thought of at least one token.
     """
 
     arm: str
@@ -129,6 +130,7 @@ class Record:
     nll: float | None = None
     kl: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    thinks: bool = False
 
     def by(self, annotator: str | None) -> Counts:
         """The counts of one annotator; None is the first.
@@ -141,6 +143,21 @@ class Record:
         if annotator not in self.others:
             raise LensteerError(f"no annotator {annotator!r} beside the first: there are {list(self.others)}")
         return self.others[annotator]
+
+
+def named(annotator: Annotator | Mapping[str, Annotator] | None) -> dict[str, Annotator]:
+    """Annotators by name, the first one first; a single one has the name ""."""
+    if annotator is None:
+        return {}
+    return dict(annotator) if isinstance(annotator, Mapping) else {"": annotator}
+
+
+def by_arm(records: Sequence[Record], arms: Sequence[Arm]) -> dict[str, list[Record]]:
+    """Each arm's records, in their order, by the arm's name."""
+    found: dict[str, list[Record]] = {arm.name: [] for arm in arms}
+    for record in records:
+        found[record.arm].append(record)
+    return found
 
 
 def measure(
@@ -182,6 +199,7 @@ def measure(
         compression(trace.response),
         {name: _counts(seen, labels) for name, seen in (others or {}).items()},
         scores=dict(scores or {}),
+        thinks=_n_tokens(trace, *trace.thinking) > 0,
         **measured,
     )
 
@@ -195,8 +213,13 @@ def _counts(trace: Trace, labels: Sequence[str]) -> Counts:
         {b: sum(s.label == b for s in trace.spans) for b in known},
         {b: sum(s.end - s.start for s in trace.spans if s.label == b) for b in known},
         len(trace.spans) + trace.n_unparsed,
-        sum(begin <= offset < end for offset in trace.offsets),
+        _n_tokens(trace, begin, end),
     )
+
+
+def _n_tokens(trace: Trace, begin: int, end: int) -> int:
+    """Response tokens that start within a range of characters."""
+    return sum(begin <= offset < end for offset in trace.offsets)
 
 
 def run_arms(
@@ -237,11 +260,7 @@ def run_arms(
             annotator or a measure fails.
     """
     measures = measures or {}
-    if annotator is None and measures:
-        annotator = unlabeled
-    annotators: dict[str, Annotator] = dict(annotator) if isinstance(annotator, Mapping) else {}
-    if annotator is not None and not isinstance(annotator, Mapping):
-        annotators = {"": annotator}
+    annotators = named(unlabeled if annotator is None and measures else annotator)
     if not annotators:
         raise LensteerError("no annotator: give at least one, such as annotator=rules, or a measure")
     _try_measures(model, tasks, measures)
@@ -273,7 +292,7 @@ def run_arms(
             keep(by_name[arm], first[i])
         seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
         style = style_of(first[i].response) if style_of else None
-        scores = {behavior: score(each, first[i]) for behavior, each in measures.items()}
+        scores = _scores(measures, first[i])
         records.append(measure(first[i], arm, labels, style, seen, scores, **found.get(i, {})))
     return records
 
@@ -291,6 +310,12 @@ def score(measure: Measure, trace: Trace) -> float:
     return float(value)
 
 
+def _scores(measures: Mapping[str, Measure], trace: Trace) -> dict[str, float]:
+    """A chain's scores by behavior; a measure that serves several behaviors is called once."""
+    found = {id(each): score(each, trace) for each in {id(each): each for each in measures.values()}.values()}
+    return {behavior: found[id(each)] for behavior, each in measures.items()}
+
+
 def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Mapping[str, Measure]) -> None:
     """Let measures score one made-up chain, so that one that gives no number is found before anything is generated."""
     if not measures or not tasks:
@@ -298,9 +323,7 @@ def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Map
     prompt = models.chat_text(model, tasks[0].prompt)
     ids = tuple(models.encode(model, "Let me think. The answer is 4."))
     job = Job(tasks[0], 0, prompt, tuple(models.encode(model, prompt)))
-    trial = trace_of(model, job, Generated(ids, True))
-    for each in measures.values():
-        score(each, trial)
+    _scores(measures, trace_of(model, job, Generated(ids, True)))
 
 
 def draw_chains(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, run_arms
+from lensteer.evaluation.arms import Arm, Record, by_arm, named, run_arms
 from lensteer.evaluation.effects import BASE, KINDS
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.files import write_atomically
@@ -174,7 +174,7 @@ def choose_coefficients(
     margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(doses))
     scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
-    for each in annotator.values() if isinstance(annotator, Mapping) else [annotator]:
+    for each in named(annotator).values():
         check_labels(each, list(site))
     arms, tried = [Arm(BASE, kind="unsteered")], []
     for behavior, layer in site.items():
@@ -193,15 +193,13 @@ def choose_coefficients(
         path=None if path is None else Path(path),
         progress=progress,
     )
-    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
-    for record in records:
-        by_arm[record.arm].append(record)
-    base = by_arm[BASE]
+    grouped = by_arm(records, arms)
+    base = grouped[BASE]
     check_standard(base, margins)
     curve = [Dose(b, layer, 0.0, 0.0, _share(base, b), None) for b, layer in site.items()]
     largest: dict[tuple[str, str], float] = {}
     for arm, plan, dose in tried:
-        rows = by_arm[arm.name]
+        rows = grouped[arm.name]
         check = text_check(rows, base, margins, seed=seed)
         share = _share(rows, arm.behavior)
         curve.append(Dose(arm.behavior, plan.layer, plan.coefficient, plan.length, share, check))

@@ -15,7 +15,7 @@ import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Measure, Record, run_arms
+from lensteer.evaluation.arms import Arm, Measure, Record, by_arm, named, run_arms
 from lensteer.evaluation.controls import POOLS, control_arms, ranked
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.text import Margins, text_check
@@ -103,9 +103,8 @@ def evaluate(
     margins = margins or Margins()
     if annotator is None and measure is None:
         raise LensteerError("no annotator: give one, such as annotator=rules, or a measure of each chain")
-    for each in annotator.values() if isinstance(annotator, Mapping) else [annotator]:
-        if each is not None and measure is None:
-            check_labels(each, list(site))
+    for each in named(annotator).values() if measure is None else ():
+        check_labels(each, list(site))
     measures = _measures(measure, list(site))
     arms, without = [Arm(BASE, kind="unsteered")], []
     for behavior, layer in site.items():
@@ -135,7 +134,6 @@ def evaluate(
         keep=keep,
     )
     found = summarize(records, arms, margins=margins, seed=seed)
-    names = tuple(annotator) if isinstance(annotator, Mapping) else ("",)
     return replace(
         found,
         n_samples=sampling.n_samples,
@@ -143,7 +141,7 @@ def evaluate(
         control_samples=samples,
         scope=scope.name,
         coefficient_unit=unit,
-        annotators=names,
+        annotators=tuple(named(annotator)) or ("",),
         without_dose=tuple(without),
     )
 
@@ -174,15 +172,13 @@ def summarize(
 ) -> Evaluation:
     """Effects and arm summaries from the chains' records. The arms say what each of them is; one is unsteered."""
     margins = margins or Margins()
-    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
-    for record in records:
-        by_arm[record.arm].append(record)
+    rows = by_arm(records, arms)
     standards = [arm.name for arm in arms if arm.kind == "unsteered"]
     if len(standards) != 1:
         raise LensteerError(f"{len(standards)} arms of kind 'unsteered': give one, that the others are compared with")
     (plain,) = standards
-    base = by_arm[plain]
-    checks = {arm.name: text_check(by_arm[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
+    base = rows[plain]
+    checks = {arm.name: text_check(rows[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
     effects: list[Effect] = []
     own = [arm for arm in arms if arm.kind in (*KINDS, "words")]
     scored = bool(base[0].scores)
@@ -190,12 +186,12 @@ def summarize(
     for annotator in (None, *base[0].others):
         units = [*(["score"] if scored and annotator is None else []), *(UNITS if annotator is None else UNITS[:1])]
         for unit in units if labeled else units[:1]:
-            shares = _Shares(by_arm, plain, unit, annotator, seed)
+            shares = _Shares(rows, plain, unit, annotator, seed)
             found = [_effect(shares, arm, arms, checks[arm.name].ok) for arm in own]
             effects += _corrected(found)
     return Evaluation(
         tuple(effects),
-        tuple(_summary(arm, by_arm[arm.name], checks.get(arm.name), seed) for arm in arms),
+        tuple(_summary(arm, rows[arm.name], checks.get(arm.name), seed) for arm in arms),
         n_tasks=len({r.task for r in base}),
         n_samples=max(r.sample for r in base) + 1,
         n_random=0,

@@ -17,7 +17,7 @@ import pandas as pd
 
 from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, run_arms
+from lensteer.evaluation.arms import Arm, Record, by_arm, run_arms
 from lensteer.files import write_atomically
 from lensteer.jobs import Sampling
 from lensteer.results import Result
@@ -168,10 +168,8 @@ def measure_modes(
         progress=progress,
     )
     styles = sorted({r.style for r in records if r.style is not None})
-    by_arm: dict[str, list[Record]] = {arm.name: [] for arm in arms}
-    for record in records:
-        by_arm[record.arm].append(record)
-    return Modes(tuple(_measured(arm, by_arm[arm.name], styles, seed) for arm in arms), len(tasks), sampling.n_samples)
+    rows = by_arm(records, arms)
+    return Modes(tuple(_measured(arm, rows[arm.name], styles, seed) for arm in arms), len(tasks), sampling.n_samples)
 
 
 def _in_style(style: str, record: Record) -> float:
@@ -193,10 +191,10 @@ def _measured(arm: Arm, records: Sequence[Record], styles: Sequence[str], seed: 
     return ModeArm(
         arm.name,
         arm.kind,
-        thinks=mean(lambda r: r.n_tokens > 0) or nothing,
+        thinks=mean(lambda r: r.thinks) or nothing,
         accuracy=mean(lambda r: bool(r.correct), lambda r: r.correct is not None),
         parsed=mean(lambda r: r.parsed) or nothing,
         finished=mean(lambda r: r.finished) or nothing,
         length=mean(lambda r: r.length) or nothing,
-        styles={style: mean(partial(_in_style, style), lambda r: r.n_tokens > 0) or nothing for style in styles},
+        styles={style: mean(partial(_in_style, style), lambda r: r.thinks) or nothing for style in styles},
     )

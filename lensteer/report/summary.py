@@ -12,11 +12,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from lensteer.attribution import null_tests
-from lensteer.behaviors import axis_of
 from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
 from lensteer.overlap import SIDES
 from lensteer.report.results import RunResults
+from lensteer.traces import label_axis
 
 Value = float | int | str | bool | None
 
@@ -67,7 +67,7 @@ def _traces(results: RunResults) -> dict[str, Any]:
         length = float(direction.at(layer).norm())
         found[f"vectors.{label}.length"] = length
         found[f"vectors.{label}.relative_length"] = length / float(direction.scaled(layer, "mean_norm").norm())
-    for label in axis_of(span.label for trace in traces for span in trace.spans):
+    for label in label_axis(traces):
         found[f"traces.spans.{label}"] = sum(span.label == label for trace in traces for span in trace.spans)
         if label in vectors.labels:
             found[f"vectors.spans.{label}"] = vectors.counts.get(label)

@@ -12,11 +12,10 @@ import torch
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
-from lensteer.behaviors import axis_of
 from lensteer.directions import PAIRS, ContrastSums, ProbeFits, Recipe, isotropic
 from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
-from lensteer.traces import Trace
+from lensteer.traces import Trace, label_axis
 from lensteer.vectors.values import NO_SPANS, BehaviorVectors, Controls
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def fit_recipes(
     if any(recipe.negatives == PAIRS for recipe in recipes):
         raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
-    labels = axis_of(span.label for trace in traces for span in trace.spans) if labels is None else labels
+    labels = label_axis(traces) if labels is None else labels
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
@@ -133,10 +132,14 @@ def fit_recipes(
     }
     made = []
     for each in sums:
-        used = [*_LIBRARIES, *(["scikit-learn"] if each.recipe.construction == "logistic" else [])]
-        versions = {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
-        made.append(vectors_of(each, chosen, {**provenance, "versions": versions}))
+        made.append(vectors_of(each, chosen, {**provenance, "versions": library_versions(each.recipe)}))
     return made
+
+
+def library_versions(recipe: Recipe) -> dict[str, str]:
+    """The versions that vectors of a recipe depend on; lensteer's is the source tree's, installed or not."""
+    used = [*_LIBRARIES, *(["scikit-learn"] if recipe.construction == "logistic" else [])]
+    return {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
 
 
 def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:

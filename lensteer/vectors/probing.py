@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.activations import Window, stream_features
-from lensteer.behaviors import axis_of, check_behavior
+from lensteer.behaviors import check_behavior
 from lensteer.directions.probes import check_memory, cross_validated
 from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
-from lensteer.traces import Trace
+from lensteer.traces import Trace, label_axis
 from lensteer.vectors.values import NO_SPANS
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def probe_accuracy(
     if not n_spans:
         raise LensteerError(NO_SPANS)
     check_memory(n_spans, len(chosen), models.d_model(model))
-    own = axis_of(span.label for trace in traces for span in trace.spans) if labels is None else tuple(labels)
+    own = label_axis(traces) if labels is None else tuple(labels)
     number = {task: i for i, task in enumerate(sorted({trace.task.id for trace in traces if trace.spans}))}
     features, behavior, task = [], [], []
     for found in stream_features(model, traces, windows=[window], layers=chosen, site=site, batch_size=batch_size):
