@@ -15,7 +15,8 @@ import torch
 import lensteer as ls
 from lensteer import models
 from lensteer.behaviors import BEHAVIORS, STEERED
-from lensteer.organism import cue, make_tasks, parse, styles, well_formed
+from lensteer.organism import cue, parse, styles, well_formed
+from lensteer.tasks.loading import organism_tasks
 from lensteer.organism.conversations import END, START, draw
 from lensteer.organism.grammar import END_THINK, FAMILIES, THINK, Latent, make_world, render, write_chain
 from lensteer.organism.tokenizer import PATTERN
@@ -125,14 +126,14 @@ def test_a_route_cannot_be_read_off_at_a_glance(glance, level):
 
 
 def test_splits_are_fixed_disjoint_and_gradable():
-    tasks = {split: make_tasks(split) for split in ("train", "dev", "test")}
+    tasks = {split: organism_tasks(split) for split in ("train", "dev", "test")}
     assert {split: len(t) for split, t in tasks.items()} == {"train": 300, "dev": 100, "test": 200}
     everything = [task for split in tasks.values() for task in split]
     assert len({task.prompt for task in everything}) == len({task.id for task in everything}) == 600
     for task in everything:
         assert solutions(task.prompt) == [task.answer]
         assert ls.tasks.grade(task, f"Answer: {task.answer}.<|im_end|>") is True
-    assert tasks["dev"] == make_tasks("dev")
+    assert tasks["dev"] == organism_tasks("dev")
     for split in tasks.values():
         assert Counter(task.category for task in split) == {family: len(split) / 2 for family in FAMILIES}
 
@@ -140,7 +141,7 @@ def test_splits_are_fixed_disjoint_and_gradable():
 def test_tasks_do_not_turn_up_in_training():
     rng = random.Random("overlap")
     seen = {prompt for _ in range(1000) for prompt in re.findall(r"Doors: .*?\?", draw(rng, rng.choice((2, 3))).text)}
-    held_out = {task.prompt for split in ("dev", "test") for task in make_tasks(split)}
+    held_out = {task.prompt for split in ("dev", "test") for task in organism_tasks(split)}
     assert len(seen) > 900
     assert not seen & held_out
 

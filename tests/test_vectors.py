@@ -17,7 +17,8 @@ from lensteer.behaviors import BEHAVIORS, STEERED
 from lensteer.directions import AGGREGATIONS, NEGATIVES, Recipe
 from lensteer.errors import LensteerError
 from lensteer.units import UNITS
-from lensteer.vectors import BehaviorVectors, fit_recipes, fit_vectors, storage
+from lensteer.vectors import BehaviorVectors, fit_recipes, fit_vectors
+from lensteer.vectors.storage import read_tensors
 from reference import kept_activations, slow_difference, slow_mean_norm
 from test_activations import WINDOWS, make_trace
 
@@ -276,7 +277,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(path):
 
 def rewrite(path, tensors=None, **header):
     """Change parts of a file on disk, as something other than lensteer would."""
-    _, old = storage.read(path)
+    _, old = read_tensors(path)
     metadata = {"lensteer": json.dumps({**old, **header})}
     save_file({**load_file(path), **(tensors or {})}, path, metadata)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lensteer.cache_steering import Record
+from lensteer.cache_steering.pairs import Record
 from lensteer.organism.grammar import END_THINK, FAMILIES, Latent, make_world, render, write_chain
 from lensteer.organism.wordings import STYLES
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from itertools import zip_longest
 from pathlib import Path
 
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl
+from lensteer.organism.grammar import FAMILIES, make_world
 from lensteer.tasks.values import SPLITS, Task
 
 #: Of the written set.
@@ -22,6 +24,7 @@ CATEGORIES = (
     "creative-problem-solving",
     "scientific-reasoning",
 )
+ORGANISM_SIZES = {"train": 300, "dev": 100, "test": 200}
 _WRITTEN = Path(__file__).parent.parent / "data" / "tasks"
 
 
@@ -63,14 +66,24 @@ def load_tasks(
 
 def _all(source: str | Path) -> list[Task]:
     if source == "organism":
-        from lensteer.organism import make_tasks
-
-        return [task for split in SPLITS for task in make_tasks(split)]
+        return [task for split in SPLITS for task in organism_tasks(split)]
     if source == "builtin":
         files = [_read(_WRITTEN / f"{category}.jsonl") for category in CATEGORIES]
         rounds = zip_longest(*files)
         return sorted((task for row in rounds for task in row if task), key=lambda task: SPLITS.index(task.split))
     return _read(Path(source))
+
+
+def organism_tasks(split: str) -> list[Task]:
+    """The organism's tasks of a split: both families in turn, levels 2 and 3 in equal parts."""
+    rng = random.Random(f"tasks-{split}")
+    tasks = []
+    for index in range(ORGANISM_SIZES[split]):
+        family, level = FAMILIES[index % 2], 2 + index // 2 % 2
+        world = make_world(rng, family, level)
+        name = f"{family}-{split}-{index:04d}"
+        tasks.append(Task(name, family, split, world.prompt, world.answer, "exact"))
+    return tasks
 
 
 def _read(path: Path) -> list[Task]:

@@ -18,7 +18,7 @@ from lensteer.files import write_atomically
 FORMAT = 1
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write a file, whole or not at all.
 
     Raises:
@@ -32,7 +32,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, 
         raise LensteerError(f"cannot write vectors to {str(path)!r} ({error}): give a file to write") from error
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and header.
 
     Raises:

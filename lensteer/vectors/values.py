@@ -21,7 +21,7 @@ from lensteer.behaviors import check_behavior
 from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.results import Result
-from lensteer.vectors import storage
+from lensteer.vectors.storage import read_tensors, write_tensors
 from lensteer.vectors.direction import Direction
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
             "recipe": asdict(self.recipe),
             "provenance": dict(self.provenance),
         }
-        storage.write(path, self._tensors(), header)
+        write_tensors(path, self._tensors(), header)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> BehaviorVectors:
@@ -230,7 +230,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
             LensteerError: no such file, a truncated or corrupt one, one that holds something else, wrong
                 shapes, values that are not finite, or vectors of another model.
         """
-        tensors, header = storage.read(path)
+        tensors, header = read_tensors(path)
         try:
             _validate(tensors, len(header["labels"]), len(header["layers"]))
             kinds = {kind: tensors[f"controls.{kind}"] for kind in _CONTROLS if f"controls.{kind}" in tensors}
