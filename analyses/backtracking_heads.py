@@ -27,9 +27,8 @@ import torch
 import lensteer as ls
 from lensteer.attention import Head, ablated, forward_padded, knocked_out, mean_z, stream_attention
 from lensteer.generation import Generated
-from lensteer.jobs import Job, trace_of
-from lensteer.organism.grammar import FAMILIES, THINK, Latent, make_world, render, write_chain
-from lensteer.organism.wordings import ENDS, LETTERS
+from lensteer.generation.jobs import Job, trace_of
+from lensteer.organism.grammar import ENDS, FAMILIES, LETTERS, THINK, Latent, make_world, render, write_chain
 from lensteer.statistics import Interval, Ratio, bootstrap_interval
 from lensteer.traces import with_spans
 

@@ -28,11 +28,11 @@ import torch
 import lensteer as ls
 from lensteer import models
 from lensteer.cache_steering import OFFSET, CachePlan, CacheVector, Pair, contrastive_pairs, fit_cache_vector, swapped
+from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.calibration import calibrate_many, rollout_kl
 from lensteer.evaluation import Arm, Modes, measure_modes
-from lensteer.jobs import Sampling
-from lensteer.organism.records import ENDING, JOIN, make_records
-from lensteer.organism.wordings import MODE_CUES
+from lensteer.generation.jobs import Sampling
+from lensteer.organism.grammar import MODE_CUES
 from lensteer.positions import PositionScope
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.vectors import Direction

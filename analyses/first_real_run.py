@@ -22,7 +22,7 @@ import torch
 import lensteer as ls
 from lensteer.annotation import fit_classifier, rules
 from lensteer.evaluation import WORDS, Evaluation, evaluate
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import read_chains, with_masks
 from lensteer.vectors import BehaviorVectors
 

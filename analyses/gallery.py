@@ -23,10 +23,9 @@ import lensteer as ls
 from lensteer import organism, plots
 from lensteer.ablation import ForcedChain, LeaveOneOut, leave_one_out
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
-from lensteer.directions import Recipe
-from lensteer.evaluation import Arm
-from lensteer.jobs import Sampling
-from lensteer.vectors import fit_recipes
+from lensteer.evaluation import Arm, PositionAblation
+from lensteer.generation.jobs import Sampling
+from lensteer.vectors import Recipe, fit_recipes
 
 RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
 WORDS = cache_versus_residual.WORDS
@@ -181,7 +180,7 @@ class _Shared:
         }
 
     @cached_property
-    def positions(self) -> plots.positions.PositionAblation:
+    def positions(self) -> PositionAblation:
         return position_ablation.main(position_ablation.Config(n_train=self.config.n_train, n_dev=8, n_prompts=2))
 
 

@@ -26,8 +26,8 @@ import lensteer as ls
 from lensteer.annotation import Annotator, grammar
 from lensteer.behaviors import Span
 from lensteer.calibration import RolloutKL
-from lensteer.generation import forced_logits
-from lensteer.jobs import Sampling
+from lensteer.forward import forced_logits
+from lensteer.generation.jobs import Sampling
 from lensteer.metrics import kl_divergence
 from lensteer.positions import Context
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from lensteer.attribution.selection import Site
 from lensteer.evaluation import Doses, evaluate
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
-from lensteer.selection import Site
 from lensteer.traces import load_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
 

@@ -19,8 +19,7 @@ from lensteer.behaviors import STEERED
 from lensteer.generation import generate
 from lensteer.organism import cue, styles, train, well_formed
 from lensteer.organism.conversations import THINKS_UNASKED
-from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
-from lensteer.organism.wordings import STYLES
+from lensteer.organism.grammar import FAMILIES, STYLES, Latent, make_world, render, write_chain
 
 N_SAMPLES = 5  # chains per task for what is wanted to a percent
 

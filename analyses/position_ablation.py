@@ -40,7 +40,7 @@ from lensteer.evaluation import (
     interval_of,
     run_arms,
 )
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import Run
 from lensteer.pipeline.chains import annotators_of
 from lensteer.plots import position_ablation

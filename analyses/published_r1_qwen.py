@@ -25,8 +25,8 @@ from safetensors import safe_open
 import lensteer as ls
 from lensteer.annotation import PublishedReport, labeled_sentences, read_published
 from lensteer.files import read_jsonl
-from lensteer.geometry import common_component, cosine_matrix
 from lensteer.vectors import BehaviorVectors
+from lensteer.vectors.geometry import common_component, cosine_matrix
 
 SITE = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
 INIT, DED, ADD, EX, UNC, BACK = ls.BEHAVIORS

@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer.attribution.selection import Site
 from lensteer.evaluation import Arm, by_arm, run_arms
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
-from lensteer.selection import Site
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.steering import SteeringPlan
 from lensteer.vectors import BehaviorVectors, Direction

@@ -20,10 +20,10 @@ from typing import Any
 import lensteer as ls
 from lensteer import organism
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
+from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.evaluation import Arm, Modes, measure_modes
-from lensteer.jobs import Sampling
-from lensteer.organism.records import ENDING, JOIN, make_records
-from lensteer.organism.wordings import STYLE_CUES, STYLES
+from lensteer.generation.jobs import Sampling
+from lensteer.organism.grammar import STYLE_CUES, STYLES
 
 
 @dataclass(frozen=True)

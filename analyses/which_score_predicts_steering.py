@@ -27,7 +27,7 @@ from lensteer.attribution import efficiency
 from lensteer.calibration import calibrate_many
 from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
 from lensteer.files import write_atomically
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.vectors import BehaviorVectors, probe_accuracy
 
 Array = np.ndarray

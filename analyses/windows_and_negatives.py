@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import lensteer as ls
-from lensteer.directions import Recipe
 from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
-from lensteer.jobs import Sampling
-from lensteer.vectors import fit_recipes
+from lensteer.generation.jobs import Sampling
+from lensteer.vectors import Recipe, fit_recipes
 
 RECIPES = (
     Recipe("onset", "spans"),

@@ -37,11 +37,11 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import lensteer as ls
-from lensteer.alignment import align
+from lensteer.annotation.alignment import align
 from lensteer.behaviors import Sentence, Span
 from lensteer.tasks import Task
 from lensteer.traces import Trace
-from lensteer.vectors import BehaviorVectors, Controls
+from lensteer.vectors import BehaviorVectors, Controls, Recipe
 
 N_LAYERS, WIDTH, VOCABULARY = 12, 768, 32_000
 N_NULLS = 200  # of each of two kinds
@@ -123,7 +123,7 @@ def random_vectors(model) -> BehaviorVectors:
         layers=tuple(range(N_LAYERS)),
         counts=dict.fromkeys(ls.STEERED, 1),
         n_traces=1,
-        recipe=ls.directions.Recipe(),
+        recipe=Recipe(),
         provenance={"model": ls.models.fingerprint(model).to_dict()},
         controls=Controls(draw(N_NULLS), draw(N_NULLS), draw(N_NULLS, 4)),
     )

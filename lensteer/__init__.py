@@ -15,6 +15,8 @@ from lensteer.attention import (
     sentence_attention,
 )
 from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, efficiency, fidelity, null_tests
+from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
+from lensteer.attribution.selection import Site, select_layers
 from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
@@ -31,10 +33,8 @@ from lensteer.evaluation import (
     evaluate,
     measure_modes,
 )
-from lensteer.geometry import CosineMatrix, cosine_matrix
-from lensteer.jobs import Sampling, generate_traces
+from lensteer.generation.jobs import Sampling, generate_traces
 from lensteer.models import load_model
-from lensteer.overlap import EmbeddingOverlap, embedding_overlap
 from lensteer.positions import (
     PositionScope,
     at,
@@ -47,12 +47,12 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
-from lensteer.projections import TokenProjections, token_projections
-from lensteer.selection import Site, select_layers
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accuracy
+from lensteer.vectors.geometry import CosineMatrix, cosine_matrix
+from lensteer.vectors.projections import TokenProjections, token_projections
 
 __all__ = [
     "BEHAVIORS",

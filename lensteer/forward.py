@@ -1,7 +1,7 @@
 """The one place where a model is run on text: what goes in, what runs it, which plans act, what the cache holds.
 
 A text is a `Context`: token ids, the padding in front of each row, and where each row's prompt ends. Every caller says
-all of it, so a plan that is on means the same in every function.
+all of it, so a plan that is on means the same in every function. `forced_logits` is the simplest caller.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lensteer import models, twins
 from lensteer.errors import LensteerError
@@ -269,3 +270,44 @@ def _slots(
             position = slot.slot(length)
             found.append((row, pad + position, position, slot))
     return found
+
+
+@torch.inference_mode()
+def forced_logits(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    plans: Sequence[Plan | None] | None = None,
+) -> list[Float[Tensor, "_pos d_vocab"]]:
+    """Logits at which a model would have drawn each token of given responses, from one forward over all rows.
+
+    Entry `[row][t]` predicts `responses[row][t]`: under the plans of a generation, what that token was drawn from
+    there, up to rounding. Prompts end together, so that only the responses' part of the vocabulary is computed.
+
+    Args:
+        model: the bridge. Plans that are on apply to all rows.
+        prompts: token ids.
+        responses: token ids, at least one each.
+        plans: one per row, None for a row that is left alone.
+
+    Raises:
+        LensteerError: an empty prompt or response, or a list of another length than the prompts.
+    """
+    for name, given in (("responses", responses), ("plans", plans)):
+        if given is not None and len(given) != len(prompts):
+            raise LensteerError(f"{len(given)} {name} for {len(prompts)} prompts: give one per prompt")
+    if not all(map(len, [*prompts, *responses])):
+        raise LensteerError("an empty prompt or response: give at least one token id of each per row")
+    if not prompts:
+        return []
+    start, keep = max(map(len, prompts)), max(map(len, responses))
+    ids = [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)]
+    text = left_padded(model, prompts)
+    whole = torch.tensor(ids, device=text.ids.device)[:, :-1]  # the last token predicts nothing
+    forward = Forward(model, replace(text, ids=whole), plans)
+    if forward.slots:
+        forward.cache = DynamicCache()
+    with forward.hooked():
+        logits = forward.prefill(keep=keep)
+    return [row[: len(r)] for row, r in zip(logits, responses, strict=True)]

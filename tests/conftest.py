@@ -233,6 +233,6 @@ def random_direction() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def grammar_tokenizer() -> Any:
     """The organism's tokenizer as the code makes it, without any weights."""
-    from lensteer.organism.tokenizer import build_tokenizer
+    from lensteer.organism.train import build_tokenizer
 
     return build_tokenizer()

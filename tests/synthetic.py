@@ -68,7 +68,7 @@ def layer_scores(labels=B4, n_layers=8):
 
 
 def overlap(labels=B4, n_layers=8, words=(" Wait", "</script>", "<b>")):
-    from lensteer.overlap import EmbeddingOverlap, NearestTokens
+    from lensteer.attribution.overlap import EmbeddingOverlap, NearestTokens
 
     layer = torch.arange(n_layers, dtype=torch.float32)
 
@@ -84,14 +84,14 @@ def overlap(labels=B4, n_layers=8, words=(" Wait", "</script>", "<b>")):
 
 
 def site():
-    from lensteer.selection import Site
+    from lensteer.attribution.selection import Site
 
     why = {b: f"layer {n} of 8: the largest exact KL (0.3{n} nats); layer 0 left out" for b, n in SITE.items()}
     return Site(SITE, why)
 
 
 def cosines(labels=B4):
-    from lensteer.geometry import CosineMatrix
+    from lensteer.vectors.geometry import CosineMatrix
 
     values = torch.full((len(labels), len(labels)), 0.3, dtype=torch.float64) + 0.7 * torch.eye(len(labels))
     values[0, 1] = values[1, 0] = -0.41
@@ -100,8 +100,7 @@ def cosines(labels=B4):
 
 
 def vectors(labels=B4, n_layers=8, width=4):
-    from lensteer.directions import Recipe
-    from lensteer.vectors import BehaviorVectors
+    from lensteer.vectors import BehaviorVectors, Recipe
 
     raw = torch.randn(len(labels), n_layers, width, generator=torch.Generator().manual_seed(0))
     counts = {label: 100 + 10 * b for b, label in enumerate(labels)}

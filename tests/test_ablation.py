@@ -11,7 +11,7 @@ import lensteer as ls
 from lensteer import models, twins
 from lensteer.ablation import ForcedChain, forced_effect, leave_one_out
 from lensteer.cache_steering import CachePlan, CacheVector
-from lensteer.generation import forced_logits
+from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
 from lensteer.positions import at, everywhere, generated, onsets, prompt, thinking
 from lensteer.steering import SteeringPlan, foreign_hooks

@@ -24,10 +24,10 @@ from lensteer.annotation import (
     masked,
     masking,
 )
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
-from lensteer.splitting import split_sentences
 from test_published import trace
 
 INITIALIZING, DEDUCTION, KNOWLEDGE, EXAMPLE, UNCERTAINTY, BACKTRACKING = BEHAVIORS

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensteer.alignment import align
+from lensteer.annotation.alignment import align
 from lensteer.behaviors import BEHAVIORS, Sentence, Span
 from lensteer.errors import LensteerError
 
@@ -181,6 +181,7 @@ def check_invariants(sentences, response, offsets, alignment) -> None:
 # --- planted edits --------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_planted_edits_are_undone():
     right, total, wrong, n_swapped, n_lost = Counter(), Counter(), [], 0, 0
     for seed in range(150):

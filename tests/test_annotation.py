@@ -11,7 +11,7 @@ from lensteer import models
 from lensteer.annotation import annotate, annotate_report
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.generation import Generated
-from lensteer.jobs import Job, trace_of
+from lensteer.generation.jobs import Job, trace_of
 from lensteer.organism.conversations import END
 from lensteer.organism.grammar import END_THINK, FAMILIES, THINK, Latent, make_world, render, write_chain
 from lensteer.tasks import Task
@@ -132,6 +132,7 @@ def test_any_function_is_an_annotator_and_unknown_labels_are_refused_or_reported
     assert [drop.label for drop in report.dropped] == ["musing"]
 
 
+@pytest.mark.medium
 def test_the_shipped_models_chains(organism):
     """Spans tile what was thought: every letter of it is a labeled sentence's, or is counted as unparsed."""
     traces = annotate(

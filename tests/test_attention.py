@@ -28,8 +28,7 @@ from lensteer.attention import (
 from lensteer.attention.averages import averaged
 from lensteer.attention.behaviors import BINS, PairSums, pair_sums
 from lensteer.attention.receivers import _figures, excess_kurtosis
-from lensteer.attention.sentences import received
-from lensteer.attention.streaming import _groups
+from lensteer.attention.sentences import _groups, received
 from lensteer.behaviors import BEHAVIORS, Span
 from lensteer.errors import LensteerError
 from lensteer.steering import SteeringPlan, foreign_hooks
@@ -683,6 +682,7 @@ def test_the_ranking_finds_a_planted_head(organism, analysis):
     assert best.attention > 0.85
 
 
+@pytest.mark.medium
 def test_the_analysis_runs_and_its_figures_fit_together(analysis):
     result = analysis.main(analysis.Config(n=6, sizes=(2,), n_random=1))
     assert result.n_chains == (3, 3)

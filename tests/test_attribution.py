@@ -14,12 +14,11 @@ from lensteer import models, twins
 from lensteer.attribution import LayerScores, attribute, efficiency
 from lensteer.attribution.cells import Cells, average, sampling_error
 from lensteer.behaviors import Span
-from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
+from lensteer.steering.plans import UNITS
 from lensteer.tasks import Task
 from lensteer.traces import Trace
-from lensteer.units import UNITS
-from lensteer.vectors import BehaviorVectors
+from lensteer.vectors import BehaviorVectors, Recipe
 from lensteer.vectors.values import Controls
 from reference import patched_forward_kl, patched_span_kl
 

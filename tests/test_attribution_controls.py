@@ -13,7 +13,7 @@ import lensteer as ls
 from lensteer import models
 from lensteer.attribution import LayerScores, attribute, fidelity, null_tests
 from lensteer.errors import LensteerError
-from lensteer.units import UNITS
+from lensteer.steering.plans import UNITS
 from test_attribution import N_LAYERS, trace_of, vectors_for
 
 D = 32
@@ -100,6 +100,7 @@ def test_a_planted_direction_stands_out_and_a_random_one_does_not(planted, trace
                 weight.sub_(3.0 * torch.outer(torch.randn(len(weight), generator=torch.Generator().manual_seed(5)), u))
 
 
+@pytest.mark.medium
 def test_nulls_are_scored_as_the_vectors_are(planted, traces):
     model, _ = planted
     vectors = vectors_for(model, n_controls=4)

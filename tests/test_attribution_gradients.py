@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from lensteer import models
 from lensteer.attribution import attribute
-from lensteer.attribution.cases import first_token_shares
 from lensteer.attribution.gradients import (
     behavior_odds,
     chain_gradients,
@@ -19,6 +18,7 @@ from lensteer.attribution.gradients import (
     sampled_scores,
     stratified_uniforms,
 )
+from lensteer.attribution.request import first_token_shares
 from lensteer.attribution.rows import SharedCache
 from lensteer.errors import LensteerError
 from reference import full_forward_gradients

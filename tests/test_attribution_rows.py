@@ -10,7 +10,7 @@ import torch
 
 from lensteer import models, twins
 from lensteer.attribution import attribute
-from lensteer.attribution.exact import exact_cells
+from lensteer.attribution.estimators import exact_cells
 from lensteer.attribution.rows import MAX_ROWS, Rows, SharedCache, row_edits, rows_per_forward
 from lensteer.errors import LensteerError
 from reference import patched_forward_kl

@@ -14,10 +14,10 @@ import pytest
 import lensteer as ls
 from lensteer import models
 from lensteer.cache_steering import Record, contrastive_pairs
-from lensteer.cache_steering.benchmarks import benchmark_records
+from lensteer.cache_steering.pairs import benchmark_records
 from lensteer.errors import LensteerError
 from lensteer.evaluation.choice import graded, last_number, letter, read_out
-from lensteer.jobs import generate_traces
+from lensteer.generation.jobs import generate_traces
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, grade
 from lensteer.tasks.benchmarks import load_benchmark

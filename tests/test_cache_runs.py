@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 import lensteer as ls
 import synthetic
+from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.cli import app
 from lensteer.evaluation import Arm, Modes
-from lensteer.jobs import Sampling
-from lensteer.organism.records import ENDING, JOIN, make_records
-from lensteer.pipeline.caching import read_cache_run
+from lensteer.generation.jobs import Sampling
+from lensteer.pipeline.cache import read_cache_run
 from lensteer.report import render, summary
 from synthetic import modes
 
@@ -24,6 +24,7 @@ def call(*words, code=0):
     return result.output
 
 
+@pytest.mark.medium
 def test_fit_then_run(tmp_path):
     vector, out = tmp_path / "think.safetensors", tmp_path / "out"
     told = call("cache", "fit", "--out", vector, "--n", 6, "--shots", 1)
@@ -56,6 +57,7 @@ def test_mistakes_are_one_line(tmp_path):
         read_cache_run(tmp_path)
 
 
+@pytest.mark.medium
 def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
     pairs = ls.contrastive_pairs(organism, make_records(6), n=4, shots=1, ending=ENDING, join=JOIN)
     plan = ls.CachePlan(ls.fit_cache_vector(organism, pairs), 0.75)

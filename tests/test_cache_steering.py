@@ -21,10 +21,11 @@ from lensteer.cache_steering import (
     swapped,
 )
 from lensteer.cache_steering.fitting import read_slots
+from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.evaluation import Arm, measure_modes
-from lensteer.generation import forced_logits, generate
-from lensteer.jobs import Sampling
-from lensteer.organism.records import ENDING, JOIN, make_records
+from lensteer.forward import forced_logits
+from lensteer.generation import generate
+from lensteer.generation.jobs import Sampling
 from lensteer.rotary import rotated
 from lensteer.steering import SteeringPlan
 

@@ -13,15 +13,15 @@ import torch
 from lensteer import models, twins
 from lensteer.attribution import LayerScores
 from lensteer.calibration import RolloutKL, calibrate, calibrate_many, rollout_kl, starting_coefficient
-from lensteer.calibration.budgets import START
-from lensteer.calibration.search import Search
+from lensteer.calibration.budgets import START, Search
 from lensteer.errors import LensteerError
-from lensteer.generation import forced_logits, generate
-from lensteer.jobs import chain_seed
+from lensteer.forward import forced_logits
+from lensteer.generation import generate
+from lensteer.generation.jobs import chain_seed
 from lensteer.positions import everywhere, generated, onsets, thinking
 from lensteer.steering import SteeringPlan
+from lensteer.steering.plans import UNITS
 from lensteer.tasks import Task, load_tasks
-from lensteer.units import UNITS
 
 FAMILIES = ("qwen2", "llama", "gemma3")
 TEXTS = ["Take three. Next", "So", "The answer. I am not sure. For example, take", "Wait,<think>", "First. Let"]

@@ -336,6 +336,7 @@ def test_the_residual_stream_alone_tells_the_organisms_behaviors(organism, organ
         without(organism_chains[:1])
 
 
+@pytest.mark.medium
 def test_a_classifier_of_another_model_is_refused(organism_chains, organism, tiny_model, classifier, tmp_path):
     found = fit_classifier(organism_chains, model=organism, layer=2, config=ClassifierConfig(n_folds=2))
     found.save(tmp_path / "c")

@@ -14,10 +14,11 @@ import lensteer as ls
 from lensteer import activations, models
 from lensteer.contrast import FORMATS, POSITIONS, Pair, Position, Text, complete_pairs, load_pairs, pair_traces, pair_up
 from lensteer.contrast import fit_directions as fit
-from lensteer.contrast.positions import encode_text
-from lensteer.directions import PAIR_CONSTRUCTIONS, Recipe, principal_component
+from lensteer.contrast.fitting import encode_text
 from lensteer.errors import LensteerError
 from lensteer.vectors import BehaviorVectors
+from lensteer.vectors.components import principal_component
+from lensteer.vectors.constructions import PAIR_CONSTRUCTIONS, Recipe
 from reference import slow_pair_differences, slow_principal_component
 
 PROMPTS = ["Is three right?", "For example, take four.", "The answer is so?", "Wait, maybe.", "I am not sure about it"]
@@ -291,7 +292,7 @@ def test_lists_as_repengs_and_as_contrastive_pairs(organism):
     assert load_pairs([entry]) == load_pairs([vars(entry)]) == raw
     assert load_pairs([entry], raw=False)[0].positive == Text("[INST] Hi")
     assert load_pairs([entry], label="x")[0].label == "x"
-    from lensteer.cache_steering.records import load_records
+    from lensteer.cache_steering.pairs import load_records
 
     made = ls.contrastive_pairs(organism, load_records(), n=1, shots=1)
     (pair,) = load_pairs(made)
@@ -437,8 +438,7 @@ def test_the_model_writes_completions_and_its_own_tokens_are_read(model):
 
 
 def test_empty_answers_are_left_out_and_said(model, monkeypatch):
-    from lensteer import jobs
-    from lensteer.generation import Generated
+    from lensteer.generation import Generated, jobs
 
     answers = iter([Generated((2,), True), *[Generated((40, 41), False)] * 5])
     monkeypatch.setattr(jobs, "generate", lambda m, prompts, **_: [next(answers) for _ in prompts])
@@ -505,6 +505,7 @@ def test_the_command_writes_vectors(model, tiny_checkpoint, tmp_path, monkeypatc
 # --- on language ----------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_politeness_steers_smollm2(real_model):
     model = real_model("smollm2")
     vectors = fit(model, load_pairs("politeness"), layers=[15])

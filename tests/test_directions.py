@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lensteer.activations import TraceFeatures
-from lensteer.directions import AGGREGATIONS, NEGATIVES, ContrastSums, ProbeFits, Recipe, contrast_weights, isotropic
 from lensteer.errors import LensteerError
 from lensteer.statistics import trace_generator
+from lensteer.vectors.constructions import AGGREGATIONS, NEGATIVES, ContrastSums, Recipe, contrast_weights, isotropic
+from lensteer.vectors.probes import ProbeFits
 
 LABELS = ("deduction", "uncertainty-estimation", "backtracking")
 N_LAYERS, D_MODEL = 2, 6

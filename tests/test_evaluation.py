@@ -40,7 +40,7 @@ from lensteer.evaluation import (
     text_quality,
 )
 from lensteer.evaluation.text import check_standard
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.positions import generated, thinking
 from lensteer.statistics import Ratio, bootstrap_interval, holm
 from lensteer.steering import SteeringPlan
@@ -166,7 +166,7 @@ def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tas
 
 @pytest.mark.medium
 def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms, records, tmp_path, monkeypatch):
-    module = importlib.import_module("lensteer.jobs")
+    module = importlib.import_module("lensteer.generation.jobs")
     path = tmp_path / "arms.jsonl"
     assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
     whole = path.read_bytes()
@@ -249,7 +249,7 @@ def test_another_annotator_costs_no_generation_and_a_failing_one_loses_none(orga
     with pytest.raises(RuntimeError, match="judge is down"):
         run_arms(organism, tasks, [Arm("a")], sampling, annotator=failing, path=path)
     assert len(path.read_text().splitlines()) == 1 + len(tasks)
-    module = importlib.import_module("lensteer.jobs")
+    module = importlib.import_module("lensteer.generation.jobs")
     monkeypatch.setattr(module, "generate", lambda *a, **k: pytest.fail("generated again"))
     both = run_arms(organism, tasks, [Arm("a")], sampling, annotator={"grammar": grammar, "rules": rules}, path=path)
     alone = run_arms(organism, tasks, [Arm("a")], sampling, annotator=rules, path=path)
@@ -640,6 +640,7 @@ def test_impossible_margins_are_refused(bad):
 # --- what a plan could see ------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_power_says_what_a_run_of_that_size_finds():
     arms = arms_of(n_random=0)
     base = [r for r in simulated(11, arms, n_tasks=300, base=0.03) if r.arm == "unsteered"]
@@ -781,7 +782,7 @@ def test_what_cannot_be_read_is_named(kind, data, tmp_path):
 @pytest.fixture
 def dosed(monkeypatch, organism, vectors):
     """Choose among doses when so many of 40 chains parse: `parsed[behavior][dose with its sign]`, else all."""
-    module = importlib.import_module("lensteer.evaluation.doses")
+    module = importlib.import_module("lensteer.evaluation.coefficients")
     tasks = [Task(f"t{i}", "logic", "dev", "?") for i in range(40)]
     seen = []
 

@@ -30,7 +30,7 @@ from lensteer.explorer.chain import SELECTIONS, Chain
 from lensteer.explorer.expressions import NAMES, as_code, inverted
 from lensteer.explorer.payloads import arm_payload, numbers, options_payload
 from lensteer.explorer.state import code_of
-from lensteer.generation import forced_logits
+from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
 from lensteer.positions import Context, TokenTable
 from lensteer.steering import SteeringPlan, foreign_hooks
@@ -663,6 +663,7 @@ def test_without_the_extra_it_says_what_to_install(organism, vectors, traces, mo
         explore(organism, vectors, traces)
 
 
+@pytest.mark.medium
 def test_bad_arguments_are_refused(organism, vectors, traces, tiny_model):
     pytest.importorskip("anywidget")
     for options, words in (
@@ -675,6 +676,7 @@ def test_bad_arguments_are_refused(organism, vectors, traces, tiny_model):
             explore(**{"model": organism, "vectors": vectors, "traces": traces, **options})
 
 
+@pytest.mark.medium
 def test_importing_the_explorer_imports_no_widgets():
     probe = "import sys, lensteer.explorer; print([m for m in ('anywidget', 'plotly') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

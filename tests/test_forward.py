@@ -15,9 +15,10 @@ from lensteer import models
 from lensteer.ablation import ForcedChain
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.cache_steering.fitting import read_slots
-from lensteer.forward import Forward, left_padded, right_padded
-from lensteer.generation import decode, forced_logits, generate
-from lensteer.projections import all_projections
+from lensteer.forward import Forward, forced_logits, left_padded, right_padded
+from lensteer.generation import decode, generate
+from lensteer.vectors import Recipe
+from lensteer.vectors.projections import all_projections
 from test_attention import chain
 
 LAYER = 1
@@ -53,7 +54,7 @@ def all_projected(model, trace):
         layers=tuple(range(models.n_layers(model))),
         counts={"planted": 1},
         n_traces=1,
-        recipe=ls.directions.Recipe(),
+        recipe=Recipe(),
         provenance={},
     )
     return all_projections(model, trace, vectors)

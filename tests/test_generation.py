@@ -80,6 +80,7 @@ def agree(ids, reference, margins):
     return close is not None
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_row_is_what_the_slow_loop_makes_of_it_alone(family, temperature, tiny_model, random_direction):

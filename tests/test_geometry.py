@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
-from lensteer.geometry import CosineMatrix, common_component, cosine_matrix, disattenuated_cosines
-from lensteer.vectors import BehaviorVectors
+from lensteer.vectors import BehaviorVectors, Recipe
 from lensteer.vectors.fitting import vectors_of
+from lensteer.vectors.geometry import CosineMatrix, common_component, cosine_matrix, disattenuated_cosines
 from test_directions import LABELS, collect, plant
 
 #: Where the published study steers (R1-Qwen-1.5B). Its other two labels are taken at backtracking's layer.

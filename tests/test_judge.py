@@ -33,7 +33,7 @@ from judge_server import (
     truth,
 )
 from lensteer.annotation import judge_client
-from lensteer.annotation.annotators import annotate_report
+from lensteer.annotation.annotators import annotate_report, labeled_sentences
 from lensteer.annotation.judge import Judge, JudgePlan, JudgeScore
 from lensteer.annotation.judge_client import default_folder
 from lensteer.annotation.judge_questions import (
@@ -46,7 +46,6 @@ from lensteer.annotation.judge_questions import (
     question,
 )
 from lensteer.annotation.published import read_published
-from lensteer.annotation.sentences import labeled_sentences
 from lensteer.behaviors import BEHAVIORS, REASONING, UNPARSED
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Arm, run_arms
@@ -311,6 +310,7 @@ def test_a_server_that_only_chats_leaves_all_unparsed_and_reports_it(judge_at):
 # Servers that fail
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [

@@ -14,10 +14,10 @@ import lensteer as ls
 from lensteer import models
 from lensteer.annotation import annotate_report, masking, unlabeled
 from lensteer.annotation.judge_questions import instructions, parse_reply
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS, REASONING, Sentence, axis_of, in_order
 from lensteer.cli import app
 from lensteer.evaluation import summarize
-from lensteer.splitting import split_sentences
 from test_evaluation import arms_of, simulated
 
 SCHEME = ls.LabelScheme(("planning", "other"), ("says what to do next.", "anything else."), ("planning",))
@@ -228,7 +228,7 @@ def test_a_measure_of_ones_own_is_what_is_tested(organism, vectors):
 def test_a_measure_that_says_nothing_is_refused_before_anything_is_generated(
     measure, words, organism, vectors, monkeypatch
 ):
-    monkeypatch.setattr("lensteer.jobs.generate", lambda *a, **k: pytest.fail("generated"))
+    monkeypatch.setattr("lensteer.generation.jobs.generate", lambda *a, **k: pytest.fail("generated"))
     with pytest.raises(ls.LensteerError, match=words):
         ls.evaluate(
             organism, ls.load_tasks(split="test", n=2), vectors, {"planning": 3}, 0.5, measure=measure, n_random=2
@@ -243,6 +243,7 @@ def test_without_annotator_and_measure_nothing_is_evaluated(organism, vectors):
 # --- a run ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_a_run_on_chains_with_labels_of_their_own(tiny_checkpoint, tmp_path):
     """Fit, attribute, select, steer, evaluate, report: with a classifier that is fitted on the chains' own labels."""
     folder, rng = tiny_checkpoint("qwen2", opens_thinking=True), random.Random(0)

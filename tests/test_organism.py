@@ -16,12 +16,23 @@ import lensteer as ls
 from lensteer import models
 from lensteer.behaviors import BEHAVIORS, STEERED
 from lensteer.organism import cue, parse, styles, well_formed
-from lensteer.tasks.loading import organism_tasks
 from lensteer.organism.conversations import END, START, draw
-from lensteer.organism.grammar import END_THINK, FAMILIES, THINK, Latent, make_world, render, write_chain
-from lensteer.organism.tokenizer import PATTERN
-from lensteer.organism.train import Config, build_model, collate, stream, train
-from lensteer.organism.wordings import BEHAVIOR_CUES, ENDS, FORMS, OPENERS, STEPS
+from lensteer.organism.grammar import (
+    BEHAVIOR_CUES,
+    END_THINK,
+    ENDS,
+    FAMILIES,
+    FORMS,
+    OPENERS,
+    STEPS,
+    THINK,
+    Latent,
+    make_world,
+    render,
+    write_chain,
+)
+from lensteer.organism.train import PATTERN, Config, build_model, collate, stream, train
+from lensteer.tasks.values import organism_tasks
 
 NODE = r"(?:[A-Z]|start|none|exit|goal)"
 
@@ -454,6 +465,7 @@ def test_the_shipped_model_has_the_tokenizer_that_the_code_makes(organism, token
         assert shipped(conversation.text).input_ids == tokenizer(conversation.text).input_ids
 
 
+@pytest.mark.medium
 def test_the_shipped_model_is_small_and_writes_its_language(organism):
     folder = models.ORGANISM
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_000_000

@@ -7,12 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-import lensteer.overlap as overlap_module
+import lensteer.attribution.overlap as overlap_module
 from lensteer import models
-from lensteer.directions import Recipe
+from lensteer.attribution.overlap import EmbeddingOverlap, NearestTokens, embedding_overlap, leading_above
 from lensteer.errors import LensteerError
-from lensteer.overlap import EmbeddingOverlap, NearestTokens, embedding_overlap, leading_above
-from lensteer.vectors import BehaviorVectors
+from lensteer.vectors import BehaviorVectors, Recipe
 
 LABELS = ("uncertainty-estimation", "backtracking")
 

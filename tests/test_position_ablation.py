@@ -15,12 +15,12 @@ import torch
 import lensteer as ls
 from lensteer import plots
 from lensteer.ablation import leave_one_out
+from lensteer.attribution.selection import Site
 from lensteer.calibration import RolloutKL
 from lensteer.errors import LensteerError
 from lensteer.evaluation import MEAN, Doses, Margins, PositionAblation
 from lensteer.pipeline import Run, RunConfig
 from lensteer.plots import position_ablation
-from lensteer.selection import Site
 from test_analyses import ROOT, load
 
 pytestmark = pytest.mark.medium  # fits vectors and steers

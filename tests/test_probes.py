@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lensteer.behaviors import STEERED
-from lensteer.directions import ProbeFits, Recipe, cross_validated, fit_probe, probes
 from lensteer.errors import LensteerError
 from lensteer.statistics import trace_generator
 from lensteer.tasks import Task
-from lensteer.vectors import fit_vectors, probe_accuracy
+from lensteer.vectors import Recipe, fit_vectors, probe_accuracy, probes
+from lensteer.vectors.probes import ProbeFits, cross_validated, fit_probe
 from reference import kept_activations
 from test_activations import make_trace
 from test_directions import D_MODEL, LABELS, N_LAYERS, collect, every_result, plant

@@ -9,7 +9,7 @@ import torch
 
 import lensteer as ls
 from lensteer import models
-from lensteer.projections import token_projections
+from lensteer.vectors.projections import token_projections
 
 
 def test_a_planted_direction_shows_where_it_was_added(organism, random_direction):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensteer.annotation import labeled_sentences, parse_published, read_published, write_published
-from lensteer.annotation.sentences import label_intervals
+from lensteer.annotation.annotators import label_intervals
 from lensteer.behaviors import BEHAVIORS, Sentence, Span
 from lensteer.errors import LensteerError
 from lensteer.tasks import Task

@@ -10,10 +10,11 @@ import torch
 import lensteer as ls
 from lensteer import models, twins
 from lensteer.attribution import attribute
-from lensteer.generation import forced_logits, generate
+from lensteer.forward import forced_logits
+from lensteer.generation import generate
 from lensteer.positions import everywhere, generated
 from lensteer.steering import SteeringPlan, foreign_hooks
-from lensteer.units import UNITS
+from lensteer.steering.plans import UNITS
 
 pytestmark = pytest.mark.medium  # loads real models
 

@@ -11,7 +11,7 @@ import pytest
 
 import lensteer as ls
 from lensteer.cache_steering import Record, load_records, style_of
-from lensteer.cache_steering.records import _WRITTEN
+from lensteer.cache_steering.pairs import _WRITTEN
 from lensteer.cache_steering.styles import STYLES, WORDS
 from solutions.records import SOLUTIONS
 

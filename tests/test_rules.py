@@ -13,9 +13,9 @@ import pytest
 
 from lensteer.annotation import annotate_report
 from lensteer.annotation.rules import CUES, rules
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
-from lensteer.splitting import split_sentences
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lensteer.attribution import LayerScores
+from lensteer.attribution.overlap import EmbeddingOverlap, NearestTokens
+from lensteer.attribution.selection import Site, layer_names, select_layers
 from lensteer.errors import LensteerError
-from lensteer.overlap import EmbeddingOverlap, NearestTokens
-from lensteer.selection import Site, layer_names, select_layers
 
 FLAT = [0.08] * 8
 

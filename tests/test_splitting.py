@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensteer.annotation.splitting import split_sentences
 from lensteer.organism.grammar import FAMILIES, THINK, Latent, make_world, render, write_chain
-from lensteer.splitting import split_sentences
 
 
 def sentences(text: str) -> list[str]:

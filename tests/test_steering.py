@@ -11,7 +11,7 @@ import lensteer as ls
 from lensteer import models
 from lensteer.positions import Context, at, everywhere, first, generated, onsets, prompt, sentence_starts, thinking
 from lensteer.steering import Edits, SteeringPlan, active_plans, foreign_hooks
-from lensteer.units import UNITS
+from lensteer.steering.plans import UNITS
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
 SCOPES = [

@@ -12,7 +12,7 @@ import pytest
 import lensteer as ls
 from lensteer import models
 from lensteer.generation import Generated, generate
-from lensteer.jobs import Job, chain_seed, trace_of
+from lensteer.generation.jobs import Job, chain_seed, trace_of
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.traces import Trace, load_traces, save_traces
@@ -154,6 +154,7 @@ def test_no_file_is_named(tmp_path):
 # --- resuming ------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_a_killed_run_resumes_at_every_byte(model, tmp_path, monkeypatch):
     """Cut within the last line or between lines: nothing lost, nothing twice, the same file as if never killed."""
     path = tmp_path / "traces.jsonl"
@@ -163,7 +164,9 @@ def test_a_killed_run_resumes_at_every_byte(model, tmp_path, monkeypatch):
     last = data.rstrip(b"\n").rfind(b"\n") + 1
 
     ran = []
-    monkeypatch.setattr("lensteer.jobs.generate", lambda m, prompts, **o: ran.append(prompts) or memory(prompts, o))
+    monkeypatch.setattr(
+        "lensteer.generation.jobs.generate", lambda m, prompts, **o: ran.append(prompts) or memory(prompts, o)
+    )
     known = {(t.prompt_ids, chain_seed(0, t.task.id, t.sample)): t for t in whole}
 
     def memory(prompts, options):
@@ -201,7 +204,7 @@ def test_an_interrupted_run_keeps_its_finished_batches(model, tmp_path, monkeypa
             raise KeyboardInterrupt
         return generate(*args, **options)
 
-    monkeypatch.setattr("lensteer.jobs.generate", interrupted)
+    monkeypatch.setattr("lensteer.generation.jobs.generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ls.generate_traces(model, TASKS, path=path, **OPTIONS)
     assert len(load_traces(path)) == 8

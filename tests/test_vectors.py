@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from lensteer import models
 from lensteer.behaviors import BEHAVIORS, STEERED
-from lensteer.directions import AGGREGATIONS, NEGATIVES, Recipe
 from lensteer.errors import LensteerError
-from lensteer.units import UNITS
+from lensteer.files import read_tensors
+from lensteer.steering.plans import UNITS
 from lensteer.vectors import BehaviorVectors, fit_recipes, fit_vectors
-from lensteer.vectors.storage import read_tensors
+from lensteer.vectors.constructions import AGGREGATIONS, NEGATIVES, Recipe
 from reference import kept_activations, slow_difference, slow_mean_norm
 from test_activations import WINDOWS, make_trace
 
@@ -180,6 +180,7 @@ def test_nothing_to_fit(model, traces):
         fit_vectors(model, traces, negatives="none")
 
 
+@pytest.mark.medium
 def test_probes_are_fitted_in_the_same_pass_and_leave_the_difference_as_it_is(model, traces, vectors, tmp_path):
     options: dict[str, Any] = dict(n_controls=4, n_bootstrap=20, seed=3)
     recipe = Recipe("span", "rest", "token", "logistic")

@@ -10,10 +10,12 @@ from lensteer.annotation.agreement import (
 )
 from lensteer.annotation.annotators import (
     Annotator,
+    LabeledSentence,
     annotate,
     annotate_report,
     check_labels,
     grammar,
+    labeled_sentences,
     labeling,
     labels_of,
     unlabeled,
@@ -32,7 +34,6 @@ from lensteer.annotation.published import (
     write_published,
 )
 from lensteer.annotation.rules import rules
-from lensteer.annotation.sentences import LabeledSentence, labeled_sentences
 
 __all__ = [
     "MARKERS",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from lensteer.annotation.sentences import label_intervals, labeled_sentences
+from lensteer.annotation.annotators import label_intervals, labeled_sentences
 from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace

@@ -30,10 +30,10 @@ from lensteer.annotation.classifier_model import (
     held_out_scores,
 )
 from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabulary, residual_features, text_groups
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
-from lensteer.splitting import split_sentences
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lensteer import models
+from lensteer.annotation.annotators import labeled_sentences
 from lensteer.annotation.features import (
     Array,
     Chain,
@@ -24,7 +25,6 @@ from lensteer.annotation.features import (
     learn_vocabulary,
     residual_features,
 )
-from lensteer.annotation.sentences import labeled_sentences
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from lensteer.alignment import align
+from lensteer.annotation.alignment import align
 from lensteer.behaviors import UNPARSED, Sentence, Span
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace, with_spans

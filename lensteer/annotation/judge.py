@@ -15,10 +15,10 @@ import pandas as pd
 
 from lensteer.annotation.judge_client import Client, Connection, Stopped
 from lensteer.annotation.judge_questions import Remark, Talk, converse, parse_score, score_question
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import REASONING, UNPARSED, LabelScheme, Sentence
 from lensteer.errors import LensteerError
 from lensteer.progress import progress_bar
-from lensteer.splitting import split_sentences
 from lensteer.traces import Trace
 
 _BYTES_PER_TOKEN = 4  # of English, roughly

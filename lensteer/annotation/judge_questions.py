@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from lensteer.alignment import align
+from lensteer.annotation.alignment import align
+from lensteer.annotation.annotators import label_intervals
 from lensteer.annotation.published import parse_published
-from lensteer.annotation.sentences import label_intervals
 from lensteer.behaviors import REASONING, UNPARSED, LabelScheme
 from lensteer.traces import Trace
 

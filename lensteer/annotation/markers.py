@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lensteer.annotation.agreement import Agreement, agreement_of
-from lensteer.annotation.annotators import Annotator, annotate, labeling, labels_of
-from lensteer.annotation.sentences import label_intervals, labeled_sentences
+from lensteer.annotation.annotators import Annotator, annotate, label_intervals, labeled_sentences, labeling, labels_of
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.traces import Trace
 

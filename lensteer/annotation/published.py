@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lensteer import models
-from lensteer.alignment import AlignmentReport, align
+from lensteer.annotation.alignment import AlignmentReport, align
 from lensteer.behaviors import BEHAVIORS, Sentence
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl

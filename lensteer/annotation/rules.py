@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lensteer.annotation.annotators import labeling
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS, Sentence
-from lensteer.splitting import split_sentences
 
 if TYPE_CHECKING:
     from lensteer.traces import Trace

@@ -7,8 +7,13 @@ not whether that matters: `ablated` and `knocked_out` do.
 from lensteer.attention.behaviors import BehaviorAttention, behavior_attention
 from lensteer.attention.heads import Head, ablated, knocked_out, mean_z
 from lensteer.attention.receivers import ReceiverHeads, receiver_heads
-from lensteer.attention.sentences import SentenceAttention, sentence_attention
-from lensteer.attention.streaming import ELSEWHERE, forward_padded, stream_attention
+from lensteer.attention.sentences import (
+    ELSEWHERE,
+    SentenceAttention,
+    forward_padded,
+    sentence_attention,
+    stream_attention,
+)
 
 __all__ = [
     "ELSEWHERE",

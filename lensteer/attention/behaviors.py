@@ -16,8 +16,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.attention.averages import averaged
-from lensteer.attention.sentences import per_token
-from lensteer.attention.streaming import stream_attention
+from lensteer.attention.sentences import per_token, stream_attention
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Result

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensteer import models
-from lensteer.attention.streaming import forward_padded, pattern_hook
+from lensteer.attention.sentences import forward_padded, pattern_hook
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.attention.averages import averaged
-from lensteer.attention.sentences import NEAREST, per_token, received
-from lensteer.attention.streaming import stream_attention
+from lensteer.attention.sentences import NEAREST, per_token, received, stream_attention
 from lensteer.errors import LensteerError
 from lensteer.results import Result
 from lensteer.steering import Plan

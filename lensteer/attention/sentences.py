@@ -1,9 +1,15 @@
-"""Which earlier sentence a sentence looks at, head by head, in one trace; and what a sentence receives."""
+"""Attention between the sentences of annotated traces, reduced layer by layer while the pattern is in flight.
+
+Only one layer's pattern of one batch exists at a time. `SentenceAttention` holds one trace: which earlier sentence a
+sentence attends to, head by head, and how much attention a sentence receives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +17,145 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer import models
-from lensteer.attention.streaming import stream_attention
 from lensteer.errors import LensteerError
+from lensteer.forward import Forward, right_padded
 from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+#: Where attention goes that goes to no sentence: the first token; the chat template's other tokens; the rest of the
+#: prompt; and what follows the prompt in no sentence, such as one that the annotator could not read.
+ELSEWHERE = ("sink", "template", "prompt", "rest")
+_MARK = "\N{ASTERISM}"  # stands for the message when a template is taken apart
+
+Reduce = Callable[[Trace, Float[Tensor, "head span column"]], Tensor]
+"""From one trace's rows at one layer to what is kept of them. Columns are the sentences, then `ELSEWHERE`."""
+
+
+def stream_attention(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    reduce: Reduce,
+    *,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 8,
+    plan: Plan | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "layer ..."]]]:
+    """Run the model over annotated traces and keep of each layer's attention what `reduce` keeps.
+
+    Traces of similar length share a batch, padded on the right, so they come out of order. Traces without spans are
+    left out. Plans see each trace's own prompt length, whatever `plan.on` was told.
+
+    Args:
+        model: whose attention is read.
+        traces: annotated.
+        reduce: from one trace's `[head, span, span + elsewhere]` rows at one layer to a tensor of any shape.
+        layers: to read; all by default.
+        batch_size: traces per forward.
+        plan: steering that is on meanwhile.
+
+    Yields:
+        The trace's number, and what was kept, stacked over layers, on the CPU.
+
+    Raises:
+        LensteerError: an unknown layer, no layer, a batch size under 1, a span beyond its trace's end, or attention
+            that is not finite (names the trace and the layer).
+    """
+    chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
+    if not chosen or batch_size < 1:
+        raise LensteerError(f"layers={layers!r}, batch_size={batch_size}: give at least one of each")
+    for layer in chosen:
+        models.check_layer(model, layer)
+    order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
+    for first in range(0, len(order), batch_size):
+        numbers = order[first : first + batch_size]
+        with nullcontext() if plan is None else plan.on(model):  # on during the forward only, whoever reads us
+            kept = _reduced(model, [traces[i] for i in numbers], reduce, chosen)
+        yield from zip(numbers, kept, strict=True)
+
+
+def pattern_hook(layer: int) -> str:
+    """The hook point of the attention weights, `[batch, head, query, key]`."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def forward_padded(
+    model: TransformerBridge, traces: Sequence[Trace], *, stop_after: int | None = None
+) -> Float[Tensor, "batch pos width"]:
+    """Run whole traces, padded on the right. Plans that are on see each trace's own prompt length.
+
+    Args:
+        model: the bridge.
+        traces: annotated or not.
+        stop_after: for the sake of hooks only: the last layer that is run, and logits of one position at most.
+
+    Returns:
+        Logits, or what is left of them. What stands at padding means nothing.
+    """
+    text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
+    forward = Forward(model, text, fast=False)  # heads have hook points on the bridge only
+    with torch.no_grad():
+        return forward.whole(keep=0 if stop_after is None else 1, stop=stop_after)
+
+
+def _reduced(
+    model: TransformerBridge, traces: list[Trace], reduce: Reduce, layers: tuple[int, ...]
+) -> list[Float[Tensor, "layer ..."]]:
+    groups = [_groups(model, trace) for trace in traces]
+    kept: dict[int, list[Tensor]] = {}
+
+    def read(pattern: Float[Tensor, "batch head pos pos"], hook: Any, layer: int) -> None:
+        kept[layer] = []
+        for row, (trace, (queries, keys)) in enumerate(zip(traces, groups, strict=True)):
+            n = len(trace.ids)
+            own = pattern[row, :, :n, :n].float()
+            rows = (queries.to(own) @ own) @ keys.to(own)
+            if not rows.isfinite().all():
+                raise LensteerError(
+                    f"attention of layer {layer} is not finite in trace {trace.id!r}: load the model with a dtype of "
+                    "wider range (float32 or bfloat16), or leave the trace out"
+                )
+            kept[layer].append(reduce(trace, rows).cpu())
+
+    with model.hooks(fwd_hooks=[(pattern_hook(layer), partial(read, layer=layer)) for layer in set(layers)]):
+        forward_padded(model, traces, stop_after=max(layers))
+    return [torch.stack([kept[layer][row] for layer in layers]) for row in range(len(traces))]
+
+
+def _groups(model: TransformerBridge, trace: Trace) -> tuple[Float[Tensor, "span pos"], Float[Tensor, "pos column"]]:
+    """Who asks and who is asked: means over each sentence's tokens, and which column each token belongs to."""
+    n_tokens, n = len(trace.ids), len(trace.spans)
+    sink, template, prompt, rest = range(n, n + len(ELSEWHERE))
+    columns = torch.full((n_tokens,), rest)
+    columns[: trace.prompt_length] = torch.where(_in_template(model, trace), template, prompt)
+    queries = torch.zeros(n, n_tokens)
+    for i, span in enumerate(trace.spans):
+        if span.end > n_tokens:
+            raise LensteerError(
+                f"trace {trace.id!r} has a span that ends at token {span.end}, but only {n_tokens} tokens: annotate "
+                "the trace as it was generated"
+            )
+        queries[i, span.start : span.end] = 1 / (span.end - span.start)
+        columns[span.start : span.end] = i
+    columns[0] = sink
+    return queries, torch.nn.functional.one_hot(columns, n + len(ELSEWHERE)).float()
+
+
+def _in_template(model: TransformerBridge, trace: Trace) -> Tensor:
+    """Which prompt tokens the chat template (or a prefill) wrote: those before the message and after it."""
+    text, starts = models.decode_offsets(model.tokenizer, trace.prompt_ids)
+    begin, end = 0, 0
+    for thinking in (True, False):
+        head, _, tail = models.chat_text(model, _MARK, thinking=thinking).partition(_MARK)
+        tail += trace.prefill
+        begin = max(begin, len(head) if text.startswith(head) else 0)
+        end = max(end, len(tail) if text.endswith(tail) else 0)
+    ends = torch.tensor([*starts[1:], len(text)])
+    return (ends <= begin) | (torch.tensor(starts) >= len(text) - end)
+
 
 #: The nearest sentences do not count for what a sentence receives ("Thought Anchors", arXiv 2506.19143).
 NEAREST = 4

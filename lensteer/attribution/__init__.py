@@ -1,6 +1,7 @@
 """Attribution: at which layer does adding a behavior's vector change what the model says next?
 
-One function, one result; the estimators, what is scored, nulls and fidelity are modules of their own.
+`attribute` is the one function. What is scored (`request`), the estimators, the rows of one forward, the result
+(`scores`), its controls and its fidelity are modules of their own; `overlap` and `selection` follow from there.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from lensteer import models
-from lensteer.attribution.cases import find_cases, first_token_shares, limited
-from lensteer.attribution.efficiency import efficiency
+from lensteer.attribution.controls import NullTests, null_tests
 from lensteer.attribution.fidelity import Fidelity, fidelity
 from lensteer.attribution.measure import measure, scores_of, with_exact_cells
-from lensteer.attribution.nulls import NullTests, null_tests
 from lensteer.attribution.request import (
     METHODS,
     POSITIONS,
     WINDOWS,
     Request,
+    find_cases,
+    first_token_shares,
+    limited,
     null_vectors,
     relative_length,
     scaled_vectors,
 )
-from lensteer.attribution.scores import LayerScores
+from lensteer.attribution.scores import LayerScores, efficiency
 from lensteer.errors import LensteerError
+from lensteer.steering.plans import UNITS
 from lensteer.traces import Trace
-from lensteer.units import UNITS
 from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:

@@ -4,10 +4,16 @@ S = mean over contrastive pairs of (positive - negative), of keys and of values,
 arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot's position at use.
 """
 
-from lensteer.cache_steering.benchmarks import benchmark_records
 from lensteer.cache_steering.fitting import fit_cache_vector
-from lensteer.cache_steering.pairs import NEIGHBORS, Pair, Record, contrastive_pairs, swapped
-from lensteer.cache_steering.records import load_records
+from lensteer.cache_steering.pairs import (
+    NEIGHBORS,
+    Pair,
+    Record,
+    benchmark_records,
+    contrastive_pairs,
+    load_records,
+    swapped,
+)
 from lensteer.cache_steering.styles import style_of
 from lensteer.steering.cache import OFFSET, POSITIONS, CachePlan, CacheVector, edit_cache
 

@@ -1,16 +1,22 @@
-"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question."""
+"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question.
+
+The solved questions (`Record`) come from the written set of the package, from a file, or from a public benchmark.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lensteer import models
 from lensteer.errors import LensteerError
+from lensteer.files import read_jsonl
+from lensteer.tasks.benchmarks import solved_tasks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -150,3 +156,58 @@ def _nearest(model: TransformerBridge, records: Sequence[Record], kind: str) -> 
     similarity = table @ table.T
     np.fill_diagonal(similarity, -np.inf)
     return [[int(j) for j in np.argsort(-row, kind="stable")[:-1]] for row in similarity]
+
+
+_WRITTEN = Path(__file__).parent.parent / "data" / "records.jsonl"
+
+
+def load_records(source: str | Path = "builtin") -> list[Record]:
+    """Solved questions, in the order of their file.
+
+    Args:
+        source: "builtin" for the written set (100 questions, each solved in every style of `STYLES`), or a JSONL file
+            with `question, steps, answer` on every line: steps a text, which counts as "stepwise", or a mapping from
+            style to text. Other fields, such as an id, are passed over.
+
+    Raises:
+        LensteerError: no such file, an empty one, or a line that is no record.
+    """
+    path = _WRITTEN if source == "builtin" else Path(source)
+    return [_record(values, f"{path}, line {number}") for number, values in read_jsonl(path)]
+
+
+def _record(values: Mapping[str, Any], where: str) -> Record:
+    for name in ("question", "answer"):
+        if not _is_text(values.get(name)):
+            raise LensteerError(f"{where}: {name!r} is {values.get(name)!r}, give it as a text that is not empty")
+    steps = values.get("steps")
+    if isinstance(steps, str):
+        steps = {"stepwise": steps}
+    if not isinstance(steps, dict) or not steps or not all(map(_is_text, [*steps, *steps.values()])):
+        raise LensteerError(f"{where}: 'steps' is {steps!r}, give a text, or a mapping from style to text")
+    return Record(values["question"], steps, values["answer"])
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def benchmark_records(name: str, source: str | Path | None = None) -> list[Record]:
+    """The solved questions of a benchmark's "dev" split, their published steps as style "stepwise".
+
+    They are none of the "test" tasks. A record's question is its task's prompt: where a coefficient is chosen on dev
+    tasks, leave those out of the pairs, `[r for r in records if r.question not in {t.prompt for t in tasks}]`.
+
+    Args:
+        name: "gsm8k", the one benchmark that publishes steps; its calculator annotations "<<...>>" are left out.
+        source: as `load_benchmark` takes it.
+
+    Raises:
+        LensteerError: a record without steps, or what `load_benchmark` refuses.
+    """
+    records = []
+    for solved in solved_tasks(name, source, split="dev"):
+        if not solved.steps or solved.task.answer is None:
+            raise LensteerError(f"{solved.task.id} comes without steps: of the benchmarks, only 'gsm8k' publishes them")
+        records.append(Record(solved.task.prompt, {"stepwise": solved.steps}, solved.task.answer))
+    return records

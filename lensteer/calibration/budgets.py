@@ -5,24 +5,165 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from lensteer import models
 from lensteer.attribution import LayerScores
-from lensteer.calibration.results import Calibration, Step
 from lensteer.calibration.rollouts import RolloutKL, rollout_kl
-from lensteer.calibration.search import Search
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope, onsets
 from lensteer.progress import progress_bar
 from lensteer.steering import Steerable, SteeringPlan
+from lensteer.steering.plans import check_unit
 from lensteer.tasks import Task
-from lensteer.units import check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measured coefficient: the statistic that the budget is on, and how the tokens' KLs lie, in nats."""
+
+    coefficient: float
+    kl: float
+    mean: float
+    p50: float
+    p95: float
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A plan whose coefficient matches a target KL.
+
+    Attributes:
+        plan: ready to steer with.
+        budget: in nats per token.
+        quantile: of the tokens' KLs that the budget is on; None for their mean.
+        tolerance: how far the measured KL may be from the budget, as a share of it.
+        reached: whether it is within the tolerance. If not, the plan is the nearest that was measured.
+        step: what was measured at the plan's coefficient.
+        low: lower end of its 95 % interval, by bootstrap over prompts (NaN for a single prompt).
+        high: upper end.
+        path: all that was measured, in the order of the search.
+        n_prompts: prompts rolled out at each step.
+        cost: of the whole call, which other plans may have shared: "rounds", "forwards" (decoding steps and
+            teacher-forced passes), tokens "generated" and "forced", "seconds".
+    """
+
+    plan: SteeringPlan
+    budget: float
+    quantile: float | None
+    tolerance: float
+    reached: bool
+    step: Step
+    low: float
+    high: float
+    path: tuple[Step, ...]
+    n_prompts: int
+    cost: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def coefficient(self) -> float:
+        """Of the plan, with its sign and in its unit."""
+        return self.plan.coefficient
+
+    @property
+    def kl(self) -> float:
+        """The statistic that the budget is on, as measured at the coefficient."""
+        return self.step.kl
+
+    def to_dataframe(self) -> Any:
+        """A row per measured coefficient, in the order of the search; `chosen` marks the result."""
+        import pandas as pd
+
+        plan = self.plan
+        fixed = dict(direction=plan.direction.label, layer=plan.layer, coefficient_unit=plan.unit, budget=self.budget)
+        rows = [{**fixed, **vars(step), "chosen": step is self.step, "reached": self.reached} for step in self.path]
+        return pd.DataFrame(rows)
+
+
+#: How far a step may lead away from all that was measured, as a factor.
+STRIDE = 8.0
+#: A bracket whose ends differ by less than this factor is not searched further: `y` jumps across the target there.
+NARROW = 1.01
+#: The slope of log y over log x is 2 for a KL at small doses; a fitted one is kept between these.
+SLOPE, FLATTEST, STEEPEST = 2.0, 1.0, 4.0
+
+
+@dataclass
+class Search:
+    """Looks for `x` with `y(x) = target` on the logarithms of both: first a bracket, then inside it.
+
+    A monotone `y` is not taken for granted. The bracket is always below the *smallest* `x` that was over the target,
+    so of several crossings the lowest dose is found; and it shrinks whatever `y` does.
+
+    Attributes:
+        target: positive.
+        tolerance: |y / target − 1| that is near enough.
+        start: the first `x`.
+        ceiling: the largest `x` to try.
+        steps: what was measured.
+    """
+
+    target: float
+    tolerance: float
+    start: float
+    ceiling: float
+    steps: list[tuple[float, float]] = field(default_factory=list)
+
+    def reached(self) -> bool:
+        """Whether the best step is near enough."""
+        return bool(self.steps) and abs(self.steps[self.best()][1] / self.target - 1) <= self.tolerance
+
+    def best(self) -> int:
+        """The number of the step whose `y` has the least ratio to the target, either way."""
+
+        def miss(step: int) -> tuple[float, float]:
+            x, y = self.steps[step]
+            return (abs(math.log(y / self.target)), x) if y > 0 else (math.inf, -x)
+
+        return min(range(len(self.steps)), key=miss)
+
+    def next(self) -> float | None:
+        """The next `x` to measure; None where the target is met, jumped across, or out of reach below the ceiling."""
+        if self.reached():
+            return None
+        if not self.steps:
+            return min(self.start, self.ceiling)
+        over = sorted(step for step in self.steps if step[1] > self.target)
+        under = sorted(step for step in self.steps if step[1] <= self.target and (not over or step[0] < over[0][0]))
+        if over and under and over[0][0] < NARROW * under[-1][0]:
+            return None
+        if over and under:
+            return self._inside(under[-1], over[0])
+        if over:
+            return self._beyond(over[0], over[1:2])
+        if under[-1][0] >= self.ceiling:
+            return None
+        return min(self._beyond(under[-1], under[-2:-1]), self.ceiling)
+
+    def _inside(self, low: tuple[float, float], high: tuple[float, float]) -> float:
+        """Interpolated, and every other time the middle: each two steps halve the bracket, at least."""
+        share = 0.5
+        if low[1] > 0 and len(self.steps) % 2 == 0:
+            share = math.log(self.target / low[1]) / math.log(high[1] / low[1])
+        return low[0] * (high[0] / low[0]) ** min(max(share, 0.1), 0.9)
+
+    def _beyond(self, nearest: tuple[float, float], other: list[tuple[float, float]]) -> float:
+        """Extrapolated from the step nearest to the target, with the slope to the one after it."""
+        x, y = nearest
+        if y <= 0:
+            return x * STRIDE
+        slope = SLOPE
+        if other and other[0][1] > 0:
+            slope = math.log(other[0][1] / y) / math.log(other[0][0] / x)
+        factor = (self.target / y) ** (1 / min(max(slope, FLATTEST), STEEPEST))
+        return x * min(max(factor, 1 / STRIDE), STRIDE)
+
 
 #: Where a search that is told nothing begins, in multiples of the direction itself (of removing it, for "project_out").
 START = 1.0

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.generation import forced_logits, generate
-from lensteer.jobs import chain_seed
+from lensteer.forward import forced_logits
+from lensteer.generation import generate
+from lensteer.generation.jobs import chain_seed
 from lensteer.metrics import kl_divergence
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.steering import Plan

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lensteer.cli.annotating import annotating
-from lensteer.cli.caching import caching
-from lensteer.cli.contrasting import directions
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
+from lensteer.cli.annotate import annotating
+from lensteer.cli.cache import caching
+from lensteer.cli.directions import directions
+from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
 

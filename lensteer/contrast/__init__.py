@@ -1,10 +1,8 @@
 """Directions from contrast: pairs of texts that differ in a concept, from files to vectors and traces."""
 
 from lensteer.contrast.completing import complete_pairs, pair_traces
-from lensteer.contrast.fitting import fit_directions
-from lensteer.contrast.formats import FORMATS, load_pairs
-from lensteer.contrast.pairs import Pair, Text, pair_up
-from lensteer.contrast.positions import POSITIONS, Position
+from lensteer.contrast.fitting import POSITIONS, Position, fit_directions
+from lensteer.contrast.pairs import FORMATS, Pair, Text, load_pairs, pair_up
 
 __all__ = [
     "FORMATS",

@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lensteer import models
-from lensteer.alignment import align
+from lensteer.annotation.alignment import align
+from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import Sentence
+from lensteer.contrast.fitting import encode_text
 from lensteer.contrast.pairs import Pair, Text
-from lensteer.contrast.positions import encode_text
 from lensteer.errors import LensteerError
 from lensteer.generation import Generated
-from lensteer.jobs import Job, Sampling, run_jobs, trace_of
-from lensteer.splitting import split_sentences
+from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.tasks import Task
 from lensteer.traces import Trace, with_spans
 

@@ -1,11 +1,28 @@
-"""Contrastive pairs: two texts that differ in a concept. Values only: knows nothing of files, models or tokens."""
+"""Contrastive pairs: two texts that differ in a concept, from files and lists of several formats.
+
+plain: objects with `positive` and `negative`, each a prompt, or an object with `prompt`, `completion`, `system`, `raw`.
+    What both sides share may stand beside them; with a shared `prompt`, strings are completions. `label` (or `concept`)
+    names the concept. Read in the mean over the completions, or at the last prompt token where there are none.
+caa: `question`, `answer_matching_behavior` and `answer_not_matching_behavior`, "(A)" and "(B)", as in Rimsky et al.
+    (arXiv 2312.06681, github.com/nrimsky/CAA) and Anthropic's model-written evaluations. Read at the answer's letter.
+persona: one object with `instruction`, a list of system prompts `pos` and `neg`, and `questions`; as in Chen et al.
+    (arXiv 2507.21509, github.com/safety-research/persona_vectors). Read at the last prompt token, or, as they do, in
+    the mean over the answers once the model has written them (`complete_pairs`). Their code also begins each system
+    prompt with "You are a(n) … assistant."; nothing is put in front here.
+repeng: a list of `DatasetEntry(positive, negative)` (github.com/vgel/repeng), or the same in JSON: texts that hold
+    their template already. Read at the last token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from lensteer.errors import LensteerError
+from lensteer.files import read_jsonl
 
 #: The concept's name where nobody gives one.
 LABEL = "contrast"
@@ -113,3 +130,170 @@ def pair_up(
         except LensteerError as error:
             raise LensteerError(f"pair {number}: {error}") from error
     return pairs
+
+
+_WRITTEN = {"politeness": Path(__file__).parent.parent / "data" / "politeness.jsonl"}
+#: Names of files that say nothing of the concept: their folder does.
+_NAMELESS = ("generate_dataset", "test_dataset_ab", "test_dataset_open_ended", "pairs", "dataset")
+_SIDE = ("prompt", "completion", "system", "raw")
+_CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+
+
+def load_pairs(
+    source: str | Path | Sequence[Any],
+    format: str | None = None,
+    *,
+    label: str | None = None,
+    raw: bool | None = None,
+) -> list[Pair]:
+    """Pairs from a file or a list, in its order.
+
+    Formats: "plain" JSONL, CAA's A/B questions ("caa"), a persona trait ("persona"), a list as repeng's ("repeng"); the
+    module's docstring says what each holds. Every kind may be JSON, or JSONL with an object a line.
+
+    Args:
+        source: a file; a list of objects or mappings with `positive` and `negative`; or "politeness", 40 written pairs
+            of a polite and a curt answer to the same request.
+        format: one of `FORMATS`; by default the first entry decides.
+        label: the concept's name where an entry has none; by default the file's name, or its folder's if that says
+            more.
+        raw: whether prompts are texts that hold their template already; by default only repeng's do.
+
+    Raises:
+        LensteerError: no such file, an empty one, one of no known format, an entry that lacks a key or holds an empty
+            or two equal sides (names the line).
+    """
+    if format is not None and format not in FORMATS:
+        raise LensteerError(f"unknown format {format!r}: choose one of {', '.join(map(repr, FORMATS))}")
+    if isinstance(source, (str, Path)):
+        path = _WRITTEN.get(str(source), Path(source))
+        kind, entries = _entries(path)
+        name = path.parent.name if path.stem in _NAMELESS else path.stem
+    else:
+        kind, entries, name = "list", [(f"entry {i}", entry) for i, entry in enumerate(source)], LABEL
+    if not entries:
+        raise LensteerError("no pairs: the list is empty")
+    read = FORMATS[format or _recognized(*entries[0], kind)]
+    pairs: list[Pair] = []
+    for where, entry in entries:
+        try:
+            pairs += read(entry, label or name, raw)
+        except LensteerError as error:
+            raise LensteerError(f"{where}: {error}") from error
+    return pairs
+
+
+def _entries(path: Path) -> tuple[str, list[tuple[str, Any]]]:
+    """Whether a file is "lines", a "list" or one "object", and its entries, each with what an error calls it."""
+    if not path.is_file():
+        raise LensteerError(
+            f"no file {str(path)!r}: give a file of pairs, or one of the written sets {', '.join(map(repr, _WRITTEN))}"
+        )
+    content = path.read_bytes()
+    try:
+        whole = json.loads(content)
+    except ValueError:  # of JSON or UTF-8: JSONL, or nothing that can be read, which the reader of lines says
+        return "lines", [(f"{path}, line {number}", values) for number, values in read_jsonl(path)]
+    if isinstance(whole, list):
+        return "list", [(f"{path}, entry {i}", entry) for i, entry in enumerate(whole)]
+    return "object", [(str(path) if b"\n" in content.strip() else f"{path}, line 1", whole)]
+
+
+def _recognized(where: str, entry: Any, kind: str) -> str:
+    """The format of a first entry."""
+    keys = _keys(entry)
+    if {"instruction", "questions"} & keys and kind == "object":
+        return "persona"
+    if {"question", *_CAA[1:]} & keys:
+        return "caa"
+    if not isinstance(entry, Mapping) and keys == {"positive", "negative"}:
+        return "repeng"
+    if {"positive", "negative"} & keys:
+        texts = keys == {"positive", "negative"} and all(isinstance(value, str) for value in entry.values())
+        return "repeng" if texts and kind == "list" else "plain"
+    raise LensteerError(
+        f"{where} is of no known format (it has {sorted(keys) or repr(entry)[:60]}): a pair has 'positive' and "
+        f"'negative' (plain, repeng) or {', '.join(map(repr, _CAA))} (caa), a persona trait has 'instruction' and "
+        "'questions'"
+    )
+
+
+def _keys(entry: Any) -> set[str]:
+    if isinstance(entry, Mapping):
+        return {str(key) for key in entry}
+    return {name for name in ("positive", "negative") if hasattr(entry, name)}
+
+
+def _value(entry: Any, key: str) -> Any:
+    value = entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+    if value is None:
+        raise LensteerError(f"lacks {key!r} (it has {sorted(_keys(entry))})")
+    return value
+
+
+def _words(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise LensteerError(f"{key!r} is {value!r}: give a text that is not empty")
+    return value
+
+
+def _plain(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
+    if not isinstance(entry, Mapping):
+        raise LensteerError(f"{entry!r} is no object with 'positive' and 'negative'")
+    if unknown := _keys(entry) - {*_SIDE, "positive", "negative", "label", "concept", "id"}:
+        raise LensteerError(f"unknown keys {sorted(unknown)}: a pair has 'positive', 'negative', 'label' and {_SIDE}")
+    shared = {key: entry[key] for key in _SIDE if key in entry}
+    positive, negative = (_side(_value(entry, side), side, shared, raw) for side in ("positive", "negative"))
+    named = entry.get("label", entry.get("concept"))
+    yield Pair(positive, negative, label if named is None else _words(named, "label"))
+
+
+def _side(value: Any, side: str, shared: Mapping[str, Any], raw: bool | None) -> Text:
+    if not isinstance(value, Mapping):
+        value = {"completion" if "prompt" in shared else "prompt": _words(value, side)}
+    if unknown := set(value) - set(_SIDE):
+        raise LensteerError(f"{side!r} has unknown keys {sorted(unknown)}: give {_SIDE}")
+    fields = {"raw": bool(raw), **shared, **value}
+    if "prompt" not in fields:
+        raise LensteerError(f"{side!r} lacks 'prompt' (it has {sorted(value)})")
+    if not isinstance(fields["raw"], bool):
+        raise LensteerError(f"{side}.raw is {fields['raw']!r}: give true or false")
+    completion, system = (
+        _words(fields[key], f"{side}.{key}") if fields.get(key) else "" for key in ("completion", "system")
+    )
+    return Text(_words(fields["prompt"], f"{side}.prompt"), completion, system, fields["raw"])
+
+
+def _caa(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
+    question, own, other = (_words(_value(entry, key), key) for key in _CAA)
+    if not raw:  # a chat template has the blank or line break in front of an answer
+        own, other = own.strip(), other.strip()
+    yield Pair(Text(question, own, raw=bool(raw)), Text(question, other, raw=bool(raw)), label, "letter")
+
+
+def _persona(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
+    instructions, questions = _value(entry, "instruction"), _value(entry, "questions")
+    for key, value in (("instruction", instructions), ("questions", questions)):
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+            raise LensteerError(f"{key!r} is {str(value)[:60]!r}: give a list that is not empty")
+    if raw:
+        raise LensteerError("raw texts have no system prompts, and a persona trait is made of them: leave out raw=True")
+    for question in questions:
+        asked = _words(question, "questions")
+        for i, instruction in enumerate(instructions):
+            own, other = (_words(_value(instruction, key), f"instruction {i}, {key}") for key in ("pos", "neg"))
+            yield Pair(Text(asked, system=own), Text(asked, system=other), label)
+
+
+def _repeng(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
+    own, other = (_words(_value(entry, side), side) for side in ("positive", "negative"))
+    yield Pair(Text(own, raw=raw is not False), Text(other, raw=raw is not False), label, "last")
+
+
+#: Readers by format: an entry, the label where it has none, and whether its texts are raw.
+FORMATS: dict[str, Callable[[Any, str, bool | None], Iterator[Pair]]] = {
+    "plain": _plain,
+    "caa": _caa,
+    "persona": _persona,
+    "repeng": _repeng,
+}

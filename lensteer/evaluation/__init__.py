@@ -1,18 +1,24 @@
 """Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
 
-from lensteer.evaluation.ablated import MEAN, PositionAblation, PositionEffect
-from lensteer.evaluation.arms import Arm, Counts, Record, by_arm, draw_chains, measure, run_arms
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
+from lensteer.evaluation.coefficients import DOSES, Dose, Doses, choose_coefficients
+from lensteer.evaluation.conditions import Arm, Counts, Record, by_arm, draw_chains, measure, run_arms
 from lensteer.evaluation.controls import POOLS, random_directions
-from lensteer.evaluation.doses import DOSES, Dose, Doses, choose_coefficients
-from lensteer.evaluation.effects import BASE, KINDS, evaluate, summarize
+from lensteer.evaluation.effects import BASE, KINDS, WORDS, evaluate, summarize
 from lensteer.evaluation.modes import FIGURES, Estimate, ModeArm, Modes, measure_modes
 from lensteer.evaluation.power import Power, power
 from lensteer.evaluation.quality import text_quality
-from lensteer.evaluation.results import ArmSummary, ControlRank, Effect, Evaluation
+from lensteer.evaluation.results import (
+    MEAN,
+    ArmSummary,
+    ControlRank,
+    Effect,
+    Evaluation,
+    PositionAblation,
+    PositionEffect,
+)
 from lensteer.evaluation.shares import ResampledShares, interval_of
 from lensteer.evaluation.text import GRAMMAR_MARGINS, Margins, TextCheck, TextFigure, text_check
-from lensteer.evaluation.words import WORDS
 
 __all__ = [
     "BASE",

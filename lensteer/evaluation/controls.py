@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lensteer.directions import isotropic
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm
+from lensteer.evaluation.conditions import Arm
 from lensteer.evaluation.results import ControlRank
 from lensteer.positions import PositionScope
 from lensteer.steering import SteeringPlan
 from lensteer.vectors import BehaviorVectors, Direction
+from lensteer.vectors.constructions import isotropic
 
 #: Random directions; with the covariance of the spans' activations; and the recipe itself on shuffled labels.
 POOLS = ("isotropic", "covariance_matched", "shuffled")

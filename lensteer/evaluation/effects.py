@@ -1,6 +1,6 @@
-"""What steering does: each behavior pushed down and up, beside doing nothing, control vectors, and asking in words.
+"""What steering does: each behavior pushed down and up, beside unsteered, control vectors and a prompted baseline.
 
-Effects are differences to the unsteered arm on the same tasks and seeds, tested by flipping signs over tasks.
+Effects are differences from the unsteered condition on the same tasks and seeds, tested by flipping signs over tasks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Measure, Record, by_arm, named, run_arms
+from lensteer.evaluation.conditions import Arm, Measure, Record, by_arm, named, run_arms
 from lensteer.evaluation.controls import POOLS, control_arms, ranked
 from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.text import Margins, text_check
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.statistics import Interval, Ratio, bootstrap_interval, holm, sign_flip_test
 from lensteer.steering import SteeringPlan
@@ -29,6 +29,15 @@ from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+WORDS: dict[str, str] = {
+    "adding-knowledge": "While you think, recall every fact, definition or rule that may help, and state it.",
+    "example-testing": "While you think, try concrete examples and special cases before you trust a conclusion.",
+    "uncertainty-estimation": "While you think, say openly wherever you are not sure, and how sure you are.",
+    "backtracking": "While you think, give up an approach and try another one whenever you have a doubt about it.",
+}
+"""Behavior to a sentence that is appended to the question. The organism has words of its own (`organism.cue`)."""
+
 
 BASE = "unsteered"
 KINDS = {"down": -1, "up": 1}

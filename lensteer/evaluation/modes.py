@@ -17,9 +17,9 @@ import pandas as pd
 
 from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, by_arm, run_arms
+from lensteer.evaluation.conditions import Arm, Record, by_arm, run_arms
 from lensteer.files import write_atomically
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.results import Result
 from lensteer.statistics import bootstrap_interval
 from lensteer.tasks import Task

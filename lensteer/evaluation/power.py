@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Record
+from lensteer.evaluation.conditions import Record
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS
 
 #: The share of runs in which a change of the stated size is found.

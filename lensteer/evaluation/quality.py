@@ -15,7 +15,8 @@ from torch import Tensor
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
-from lensteer.generation import forced_logits, run_batches
+from lensteer.forward import forced_logits
+from lensteer.generation import run_batches
 from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans
 from lensteer.traces import Trace

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Record
+from lensteer.evaluation.conditions import Record
 
 
 class ResampledShares:

@@ -14,7 +14,7 @@ from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
 
 if TYPE_CHECKING:
-    from lensteer.evaluation.arms import Record
+    from lensteer.evaluation.conditions import Record
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -12,10 +12,8 @@ from lensteer.annotation import Annotator
 from lensteer.attribution import LayerScores
 from lensteer.cache_steering import CacheVector
 from lensteer.errors import LensteerError
-from lensteer.explorer.continuing import Continuation, continue_chain
-from lensteer.explorer.engine import Engine
+from lensteer.explorer.engine import Continuation, Engine, Result, continue_chain
 from lensteer.explorer.expressions import parse_scope
-from lensteer.explorer.results import Result
 from lensteer.explorer.state import Choices, State
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors

@@ -13,8 +13,8 @@ from lensteer.behaviors import BEHAVIORS, in_order
 from lensteer.explorer.state import CHANNELS, MEASURES, UNIT, Choices, State
 from lensteer.plots.style import DIVERGING, PAGE, TAGS, color
 from lensteer.steering import OPERATORS
+from lensteer.steering.plans import UNIT_WORDS
 from lensteer.traces import Trace
-from lensteer.units import UNIT_WORDS
 
 
 def numbers(values: Iterable[float] | Tensor, digits: int = 4) -> list[float | None]:

@@ -31,7 +31,7 @@ MEASURES = ("kl", "log_prob")
 
 MOST_TOKENS = 4000
 UNIT = "difference"
-"""Of the coefficient, see `lensteer.units`."""
+"""of the coefficient, see `lensteer.steering.UNITS`."""
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
 

@@ -20,9 +20,8 @@ from lensteer.cache_steering import CachePlan
 from lensteer.errors import LensteerError
 from lensteer.explorer import payloads
 from lensteer.explorer.background import Check, Worker
-from lensteer.explorer.engine import Engine, NewPart
+from lensteer.explorer.engine import Engine, NewPart, Result, result_of
 from lensteer.explorer.expressions import as_code
-from lensteer.explorer.results import Result, result_of
 from lensteer.explorer.state import State, code_of, same_steering
 from lensteer.steering import Plan, SteeringPlan
 

@@ -10,8 +10,23 @@ import random
 from dataclasses import dataclass
 
 from lensteer.behaviors import STEERED
-from lensteer.organism.grammar import FAMILIES, THINK, Latent, World, make_world, render, write_chain
-from lensteer.organism.wordings import BEHAVIOR_CUES, ENDS, FORMS, LETTERS, MODE_CUES, STEPS, STYLE_CUES, STYLES
+from lensteer.organism.grammar import (
+    BEHAVIOR_CUES,
+    ENDS,
+    FAMILIES,
+    FORMS,
+    LETTERS,
+    MODE_CUES,
+    STEPS,
+    STYLE_CUES,
+    STYLES,
+    THINK,
+    Latent,
+    World,
+    make_world,
+    render,
+    write_chain,
+)
 
 START, END = "<|im_start|>", "<|im_end|>"
 THINKS_UNASKED = 1 / 3

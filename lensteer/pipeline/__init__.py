@@ -1,10 +1,9 @@
 """A run on disk: its folder (`run`), chains and annotator (`chains`), stages (`stages`), cache vectors (`caching`)."""
 
-from lensteer.pipeline.caching import CacheFit, CacheRun, cache_fit, cache_run
+from lensteer.pipeline.cache import CacheFit, CacheRun, cache_fit, cache_run
 from lensteer.pipeline.chains import annotators_of, fit_annotator, read_chains, with_masks
-from lensteer.pipeline.results import load_results
 from lensteer.pipeline.run import ANNOTATORS, DEMO, DEMO_REAL, MANIFEST, ORGANISM, SCOPES, Run, RunConfig
-from lensteer.pipeline.stages import STAGES, complete, render_report, run_stage
+from lensteer.pipeline.stages import STAGES, complete, load_results, render_report, run_stage
 
 __all__ = [
     "ANNOTATORS",

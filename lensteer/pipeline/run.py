@@ -20,11 +20,10 @@ from filelock import FileLock, Timeout
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
-from lensteer.directions import Recipe
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.files import write_atomically
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.positions import (
     PositionScope,
     everywhere,
@@ -34,8 +33,9 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
+from lensteer.steering.plans import check_unit
 from lensteer.tasks import SPLITS, Task, load_tasks
-from lensteer.units import check_unit
+from lensteer.vectors import Recipe
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -1,4 +1,7 @@
-"""The stages of a run. A stage that is done is not redone; one that was cut off goes on where it was."""
+"""The stages of a run. A stage that is done is not redone; one that was cut off goes on where it was.
+
+`load_results` reads back from the run's folder all that its report shows.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lensteer import models, organism
 from lensteer.annotation import Annotator, annotate_report
 from lensteer.attribution import LayerScores, attribute
+from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
+from lensteer.attribution.selection import Site, select_layers
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     BASE,
@@ -30,8 +36,8 @@ from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
 from lensteer.evaluation.text import check_standard
 from lensteer.files import read_jsonl, write_atomically
-from lensteer.jobs import generate_traces
-from lensteer.overlap import EmbeddingOverlap, embedding_overlap
+from lensteer.generation.jobs import generate_traces
+from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
     annotators_of,
     fit_own_classifier,
@@ -40,12 +46,65 @@ from lensteer.pipeline.chains import (
     trust,
     with_masks,
 )
-from lensteer.pipeline.results import load_results
 from lensteer.pipeline.run import SCOPES, Run
-from lensteer.report import render, summary
-from lensteer.selection import Site, select_layers
+from lensteer.report import Example, RunResults, render, summary
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
+from lensteer.vectors.geometry import cosine_matrix
+
+FULL_RUN = Path(organism.__file__).parent / "full_run.json"
+"""The summary of the full run on the embedded model, committed with its weights."""
+
+
+def load_results(run: Run) -> RunResults:
+    """Everything that the report shows, read from a run's folder.
+
+    Raises:
+        LensteerError: an artifact is missing or cannot be read.
+    """
+    vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
+    site = Site.load(run.path("site.json"))
+    examples = tuple(
+        Example(
+            str(row["behavior"]),
+            str(row["kind"]),
+            Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}"),
+        )
+        for number, row in read_jsonl(run.path("examples.jsonl"))
+    )
+    try:
+        plan = json.loads(run.path("plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LensteerError(f"{run.path('plan.json')} cannot be read ({error}): do the stage 'select' again") from error
+    reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
+    if reference is not None and (
+        reference["model.weights"] != run.model_id["weights"]
+        or reference.get("evaluation.coefficient_unit") != run.config.unit
+    ):
+        reference = None  # another model's figures, or coefficients in another unit
+    return RunResults(
+        title=f"Steering {run.model_id['name']}",
+        model=run.model_id,
+        config=asdict(run.config),
+        traces=load_traces(run.path("annotated.jsonl")),
+        annotator=json.loads(run.path("annotator.json").read_text(encoding="utf-8")),
+        alignment={k: run.stages["annotate"][k] for k in ("given", "matched", "repaired", "dropped", "unparsed")},
+        vectors=vectors,
+        overlap=EmbeddingOverlap.load(run.path("overlap.json")),
+        scores=LayerScores.load(run.path("scores.json")),
+        nulls=LayerScores.load(nulls) if (nulls := run.path("nulls.json")).exists() else None,
+        site=site,
+        cosine=cosine_matrix(vectors, site, default=site[next(iter(site))]),
+        doses=Doses.load(run.path("doses.json")),
+        evaluation=Evaluation.load(run.path("evaluation.json")),
+        seconds={name: facts["seconds"] for name, facts in run.stages.items()},
+        reference=reference,
+        examples=examples,
+        cache=read_cache_run(run.folder),
+        plan=plan,
+        notes=tuple(run.notes),
+    )
+
 
 #: A vector of fewer spans is warned of.
 FEW_SPANS = 30

@@ -13,24 +13,19 @@ from plotly import graph_objects as go
 from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.attention import BehaviorAttention, SentenceAttention
 from lensteer.attribution import LayerScores
+from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Doses, Evaluation, Modes
-from lensteer.geometry import CosineMatrix
-from lensteer.overlap import EmbeddingOverlap
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
-from lensteer.plots.chains import Html, chain_html, legend_html
-from lensteer.plots.forced import forced_effect, leave_one_out
+from lensteer.plots.chains import Html, chain_html, forced_effect, leave_one_out, legend_html, token_projections
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
-from lensteer.plots.measured import doses, effects
-from lensteer.plots.modes import kl_by_token, modes
-from lensteer.plots.nulls import against_nulls
-from lensteer.plots.positions import position_ablation
-from lensteer.plots.projections import token_projections
+from lensteer.plots.measured import doses, effects, kl_by_token, modes, position_ablation
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
-from lensteer.plots.where import cosine_matrix, layer_scores, overlap
-from lensteer.projections import TokenProjections
+from lensteer.plots.where import against_nulls, cosine_matrix, layer_scores, overlap
 from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
+from lensteer.vectors.geometry import CosineMatrix
+from lensteer.vectors.projections import TokenProjections
 
 __all__ = [
     "COLORS",

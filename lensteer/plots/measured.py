@@ -1,16 +1,30 @@
-"""Figures of what steering does: effects beside chance and words, and dose curves."""
+"""Figures of measured steering: effects beside controls, coefficient curves, whole answers, and steered positions."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Doses, Evaluation
-from lensteer.plots.style import INK, MUTED, NULL_BAND, PAPER, color, curve, error_bars, finish, key, rings
-from lensteer.units import UNIT_WORDS
+from lensteer.evaluation import MEAN, Doses, Estimate, Evaluation, Modes, PositionAblation, PositionEffect
+from lensteer.plots.style import (
+    COLORS,
+    INK,
+    MARKERS,
+    MUTED,
+    NULL_BAND,
+    PAPER,
+    color,
+    curve,
+    error_bars,
+    finish,
+    key,
+    rings,
+)
+from lensteer.steering.plans import UNIT_WORDS
 
 #: Above this the use of a margin is cut off in the figure.
 STRAIN_SHOWN = 3.0
@@ -123,3 +137,176 @@ def doses(doses: Doses) -> go.Figure:
     about = "dashed: the text is worse than unsteered by the whole of some margin, and counts as broken"
     title = f"How strong: share and text on {doses.n_tasks} dev tasks<br><sup>{about}</sup>"
     return finish(figure, title, 560)
+
+
+TITLES = {"thinks": "answers that think", "accuracy": "right answers", "parsed": "answers that parse"}
+SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "adding-knowledge", "example-testing"))
+
+
+def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
+    """Dots with 95 % intervals over tasks, a line per arm and a panel per figure; random arms are one gray band.
+
+    Args:
+        found: from `measure_modes`; arms of kind "control" are the band.
+        figures: which of "thinks", "accuracy" and "parsed".
+
+    Raises:
+        LensteerError: an unknown figure, or no arm but controls.
+    """
+    unknown = [name for name in figures if name not in TITLES]
+    if unknown or not figures:
+        raise LensteerError(f"no figures {unknown}: choose among {list(TITLES)}")
+    arms = [arm for arm in found.arms if arm.kind != "control"]
+    drawn = [arm for arm in found.arms if arm.kind == "control"]
+    if not arms:
+        raise LensteerError("all arms are controls: there is nothing to show beside them")
+    shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
+    for column, name in enumerate(figures, 1):
+        points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]
+        shown.add_scatter(
+            x=[e.mean for _, e in points],
+            y=[arm for arm, _ in points],
+            error_x=dict(
+                **error_bars(*([getattr(e, end) for _, e in points] for end in ("mean", "low", "high"))),
+                thickness=1.5,
+                width=4,
+                color=INK,
+            ),
+            mode="markers",
+            marker=dict(size=10, color=SHADES[0]),
+            customdata=[(e.low, e.high) for _, e in points],
+            hovertemplate=f"<b>%{{y}}</b><br>%{{x:.1%}} {TITLES[name]}, 95 % interval %{{customdata[0]:.1%}} to "
+            f"%{{customdata[1]:.1%}}<br>n = {found.n_tasks} tasks × {found.n_samples}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        chance = [e.mean for e in (getattr(arm, name) for arm in drawn) if e is not None]
+        if chance:
+            band = dict(fillcolor=NULL_BAND, line_width=0, layer="below")
+            shown.add_vrect(x0=min(chance) - 0.01, x1=max(chance) + 0.01, row=1, col=column, **band)
+        axis = dict(tickformat=".0%", range=[-0.04, 1.04], zeroline=False, tickvals=[0, 0.5, 1])
+        shown.update_xaxes(title_text=TITLES[name], **axis, row=1, col=column)
+    shown.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[arm.arm for arm in arms])
+    about = f"95 % intervals over {found.n_tasks} tasks"
+    if drawn:
+        about += f"; gray: range of {len(drawn)} random vectors of the same length"
+    return finish(shown, f"What each edit makes of the answers<br><sup>{about}</sup>", 140 + 34 * len(arms), False)
+
+
+def kl_by_token(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], bins: Sequence[tuple[int, int]]
+) -> go.Figure:
+    """KL(steered || unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
+
+    Args:
+        curves: per edit, mean and 95 % interval of each bin, in nats; NaN where no answer was that long.
+        bins: first token and one past the last.
+
+    Raises:
+        LensteerError: a curve with another number of points than there are bins.
+    """
+    shown = go.Figure()
+    names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in bins]
+    for number, (name, rows) in enumerate(curves.items()):
+        if len(rows) != len(bins):
+            raise LensteerError(f"{name!r} has {len(rows)} points for {len(bins)} bins: give one per bin")
+        means, lows, highs = zip(*rows, strict=True)
+        shown.add_scatter(
+            x=names,
+            y=means,
+            error_y=error_bars(means, lows, highs),
+            name=name,
+            mode="lines+markers",
+            line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),
+            customdata=list(zip(lows, highs, strict=True)),
+            hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<br>95 % interval "
+            "%{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>",
+        )
+    shown.update_xaxes(title_text="token of the answer", type="category")
+    title = "KL(steered ‖ unsteered)<br>nats per token"
+    smaller = 13 / 1.25  # plotly draws the tick labels of such an axis larger by this factor
+    shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power", tickfont_size=smaller)
+    return finish(shown, "How long an edit is felt", 380)
+
+
+LEFT_OUT = "left out"
+#: Of each comparison: its name in words, what the effect is, and its unit as a factor and a word.
+COMPARISONS: dict[str, tuple[str, str, float, str]] = {
+    "coefficient": ("same coefficient", "share added − taken away", 100.0, "points"),
+    "budget": ("same KL per token", "share added − taken away", 100.0, "points"),
+    "forced": ("along given chains: own sentences' log-probability", "log p, added − taken away", 1.0, "nats"),
+    LEFT_OUT: ("given chains, steered at all sentences but one", "log p, added − taken away", 1.0, "nats"),
+}
+
+
+def position_ablation(result: PositionAblation) -> go.Figure:
+    """What each choice of positions does, as bars with 95 % intervals, and beside them what KL per token it costs.
+
+    Raises:
+        LensteerError: a result without rows.
+    """
+    shown = [name for name in COMPARISONS if any(row.comparison == name for row in result.rows)]
+    if not shown:
+        raise LensteerError("no rows to draw: give what `analyses/position_ablation.py` returns")
+    # The panel of what is left out has other scopes than those above: a gap leaves room for their names.
+    panels: list[str | None] = [*shown]
+    if LEFT_OUT in shown[1:]:
+        panels.insert(-1, None)
+    titles = [text for name in shown for text in (COMPARISONS[name][0], "KL, nats per token")]
+    figure = make_subplots(
+        rows=len(panels),
+        cols=2,
+        specs=[[None if name is None else {}] * 2 for name in panels],
+        row_heights=[0.2 if name is None else 1.0 for name in panels],
+        column_widths=[0.6, 0.4],
+        subplot_titles=titles,
+        horizontal_spacing=0.1,
+        vertical_spacing=0.18 / len(shown),
+    )
+    for number, name in enumerate(panels, 1):
+        if name is None:
+            continue
+        _, quantity, factor, unit = COMPARISONS[name]
+        for behavior in dict.fromkeys(row.behavior for row in result.rows):
+            rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
+            about = [_about(row, factor, unit) for row in rows]
+            places = dict(row=number, col=1), dict(row=number, col=2)
+            effects = _range([(row.effect * factor, row.low * factor, row.high * factor) for row in rows])
+            costs = _range([(row.kl, row.kl_low, row.kl_high) for row in rows])
+            scopes, paint = [row.scope for row in rows], INK if behavior == MEAN else color(behavior)
+            same = dict(x=scopes, customdata=about, hovertemplate="%{customdata}<extra></extra>", name=behavior)
+            same |= dict(legendgroup=behavior, offsetgroup=behavior)
+            bar = go.Bar(**same, **effects, marker_color=paint, showlegend=number == 1)
+            figure.add_trace(bar, **places[0])
+            sign = dict(symbol=MARKERS.get(behavior, "star"), size=8, color=paint)
+            figure.add_trace(go.Scatter(**same, **costs, mode="markers", marker=sign, showlegend=False), **places[1])
+        for col, first in enumerate(("x", "x2"), 1):
+            shared = None if number == 1 or name == LEFT_OUT else first
+            ends = number == len(panels) or panels[number] is None
+            figure.update_xaxes(matches=shared, showticklabels=ends, row=number, col=col)
+        figure.update_yaxes(title_text=f"{quantity}<br>({unit})", row=number, col=1)
+    figure.update_yaxes(type="log", matches="y2", dtick=1, tickformat="~g", zeroline=False, col=2)
+    figure.update_xaxes(tickangle=-35, showgrid=False, zeroline=False)
+    figure.update_annotations(font_size=13)
+    title = f"The same vectors at different positions<br><sup>95 % intervals over {result.n_tasks} dev tasks; "
+    title += f"KL of chains that run free over {result.n_prompts} prompts</sup>"
+    figure.update_layout(barmode="group", scattermode="group")
+    finish(figure, title, 190 + 230 * len(shown) + 85 * (None in panels))
+    return figure.update_layout(title=dict(y=1, yanchor="top", pad_t=24), margin_t=85)
+
+
+def _range(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """Heights and error bars."""
+    mids, lows, highs = zip(*values, strict=True) if values else ((), (), ())
+    return dict(y=list(mids), error_y={**error_bars(mids, lows, highs), "thickness": 1.2, "width": 2, "color": INK})
+
+
+def _about(row: PositionEffect, factor: float, unit: str) -> str:
+    effect, low, high = (f"{factor * value:+.3g}" for value in (row.effect, row.low, row.high))
+    missed = "" if row.reached else "<br>the KL budget was not reached by all"
+    return (
+        f"<b>{row.behavior}</b>, {row.scope}<br>{effect} {unit} ({low} to {high})<br>KL {row.kl:.3g} nats per token "
+        f"({row.kl_low:.3g} to {row.kl_high:.3g})<br>coefficients {row.down:+.2g} and {row.up:+.2g}, "
+        f"{row.edited:.0f} positions a chain{missed}"
+    )

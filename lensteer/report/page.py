@@ -1,9 +1,14 @@
-"""`render`: the templates filled with the figures of a run, as one page that opens offline."""
+"""`render`: the templates filled with the figures of a run, as one page that opens offline.
+
+Every number on the page is a `<data>` element that `Figures` wrote from a summary, with its name in `title`, so that
+the page and `summary.json` cannot disagree.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,10 +18,87 @@ from plotly.offline import get_plotlyjs
 from lensteer import plots
 from lensteer.behaviors import in_order
 from lensteer.evaluation.results import SHOWN
-from lensteer.report.figures import Figures
-from lensteer.report.results import Example, RunResults
-from lensteer.report.summary import summary
+from lensteer.report.summary import Example, RunResults, summary
 from lensteer.traces import Trace
+
+#: How a number is written: format, and what it is multiplied by.
+STYLES: dict[str, tuple[str, float]] = {
+    "count": ("{:,.0f}", 1),
+    "layer": ("L{:.0f}", 1),
+    "percent": ("{:.1f} %", 100),
+    "bare percent": ("{:.1f}", 100),
+    "points": ("{:+.1f}", 100),
+    "signed": ("{:+.3g}", 1),
+    "plain": ("{:.3g}", 1),
+    "cosine": ("{:+.2f}", 1),
+    "tenths": ("{:,.1f}", 1),
+    "thousandths": ("{:.3f}", 1),
+}
+NOTHING = Markup("–")
+
+
+class Figures:
+    """Writes the figures of one summary; `name in figures` says whether there is one.
+
+    Args:
+        found: the summary.
+        source: goes before the names where the summary is not this run's.
+    """
+
+    def __init__(self, found: Mapping[str, Any], source: str = "") -> None:
+        self.found = found
+        self.source = source
+
+    def __contains__(self, name: str) -> bool:
+        return self.found.get(name) is not None
+
+    def __call__(self, name: str, style: str = "plain") -> Markup:
+        """One figure, or a dash where there is none."""
+        value = self.found.get(name)
+        if value is None:
+            return NOTHING
+        if isinstance(value, (bool, str)):
+            written, text = str(value), visible(str(value)) if style == "token" else str(value)
+        else:
+            pattern, factor = STYLES[style]
+            written, text = repr(value), pattern.format(value * factor).replace("-", "−")
+        return Markup('<data title="{}" value="{}">{}</data>').format(self.source + name, written, text)
+
+    def between(self, low: str, high: str, style: str) -> Markup:
+        """Two figures with "to" between them; the percent sign appears once."""
+        return Markup("{} to {}").format(self(low, _bare(style)), self(high, style))
+
+    def bounded(self, name: str, style: str, low: str = "", high: str = "") -> Markup:
+        """A figure with its interval in brackets, without the unit; alone where either end is missing.
+
+        Args:
+            name: of the figure.
+            style: of all three.
+            low: name of the lower end; by default the figure's with `_low`.
+            high: name of the upper end; by default the figure's with `_high`.
+        """
+        low, high = low or f"{name}_low", high or f"{name}_high"
+        if low not in self or high not in self:
+            return self(name, style)
+        interval = Markup('<span class="interval">({})</span>').format(self.between(low, high, _bare(style)))
+        return self(name, style) + interval
+
+    def part(self, prefix: str) -> dict[str, Any]:
+        """The entries under a dotted prefix, without it, in their order."""
+        start = prefix + "."
+        return {name.removeprefix(start): value for name, value in self.found.items() if name.startswith(start)}
+
+
+def _bare(style: str) -> str:
+    return "bare percent" if style == "percent" else style
+
+
+def visible(token: str) -> str:
+    """A token's text with marks for what cannot be seen: line breaks, tabs, and a text of nothing but spaces."""
+    if not token.strip(" "):
+        return "␣" * len(token) or "∅"
+    text = token.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def render(results: RunResults) -> str:

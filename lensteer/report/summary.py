@@ -1,22 +1,83 @@
-"""Every figure of the report by name: flat, JSON-ready, `None` where something is not a finite number.
+"""Everything that a report shows (`RunResults`), and every figure of it by name: flat and JSON-ready.
 
-Names are dotted paths such as `effect.backtracking.up.sentences.change`; the page shows nothing but these.
+Names are dotted paths such as `effect.backtracking.up.sentences.change`; the page shows nothing but these. What is not
+a finite number is `None`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
-from lensteer.attribution import null_tests
+from lensteer.attribution import LayerScores, null_tests
+from lensteer.attribution.overlap import SIDES, EmbeddingOverlap
+from lensteer.attribution.selection import Site
 from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
-from lensteer.overlap import SIDES
-from lensteer.report.results import RunResults
-from lensteer.traces import label_axis
+from lensteer.traces import Trace, label_axis
+from lensteer.vectors import BehaviorVectors
+from lensteer.vectors.geometry import CosineMatrix
+
+
+class Example(NamedTuple):
+    """A chain on a held-out task, and what was done: kind "unsteered", or "down" or "up" along a behavior."""
+
+    behavior: str
+    kind: str
+    trace: Trace
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """The results of one run.
+
+    Attributes:
+        title: of the page.
+        model: which model, as `ModelId.to_dict()` says it.
+        config: the settings of the run; values of any kind, shown as text.
+        traces: the annotated chains that the vectors come from.
+        annotator: who labeled the chains, and flat figures on how good that is.
+        alignment: chains with labels "given", sentences "matched", "repaired", "dropped" and "unparsed".
+        vectors: of the behaviors.
+        overlap: of the vectors with single tokens.
+        scores: by layer.
+        site: the selected layers.
+        nulls: scores by layer with those of control vectors, if any were made.
+        cosine: between the vectors.
+        doses: by which the coefficients were chosen, on dev tasks.
+        evaluation: on held-out tasks.
+        seconds: what each stage took.
+        reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
+        examples: chains, task by task: unsteered, and steered.
+        plan: what the run said beforehand: chains by stage, and "power" by behavior.
+        notes: warnings that came up on the way.
+        cache: of a one-shot cache edit, if one was measured: "c_values", facts on the "vector", "test" (`Modes`).
+    """
+
+    title: str
+    model: Mapping[str, Any]
+    config: Mapping[str, Any]
+    traces: Sequence[Trace]
+    annotator: Mapping[str, Any]
+    alignment: Mapping[str, int]
+    vectors: BehaviorVectors
+    overlap: EmbeddingOverlap
+    scores: LayerScores
+    site: Site
+    cosine: CosineMatrix
+    doses: Doses
+    evaluation: Evaluation
+    seconds: Mapping[str, float | int]
+    reference: Mapping[str, Any] | None = None
+    examples: Sequence[Example] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    cache: Mapping[str, Any] | None = None
+    nulls: LayerScores | None = None
+
 
 Value = float | int | str | bool | None
 
@@ -156,9 +217,9 @@ def _effects(evaluation: Evaluation) -> dict[str, Any]:
         path = f"effect.{effect.behavior}.{effect.kind}.{effect.unit}"
         if effect.annotator:
             path = f"by.{effect.annotator}.{effect.behavior}.{effect.kind}"
-        for field in fields(effect):
-            if field.name not in ("behavior", "kind", "unit", "annotator", "controls"):
-                found[f"{path}.{field.name}"] = getattr(effect, field.name)
+        for entry in fields(effect):
+            if entry.name not in ("behavior", "kind", "unit", "annotator", "controls"):
+                found[f"{path}.{entry.name}"] = getattr(effect, entry.name)
         for pool in effect.controls:
             values = {name: value for name, value in asdict(pool).items() if name != "pool"}
             found |= {f"{path}.{pool.pool}.{name}": value for name, value in values.items()}
@@ -210,8 +271,8 @@ def _arms(evaluation: Evaluation) -> dict[str, Any]:
     found["text.n_broken"] = broken
     for name, arms in chance.items():
         found |= {f"random.{name}.n": len(arms), f"random.{name}.n_broken": sum(_breaks(arm) for arm in arms)}
-        for field in ARM_FIELDS:
-            found[f"random.{name}.{field}.min"], found[f"random.{name}.{field}.max"] = _range(arms, field)
+        for figure in ARM_FIELDS:
+            found[f"random.{name}.{figure}.min"], found[f"random.{name}.{figure}.max"] = _range(arms, figure)
     return found
 
 

@@ -1,10 +1,8 @@
 """Reasoning tasks: what they are, where they come from, how an answer is graded."""
 
-from lensteer.tasks.answers import final_answer
 from lensteer.tasks.benchmarks import load_benchmark
-from lensteer.tasks.grading import GRADERS
-from lensteer.tasks.loading import CATEGORIES, load_tasks
-from lensteer.tasks.values import SPLITS, Task, grade
+from lensteer.tasks.grading import GRADERS, final_answer
+from lensteer.tasks.values import CATEGORIES, SPLITS, Task, grade, load_tasks
 
 __all__ = [
     "CATEGORIES",

@@ -12,10 +12,10 @@ import torch
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
-from lensteer.directions import PAIRS, ContrastSums, ProbeFits, Recipe, isotropic
-from lensteer.directions.probes import check_memory
 from lensteer.errors import LensteerError
 from lensteer.traces import Trace, label_axis
+from lensteer.vectors.constructions import PAIRS, ContrastSums, Recipe, isotropic
+from lensteer.vectors.probes import ProbeFits, check_memory
 from lensteer.vectors.values import NO_SPANS, BehaviorVectors, Controls
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from torch import Tensor
 from lensteer import models
 from lensteer.activations import Window, stream_features
 from lensteer.behaviors import check_behavior
-from lensteer.directions.probes import check_memory, cross_validated
 from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.traces import Trace, label_axis
+from lensteer.vectors.probes import check_memory, cross_validated
 from lensteer.vectors.values import NO_SPANS
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer.activations import TraceFeatures
-from lensteer.directions.contrast import times_drawn
-from lensteer.directions.probes import check_memory
 from lensteer.statistics import trace_generator
+from lensteer.vectors.constructions import times_drawn
+from lensteer.vectors.probes import check_memory
 
 
 def principal_component(

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed
+from lensteer.cli.options import Commands, Device, Dtype, Model, Seed
 from lensteer.models import load_model
 from lensteer.pipeline import Run, fit_annotator, run_stage
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from lensteer.attribution import LayerScores, null_tests
+from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.behaviors import STEERED, check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
-from lensteer.overlap import EmbeddingOverlap
 
 #: The share of the model's last layers that is left out by default, rounded up. Mean activations grow with
 #: depth, so vectors as long as they are score highest where hardly any layer is left to use them.

@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
-from lensteer.cli.groups import Device, Dtype, Model, Seed
+from lensteer.cli.options import Device, Dtype, Model, Seed
 from lensteer.contrast import FORMATS, POSITIONS, complete_pairs, fit_directions, load_pairs
-from lensteer.directions import PAIR_CONSTRUCTIONS
 from lensteer.models import load_model
+from lensteer.vectors.constructions import PAIR_CONSTRUCTIONS
 
 
 def directions(

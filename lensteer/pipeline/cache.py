@@ -21,11 +21,11 @@ from lensteer.cache_steering import (
     load_records,
     style_of,
 )
+from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Arm, ModeArm, Modes, measure_modes
 from lensteer.files import write_atomically
-from lensteer.jobs import Sampling
-from lensteer.organism.records import ENDING, JOIN, make_records
+from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run
 from lensteer.tasks import load_tasks
 

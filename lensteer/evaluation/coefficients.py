@@ -13,11 +13,11 @@ import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.arms import Arm, Record, by_arm, named, run_arms
+from lensteer.evaluation.conditions import Arm, Record, by_arm, named, run_arms
 from lensteer.evaluation.effects import BASE, KINDS
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.files import write_atomically
-from lensteer.jobs import Sampling
+from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.results import Result
 from lensteer.steering import SteeringPlan

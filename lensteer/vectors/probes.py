@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer.activations import TraceFeatures
-from lensteer.directions.contrast import ContrastSums, Recipe, contrast_weights, label_arms, times_drawn
 from lensteer.errors import LensteerError
+from lensteer.vectors.constructions import ContrastSums, Recipe, contrast_weights, label_arms, times_drawn
 
 #: What the features of all spans, and the copies of the layer that is being fitted, may take.
 MAX_BYTES = 4 * 2**30

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 from lensteer.cache_steering.pairs import Record
-from lensteer.organism.grammar import END_THINK, FAMILIES, Latent, make_world, render, write_chain
-from lensteer.organism.wordings import STYLES
+from lensteer.organism.grammar import END_THINK, FAMILIES, STYLES, Latent, make_world, render, write_chain
 
 ENDING, JOIN = "Answer: {answer}.", END_THINK.removeprefix("\n</think>")
 """How the organism words an answer, and what stands between its steps and the answer: for `contrastive_pairs`."""

@@ -21,7 +21,7 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
 from lensteer.files import append_lines, drop_cut_line, read_jsonl
 from lensteer.generation import Generated
-from lensteer.jobs import Job, Sampling, run_jobs, trace_of
+from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task

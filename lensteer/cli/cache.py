@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.groups import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for
+from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for
 from lensteer.pipeline import MANIFEST, CacheFit, CacheRun, Run, cache_fit, cache_run, render_report
 
 caching = typer.Typer(cls=Commands, no_args_is_help=True, help=__doc__)
