@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lensteer.annotation import Estimate, agreement_of, labeled_sentences, read_published
+from lensteer.annotation import agreement_of, labeled_sentences, read_published
 from lensteer.annotation.classifier_model import ClassifierConfig, Material, fit_linear, gather, held_out_scores
 from lensteer.annotation.classifier_report import Coverage, ReliabilityBin, cross_validate
 from lensteer.annotation.features import FeatureWeights, features
 from lensteer.annotation.rules import rules
+from lensteer.statistics import Estimate
 from lensteer.traces import Trace
 
 CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
@@ -250,7 +251,7 @@ def table(result: Result) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate:.3f}"
 
 
 if __name__ == "__main__":

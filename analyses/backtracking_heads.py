@@ -29,7 +29,7 @@ from lensteer.attention import Head, ablated, forward_padded, knocked_out, mean_
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, trace_of
 from lensteer.organism.grammar import ENDS, FAMILIES, LETTERS, THINK, Latent, make_world, render, write_chain
-from lensteer.statistics import Interval, Ratio, bootstrap_interval
+from lensteer.statistics import Estimate, Ratio, bootstrap_interval
 from lensteer.traces import with_spans
 
 NODE = re.compile(rf"\b(?:[{LETTERS}]|start|{'|'.join(ENDS)})\b")
@@ -179,7 +179,7 @@ def rank(model, chains: Sequence[Chain], config: Config) -> list[HeadScore]:
     score = bootstrap_interval(Ratio(beyond, cases), seed=config.seed)
     mean = seen.sum(0) / cases.sum(0)
     heads = [
-        HeadScore(layer, head, *(float(v[layer, head]) for v in (mean, score.estimate, score.low, score.high)))
+        HeadScore(layer, head, *(float(v[layer, head]) for v in (mean, score.value, score.low, score.high)))
         for layer, head in np.ndindex(*mean.shape)
     ]
     return sorted(heads, key=lambda h: -h.score)
@@ -245,7 +245,7 @@ def effect(
     """Changes with intervals over chains, paired; and against sets of random heads."""
     n = base.tokens[:, 0]
 
-    def change(values: np.ndarray, minus: np.ndarray) -> Interval:
+    def change(values: np.ndarray, minus: np.ndarray) -> Estimate:
         return bootstrap_interval(Ratio(values, n), Ratio(minus, n), seed=seed)
 
     y = change(found.log_p[:, 0], base.log_p[:, 0])
@@ -255,23 +255,23 @@ def effect(
         beyond = change(found.log_p[:, 0], np.mean([r.log_p[:, 0] for r in randoms], axis=0))
         drops = [r.mean("y") - base.mean("y") for r in randoms]
         special = [d - (r.mean("node") - base.mean("node")) for d, r in zip(drops, randoms, strict=True)]
-        own = float(y.estimate) - (found.mean("node") - base.mean("node"))
+        own = y.value - (found.mean("node") - base.mean("node"))
         against = (
-            f"{float(beyond.estimate):+.3f} [{float(beyond.low):+.3f}, {float(beyond.high):+.3f}] beyond their mean; "
-            f"{sum(d <= float(y.estimate) for d in drops)} of {len(drops)} hurt y as much, "
+            f"{beyond:+.3f} beyond their mean; "
+            f"{sum(d <= y.value for d in drops)} of {len(drops)} hurt y as much, "
             f"{sum(s <= own for s in special)} as much beyond other nodes"
         )
     return Effect(
         what,
         tuple(heads),
-        y=float(y.estimate),
-        y_low=float(y.low),
-        y_high=float(y.high),
+        y=y.value,
+        y_low=y.low,
+        y_high=y.high,
         node=found.mean("node") - base.mean("node"),
         word=found.mean("word") - base.mean("word"),
-        right=float(right.estimate),
-        right_low=float(right.low),
-        right_high=float(right.high),
+        right=right.value,
+        right_low=right.low,
+        right_high=right.high,
         against_random=against,
     )
 

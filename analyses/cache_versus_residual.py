@@ -115,7 +115,7 @@ def persistence(model, prompts: list[list[int]], plan, seed: int) -> list[tuple[
             continue
         sums, counts = (np.array([f(part) for part in parts], dtype=float) for f in (lambda p: float(p.sum()), len))
         interval = bootstrap_interval(Ratio(sums, counts), seed=seed)
-        rows.append((float(interval.estimate), float(interval.low), float(interval.high)))
+        rows.append((interval.value, interval.low, interval.high))
     return rows
 
 
@@ -139,7 +139,7 @@ def main(config: Config) -> Result:
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     prompts = prompt_ids(model, tasks[: config.n_prompts])
     dev = measure_modes(model, tasks, dose_arms(model, vector, config), sampling, progress=True, annotator=ls.grammar)
-    best = max(config.c_values, key=lambda c: (dev[f"c_v={c:g}"].accuracy.mean, -c))
+    best = max(config.c_values, key=lambda c: (dev[f"c_v={c:g}"].accuracy.value, -c))
     cache = CachePlan(vector, best)
     budget = rollout_kl(model, prompts, [cache], seed=config.seed)[0].statistic(None)
     direction = residual_direction(model, pairs)
@@ -167,7 +167,7 @@ def main(config: Config) -> Result:
     for name in scopes:
         layer = max(
             (i for n, i in sites if n == name),
-            key=lambda i: (tried[f"{name}/{i}"].accuracy.mean, tried[f"{name}/{i}"].thinks.mean),
+            key=lambda i: (tried[f"{name}/{i}"].accuracy.value, tried[f"{name}/{i}"].thinks.value),
         )
         chosen[name] = (layer, *plans[name, layer])
     arms = [
@@ -199,7 +199,7 @@ def table(result: Result) -> str:
 
     def line(arm) -> str:
         figures = [arm.thinks, arm.accuracy, arm.parsed, arm.length]
-        return " | ".join([arm.arm, *(f"{e.mean:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in figures)])
+        return " | ".join([arm.arm, *(f"{e:.2f}" for e in figures)])
 
     lines = [f"c_v = {result.c_values:g}, {result.budget:.3f} nats per token; residual {result.residual}"]
     lines += ["test: arm | thinks | right | parsed | tokens", *map(line, result.test.arms)]

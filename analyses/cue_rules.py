@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lensteer.annotation import Agreement, Estimate, agreement_of, labeled_sentences, read_published
+from lensteer.annotation import Agreement, agreement_of, labeled_sentences, read_published
 from lensteer.annotation.rules import rules
 from lensteer.errors import LensteerError
+from lensteer.statistics import Estimate
 from lensteer.traces import Trace
 
 CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
@@ -82,7 +83,7 @@ def table(result: Result) -> str:
 
 def interval(estimate: Estimate) -> str:
     """A figure with its interval."""
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate:.3f}"
 
 
 if __name__ == "__main__":

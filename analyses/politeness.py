@@ -118,8 +118,8 @@ def table(found: ls.Evaluation) -> str:
     for e in found.effects:
         ranks = ", ".join(f"rank {pool.rank} of {pool.n + 1} {pool.pool}" for pool in e.controls)
         rows.append(
-            f"layer {e.layer}, coefficient {e.coefficient:+g}: {e.share:.2f} [{e.share_low:.2f}, {e.share_high:.2f}], "
-            f"unsteered {e.base:.2f}, p {e.p:.4f}, {ranks}: {e.verdict}"
+            f"layer {e.layer}, coefficient {e.coefficient:+g}: {e.share:.2f}, "
+            f"unsteered {e.base.value:.2f}, p {e.p:.4f}, {ranks}: {e.verdict}"
         )
     broken = [f"{arm.kind}: {arm.text.why}" for arm in found.arms if arm.behavior and arm.text and not arm.text.ok]
     return "\n".join([*rows, *broken])

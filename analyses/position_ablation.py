@@ -37,7 +37,7 @@ from lensteer.evaluation import (
     PositionAblation,
     PositionEffect,
     ResampledShares,
-    interval_of,
+    estimate_of,
     run_arms,
 )
 from lensteer.generation.jobs import Sampling
@@ -184,10 +184,9 @@ def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell], reference: str
                     comparison,
                     scope,
                     b,
-                    *interval_of(effects[scope, b]),
-                    *interval_of(effects[reference, b] - effects[scope, b]),
-                    kl.statistic(None),
-                    *kl.interval(None),
+                    estimate_of(effects[scope, b]),
+                    estimate_of(effects[reference, b] - effects[scope, b]),
+                    kl.estimate(None),
                     **{
                         k: float(np.mean([getattr(cell, k) for cell in own]))
                         for k in ("edited", "down", "up", "parsed")
@@ -203,13 +202,11 @@ def table(result: PositionAblation, behavior: str = MEAN) -> str:
     lines = [f"{behavior} | scope | effect | behind by | KL per token | positions | coefficients | parsed |"]
     lines.append("---|---|---|---|---|---|---|---|")
     for r in (r for r in result.rows if r.behavior == behavior):
-        effect, behind = (
-            f"{a:+.3f} [{b:+.3f}, {c:+.3f}]"
-            for a, b, c in ((r.effect, r.low, r.high), (r.behind, r.behind_low, r.behind_high))
-        )
-        kl = f"{r.kl:.4f} [{r.kl_low:.4f}, {r.kl_high:.4f}]{'' if r.reached else ' (not all reached)'}"
+        kl = f"{r.kl:.4f}{'' if r.reached else ' (not all reached)'}"
         doses = f"{r.down:+.2f}, {r.up:+.2f} | {r.parsed:.3f}"
-        lines.append(f"{r.comparison} | {r.scope} | {effect} | {behind} | {kl} | {r.edited:.1f} | {doses} |")
+        lines.append(
+            f"{r.comparison} | {r.scope} | {r.effect:+.3f} | {r.behind:+.3f} | {kl} | {r.edited:.1f} | {doses} |"
+        )
     return "\n".join(lines)
 
 

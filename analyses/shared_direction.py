@@ -102,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
         kinds = {"up": names[:1], "shuffled": names[1:]}
         for kind, chosen in kinds.items():
             change = bootstrap_interval(share(chosen, label), plain, seed=config.seed)
-            ends = {"change": change.estimate, "low": change.low, "high": change.high}
+            ends = {"change": change.value, "low": change.low, "high": change.high}
             found |= {f"{negatives}.{label}.{kind}.{end}": float(value) for end, value in ends.items()}
     return found
 

@@ -82,7 +82,7 @@ def main(config: Config) -> Result:
 
     def worth(style: str, c: float) -> tuple[float, float]:
         arm = dev[f"{style}/{c:g}"]
-        return arm.thinks.mean * (arm.styles[style].mean if style in arm.styles else 0.0) * arm.finished.mean, -c
+        return arm.thinks.value * (arm.styles[style].value if style in arm.styles else 0.0) * arm.finished.value, -c
 
     chosen = {style: max(config.c_values, key=partial(worth, style)) for style in STYLES}
     arms = [
@@ -104,7 +104,7 @@ def table(result: Result) -> str:
     ]
     for arm in result.modes.arms:
         figures = [arm.thinks, arm.accuracy, *(arm.styles.get(style) for style in STYLES)]
-        cells = ["-" if e is None else f"{e.mean:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in figures]
+        cells = ["-" if e is None else f"{e:.2f}" for e in figures]
         lines.append(" | ".join([arm.arm, *cells]))
     return "\n".join(lines)
 

@@ -25,9 +25,10 @@ from scipy.stats import rankdata
 import lensteer as ls
 from lensteer.attribution import efficiency
 from lensteer.calibration import calibrate_many
-from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
+from lensteer.evaluation import Arm, Record, ResampledShares, estimate_of, run_arms
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
+from lensteer.statistics import Estimate
 from lensteer.vectors import BehaviorVectors, probe_accuracy
 
 Array = np.ndarray
@@ -53,9 +54,9 @@ class Row:
 
     organism: str
     score: str
-    spearman: tuple[float, float, float]
-    regret: tuple[float, float, float]
-    ahead: tuple[float, float, float]
+    spearman: Estimate
+    regret: Estimate
+    ahead: Estimate
     picks: dict[str, int]
 
 
@@ -158,14 +159,14 @@ def rows(organisms: list[Measured]) -> list[Row]:
         for name, score in organism.scores.items():
             regret = _regret(organism.effect, score)
             figures = (_spearman(organism.effect, score), regret, reference - regret)
-            spearman, lost, ahead = map(interval_of, figures)
+            spearman, lost, ahead = map(estimate_of, figures)
             pooled.setdefault(name, []).append(figures)
             picks = {b: int(score[i].argmax()) for i, b in enumerate(ls.STEERED)}
             result.append(Row(organism.name, name, spearman, lost, ahead, picks))
     if len(organisms) > 1:
         for name, found in pooled.items():
             means = [np.mean(values, axis=0) for values in zip(*found, strict=True)]
-            spearman, lost, ahead = map(interval_of, means)
+            spearman, lost, ahead = map(estimate_of, means)
             result.append(Row("all", name, spearman, lost, ahead, {}))
     return result
 
@@ -188,7 +189,7 @@ def table(found: list[Row]) -> str:
     """One line per organism and score."""
     lines = ["organism | score | Spearman with E | regret | ahead of exact | picks |", "---|---|---|---|---|---|"]
     for r in found:
-        figures = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*values) for values in (r.spearman, r.regret, r.ahead)]
+        figures = [f"{found:+.3f}" for found in (r.spearman, r.regret, r.ahead)]
         picks = ", ".join(f"{b.split('-')[0]} {layer}" for b, layer in r.picks.items())
         lines.append(f"{r.organism} | {r.score} | {' | '.join(figures)} | {picks} |")
     return "\n".join(lines)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import lensteer as ls
-from lensteer.evaluation import Arm, Record, ResampledShares, interval_of, run_arms
+from lensteer.evaluation import Arm, Record, ResampledShares, estimate_of, run_arms
 from lensteer.generation.jobs import Sampling
+from lensteer.statistics import Estimate
 from lensteer.vectors import Recipe, fit_recipes
 
 RECIPES = (
@@ -55,10 +56,8 @@ class Row:
     """One recipe over all layers and behaviors; `ahead` is the first recipe's mean minus this one's, paired."""
 
     recipe: str
-    mean: float
-    low: float
-    high: float
-    ahead: tuple[float, float, float]
+    effect: Estimate
+    ahead: Estimate
     right_way: int
     cells: int
     parsed: float
@@ -107,8 +106,8 @@ def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[
         result.append(
             Row(
                 recipe,
-                *interval_of(mean),
-                interval_of(ahead),
+                estimate_of(mean),
+                estimate_of(ahead),
                 int(right[recipe]),
                 len(spans[recipe]),
                 float(np.mean(parsed)),
@@ -122,10 +121,10 @@ def table(found: list[Row]) -> str:
     """One line per recipe."""
     lines = ["recipe | right way | up - down | first recipe ahead by | parsed | by layer |", "---|---|---|---|---|---|"]
     for r in found:
-        ahead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*r.ahead)
         layers = " ".join(f"{layer}: {value:+.2f}" for layer, value in r.by_layer.items())
-        mean = f"{r.mean:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
-        lines.append(f"{r.recipe} | {r.right_way}/{r.cells} | {mean} | {ahead} | {r.parsed:.3f} | {layers} |")
+        lines.append(
+            f"{r.recipe} | {r.right_way}/{r.cells} | {r.effect:+.3f} | {r.ahead:+.3f} | {r.parsed:.3f} | {layers} |"
+        )
     return "\n".join(lines)
 
 

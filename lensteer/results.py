@@ -1,14 +1,25 @@
-"""What all results have in common: a result draws itself, and its `repr` fits on a line."""
+"""What all results have in common: a figure, a `repr` that fits on a line, and one JSON file that holds them."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
+from lensteer.errors import LensteerError
+from lensteer.files import write_atomically
+
 _SHOWN = 6  # entries of a sequence or mapping
+
+Kind = TypeVar("Kind", bound="Saved")
 
 
 class Result:
@@ -30,6 +41,105 @@ class Result:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+class Saved(Result):
+    """A result that one JSON file holds, with its kind and the version of its format.
+
+    The values of the fields are read back by their annotations. A field with a default may be missing from the file.
+    """
+
+    VERSION: ClassVar[int] = 1
+    """Raised when a file of an earlier version would be read wrongly."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; NaN becomes None."""
+        return {"kind": type(self).__name__, "version": self.VERSION, **_plain(self)}
+
+    @classmethod
+    def from_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+        """From what `to_dict` made.
+
+        Raises:
+            LensteerError: it is something else, or of another version.
+        """
+        found = (values.get("kind"), values.get("version")) if isinstance(values, Mapping) else (None, None)
+        if found != (cls.__name__, cls.VERSION):
+            raise LensteerError(f"no {cls.__name__} of version {cls.VERSION}: its 'kind' and 'version' are {found}")
+        rest = {name: value for name, value in values.items() if name not in ("kind", "version")}
+        try:
+            revived: Kind = _revived(cls, rest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LensteerError(f"a damaged {cls.__name__} ({type(error).__name__}: {error})") from error
+        return revived
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, all or nothing."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), allow_nan=False, indent=1))
+
+    @classmethod
+    def load(cls: type[Kind], path: str | Path) -> Kind:
+        """Read what `save` wrote.
+
+        Raises:
+            LensteerError: no such file, or a damaged one, or one of another kind or version.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:  # a LensteerError is one
+            raise LensteerError(
+                f"cannot read {str(path)!r} ({error}): give the file that the `save` of a {cls.__name__} wrote"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "values": _plain(value.tolist())}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    """A value from its JSON form, by the type that a field is annotated with."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        known = {field.name: field for field in fields(kind)}
+        if unknown := set(value) - set(known):
+            raise ValueError(f"unknown fields {sorted(unknown)}")
+        required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+        if missing := required - set(value):
+            raise ValueError(f"missing fields {sorted(missing)}")
+        hints = get_type_hints(kind)
+        return kind(**{name: _revived(hints[name], entry) for name, entry in value.items()})
+    if isinstance(value, dict) and set(value) == {"dtype", "values"}:
+        return torch.tensor(_numbers(value["values"]), dtype=getattr(torch, value["dtype"]))
+    if kind in (bool, int, str, float):
+        value = _numbers(value) if kind is float else value
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = tuple(one for one in inner if one is not type(None))
+        return value if value is None or len(inner) > 1 else _revived(inner[0], value)
+    if origin is tuple:
+        each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_revived(one, entry) for one, entry in zip(each, value, strict=True))
+    if isinstance(value, dict) and len(inner) == 2:
+        return {name: _revived(inner[1], entry) for name, entry in value.items()}
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return math.nan if value is None else float(value) if isinstance(value, str) else value
+
+
 def _short(value: object) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"
@@ -37,7 +147,7 @@ def _short(value: object) -> str:
         return f"[{_short(value[0])}, ..., {_short(value[-1])}: {len(value)}]"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_short, value))}]"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         shown = [f"{key!r}: {_short(entry)}" for key, entry in list(value.items())[:_SHOWN]]
         return f"{{{', '.join(shown)}{', ...' if len(value) > _SHOWN else ''}}}"
     text = repr(value)

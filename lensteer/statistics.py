@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,27 +76,43 @@ class WeightedSums:
         return self.sums / self.mass[:, None, None]
 
 
-@dataclass(frozen=True, eq=False)
-class Interval:
-    """An estimate with its bootstrap percentile interval; scalars, or arrays with one entry per column.
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; or arrays of both, one entry per column. NaN where it is undefined.
 
     Attributes:
-        estimate: on the data as they are.
+        value: on the data as they are.
         low: lower end.
         high: upper end.
-        n_units: how many units were resampled.
-        n_left_out: resamples that had no weight and so no estimate (the largest number over the columns).
+        n: units (chains, tasks, prompts) that were resampled.
+        n_left_out: resamples that had no weight and so no value (the largest number over the columns).
     """
 
-    estimate: Array
-    low: Array
-    high: Array
-    n_units: int
-    n_left_out: int
+    value: Any
+    low: Any
+    high: Any
+    n: int = 0
+    n_left_out: int = 0
+
+    def __format__(self, spec: str) -> str:
+        """Such as "0.12 [0.10, 0.14]", each number in the format that is asked for."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
     def excludes(self, value: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether the interval lies wholly on one side of `value`."""
         return np.asarray((self.low > value) | (self.high < value))
+
+
+def flat(row: Any) -> dict[str, Any]:
+    """The fields of a dataclass as one row of a table: of an estimate `x` its value, `x_low` and `x_high`."""
+    found: dict[str, Any] = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if isinstance(value, Estimate):
+            found |= {field.name: value.value, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+        else:
+            found[field.name] = value
+    return found
 
 
 class Ratio(NamedTuple):
@@ -116,7 +132,7 @@ def bootstrap_interval(
     n: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> Interval:
+) -> Estimate:
     """Bootstrap a mean over units, a weighted fraction, or a paired difference of two of them.
 
     Units (traces, tasks) are drawn with replacement; what belongs to one unit stays together. A fraction is a
@@ -142,14 +158,38 @@ def bootstrap_interval(
     if any(len(arm.values) != n_units for arm in arms):
         sizes = " and ".join(str(len(arm.values)) for arm in arms)
         raise LensteerError(f"arms have {sizes} units: a paired difference needs the same units in both")
+    value = _difference([_fraction(np.ones((1, n_units)), arm) for arm in arms])[0]
+    drawn = drawn_counts(n_units, n, seed)
+    return percentile_interval(value, _difference([_fraction(drawn, arm) for arm in arms]), n_units, level=level)
+
+
+def drawn_counts(n_units: int, n: int, seed: int) -> Float[np.ndarray[Any, Any], "draw unit"]:
+    """How often each unit is in each of `n` resamples with replacement: the same for a seed, whatever the data."""
     drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n)
-    estimate = np.asarray(_difference([_fraction(np.ones((1, n_units)), arm) for arm in arms])[0])
-    resampled = _difference([_fraction(drawn.astype(np.float64), arm) for arm in arms])
-    defined = np.isfinite(resampled)
-    low, high = np.full((2, *estimate.shape), np.nan)
-    if defined.any(axis=0).all():
-        low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Interval(estimate, np.asarray(low), np.asarray(high), n_units, int((~defined).sum(0).max()))
+    return drawn.astype(np.float64)
+
+
+def percentile_interval(
+    value: Float[np.ndarray[Any, Any], "*column"] | float,
+    draws: Float[np.ndarray[Any, Any], "draw *column"],
+    n_units: int,
+    *,
+    level: float = 0.95,
+) -> Estimate:
+    """The percentile interval of a statistic from its values on resamples; resamples without a value are left out.
+
+    Args:
+        value: on the data as they are.
+        draws: on the resamples of `drawn_counts`; NaN where undefined.
+        n_units: how many units were resampled.
+        level: of the interval.
+    """
+    defined = np.isfinite(draws)
+    low, high = np.full((2, *np.shape(value)), np.nan)
+    if len(draws) and defined.any(axis=0).all():
+        low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    plain = (lambda x: float(x)) if np.ndim(value) == 0 else np.asarray
+    return Estimate(plain(value), plain(low), plain(high), n_units, int(np.max((~defined).sum(0), initial=0)))
 
 
 def sign_flip_test(

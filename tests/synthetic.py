@@ -180,6 +180,7 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
         others: names of annotators beside the first.
     """
     from lensteer.evaluation import GRAMMAR_MARGINS, POOLS, ArmSummary, ControlRank, Effect, Evaluation
+    from lensteer.statistics import Estimate
 
     margins = margins or GRAMMAR_MARGINS
     found, arms = [], ["unsteered"]
@@ -212,18 +213,12 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
             length=0.0 if kind == "words" else 1.5 * (2.0 + SITE[behavior]),
             unit=unit,
             annotator=annotator,
-            share=base + change,
-            share_low=base + change - 0.02,
-            share_high=base + change + 0.025,
-            base=base,
-            base_low=base - 0.015,
-            base_high=base + 0.016,
+            share=Estimate(base + change, base + change - 0.02, base + change + 0.025),
+            base=Estimate(base, base - 0.015, base + 0.016),
             events=round(2450 * (base + change)),
             base_events=9 if rare else 301,
             base_event_tasks=7 if rare else 48,
-            change=change,
-            low=change - 0.018,
-            high=change + 0.019,
+            change=Estimate(change, change - 0.018, change + 0.019),
             p=p,
             p_holm=p_holm,
             controls=controls(kind, change, rank),
@@ -260,9 +255,7 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
             pool=pool,
             layer=layer,
             chains=50 if pool else 100,
-            accuracy=0.81 - 0.002 * i,
-            accuracy_low=0.75,
-            accuracy_high=0.87,
+            accuracy=Estimate(0.81 - 0.002 * i, 0.75, 0.87),
             parsed=0.981,
             finished=0.99,
             length=151.25 + i,
@@ -282,7 +275,8 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
 
 def modes():
     """Of a cache edit that makes the model think, beside two random ones."""
-    from lensteer.evaluation import Estimate, ModeArm, Modes
+    from lensteer.evaluation import ModeArm, Modes
+    from lensteer.statistics import Estimate
 
     def arm(name, mean):
         share = Estimate(mean, mean - 0.1, mean + 0.1)

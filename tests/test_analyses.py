@@ -33,11 +33,11 @@ def test_windows_and_negatives_ranks_every_recipe_on_the_same_chains(tmp_path):
     config = analysis.Config(n_train=24, n_dev=4, layers=(4,), resume=tmp_path / "records.jsonl")
     rows = analysis.main(config)
     assert [r.recipe for r in rows] == [str(r) for r in analysis.RECIPES]
-    assert rows[0].ahead == (0, 0, 0)  # of itself
+    assert f"{rows[0].ahead:.0f}" == "0 [0, 0]"  # of itself
     for row in rows:
-        assert row.low <= row.mean <= row.high
+        assert row.effect.low <= row.effect.value <= row.effect.high
         assert row.cells == 4
-        assert row.by_layer[4] == pytest.approx(row.mean)
+        assert row.by_layer[4] == pytest.approx(row.effect.value)
     assert analysis.main(config) == rows  # from the records, not from new chains
     assert json.loads(json.dumps([dataclasses.asdict(r) for r in rows]))[0]["right_way"] == rows[0].right_way
     assert analysis.table(rows).count("\n") == 1 + len(rows)
@@ -56,7 +56,7 @@ def test_rows_are_what_the_records_say():
                 analysis.Record(arm, str(task), 0, counts, counts, 20, 60, kind != "up", True, True, 80, 0.0)
             )
     rows = analysis.rows(records, (0,))
-    assert all((r.mean, r.low, r.high) == pytest.approx((0.2, 0.2, 0.2)) for r in rows)
+    assert all((r.effect.value, r.effect.low, r.effect.high) == pytest.approx((0.2, 0.2, 0.2)) for r in rows)
     assert all((r.right_way, r.cells, r.parsed) == (4, 4, 0.5) for r in rows)
 
 
@@ -104,8 +104,8 @@ def test_which_score_measures_steering_at_every_layer_and_ranks_the_scores(tmp_p
     config = analysis.Config(n_train=24, n_dev=3, n_prompts=2, max_spans=10, folder=tmp_path)
     rows = analysis.main(config)
     assert {r.score for r in rows} >= {"exact", "fisher", "signed", "efficiency", "published", "probe accuracy"}
-    assert all(r.spearman[1] <= r.spearman[2] and r.regret[0] >= 0 for r in rows)
-    assert next(r for r in rows if r.score == "exact").ahead == (0, 0, 0)
+    assert all(r.spearman.low <= r.spearman.high and r.regret.value >= 0 for r in rows)
+    assert next(r for r in rows if r.score == "exact").ahead.high == 0
 
 
 def test_a_score_equal_to_the_effect_is_never_regretted():
@@ -113,10 +113,10 @@ def test_a_score_equal_to_the_effect_is_never_regretted():
     effect = np.random.default_rng(0).normal(size=(201, 4, 8))
     scores = {"exact": -effect[0], "oracle": effect[0]}
     worst, best = analysis.rows([analysis.Measured("m", effect, scores)])
-    assert best.spearman[0] == pytest.approx(1)
-    assert worst.spearman[0] == pytest.approx(-1)
-    assert best.regret[0] == 0 < worst.regret[0]
-    assert best.ahead[0] == pytest.approx(worst.regret[0])
+    assert best.spearman.value == pytest.approx(1)
+    assert worst.spearman.value == pytest.approx(-1)
+    assert best.regret.value == 0 < worst.regret.value
+    assert best.ahead.value == pytest.approx(worst.regret.value)
     both = analysis.rows([analysis.Measured(name, effect, scores) for name in "ab"])
     assert [r.organism for r in both] == ["a", "a", "b", "b", "all", "all"]
 
@@ -160,7 +160,7 @@ def test_a_cache_edit_is_compared_with_the_residual_stream():
         n_pairs=4, shots=1, c_values=(0.75,), c_keys=(0.0,), some_pairs=(), n_prompts=2, n_dev=3, n_test=4, n_random=1
     )
     found = analysis.main(config)
-    assert found.test["cache"].thinks.mean >= 0.5 > found.test["unsteered"].thinks.mean
+    assert found.test["cache"].thinks.value >= 0.5 > found.test["unsteered"].thinks.value
     assert set(found.persistence) == {"cache", "residual, once", "residual, throughout"}
     assert "KL by token" in analysis.table(found)
 
@@ -168,7 +168,7 @@ def test_a_cache_edit_is_compared_with_the_residual_stream():
 def test_styles_are_carried_over():
     analysis = load("style_transfer")
     found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))
-    assert found.modes["stepwise vector"].styles["stepwise"].mean >= 0.5
+    assert found.modes["stepwise vector"].styles["stepwise"].value >= 0.5
     assert "if-then in words" in analysis.table(found)
 
 
@@ -190,7 +190,7 @@ def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
     )
     found = analysis.main(config)
     assert {(e.kind, e.unit) for e in found.effects} == {("down", "score"), ("up", "score")}
-    assert all(0 <= e.share_low <= e.share <= e.share_high <= 1 and 0 <= e.layer < 4 for e in found.effects)
+    assert all(0 <= e.share.low <= e.share.value <= e.share.high <= 1 and 0 <= e.layer < 4 for e in found.effects)
     assert all([pool.n for pool in e.controls] == [2, 2] for e in found.effects)
     assert analysis.table(found).count("layer") == 2
     pairs = ls.load_pairs("politeness")  # the rule tells the two sides of the written pairs apart

@@ -33,8 +33,8 @@ def test_fit_then_run(tmp_path):
     told = call("cache", "run", vector, "--out", out, *sizes)
     assert "cache: thinks" in told
     found = read_cache_run(out)
-    assert found["test"]["cache"].thinks.mean >= 0.75
-    assert found["test"]["random-0"].thinks.mean <= 0.25
+    assert found["test"]["cache"].thinks.value >= 0.75
+    assert found["test"]["random-0"].thinks.value <= 0.25
     assert found["vector"]["n_pairs"] == 6
     assert {arm.arm for arm in found["test"].arms} == {"unsteered", "cache", "prompted baseline", "random-0"}
     before = (out / "cache-test.jsonl").read_bytes()
@@ -93,7 +93,7 @@ def test_modes_are_saved_whole_and_name_their_arms(tmp_path):
     with pytest.raises(ls.LensteerError, match="'words'"):
         modes()["words"]
     (tmp_path / "m.json").write_text(json.dumps({"arms": 3}))
-    with pytest.raises(ls.LensteerError, match="holds no modes"):
+    with pytest.raises(ls.LensteerError, match="no Modes of version 1"):
         Modes.load(tmp_path / "m.json")
 
 

@@ -313,7 +313,7 @@ def test_one_edit_makes_the_organism_think_and_a_random_one_does_not(organism):
         Arm("random", CachePlan(vector.random(0), 2.0), cue),
     ]
     found = measure_modes(organism, tasks, arms, Sampling(1, 1.0, 0, 300, 72, thinking=False), annotator=ls.grammar)
-    assert found["unsteered"].thinks.mean <= 0.2
-    assert found["random"].thinks.mean <= 0.3
-    assert found["cache"].thinks.mean >= 0.8
-    assert found["cache"].accuracy.mean > found["unsteered"].accuracy.mean + 0.2
+    assert found["unsteered"].thinks.value <= 0.2
+    assert found["random"].thinks.value <= 0.3
+    assert found["cache"].thinks.value >= 0.8
+    assert found["cache"].accuracy.value > found["unsteered"].accuracy.value + 0.2

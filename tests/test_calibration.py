@@ -186,11 +186,12 @@ def test_statistics_and_intervals_by_hand():
             )
             for times in drawn
         ]
-        assert kl.interval(q, n=500, seed=5) == tuple(np.quantile(again, [0.025, 0.975]))
+        ends = kl.estimate(q, n=500, seed=5)
+        assert [ends.low, ends.high] == pytest.approx(np.quantile(again, [0.025, 0.975]), rel=1e-12)
     assert kl.statistic(None) == pytest.approx(everything.mean())
-    low, high = kl.interval(None)
-    assert low < everything.mean() < high
-    assert all(math.isnan(end) for q in (None, 0.95) for end in RolloutKL((rows[0],)).interval(q))
+    mean = kl.estimate(None)
+    assert mean.low < everything.mean() < mean.high
+    assert all(math.isnan(RolloutKL((rows[0],)).estimate(q).low) for q in (None, 0.95))
 
 
 # --- the search -----------------------------------------------------------------------------------
@@ -286,8 +287,8 @@ def test_the_budget_is_what_a_fresh_measurement_finds(sign, tiny_model, random_d
         (again,) = rollout_kl(model, prompts, [found.plan], **options)
         assert again.statistic(quantile) == pytest.approx(budget, rel=0.1)
         assert again.statistic(quantile) == pytest.approx(found.kl, rel=1e-6)
-        assert found.low <= found.kl <= found.high
-        assert (found.low, found.high) == pytest.approx(again.interval(quantile, seed=7), rel=1e-6)
+        assert found.estimate.low <= found.kl <= found.estimate.high
+        assert f"{found.estimate:.6g}" == f"{again.estimate(quantile, seed=7):.6g}"
         assert found.step.n_tokens == sum(map(len, again.tokens))
         assert (found.step.p50, found.step.p95) == pytest.approx((again.statistic(0.5), again.statistic(0.95)))
         assert found.path[0].coefficient == sign * START

@@ -29,8 +29,8 @@ from lensteer.evaluation import (
     ResampledShares,
     choose_coefficients,
     draw_chains,
+    estimate_of,
     evaluate,
-    interval_of,
     measure,
     power,
     random_directions,
@@ -378,21 +378,21 @@ def test_effects_are_those_of_plain_arithmetic():
         sign = {"down": -1, "up": 1}[effect.kind]
         arm, base = by_arm[f"{B}/{effect.kind}"], by_arm["unsteered"]
         assert (effect.layer, effect.coefficient, effect.length) == (4, sign, 1.0)
-        assert effect.share == pytest.approx(slow_share(arm, B, effect.unit))
-        assert effect.base == pytest.approx(slow_share(base, B, effect.unit))
-        assert effect.base_low < effect.base < effect.base_high
-        assert effect.change == pytest.approx(effect.share - effect.base)
+        assert effect.share.value == pytest.approx(slow_share(arm, B, effect.unit))
+        assert effect.base.value == pytest.approx(slow_share(base, B, effect.unit))
+        assert effect.base.low < effect.base.value < effect.base.high
+        assert effect.change.value == pytest.approx(effect.share.value - effect.base.value)
         if effect.unit == "sentences":
             assert effect.events == sum(r.sentences[B] for r in arm)
             assert effect.base_events == sum(r.sentences[B] for r in base)
             assert effect.base_event_tasks == len({r.task for r in base if r.sentences[B]})
-        null = [slow_share(by_arm[f"L4/isotropic-{i}"], B, effect.unit) - effect.base for i in range(7)]
+        null = [slow_share(by_arm[f"L4/isotropic-{i}"], B, effect.unit) - effect.base.value for i in range(7)]
         (pool,) = effect.controls
         assert (pool.pool, pool.n, pool.length, pool.p_max) == ("isotropic", 7, 1.0, None)
         assert (pool.low, pool.high) == pytest.approx((min(null), max(null)))
         assert (pool.mean, pool.sd) == pytest.approx((np.mean(null), np.std(null, ddof=1)))
-        assert pool.z == pytest.approx(sign * (effect.change - np.mean(null)) / np.std(null, ddof=1))
-        as_far = sum(value * sign >= effect.change * sign for value in null)
+        assert pool.z == pytest.approx(sign * (effect.change.value - np.mean(null)) / np.std(null, ddof=1))
+        as_far = sum(value * sign >= effect.change.value * sign for value in null)
         assert pool.rank == 1 + as_far
         assert effect.p_value == pytest.approx((1 + as_far) / 8)
         assert (effect.null_low, effect.null_high) == pytest.approx((min(null), max(null)))
@@ -409,8 +409,10 @@ def test_effects_are_those_of_plain_arithmetic():
             shares.append(slow_share(rows[0], B, effect.unit))
             changes.append(shares[-1] - slow_share(rows[1], B, effect.unit))
         spread = np.std(changes)
-        assert [effect.low, effect.high] == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.25 * spread)
-        assert [effect.share_low, effect.share_high] == pytest.approx(
+        assert [effect.change.low, effect.change.high] == pytest.approx(
+            np.quantile(changes, [0.025, 0.975]), abs=0.25 * spread
+        )
+        assert [effect.share.low, effect.share.high] == pytest.approx(
             np.quantile(shares, [0.025, 0.975]), abs=0.25 * np.std(shares)
         )
     tested = [e for e in found.effects if e.unit == "sentences"]
@@ -427,14 +429,14 @@ def test_arms_are_summarized_with_accuracy_by_task():
         record("unsteered", "t2", 1, {B: 0}, 2, None),
     ]
     (arm,) = summarize(rows, [Arm("unsteered", kind="unsteered")]).arms
-    assert arm.accuracy == pytest.approx(3 / 4)
-    assert 0.5 <= arm.accuracy_low <= 0.75 <= arm.accuracy_high <= 1
+    assert arm.accuracy.value == pytest.approx(3 / 4)
+    assert 0.5 <= arm.accuracy.low <= 0.75 <= arm.accuracy.high <= 1
     assert (arm.parsed, arm.finished) == pytest.approx((5 / 6, 5 / 6))
     assert (arm.length, arm.sentences, arm.repetition) == pytest.approx((190 / 6, 4, 1.5 / 6))
     assert (arm.nll, arm.kl, arm.text, arm.chains, arm.pool, arm.layer) == (1.5, None, None, 6, "", -1)
     assert arm.sentence_length == pytest.approx(4.0)
     ungraded = [dataclasses.replace(row, correct=None) for row in rows]
-    assert math.isnan(summarize(ungraded, [Arm("unsteered", kind="unsteered")]).arms[0].accuracy)
+    assert math.isnan(summarize(ungraded, [Arm("unsteered", kind="unsteered")]).arms[0].accuracy.value)
 
 
 def test_a_planted_effect_is_shown_and_its_size_recovered():
@@ -446,8 +448,8 @@ def test_a_planted_effect_is_shown_and_its_size_recovered():
         assert effect.controls[0].rank == 1
         assert effect.controls[0].z > 3
         assert effect.wrong_way < 0.5
-        assert effect.low < planted < effect.high
-        assert effect.high - effect.low < 0.08
+        assert effect.change.low < planted < effect.change.high
+        assert effect.change.high - effect.change.low < 0.08
 
 
 @pytest.mark.medium
@@ -458,7 +460,7 @@ def test_a_planted_null_is_seldom_shown_and_its_p_is_uniform():
     assert sum(e.shown for e in effects) <= 8
     assert 0.35 < np.mean([e.p for e in effects]) < 0.65
     assert 0.35 < np.mean([e.p_value for e in effects]) < 0.7
-    assert not any(e.shown for e in effects if e.kind == "up" and e.change < 0)
+    assert not any(e.shown for e in effects if e.kind == "up" and e.change.value < 0)
 
 
 def test_the_wrong_direction_is_named_and_not_shown():
@@ -575,8 +577,8 @@ def test_other_annotators_stand_beside_the_first():
         for r in simulated(10, arms, up=0.2)
     ]
     found = summarize(records, arms, margins=NO_MARGINS)
-    assert found.effect(B, "up").share > 0.2
-    assert found.effect(B, "up", annotator="blind").share == 0.0
+    assert found.effect(B, "up").share.value > 0.2
+    assert found.effect(B, "up", annotator="blind").share.value == 0.0
     with pytest.raises(LensteerError, match="'rules'"):
         records[0].by("rules")
 
@@ -903,7 +905,7 @@ def test_doses_and_effects_run_on_the_organism(organism, vectors, tmp_path):
     options = dict(annotator=grammar, pools=["isotropic"], n_random=1, sampling=sampling)
     options |= dict(path=str(tmp_path / "effects.jsonl"))
     found = evaluate(organism, test, vectors, {B: 3}, doses.pairs, **options)
-    assert evaluate(organism, test, vectors, {B: 3}, 0.2, **options) == found or np.isnan(found.effects[0].change)
+    assert evaluate(organism, test, vectors, {B: 3}, 0.2, **options) == found or np.isnan(found.effects[0].change.value)
     assert [a.arm for a in found.arms] == ["unsteered", f"{B}/down", f"{B}/up", "L3/random-0"]
     assert [a.nll is not None for a in found.arms] == [True] * 4
     assert found.arms[0].kl == 0
@@ -951,10 +953,11 @@ def test_resampled_shares_are_ratios_of_sums_and_paired_across_arms():
     totals, hits = rng.integers(5, 30, 40), rng.integers(0, 5, 40)
     records = share_records("a", hits, totals) + share_records("b", hits + 1, totals)
     shares = ResampledShares(records, seed=3)
-    found = interval_of(shares.of("a", "backtracking"))
-    assert found[0] == pytest.approx(hits.sum() / totals.sum())
+    found = estimate_of(shares.of("a", "backtracking"), 40)
+    assert found.value == pytest.approx(hits.sum() / totals.sum())
     oracle = bootstrap_interval(Ratio(hits, totals), n=4000, seed=9)
-    assert found[1:] == pytest.approx((float(oracle.low), float(oracle.high)), abs=0.01)
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=0.01)
+    assert found.n == 40
     # Paired: the difference of the arms varies with the number of sentences alone, far less than either arm.
     difference = shares.of("b", "backtracking") - shares.of("a", "backtracking")
     assert difference.std() < 0.5 * shares.of("a", "backtracking").std()

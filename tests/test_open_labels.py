@@ -168,7 +168,7 @@ def test_an_own_label_is_evaluated(organism, vectors):
     found = ls.evaluate(organism, tasks, vectors, {"planning": 3}, 0.5, annotator=declared, **options)
     effect = found.effect("planning", "up")
     assert (effect.unit, effect.behavior) == ("sentences", "planning")
-    assert 0.3 < effect.base < 0.6  # every second sentence
+    assert 0.3 < effect.base.value < 0.6  # every second sentence
     assert {pool.n for pool in effect.controls} == {2}
     with pytest.raises(ls.LensteerError, match=r"'rules' never labels \['planning'\].*'backtracking'"):
         ls.evaluate(organism, tasks, vectors, {"planning": 3}, 0.5, annotator=ls.rules, **options)
@@ -205,7 +205,7 @@ def test_a_measure_of_ones_own_is_what_is_tested(organism, vectors):
     assert found.unit == "score"
     effect = found.effect("planning", "up")
     assert effect.unit == "score"
-    assert effect.base > 10
+    assert effect.base.value > 10
     assert effect.measurable
     assert len(found.effects) == 2
     both = ls.evaluate(

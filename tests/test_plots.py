@@ -190,16 +190,16 @@ def test_effects_are_drawn_as_they_are(unit):
     for group, behavior in enumerate(behaviors):
         for kind, place in (("down", 0), ("up", 2), ("words", 3)):
             effect, bar = evaluation.effect(behavior, kind, unit), bars[5 * group + place]
-            assert bar.y[0] == effect.share
-            assert bar.y[0] + bar.error_y.array[0] == pytest.approx(effect.share_high)
-            assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(effect.share_low)
+            assert bar.y[0] == effect.share.value
+            assert bar.y[0] + bar.error_y.array[0] == pytest.approx(effect.share.high)
+            assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(effect.share.low)
             assert bar.marker.color == plots.COLORS[behavior]
             assert "n = 50 tasks × 2 samples" in bar.hovertemplate
         base = evaluation.effect(behavior, "up", unit)
-        assert bars[5 * group + 1].y[0] == base.base
+        assert bars[5 * group + 1].y[0] == base.base.value
         band = figure.layout.shapes[group]
-        assert (band.y0, band.y1) == (base.base + base.null_low, base.base + base.null_high)
-        assert f"change {100 * effect.change:+.1f} points" in bar.hovertemplate
+        assert (band.y0, band.y1) == (base.base.value + base.null_low, base.base.value + base.null_high)
+        assert f"change {100 * effect.change.value:+.1f} points" in bar.hovertemplate
     assert f"share of {unit}" in figure.layout.yaxis.title.text
     assert "95 % interval over 50 tasks" in figure.layout.yaxis.title.text
     assert any("20 control vectors of each kind" in (trace.name or "") for trace in figure.data)
@@ -219,7 +219,7 @@ def test_effects_of_a_direction_without_dose_have_no_bar():
     bars = {float(t.x[0]): t for t in figure.data if t.type == "bar"}
     assert len(bars) == 4 * 4 - 1  # another annotator's shares are no bars either
     assert sorted(x for x in bars if x >= 15) == [15, 16, 18]
-    assert bars[16].y[0] == evaluation.effect("backtracking", "down").base
+    assert bars[16].y[0] == evaluation.effect("backtracking", "down").base.value
 
 
 def test_effects_of_an_unknown_unit():

@@ -147,10 +147,10 @@ def test_what_each_sentence_gives_is_missed_without_it(analysis, given, organism
     np.testing.assert_allclose(lost["without its own"], effect["others"], atol=1e-4)
     for name in ("without the 2nd before", "without the 3rd before", "without the first"):
         np.testing.assert_allclose(lost[name], 0, atol=1e-4)
-        assert rows[name].kl < rows[given.WHOLE].kl
-    assert rows[given.WHOLE].behind == rows[given.WHOLE].behind_high == 0
-    assert rows["without the one before"].behind == pytest.approx(effect["first token"][0], abs=1e-4)
-    assert rows["without the one before"].behind_low > 0
+        assert rows[name].kl.value < rows[given.WHOLE].kl.value
+    assert rows[given.WHOLE].behind.value == rows[given.WHOLE].behind.high == 0
+    assert rows["without the one before"].behind.value == pytest.approx(effect["first token"][0], abs=1e-4)
+    assert rows["without the one before"].behind.low > 0
 
 
 def test_leaving_one_out_agrees_with_the_librarys(analysis, given, organism, vectors, chains):
@@ -203,11 +203,11 @@ def cells(analysis):
 
 def test_rows_are_what_the_cells_say(analysis):
     rows = {(r.scope, r.behavior): r for r in analysis._rows("budget", cells(analysis))}
-    assert [rows["onsets", b].effect for b in ("a", "b", MEAN)] == [4, 2, 3]
-    assert [rows["prompt", b].behind for b in ("a", "b", MEAN)] == [3, 2, 2.5]
-    assert rows["prompt", MEAN].behind_low == pytest.approx(2.5)  # paired: what the draws share cancels
-    assert rows["prompt", "a"].low < 1 < rows["prompt", "a"].high
-    assert all(r.kl == pytest.approx((2 + 18 + 4 + 36) / 16) for r in rows.values())  # over tokens, not prompts
+    assert [rows["onsets", b].effect.value for b in ("a", "b", MEAN)] == [4, 2, 3]
+    assert [rows["prompt", b].behind.value for b in ("a", "b", MEAN)] == [3, 2, 2.5]
+    assert rows["prompt", MEAN].behind.low == pytest.approx(2.5)  # paired: what the draws share cancels
+    assert rows["prompt", "a"].effect.low < 1 < rows["prompt", "a"].effect.high
+    assert all(r.kl.value == pytest.approx((2 + 18 + 4 + 36) / 16) for r in rows.values())  # over tokens, not prompts
     assert [r.reached for r in rows.values()] == [True, True, True, True, False, False]
     assert (rows["prompt", MEAN].edited, rows["prompt", MEAN].down, rows["prompt", MEAN].parsed) == (7, -0.5, 0.9)
 
@@ -232,15 +232,15 @@ def test_the_figure_shows_the_rows(analysis):
     bar = next(t for t in bars if t.name == LABEL)
     row = next(r for r in result.rows if r.behavior == LABEL)
     assert (bar.x, bar.y) == (("onsets", "prompt"), (400, 100))  # points
-    assert bar.y[0] + bar.error_y.array[0] == pytest.approx(100 * row.high)
-    assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(100 * row.low)
+    assert bar.y[0] + bar.error_y.array[0] == pytest.approx(100 * row.effect.high)
+    assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(100 * row.effect.low)
     assert bar.marker.color == plots.COLORS[LABEL]
     assert [t.y for t in bars if t.name == LABEL][2:] == [(4, 1)] * 2  # nats
     assert [t.x for t in bars if t.name == LABEL][3] == (analysis.WHOLE, "without its own")
     axes = [figure.layout[f"xaxis{n}"] for n in ("", 3, 5, 7)]
     assert [axis.matches for axis in axes] == [None, "x", "x", None]
     assert [axis.showticklabels for axis in axes] == [False, False, True, True]
-    assert costs[0].y == (row.kl, row.kl)
+    assert costs[0].y == (row.kl.value, row.kl.value)
     assert "nats per token" in bar.customdata[0]
     assert "not reached" in next(t for t in bars if t.name == "backtracking").customdata[1]
     assert "20 dev tasks" in figure.layout.title.text
@@ -273,14 +273,14 @@ def test_a_run_gives_vectors_site_and_doses(analysis, given, organism, vectors, 
     left_out = [given.WHOLE, *given.LEFT_OUT, given.FIRST]
     assert [scope for name, scope in rows if name == "left out"] == left_out
     assert all((r.down, r.up) == (-0.45, 0.45) for (name, _), r in rows.items() if name != "budget")
-    assert rows["coefficient", "onsets"].kl == pytest.approx(result.budget) == seen["budget"]
-    assert all(r.behind == 0 for (_, scope), r in rows.items() if scope in ("onsets", given.WHOLE))
+    assert rows["coefficient", "onsets"].kl.value == pytest.approx(result.budget) == seen["budget"]
+    assert all(r.behind.value == 0 for (_, scope), r in rows.items() if scope in ("onsets", given.WHOLE))
     whole = rows["left out", given.WHOLE]
     for name in left_out[1:]:
         row = rows["left out", name]
-        assert row.behind == pytest.approx(whole.effect - row.effect)
+        assert row.behind.value == pytest.approx(whole.effect.value - row.effect.value)
         assert row.edited < whole.edited
-        assert row.kl > 0
+        assert row.kl.value > 0
     assert rows["forced", "first(4)"].edited == 4
     assert math.isnan(rows["forced", "onsets"].parsed)
     assert analysis.table(result).count("\n") == 1 + 7 + 7 + 8 + 6

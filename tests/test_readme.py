@@ -42,7 +42,7 @@ def test_a_behavior_of_ones_own_runs_from_pairs_to_a_measured_effect(real_model)
     exec(compile(code, "README.md", "exec"), names)
     found = names["found"]
     assert found.unit == "score"
-    assert found.effect("politeness", "up").change > found.effect("politeness", "down").change
+    assert found.effect("politeness", "up").change.value > found.effect("politeness", "down").change.value
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`lensteer (\w+)", README))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ import synthetic
 from lensteer.evaluation import Margins
 from lensteer.evaluation.results import SHOWN
 from lensteer.report import Example, render, summary
+from lensteer.statistics import Estimate
 
 EVIL = "<script>alert('1')</script><img src=x onerror=\"alert(2)\"> & 'quoted' \"twice\""
 
@@ -111,11 +113,11 @@ def test_summary_is_flat_json_with_finite_numbers(kind):
 def test_summary_holds_the_results(results):
     found = summary(results)
     effect = results.evaluation.effect("backtracking", "up")
-    assert found["effect.backtracking.up.sentences.change"] == effect.change
+    assert found["effect.backtracking.up.sentences.change"] == effect.change.value
     assert found["effect.backtracking.up.sentences.p_holm"] == effect.p_holm
     assert (
         found["effect.backtracking.up.tokens.share_low"]
-        == results.evaluation.effect("backtracking", "up", "tokens").share_low
+        == results.evaluation.effect("backtracking", "up", "tokens").share.low
     )
     assert found["effect.backtracking.up.sentences.shuffled.rank"] == effect.controls[2].rank == 1
     assert found["effect.adding-knowledge.down.sentences.p_holm"] is None  # too rare to be tested
@@ -334,7 +336,7 @@ def test_other_annotators_stand_beside_the_first(made):
     read = {name: text for name, _, text in Reader(page).figures}
     assert "As other annotators see it" in page
     other = results.evaluation.effect("backtracking", "up", annotator="judge")
-    assert read["by.judge.backtracking.up.share"] == f"{100 * other.share:.1f} %"
+    assert read["by.judge.backtracking.up.share"] == f"{100 * other.share.value:.1f} %"
     assert read["by.rules, cue words masked.backtracking.up.base"] == "8.6"
     assert read["annotators.0"] == "rules"
     assert "As other annotators see it" not in made["no dose"][1]
@@ -428,7 +430,7 @@ def test_without_a_reference_no_full_run_is_named(page):
 
 def test_a_run_with_less_to_show():
     arms = synthetic.evaluation(words=False, n_random=0)
-    arms = replace(arms, arms=tuple(replace(a, accuracy=float("nan")) for a in arms.arms))
+    arms = replace(arms, arms=tuple(replace(a, accuracy=Estimate(math.nan, math.nan, math.nan)) for a in arms.arms))
     scores = synthetic.layer_scores()
     scores.low[:], scores.high[:] = torch.nan, torch.nan
     results = synthetic.results(

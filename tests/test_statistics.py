@@ -57,10 +57,10 @@ def test_interval_of_a_mean_is_that_of_theory():
     values = np.random.default_rng(0).normal(3, 2, size=400)
     interval = bootstrap_interval(values, n=4000)
     half = 1.96 * values.std() / np.sqrt(400)
-    assert interval.estimate == pytest.approx(values.mean())
+    assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert interval.n_units == 400
+    assert interval.n == 400
     assert interval.n_left_out == 0
 
 
@@ -77,7 +77,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 def test_a_fraction_is_a_ratio_of_sums():
     interval = bootstrap_interval(Ratio(np.array([1, 0, 9]), np.array([2, 1, 10])))
-    assert interval.estimate == pytest.approx(10 / 13)  # not the mean of 1/2, 0/1 and 9/10
+    assert interval.value == pytest.approx(10 / 13)  # not the mean of 1/2, 0/1 and 9/10
 
 
 def test_a_paired_difference_is_far_tighter_than_its_arms():
@@ -85,7 +85,7 @@ def test_a_paired_difference_is_far_tighter_than_its_arms():
     task = rng.normal(0, 5, size=100)
     plain, steered = task + rng.normal(0, 0.1, 100), task + 0.2 + rng.normal(0, 0.1, 100)
     paired = bootstrap_interval(steered, plain)
-    assert paired.estimate == pytest.approx((steered - plain).mean())
+    assert paired.value == pytest.approx((steered - plain).mean())
     assert paired.excludes()
     assert paired.high - paired.low < 0.1
     assert not bootstrap_interval(steered).excludes()
@@ -97,7 +97,7 @@ def test_a_paired_difference_is_far_tighter_than_its_arms():
 def test_columns_are_bootstrapped_together():
     values = np.random.default_rng(3).normal(size=(50, 4, 2))
     interval = bootstrap_interval(values, n=200, seed=7)
-    assert interval.low.shape == interval.estimate.shape == (4, 2)
+    assert interval.low.shape == interval.value.shape == (4, 2)
     one = bootstrap_interval(values[:, 3, 1], n=200, seed=7)
     assert interval.low[3, 1] == pytest.approx(one.low)
     assert interval.high[3, 1] == pytest.approx(one.high)
@@ -110,7 +110,7 @@ def test_resamples_without_weight_are_left_out_and_counted():
     assert interval.low == interval.high == 1
     never = bootstrap_interval(Ratio(np.zeros(4), np.zeros(4)))
     assert never.n_left_out == 1000
-    assert np.isnan([never.estimate, never.low, never.high]).all()
+    assert np.isnan([never.value, never.low, never.high]).all()
 
 
 @pytest.mark.parametrize(

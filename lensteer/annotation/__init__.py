@@ -2,7 +2,6 @@
 
 from lensteer.annotation.agreement import (
     Agreement,
-    Estimate,
     LabelAgreement,
     agreement,
     agreement_of,
@@ -41,7 +40,6 @@ __all__ = [
     "Annotator",
     "ClassifierConfig",
     "ClassifierReport",
-    "Estimate",
     "Judge",
     "JudgePlan",
     "JudgeReport",

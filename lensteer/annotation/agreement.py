@@ -17,21 +17,13 @@ from jaxtyping import Float, Int
 from lensteer.annotation.annotators import label_intervals, labeled_sentences
 from lensteer.behaviors import axis_of
 from lensteer.errors import LensteerError
+from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 from lensteer.traces import Trace
 
 #: What the confusion matrix calls a sentence without a label.
 NONE = "none"
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % bootstrap percentile interval over chains; NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -169,19 +161,12 @@ def agreement_of(
     if not total.any():
         raise LensteerError(f"no sentence in {len(pairs)} chain(s): there is nothing to compare")
     found = _figures(total)
-    if n := n_boot if len(pairs) > 1 else 0:
-        drawn = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=n)
-        resampled = _figures(np.tensordot(drawn.astype(np.float64), counts, 1))
-    else:
-        resampled = {name: np.full((1, *value.shape), np.nan) for name, value in found.items()}
+    drawn = drawn_counts(len(pairs), n_boot if len(pairs) > 1 else 0, seed)
+    resampled = _figures(np.tensordot(drawn, counts, 1))
 
-    def estimate(name: str, at: int | None = None) -> Estimate:
-        value, draws = found[name], resampled[name]
-        if at is not None:
-            value, draws = value[at], draws[:, at]
-        draws = draws[np.isfinite(draws)]  # in some resamples it may be undefined
-        low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
-        return Estimate(float(value), float(low), float(high))
+    def estimate(name: str, at: int | tuple[()] = ()) -> Estimate:
+        draws = resampled[name] if at == () else resampled[name][:, at]
+        return percentile_interval(found[name][at], draws, len(pairs))
 
     return Agreement(
         labels=names,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lensteer.annotation.agreement import Agreement, Estimate, agreement_of
+from lensteer.annotation.agreement import Agreement, agreement_of
 from lensteer.annotation.classifier_model import (
     ClassifierConfig,
     fit_linear,
@@ -23,6 +23,7 @@ from lensteer.annotation.classifier_model import (
 )
 from lensteer.annotation.features import Array
 from lensteer.errors import LensteerError
+from lensteer.statistics import Estimate
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ A vector of an early layer may only say which word stands here, and one of a lat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,8 +16,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
-from lensteer.results import Result
+from lensteer.results import Result, Saved
 from lensteer.vectors import BehaviorVectors
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ class NearestTokens(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EmbeddingOverlap(Result):
+class EmbeddingOverlap(Saved):
     """The overlap of behavior vectors with single tokens.
 
     Attributes:
@@ -94,35 +91,6 @@ class EmbeddingOverlap(Result):
             label: leading_above(row, factor)
             for label, row in zip(self.labels, self.embedding.maximum.tolist(), strict=True)
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        values: dict[str, Any] = {"labels": self.labels, "layers": self.layers}
-        for side in ("embedding", "unembedding"):
-            tokens: NearestTokens = getattr(self, side)
-            tensors = {k: getattr(tokens, k).tolist() for k in ("maximum", "ids", "cosines")}
-            values[side] = {**tensors, "texts": tokens.texts}
-        write_atomically(Path(path), json.dumps(values))
-
-    @staticmethod
-    def load(path: str | Path) -> EmbeddingOverlap:
-        """Read what `save` wrote.
-
-        Raises:
-            LensteerError: no such file, or not such a file.
-        """
-
-        def side(values: dict[str, Any]) -> NearestTokens:
-            texts = tuple(tuple(tuple(layer) for layer in behavior) for behavior in values["texts"])
-            maximum, cosines = (torch.tensor(values[k]) for k in ("maximum", "cosines"))
-            return NearestTokens(maximum, torch.tensor(values["ids"]), cosines, texts)
-
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            sides = side(values["embedding"]), side(values["unembedding"])
-            return EmbeddingOverlap(tuple(values["labels"]), tuple(values["layers"]), *sides)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LensteerError(f"{str(path)!r} holds no overlap ({error}): compute it again") from error
 
     def to_dataframe(self) -> Any:
         """One row per behavior and layer: both overlaps and their nearest tokens."""

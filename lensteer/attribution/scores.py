@@ -5,11 +5,8 @@ Values only: no model is run here. `efficiency` divides two of them.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +17,8 @@ from torch import Tensor
 from lensteer.attribution.cells import Cells
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
-from lensteer.results import Result
+from lensteer.results import Saved
 
-FORMAT = "lensteer.layer_scores.v1"
 #: A cell under this many times the noise floor says nothing.
 NOISE_FACTOR = 10.0
 #: A sampled cell with a larger standard error than this share of its mean is unreliable.
@@ -33,12 +28,10 @@ RELATIVE_ERROR = 0.25
 #: the cells at 0.1, in 9–22 % at 0.2, 12–28 % at 0.3, 34–50 % at 0.5 and 53–69 % at 1.
 QUADRATIC_LENGTH = 0.25
 QUADRATIC_NATS = 0.1
-#: Fields of one value per behavior and layer.
-_GRIDS = ("mean", "low", "high", "standard_error", "kappa", "estimated", "relative_length")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerScores(Result):
+class LayerScores(Saved):
     """A score per behavior and layer, with a bootstrap interval over traces.
 
     Attributes:
@@ -192,80 +185,6 @@ class LayerScores(Result):
                 "value": cells.values.flatten().numpy(),
             }
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values; what is not a number becomes None."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in (*_GRIDS, "recomputed"):
-            values[name] = None if values[name] is None else _listed(values[name])
-        values["nulls"] = {kind: _listed(draws) for kind, draws in self.nulls.items()}
-        if self.cells is not None:
-            values["cells"] = {name: _listed(value) for name, value in vars(self.cells).items()}
-        return {"format": FORMAT, **values}
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> LayerScores:
-        """From what `to_dict` made.
-
-        Raises:
-            LensteerError: It is something else.
-        """
-        values = dict(values)
-        if values.pop("format", None) != FORMAT:
-            raise LensteerError(f"no layer scores: the field 'format' must say {FORMAT!r}")
-        try:
-            for name in ("labels", "layers", "n_spans"):
-                values[name] = tuple(values[name])
-            for name in _GRIDS:
-                if (grid := values.get(name)) is not None:
-                    values[name] = _tensor(grid)
-            if (mask := values.get("recomputed")) is not None:
-                values["recomputed"] = torch.tensor(mask)
-            values["nulls"] = {kind: _tensor(draws) for kind, draws in values.get("nulls", {}).items()}
-            if (cells := values["cells"]) is not None:
-                whole = {name: torch.tensor(cells[name]) for name in ("trace", "span", "behavior", "onset")}
-                values["cells"] = Cells(**whole, values=_tensor(cells["values"]))
-            return LayerScores(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LensteerError(f"damaged layer scores ({type(error).__name__}: {error})") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), allow_nan=False))
-
-    @staticmethod
-    def load(path: str | Path) -> LayerScores:
-        """Read what `save` wrote.
-
-        Raises:
-            LensteerError: There is no such file, or it is damaged or something else.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LensteerError(f"cannot read layer scores from {str(path)!r}: {error}") from error
-        if not isinstance(values, dict):
-            raise LensteerError(f"cannot read layer scores from {str(path)!r}: it holds no JSON object")
-        return LayerScores.from_dict(values)
-
-
-def _listed(values: Tensor) -> list[Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    listed: list[Any] = plain(values.tolist())
-    return listed
-
-
-def _tensor(rows: Sequence[Any]) -> Tensor:
-    def number(value: Any) -> Any:
-        if isinstance(value, list):
-            return [number(v) for v in value]
-        return math.nan if value is None else value
-
-    return torch.tensor(number(rows), dtype=torch.float64)
 
 
 def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:

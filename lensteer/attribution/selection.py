@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from lensteer.attribution import LayerScores, null_tests
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.behaviors import STEERED, check_behavior
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.results import Saved
 
 #: The share of the model's last layers that is left out by default, rounded up. Mean activations grow with
 #: depth, so vectors as long as they are score highest where hardly any layer is left to use them.
@@ -27,8 +24,8 @@ OVERLAPPING = 1 / 3
 NULL_LEVEL = 0.05
 
 
-@dataclass(frozen=True, eq=False)
-class Site(Mapping[str, int]):
+@dataclass(frozen=True, eq=False, repr=False)
+class Site(Saved, Mapping[str, int]):
     """The chosen layer of each behavior: `site["backtracking"]` is a layer.
 
     Attributes:
@@ -57,40 +54,6 @@ class Site(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """As JSON-ready values."""
-        return {"layers": dict(self.layers), "why": dict(self.why)}
-
-    @staticmethod
-    def from_dict(values: Any) -> Site:
-        """From what `to_dict` made.
-
-        Raises:
-            LensteerError: It is something else.
-        """
-        try:
-            layers = {str(label): int(layer) for label, layer in values["layers"].items()}
-            return Site(layers, {str(label): str(why) for label, why in values["why"].items()})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise LensteerError(f"no site: {error!r}; it needs the objects 'layers' and 'why'") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1))
-
-    @staticmethod
-    def load(path: str | Path) -> Site:
-        """Read what `save` wrote.
-
-        Raises:
-            LensteerError: There is no such file, or it holds no site.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LensteerError(f"cannot read a site from {str(path)!r}: {error}") from error
-        return Site.from_dict(values)
 
 
 def select_layers(

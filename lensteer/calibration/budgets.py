@@ -15,6 +15,7 @@ from lensteer.calibration.rollouts import RolloutKL, rollout_kl
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope, onsets
 from lensteer.progress import progress_bar
+from lensteer.statistics import Estimate
 from lensteer.steering import Steerable, SteeringPlan
 from lensteer.steering.plans import check_unit
 from lensteer.tasks import Task
@@ -46,8 +47,7 @@ class Calibration:
         tolerance: how far the measured KL may be from the budget, as a share of it.
         reached: whether it is within the tolerance. If not, the plan is the nearest that was measured.
         step: what was measured at the plan's coefficient.
-        low: lower end of its 95 % interval, by bootstrap over prompts (NaN for a single prompt).
-        high: upper end.
+        estimate: the statistic that the budget is on, with its 95 % interval over prompts (NaN for a single prompt).
         path: all that was measured, in the order of the search.
         n_prompts: prompts rolled out at each step.
         cost: of the whole call, which other plans may have shared: "rounds", "forwards" (decoding steps and
@@ -60,8 +60,7 @@ class Calibration:
     tolerance: float
     reached: bool
     step: Step
-    low: float
-    high: float
+    estimate: Estimate
     path: tuple[Step, ...]
     n_prompts: int
     cost: Mapping[str, int | float] = field(default_factory=dict)
@@ -338,7 +337,6 @@ def calibrate_many(
     found = []
     for i, (plan, search, path) in enumerate(zip(plans, searches, paths, strict=True)):
         step = path[search.best()]
-        low, high = best[i].interval(quantile, seed=seed)
         found.append(
             Calibration(
                 plan=replace(plan, coefficient=step.coefficient),
@@ -347,8 +345,7 @@ def calibrate_many(
                 tolerance=tolerance,
                 reached=search.reached(),
                 step=step,
-                low=low,
-                high=high,
+                estimate=best[i].estimate(quantile, seed=seed),
                 path=tuple(path),
                 n_prompts=len(prompts),
                 cost=spent,

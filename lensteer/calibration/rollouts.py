@@ -25,7 +25,7 @@ from lensteer.forward import forced_logits
 from lensteer.generation import generate
 from lensteer.generation.jobs import chain_seed
 from lensteer.metrics import kl_divergence
-from lensteer.statistics import Ratio, bootstrap_interval
+from lensteer.statistics import Estimate, Ratio, bootstrap_interval, drawn_counts, percentile_interval
 from lensteer.steering import Plan
 from lensteer.tasks import Task
 
@@ -53,25 +53,22 @@ class RolloutKL:
             return float(values.mean())
         return float(values.sort().values[max(math.ceil(quantile * len(values)) - 1, 0)])
 
-    def interval(self, quantile: float | None, *, n: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % percentile bootstrap of the statistic over prompts; NaN where there is only one."""
-        lengths = [len(row) for row in self.tokens]
+    def estimate(self, quantile: float | None, *, n: int = 1000, seed: int = 0) -> Estimate:
+        """The statistic with its 95 % percentile bootstrap over prompts; NaN ends where there is only one."""
+        lengths, value = [len(row) for row in self.tokens], self.statistic(quantile)
         if len(lengths) < 2:
-            return math.nan, math.nan
+            return Estimate(value, math.nan, math.nan, len(lengths))
         if quantile is None:
             sums = np.array([float(row.sum()) for row in self.tokens])
-            found = bootstrap_interval(Ratio(sums, np.array(lengths)), n=n, seed=seed)
-            return float(found.low), float(found.high)
+            return bootstrap_interval(Ratio(sums, np.array(lengths)), n=n, seed=seed)
         values, order = torch.cat(self.tokens).sort()
         prompt = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[order]
         below = torch.nn.functional.one_hot(prompt, len(lengths)).cumsum(0).T.double()  # of each prompt, up to a value
-        drawn = np.random.default_rng(seed).multinomial(len(lengths), np.full(len(lengths), 1 / len(lengths)), size=n)
         draws = []
-        for counts in torch.as_tensor(drawn, dtype=torch.float64).split(100):
+        for counts in torch.as_tensor(drawn_counts(len(lengths), n, seed)).split(100):
             so_far = counts @ below
             draws.append(values[(so_far >= quantile * so_far[:, -1:]).int().argmax(1)])
-        low, high = np.quantile(torch.cat(draws).numpy(), [0.025, 0.975])
-        return float(low), float(high)
+        return percentile_interval(value, torch.cat(draws).numpy(), len(lengths))
 
 
 def rollout_kl(

@@ -5,7 +5,7 @@ from lensteer.evaluation.coefficients import DOSES, Dose, Doses, choose_coeffici
 from lensteer.evaluation.conditions import Arm, Counts, Record, by_arm, draw_chains, measure, run_arms
 from lensteer.evaluation.controls import POOLS, random_directions
 from lensteer.evaluation.effects import BASE, KINDS, WORDS, evaluate, summarize
-from lensteer.evaluation.modes import FIGURES, Estimate, ModeArm, Modes, measure_modes
+from lensteer.evaluation.modes import FIGURES, ModeArm, Modes, measure_modes
 from lensteer.evaluation.power import Power, power
 from lensteer.evaluation.quality import text_quality
 from lensteer.evaluation.results import (
@@ -17,7 +17,7 @@ from lensteer.evaluation.results import (
     PositionAblation,
     PositionEffect,
 )
-from lensteer.evaluation.shares import ResampledShares, interval_of
+from lensteer.evaluation.shares import ResampledShares, estimate_of
 from lensteer.evaluation.text import GRAMMAR_MARGINS, Margins, TextCheck, TextFigure, text_check
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Dose",
     "Doses",
     "Effect",
-    "Estimate",
     "Evaluation",
     "Margins",
     "ModeArm",
@@ -52,9 +51,9 @@ __all__ = [
     "by_arm",
     "choose_coefficients",
     "draw_chains",
+    "estimate_of",
     "evaluate",
     "graded",
-    "interval_of",
     "measure",
     "measure_modes",
     "power",

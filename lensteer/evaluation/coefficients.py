@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,10 +15,9 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Arm, Record, by_arm, named, run_arms
 from lensteer.evaluation.effects import BASE, KINDS
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
-from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
-from lensteer.results import Result
+from lensteer.results import Saved
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors
@@ -57,7 +55,7 @@ class Dose:
 
 
 @dataclass(frozen=True)
-class Doses(Result):
+class Doses(Saved):
     """The dose curve of every behavior, and the coefficients chosen from it.
 
     Attributes:
@@ -96,29 +94,6 @@ class Doses(Result):
             figures = () if dose.text is None else dose.text.figures
             rows.append({**row, "readable": dose.readable, **{figure.name: figure.value for figure in figures}})
         return pd.DataFrame(rows)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_atomically(Path(path), json.dumps(asdict(self), indent=1))
-
-    @staticmethod
-    def load(path: str | Path) -> Doses:
-        """Read what `save` wrote.
-
-        Raises:
-            LensteerError: no such file, or not such a file.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            curve = tuple(_dose(d) for d in values.pop("curve"))
-            return Doses(curve=curve, margins=Margins(**values.pop("margins")), **values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LensteerError(f"{str(path)!r} holds no doses ({error}): choose them again") from error
-
-
-def _dose(values: dict[str, Any]) -> Dose:
-    text = values["text"]
-    return Dose(**{**values, "text": None if text is None else TextCheck.from_dict(text)})
 
 
 def choose_coefficients(

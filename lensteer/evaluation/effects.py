@@ -21,7 +21,7 @@ from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
 from lensteer.evaluation.text import Margins, text_check
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
-from lensteer.statistics import Interval, Ratio, bootstrap_interval, holm, sign_flip_test
+from lensteer.statistics import Estimate, Ratio, bootstrap_interval, holm, sign_flip_test
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.traces import Trace
@@ -220,7 +220,7 @@ class _Shares:
         self, by_arm: Mapping[str, Sequence[Record]], plain: str, unit: str, annotator: str | None, seed: int
     ) -> None:
         self.by_arm, self.plain, self.unit, self.annotator, self.seed = by_arm, plain, unit, annotator, seed
-        self._bases: dict[str, Interval] = {}
+        self._bases: dict[str, Estimate] = {}
 
     def sums(self, arm: str, behavior: str) -> dict[str, tuple[float, float]]:
         """Per task, over its samples: the behavior's count, and the count of all."""
@@ -247,7 +247,7 @@ class _Shares:
         assert everything is not None
         return float(own.sum() / everything.sum()) if everything.any() else math.nan
 
-    def base(self, behavior: str) -> Interval:
+    def base(self, behavior: str) -> Estimate:
         """The unsteered share with its interval."""
         if behavior not in self._bases:
             self._bases[behavior] = bootstrap_interval(self.ratio(self.plain, behavior), seed=self.seed)
@@ -281,18 +281,12 @@ def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> E
         length=length,
         unit=shares.unit,
         annotator=shares.annotator or "",
-        share=float(share.estimate),
-        share_low=float(share.low),
-        share_high=float(share.high),
-        base=float(base.estimate),
-        base_low=float(base.low),
-        base_high=float(base.high),
+        share=share,
+        base=base,
         events=int(own.values.sum()),
         base_events=int(plain.values.sum()),
         base_event_tasks=int((plain.values > 0).sum()),
-        change=float(change.estimate),
-        low=float(change.low),
-        high=float(change.high),
+        change=change,
         p=sign_flip_test(own, plain, seed=shares.seed) if own.weights.any() else math.nan,
         p_holm=math.nan,
         controls=controls,
@@ -316,7 +310,7 @@ def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSu
     hits = {r.task: 0.0 for r in graded}
     for r in graded:
         hits[r.task] += float(bool(r.correct)) * len(hits) / len(graded)
-    right = bootstrap_interval(np.array(list(hits.values())), seed=seed) if len(hits) > 1 else None
+    nan, right = math.nan, np.array(list(hits.values()))
     mean = {
         field: float(np.mean([getattr(r, field) for r in records]))
         for field in ("parsed", "finished", "length", "n_sentences", "repetition", "compression")
@@ -329,9 +323,7 @@ def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSu
         pool=arm.pool,
         layer=arm.layer,
         chains=len(records),
-        accuracy=float("nan") if right is None else float(right.estimate),
-        accuracy_low=float("nan") if right is None else float(right.low),
-        accuracy_high=float("nan") if right is None else float(right.high),
+        accuracy=bootstrap_interval(right, seed=seed) if len(right) > 1 else Estimate(nan, nan, nan, len(right)),
         parsed=mean["parsed"],
         finished=mean["finished"],
         length=mean["length"],

@@ -5,12 +5,11 @@ Behaviors within a chain are the business of `effects`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,25 +17,15 @@ import pandas as pd
 from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Arm, Record, by_arm, run_arms
-from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
-from lensteer.results import Result
-from lensteer.statistics import bootstrap_interval
+from lensteer.results import Saved
+from lensteer.statistics import Estimate, bootstrap_interval
 from lensteer.tasks import Task
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 FIGURES = ("thinks", "accuracy", "parsed", "finished", "length")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tasks with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class ModeArm:
 
 
 @dataclass(frozen=True)
-class Modes(Result):
+class Modes(Saved):
     """What every arm does to the mode of the answers, on the same tasks and seeds."""
 
     arms: tuple[ModeArm, ...]
@@ -89,41 +78,8 @@ class Modes(Result):
         for arm in self.arms:
             figures = {name: getattr(arm, name) for name in FIGURES}
             figures |= {f"style {name}": value for name, value in arm.styles.items()}
-            rows += [(arm.arm, name, *asdict(e).values()) for name, e in figures.items() if e is not None]
-        return pd.DataFrame(rows, columns=["arm", "figure", "mean", "low", "high"])
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        write_atomically(Path(path), json.dumps(asdict(self), indent=1))
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Modes:
-        """From JSON values."""
-        rest = {name: value for name, value in values.items() if name != "arms"}
-        return Modes(tuple(_arm(arm) for arm in values["arms"]), **rest)
-
-    @staticmethod
-    def load(path: str | Path) -> Modes:
-        """Read back.
-
-        Raises:
-            LensteerError: no such file, or not such a file.
-        """
-        try:
-            return Modes.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LensteerError(f"{str(path)!r} holds no modes ({error}): measure them again") from error
-
-
-def _arm(values: dict[str, object]) -> ModeArm:
-    def read(found: object) -> object:
-        if isinstance(found, dict):
-            return (
-                Estimate(**found) if set(found) == {"mean", "low", "high"} else {k: read(v) for k, v in found.items()}
-            )
-        return found
-
-    return ModeArm(**{name: read(value) for name, value in values.items()})  # type: ignore[arg-type]  # just read
+            rows += [(arm.arm, name, e.value, e.low, e.high) for name, e in figures.items() if e is not None]
+        return pd.DataFrame(rows, columns=["arm", "figure", "value", "low", "high"])
 
 
 def measure_modes(
@@ -184,8 +140,7 @@ def _measured(arm: Arm, records: Sequence[Record], styles: Sequence[str], seed: 
             per_task.setdefault(r.task, []).append(figure(r))
         if len(per_task) < 2:
             return None
-        found = bootstrap_interval(np.array([np.mean(values) for values in per_task.values()]), seed=seed)
-        return Estimate(float(found.estimate), float(found.low), float(found.high))
+        return bootstrap_interval(np.array([np.mean(values) for values in per_task.values()]), seed=seed)
 
     nothing = Estimate(0.0, 0.0, 0.0)
     return ModeArm(

@@ -5,17 +5,15 @@ Values only. `PositionAblation` compares the same steering at different position
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation.text import TextCheck
-from lensteer.files import write_atomically
-from lensteer.results import Result
+from lensteer.results import Saved
+from lensteer.statistics import Estimate, flat
 
 #: A behavior is pushed down on record only where the unsteered arm has so many of its sentences, on so many tasks.
 MIN_EVENTS, MIN_EVENT_TASKS = 12, 10
@@ -69,12 +67,12 @@ class Effect:
         length: of what is added.
         unit: "sentences" or "tokens", of which the share is; "score": the mean of a measure over chains.
         annotator: who counted; "" is the first.
-        share: in this arm; `share_low` and `share_high` bound it.
-        base: the unsteered share; `base_low` and `base_high` bound it.
+        share: in this arm.
+        base: the unsteered share.
         events: sentences of the behavior in this arm.
         base_events: in the unsteered arm.
         base_event_tasks: tasks of the unsteered arm with at least one.
-        change: share - base, paired by task; `low` and `high` bound it.
+        change: share - base, paired by task.
         p: two-sided sign-flip test over tasks.
         p_holm: the same after Holm's correction over all directions that are tested; NaN for one that is not.
         controls: how it stands in each pool.
@@ -91,18 +89,12 @@ class Effect:
     length: float
     unit: str
     annotator: str
-    share: float
-    share_low: float
-    share_high: float
-    base: float
-    base_low: float
-    base_high: float
+    share: Estimate
+    base: Estimate
     events: int
     base_events: int
     base_event_tasks: int
-    change: float
-    low: float
-    high: float
+    change: Estimate
     p: float
     p_holm: float
     controls: tuple[ControlRank, ...]
@@ -125,7 +117,7 @@ class Effect:
             return TOO_RARE
         if not self.p_holm < LEVEL:  # NaN, too
             return NOT_SHOWN
-        if not self.change * (-1 if self.kind == "down" else 1) > 0:
+        if not self.change.value * (-1 if self.kind == "down" else 1) > 0:
             return WRONG_WAY
         if self.text is False:
             return BROKEN
@@ -149,8 +141,6 @@ class ArmSummary:
         layer: steered; -1 for an arm without a residual edit.
         chains: how many.
         accuracy: share of right answers among those that can be graded.
-        accuracy_low: lower end.
-        accuracy_high: upper end.
         parsed: share that ended, closed their thinking and could be read in every sentence.
         finished: share that ended by themselves.
         length: tokens.
@@ -169,9 +159,7 @@ class ArmSummary:
     pool: str
     layer: int
     chains: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Estimate
     parsed: float
     finished: float
     length: float
@@ -185,7 +173,7 @@ class ArmSummary:
 
 
 @dataclass(frozen=True)
-class Evaluation(Result):
+class Evaluation(Saved):
     """Effects and side effects of steering on held-out tasks.
 
     Attributes:
@@ -248,7 +236,7 @@ class Evaluation(Result):
         """A row per effect; z and rank in each pool have columns of their own."""
         rows = []
         for e in self.effects:
-            row = {**asdict(e), "verdict": e.verdict, "shown": e.shown}
+            row = {**flat(e), "verdict": e.verdict, "shown": e.shown}
             del row["controls"]
             for pool in e.controls:
                 row |= {f"{pool.pool}.z": pool.z, f"{pool.pool}.rank": pool.rank}
@@ -257,39 +245,7 @@ class Evaluation(Result):
 
     def arms_dataframe(self) -> pd.DataFrame:
         """A row per arm."""
-        return pd.DataFrame([{**asdict(a), "text": None if a.text is None else a.text.ok} for a in self.arms])
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_atomically(Path(path), json.dumps(asdict(self), indent=1))
-
-    @staticmethod
-    def load(path: str | Path) -> Evaluation:
-        """Read what `save` wrote.
-
-        Raises:
-            LensteerError: no such file, not such a file, or one of a version that knew other figures.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return Evaluation(
-                tuple(_effect(e) for e in values.pop("effects")),
-                tuple(_arm(a) for a in values.pop("arms")),
-                annotators=tuple(values.pop("annotators")),
-                without_dose=tuple((b, kind) for b, kind in values.pop("without_dose")),
-                **values,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LensteerError(f"{str(path)!r} is no evaluation ({error}): run the evaluation again") from error
-
-
-def _effect(values: dict[str, Any]) -> Effect:
-    return Effect(**{**values, "controls": tuple(ControlRank(**pool) for pool in values["controls"])})
-
-
-def _arm(values: dict[str, Any]) -> ArmSummary:
-    text = values["text"]
-    return ArmSummary(**{**values, "text": None if text is None else TextCheck.from_dict(text)})
+        return pd.DataFrame([{**flat(a), "text": None if a.text is None else a.text.ok} for a in self.arms])
 
 
 MEAN = "mean of behaviors"
@@ -307,14 +263,9 @@ class PositionEffect:
         behavior: whose vector and effect, or `MEAN`.
         effect: the behavior's share of sentences with its vector added less that with it taken away; along
             unsteered chains, the same difference of the log-probability of its own sentences, in nats per sentence.
-        low: lower end of the 95 % interval over tasks.
-        high: upper end.
         behind: how much larger the effect is at the reference scope (if left out, at all sentences), paired by task.
-        behind_low: lower end of its interval.
-        behind_high: upper end.
-        kl: mean KL per token over both signs, in nats; if left out, a chain counts once for each sentence that is read.
-        kl_low: lower end of its 95 % interval over prompts or chains.
-        kl_high: upper end.
+        kl: mean KL per token over both signs, in nats, its interval over prompts or
+            chains; if left out, a chain counts once for each sentence that is read.
         edited: positions of an unsteered chain that are edited, its prompt's included; a mean over chains.
         down: the coefficient that takes away (for `MEAN` a mean over behaviors).
         up: the coefficient that adds.
@@ -325,15 +276,9 @@ class PositionEffect:
     comparison: str
     scope: str
     behavior: str
-    effect: float
-    low: float
-    high: float
-    behind: float
-    behind_low: float
-    behind_high: float
-    kl: float
-    kl_low: float
-    kl_high: float
+    effect: Estimate
+    behind: Estimate
+    kl: Estimate
     edited: float
     down: float
     up: float
@@ -365,4 +310,4 @@ class PositionAblation:
         """A row per comparison, scope and behavior."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(row) for row in self.rows])
+        return pd.DataFrame([flat(row) for row in self.rows])

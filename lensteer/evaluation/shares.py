@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
+from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 
 
 class ResampledShares:
@@ -37,8 +38,7 @@ class ResampledShares:
                 f"{len(self._arms)} arms on {len(tasks)} lists of tasks: give one run's records, of 2 tasks or more"
             )
         names, unit = np.unique(next(iter(tasks)), return_inverse=True)
-        drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)
-        self._weights = np.vstack([np.ones(len(names)), drawn])[:, unit]
+        self._weights = np.vstack([np.ones(len(names)), drawn_counts(len(names), n, seed)])[:, unit]
 
     def of(self, arm: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
         """The share of one behavior in one arm.
@@ -53,7 +53,6 @@ class ResampledShares:
         return shares / (self._weights @ np.array([r.n_sentences for r in self._arms[arm]]))
 
 
-def interval_of(draws: Float[np.ndarray[Any, Any], " draw"]) -> tuple[float, float, float]:
-    """The first draw, and the 2.5 % and 97.5 % quantiles of the others."""
-    low, high = np.quantile(draws[1:], (0.025, 0.975))
-    return float(draws[0]), float(low), float(high)
+def estimate_of(draws: Float[np.ndarray[Any, Any], " draw"], n_tasks: int = 0) -> Estimate:
+    """A statistic of such shares: its value on the first draw, and its 95 % interval over the others."""
+    return percentile_interval(draws[0], draws[1:], n_tasks)

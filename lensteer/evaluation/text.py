@@ -109,11 +109,6 @@ class TextCheck:
             if not f.ok
         )
 
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> TextCheck:
-        """From `asdict`."""
-        return TextCheck(tuple(TextFigure(**figure) for figure in values["figures"]))
-
 
 def text_check(arm: Sequence[Record], base: Sequence[Record], margins: Margins, *, seed: int = 0) -> TextCheck:
     """How an arm's text stands beside the unsteered arm's, on the tasks that both have."""

@@ -163,19 +163,19 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
         "config": asdict(config),
         "vector": {"label": vector.label, "position": vector.position, **vector.provenance},
         "c_values": best,
-        "dev": asdict(dev),
-        "test": asdict(test),
+        "dev": dev.to_dict(),
+        "test": test.to_dict(),
     }
     write_atomically(folder / RESULT, json.dumps(values, indent=1))
     for arm in (a for a in test.arms if a.kind != "control"):
-        right = "" if arm.accuracy is None else f", right {arm.accuracy.mean:.1%}"
-        announce(f"{arm.arm}: thinks {arm.thinks.mean:.1%}{right}, {arm.length.mean:.0f} tokens")
+        right = "" if arm.accuracy is None else f", right {arm.accuracy.value:.1%}"
+        announce(f"{arm.arm}: thinks {arm.thinks.value:.1%}{right}, {arm.length.value:.0f} tokens")
     announce(f"c_values={best:g}: {(folder / RESULT).resolve()}")
     return test
 
 
 def _worth(arm: ModeArm) -> float:
-    return arm.accuracy.mean if arm.accuracy is not None else arm.thinks.mean * arm.finished.mean
+    return arm.accuracy.value if arm.accuracy is not None else arm.thinks.value * arm.finished.value
 
 
 def read_cache_run(folder: Path) -> dict[str, Any] | None:

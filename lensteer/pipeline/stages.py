@@ -379,7 +379,7 @@ def _examples(
     """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; none was picked."""
     rises = sorted(
         (e for e in evaluation.effects if e.kind == "up" and e.unit == "sentences" and not e.annotator),
-        key=lambda e: -e.change,
+        key=lambda e: -e.change.value,
     )
     lines = []
     for number, task in enumerate(tasks):

@@ -9,7 +9,7 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, Doses, Estimate, Evaluation, Modes, PositionAblation, PositionEffect
+from lensteer.evaluation import MEAN, Doses, Evaluation, Modes, PositionAblation, PositionEffect
 from lensteer.plots.style import (
     COLORS,
     INK,
@@ -24,6 +24,7 @@ from lensteer.plots.style import (
     key,
     rings,
 )
+from lensteer.statistics import Estimate
 from lensteer.steering.plans import UNIT_WORDS
 
 #: Above this the use of a margin is cut off in the figure.
@@ -53,7 +54,7 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         base = arms[0][1]
         left = group * 5.0
         if evaluation.n_random:
-            below, above = base.base + base.null_low, base.base + base.null_high
+            below, above = base.base.value + base.null_low, base.base.value + base.null_high
             band = dict(type="rect", fillcolor=NULL_BAND, line=dict(width=0))
             figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
@@ -61,31 +62,32 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         )
         figure.add_bar(
             x=[left + 1],
-            y=[base.base],
-            error_y=_bounds(base.base, base.base_low, base.base_high),
+            y=[base.base.value],
+            error_y=_bounds(base.base),
             marker=dict(color=PAPER, line=dict(color=color(label), width=2)),
-            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:{spec}}} {of}, 95 % interval {base.base_low:{spec}} "
-            f"to {base.base_high:{spec}}<br>{about}<extra></extra>",
+            hovertemplate=f"<b>{label}</b>, unsteered<br>%{{y:{spec}}} {of}, 95 % interval {base.base.low:{spec}} "
+            f"to {base.base.high:{spec}}<br>{about}<extra></extra>",
             showlegend=False,
         )
         ticks.append(left + 1)
         names.append("none")
         for kind, effect in arms:
+            change = effect.change
             place = left + {"down": 0, "up": 2, "words": 3}[kind]
             how = "prompted baseline" if kind == "words" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
             figure.add_bar(
                 x=[place],
-                y=[effect.share],
-                error_y=_bounds(effect.share, effect.share_low, effect.share_high),
+                y=[effect.share.value],
+                error_y=_bounds(effect.share),
                 marker=dict(
                     color=color(label),
                     opacity=0.45 if kind == "down" else 1,
                     pattern=dict(shape="/" if kind == "words" else ""),
                 ),
                 hovertemplate=(
-                    f"<b>{label}</b>, {kind} ({how})<br>%{{y:{spec}}} {of}, 95 % interval {effect.share_low:{spec}} to "
-                    f"{effect.share_high:{spec}}<br>change {scale * effect.change:{step}}"
-                    f"{' points' if scale > 1 else ''} ({scale * effect.low:{step}} to {scale * effect.high:{step}})"
+                    f"<b>{label}</b>, {kind} ({how})<br>%{{y:{spec}}} {of}, 95 % interval {effect.share.low:{spec}} to "
+                    f"{effect.share.high:{spec}}<br>change {scale * change.value:{step}}"
+                    f"{' points' if scale > 1 else ''} ({scale * change.low:{step}} to {scale * change.high:{step}})"
                     f"<br>{about}<extra></extra>"
                 ),
                 showlegend=False,
@@ -105,8 +107,8 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
     return finish(figure, "What steering does to each behavior, on held-out tasks", 470)
 
 
-def _bounds(value: float, low: float, high: float) -> dict[str, Any]:
-    return {**error_bars([value], [low], [high]), "color": INK, "thickness": 1.5, "width": 4}
+def _bounds(found: Estimate) -> dict[str, Any]:
+    return {**error_bars([found.value], [found.low], [found.high]), "color": INK, "thickness": 1.5, "width": 4}
 
 
 def doses(doses: Doses) -> go.Figure:
@@ -164,10 +166,10 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     for column, name in enumerate(figures, 1):
         points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]
         shown.add_scatter(
-            x=[e.mean for _, e in points],
+            x=[e.value for _, e in points],
             y=[arm for arm, _ in points],
             error_x=dict(
-                **error_bars(*([getattr(e, end) for _, e in points] for end in ("mean", "low", "high"))),
+                **error_bars(*([getattr(e, end) for _, e in points] for end in ("value", "low", "high"))),
                 thickness=1.5,
                 width=4,
                 color=INK,
@@ -181,7 +183,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
             row=1,
             col=column,
         )
-        chance = [e.mean for e in (getattr(arm, name) for arm in drawn) if e is not None]
+        chance = [e.value for e in (getattr(arm, name) for arm in drawn) if e is not None]
         if chance:
             band = dict(fillcolor=NULL_BAND, line_width=0, layer="below")
             shown.add_vrect(x0=min(chance) - 0.01, x1=max(chance) + 0.01, row=1, col=column, **band)
@@ -272,8 +274,7 @@ def position_ablation(result: PositionAblation) -> go.Figure:
             rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
             about = [_about(row, factor, unit) for row in rows]
             places = dict(row=number, col=1), dict(row=number, col=2)
-            effects = _range([(row.effect * factor, row.low * factor, row.high * factor) for row in rows])
-            costs = _range([(row.kl, row.kl_low, row.kl_high) for row in rows])
+            effects, costs = _range([row.effect for row in rows], factor), _range([row.kl for row in rows])
             scopes, paint = [row.scope for row in rows], INK if behavior == MEAN else color(behavior)
             same = dict(x=scopes, customdata=about, hovertemplate="%{customdata}<extra></extra>", name=behavior)
             same |= dict(legendgroup=behavior, offsetgroup=behavior)
@@ -296,17 +297,17 @@ def position_ablation(result: PositionAblation) -> go.Figure:
     return figure.update_layout(title=dict(y=1, yanchor="top", pad_t=24), margin_t=85)
 
 
-def _range(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+def _range(found: Sequence[Estimate], factor: float = 1.0) -> dict[str, Any]:
     """Heights and error bars."""
-    mids, lows, highs = zip(*values, strict=True) if values else ((), (), ())
-    return dict(y=list(mids), error_y={**error_bars(mids, lows, highs), "thickness": 1.2, "width": 2, "color": INK})
+    mids, lows, highs = ([factor * getattr(e, end) for e in found] for end in ("value", "low", "high"))
+    return dict(y=mids, error_y={**error_bars(mids, lows, highs), "thickness": 1.2, "width": 2, "color": INK})
 
 
 def _about(row: PositionEffect, factor: float, unit: str) -> str:
-    effect, low, high = (f"{factor * value:+.3g}" for value in (row.effect, row.low, row.high))
+    effect, low, high = (f"{factor * value:+.3g}" for value in (row.effect.value, row.effect.low, row.effect.high))
     missed = "" if row.reached else "<br>the KL budget was not reached by all"
     return (
-        f"<b>{row.behavior}</b>, {row.scope}<br>{effect} {unit} ({low} to {high})<br>KL {row.kl:.3g} nats per token "
-        f"({row.kl_low:.3g} to {row.kl_high:.3g})<br>coefficients {row.down:+.2g} and {row.up:+.2g}, "
+        f"<b>{row.behavior}</b>, {row.scope}<br>{effect} {unit} ({low} to {high})<br>KL {row.kl.value:.3g} "
+        f"nats per token ({row.kl.low:.3g} to {row.kl.high:.3g})<br>coefficients {row.down:+.2g} and {row.up:+.2g}, "
         f"{row.edited:.0f} positions a chain{missed}"
     )

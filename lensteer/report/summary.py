@@ -17,6 +17,7 @@ from lensteer.attribution.overlap import SIDES, EmbeddingOverlap
 from lensteer.attribution.selection import Site
 from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
+from lensteer.statistics import flat
 from lensteer.traces import Trace, label_axis
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.geometry import CosineMatrix
@@ -81,7 +82,7 @@ class RunResults:
 
 Value = float | int | str | bool | None
 
-_NOT_A_MEAN = {"arm", "kind", "behavior", "pool", "layer", "text", "accuracy_low", "accuracy_high"}
+_NOT_A_MEAN = {"arm", "kind", "behavior", "pool", "layer", "text"}
 ARM_FIELDS = tuple(f.name for f in fields(ArmSummary) if f.name not in _NOT_A_MEAN)
 
 
@@ -217,9 +218,9 @@ def _effects(evaluation: Evaluation) -> dict[str, Any]:
         path = f"effect.{effect.behavior}.{effect.kind}.{effect.unit}"
         if effect.annotator:
             path = f"by.{effect.annotator}.{effect.behavior}.{effect.kind}"
-        for entry in fields(effect):
-            if entry.name not in ("behavior", "kind", "unit", "annotator", "controls"):
-                found[f"{path}.{entry.name}"] = getattr(effect, entry.name)
+        for name, value in flat(effect).items():
+            if name not in ("behavior", "kind", "unit", "annotator", "controls"):
+                found[f"{path}.{name.removeprefix('change_')}"] = value
         for pool in effect.controls:
             values = {name: value for name, value in asdict(pool).items() if name != "pool"}
             found |= {f"{path}.{pool.pool}.{name}": value for name, value in values.items()}
@@ -263,8 +264,8 @@ def _arms(evaluation: Evaluation) -> dict[str, Any]:
             chance.setdefault(f"L{arm.layer}.{arm.pool}", []).append(arm)
             continue
         path = f"arm.{arm.arm.replace('/', '.')}"
-        for name in (*ARM_FIELDS, "accuracy_low", "accuracy_high"):
-            found[f"{path}.{name}"] = getattr(arm, name)
+        values = flat(arm)
+        found |= {f"{path}.{name}": values[name] for name in (*ARM_FIELDS, "accuracy_low", "accuracy_high")}
         if arm.text is not None:
             found |= {f"{path}.text": arm.text.ok, f"{path}.text_why": arm.text.why}
             broken += not arm.text.ok
@@ -281,7 +282,7 @@ def _breaks(arm: ArmSummary) -> bool:
 
 
 def _range(arms: Iterable[ArmSummary], name: str) -> tuple[float | int | None, float | int | None]:
-    values = [value for arm in arms if (value := getattr(arm, name)) is not None and math.isfinite(value)]
+    values = [value for arm in arms if (value := flat(arm)[name]) is not None and math.isfinite(value)]
     return min(values, default=None), max(values, default=None)
 
 
@@ -297,8 +298,9 @@ def _cache(results: RunResults) -> dict[str, Any]:
         for arm in test.arms:
             estimate = None if arm in drawn else getattr(arm, figure)
             if estimate is not None:
-                found |= {f"cache.{arm.arm}.{figure}.{end}": value for end, value in asdict(estimate).items()}
-        values = [e.mean for e in (getattr(arm, figure) for arm in drawn) if e is not None]
+                ends = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+                found |= {f"cache.{arm.arm}.{figure}.{end}": value for end, value in ends.items()}
+        values = [e.value for e in (getattr(arm, figure) for arm in drawn) if e is not None]
         found[f"cache.random.{figure}.min"] = min(values, default=None)
         found[f"cache.random.{figure}.max"] = max(values, default=None)
     return found

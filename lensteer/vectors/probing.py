@@ -133,7 +133,7 @@ def probe_accuracy(
 
         # Found less falsely called, which is twice the balanced accuracy less 1, paired by task.
         informed = bootstrap_interval(rate(mine, odds[b] > 0), rate(~mine, odds[b] > 0), seed=seed)
-        for into, value in ((mean, informed.estimate), (low, informed.low), (high, informed.high)):
+        for into, value in ((mean, informed.value), (low, informed.low), (high, informed.high)):
             into[b] = (1 + torch.as_tensor(value)) / 2
     return ProbeAccuracy(
         labels=own,
