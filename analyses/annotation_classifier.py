@@ -28,10 +28,10 @@ from lensteer.statistics import Estimate
 from lensteer.traces import Trace
 
 CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
-WORDS = FeatureWeights(opening=0.0, place=0.0, neighbors=0.0)
+BASELINE_PROMPTS = FeatureWeights(opening=0.0, place=0.0, neighbors=0.0)
 DEFAULT = ClassifierConfig()
 SETTINGS = {
-    "words alone (TF-IDF)": replace(DEFAULT, features=WORDS, together=1),
+    "words alone (TF-IDF)": replace(DEFAULT, features=BASELINE_PROMPTS, together=1),
     "without words": replace(DEFAULT, features=FeatureWeights(words=0.0)),
     "without opening": replace(DEFAULT, features=FeatureWeights(opening=0.0)),
     "without place": replace(DEFAULT, features=FeatureWeights(place=0.0)),
@@ -204,8 +204,8 @@ def _learned(material: Material, n: int, seed: int) -> tuple[float, float]:
 
 
 def _twins(material: Material, pairs: Pairs, similar: Sequence[float]) -> tuple[Twins, ...]:
-    vocabulary = fit_linear(material, replace(DEFAULT, features=WORDS)).vocabulary
-    x = features(material.spans.chains, vocabulary, WORDS, None)  # rows of length 1
+    vocabulary = fit_linear(material, replace(DEFAULT, features=BASELINE_PROMPTS)).vocabulary
+    x = features(material.spans.chains, vocabulary, BASELINE_PROMPTS, None)  # rows of length 1
     chain = np.concatenate([np.full(len(of), i) for i, of in enumerate(pairs)])
     truth, guess = np.array([pair for of in pairs for pair in of]).T
     cosine = (x @ x.T).toarray()

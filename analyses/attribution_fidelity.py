@@ -1,4 +1,4 @@
-"""How well do cheap attribution scores stand for the exact KL? By method, strength and layer.
+"""How well do cheap attribution scores stand for the exact KL? By method, coefficient and layer.
 
 Every method is held against exact scores at several coefficients: Pearson and Spearman over behaviors × layers, how
 many of the three best layers agree, the ratio predicted / exact by layer, and what the exact scores cost in comparison.

@@ -43,7 +43,7 @@ class Config:
     model: str | None = None
     n: int = 300
     sizes: tuple[int, ...] = (1, 2, 4)
-    n_random: int = 20
+    n_controls: int = 20
     batch_size: int = 25
     seed: int = 0
 
@@ -291,7 +291,7 @@ def main(config: Config) -> Result:
     for size in config.sizes:
         top = everything[:size]
         rng = random.Random(f"{config.seed}-{size}")
-        sets = [rng.sample(everything[size:], size) for _ in range(config.n_random)]
+        sets = [rng.sample(everything[size:], size) for _ in range(config.n_controls)]
         for how, values in (("zero", None), ("mean", means)):
             found, *randoms = (
                 predict(model, second, config, lambda *_, h=heads, v=values: ablated(model, h, v))
@@ -344,7 +344,7 @@ if __name__ == "__main__":
     parser.add_argument("--model")
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(Config.sizes))
-    parser.add_argument("--n-random", type=int, default=20)
+    parser.add_argument("--n-controls", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())

@@ -1,7 +1,7 @@
 """One cache edit or a steered residual stream: which makes the organism think, at what KL, and how steadily?
 
 Prompts ask for no thinking ("Just the answer."). Both methods read the same contrastive pairs (solved examples with
-steps against without) at the same position, the assistant's header token. Arms:
+steps against without) at the same position, the assistant's header token. Conditions:
 
 - cache: values of that slot are edited once (c_v chosen on dev tasks).
 - residual, once: the mean difference of resid_post at that position is added there, at one layer.
@@ -10,7 +10,7 @@ steps against without) at the same position, the assistant's header token. Arms:
 Residual coefficients spend the KL per token that the cache edit spends, or as near as the search gets (calibrated on
 dev prompts, every layer); the layer is chosen on dev tasks. Controls: the offset token alone, random cache vectors of
 the same length, pairs whose sides are changed over in a random half, asking in words. Figures are from test tasks.
-Persistence is KL(steered | unsteered) by token of the steered answers. Dose curves are on dev tasks.
+Persistence is KL(steered | unsteered) by token of the steered answers. Coefficient curves are on dev tasks.
 
 Example: python analyses/cache_versus_residual.py --json cache-versus-residual.json
 """
@@ -30,14 +30,14 @@ from lensteer import models
 from lensteer.cache_steering import OFFSET, CachePlan, CacheVector, Pair, contrastive_pairs, fit_cache_vector, swapped
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.calibration import calibrate_many, rollout_kl
-from lensteer.evaluation import Arm, Modes, measure_modes
+from lensteer.evaluation import Condition, Modes, measure_modes
 from lensteer.generation.jobs import Sampling
 from lensteer.organism.grammar import MODE_CUES
 from lensteer.positions import PositionScope
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.vectors import Direction
 
-WORDS, ASK = MODE_CUES[False][1], MODE_CUES[True][0]
+BASELINE_PROMPTS, ASK = MODE_CUES[False][1], MODE_CUES[True][0]
 BINS = ((0, 1), (1, 2), (2, 5), (5, 20), (20, 60), (60, 400))
 header = PositionScope("header", lambda c: c.position == c.prompt_length[:, None] - 2)
 
@@ -55,13 +55,13 @@ class Config:
     n_prompts: int = 10
     n_dev: int = 24
     n_test: int = 100
-    n_random: int = 20
+    n_controls: int = 20
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """Chosen sites, modes on dev (dose curves) and test tasks, and KL by token (mean, low, high per bin)."""
+    """Chosen sites, modes on dev (coefficient curves) and test tasks, and KL by token (mean, low, high per bin)."""
 
     c_values: float
     budget: float
@@ -100,8 +100,10 @@ def residual_direction(model, pairs: list[Pair]) -> Direction:
 
 
 def prompt_ids(model, tasks: list[ls.Task]) -> list[list[int]]:
-    """What the arms are asked, as token ids."""
-    return [models.encode(model, models.chat_text(model, f"{t.prompt} {WORDS}", thinking=False)) for t in tasks]
+    """What the conditions are asked, as token ids."""
+    return [
+        models.encode(model, models.chat_text(model, f"{t.prompt} {BASELINE_PROMPTS}", thinking=False)) for t in tasks
+    ]
 
 
 def persistence(model, prompts: list[list[int]], plan, seed: int) -> list[tuple[float, float, float]]:
@@ -119,15 +121,17 @@ def persistence(model, prompts: list[list[int]], plan, seed: int) -> list[tuple[
     return rows
 
 
-def dose_arms(model, vector: CacheVector, config: Config) -> list[Arm]:
+def trial_conditions(model, vector: CacheVector, config: Config) -> list[Condition]:
     """Coefficients, numbers of pairs, and shots, on dev tasks."""
-    arms = [Arm("unsteered", None, WORDS, kind="unsteered")]
-    arms += [Arm(f"c_v={c:g}", CachePlan(vector, c), WORDS) for c in config.c_values]
-    arms += [Arm(f"c_v=1 c_k={c:g}", CachePlan(vector, 1.0, c), WORDS) for c in config.c_keys if c]
+    conditions = [Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered")]
+    conditions += [Condition(f"c_v={c:g}", CachePlan(vector, c), BASELINE_PROMPTS) for c in config.c_values]
+    conditions += [
+        Condition(f"c_v=1 c_k={c:g}", CachePlan(vector, 1.0, c), BASELINE_PROMPTS) for c in config.c_keys if c
+    ]
     for n, shots in [(n, config.shots) for n in config.some_pairs] + [(config.n_pairs, s) for s in (1, 3)]:
         other = fit_cache_vector(model, pairs_of(model, config, n, shots))
-        arms.append(Arm(f"c_v=1, {n} pairs, {shots} shots", CachePlan(other, 1.0), WORDS))
-    return arms
+        conditions.append(Condition(f"c_v=1, {n} pairs, {shots} shots", CachePlan(other, 1.0), BASELINE_PROMPTS))
+    return conditions
 
 
 def main(config: Config) -> Result:
@@ -138,7 +142,9 @@ def main(config: Config) -> Result:
     sampling = Sampling(1, 1.0, config.seed, 400, 200, thinking=False)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     prompts = prompt_ids(model, tasks[: config.n_prompts])
-    dev = measure_modes(model, tasks, dose_arms(model, vector, config), sampling, progress=True, annotator=ls.grammar)
+    dev = measure_modes(
+        model, tasks, trial_conditions(model, vector, config), sampling, progress=True, annotator=ls.grammar
+    )
     best = max(config.c_values, key=lambda c: (dev[f"c_v={c:g}"].accuracy.value, -c))
     cache = CachePlan(vector, best)
     budget = rollout_kl(model, prompts, [cache], seed=config.seed)[0].statistic(None)
@@ -154,11 +160,11 @@ def main(config: Config) -> Result:
         seed=config.seed,
         progress=True,
     )
-    plans = {site: (c.plan, c.kl) for site, c in zip(sites, calibrated, strict=True)}
+    plans = {layers: (c.plan, c.kl) for layers, c in zip(sites, calibrated, strict=True)}
     tried = measure_modes(
         model,
         tasks,
-        [Arm(f"{n}/{i}", plan, WORDS) for (n, i), (plan, _) in plans.items()],
+        [Condition(f"{n}/{i}", plan, BASELINE_PROMPTS) for (n, i), (plan, _) in plans.items()],
         sampling,
         progress=True,
         annotator=ls.grammar,
@@ -170,17 +176,24 @@ def main(config: Config) -> Result:
             key=lambda i: (tried[f"{name}/{i}"].accuracy.value, tried[f"{name}/{i}"].thinks.value),
         )
         chosen[name] = (layer, *plans[name, layer])
-    arms = [
-        Arm("unsteered", None, WORDS, kind="unsteered"),
-        Arm("cache", cache, WORDS),
-        *(Arm(name, plan, WORDS) for name, (_, plan, _) in chosen.items()),
-        Arm("prompted baseline", None, ASK, kind="words"),
-        Arm("offset token alone", None, WORDS, OFFSET),
-        Arm("sides changed over", CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best), WORDS),
-        *(Arm(f"random-{i}", CachePlan(vector.random(i), best), WORDS, kind="control") for i in range(config.n_random)),
+    conditions = [
+        Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered"),
+        Condition("cache", cache, BASELINE_PROMPTS),
+        *(Condition(name, plan, BASELINE_PROMPTS) for name, (_, plan, _) in chosen.items()),
+        Condition("prompted baseline", None, ASK, kind="prompted"),
+        Condition("offset token alone", None, BASELINE_PROMPTS, OFFSET),
+        Condition(
+            "sides changed over",
+            CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best),
+            BASELINE_PROMPTS,
+        ),
+        *(
+            Condition(f"random-{i}", CachePlan(vector.random(i), best), BASELINE_PROMPTS, kind="control")
+            for i in range(config.n_controls)
+        ),
     ]
     test = measure_modes(
-        model, ls.load_tasks(split="test", n=config.n_test), arms, sampling, progress=True, annotator=ls.grammar
+        model, ls.load_tasks(split="test", n=config.n_test), conditions, sampling, progress=True, annotator=ls.grammar
     )
     spent = {name: plan for name, (_, plan, _) in chosen.items()} | {"cache": cache}
     held_out = prompt_ids(model, ls.load_tasks(split="test", n=2 * config.n_prompts))
@@ -195,15 +208,15 @@ def main(config: Config) -> Result:
 
 
 def table(result: Result) -> str:
-    """The test arms, the dose curves, and the KL by token."""
+    """The test conditions, the coefficient curves, and the KL by token."""
 
-    def line(arm) -> str:
-        figures = [arm.thinks, arm.accuracy, arm.parsed, arm.length]
-        return " | ".join([arm.arm, *(f"{e:.2f}" for e in figures)])
+    def line(condition) -> str:
+        figures = [condition.thinks, condition.accuracy, condition.parsed, condition.length]
+        return " | ".join([condition.condition, *(f"{e:.2f}" for e in figures)])
 
     lines = [f"c_v = {result.c_values:g}, {result.budget:.3f} nats per token; residual {result.residual}"]
-    lines += ["test: arm | thinks | right | parsed | tokens", *map(line, result.test.arms)]
-    lines += ["dev: arm | thinks | right | parsed | tokens", *map(line, result.dev.arms)]
+    lines += ["test: condition | thinks | right | parsed | tokens", *map(line, result.test.conditions)]
+    lines += ["dev: condition | thinks | right | parsed | tokens", *map(line, result.dev.conditions)]
     lines += [f"KL by token | {' | '.join(f'{a}-{b}' for a, b in BINS)}"]
     for name, rows in result.persistence.items():
         lines.append(" | ".join([name, *(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in rows)]))

@@ -6,7 +6,7 @@ annotated by GPT-4o; the classifier counts in what the model writes on the writt
 
     python analyses/first_real_run.py --model mini-r1 --chains a.jsonl b.jsonl --out runs/first --dtype bfloat16
 
-52 arms of 100 chains: about half an hour on two cores with bfloat16 instructions, an hour without.
+52 conditions of 100 chains: about half an hour on two cores with bfloat16 instructions, an hour without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 import lensteer as ls
 from lensteer.annotation import fit_classifier, rules
-from lensteer.evaluation import WORDS, Evaluation, evaluate
+from lensteer.evaluation import BASELINE_PROMPTS, Evaluation, evaluate
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import read_chains, with_masks
 from lensteer.vectors import BehaviorVectors
@@ -65,8 +65,8 @@ def main(config: Config) -> Evaluation:
         dict.fromkeys(ls.STEERED, config.layer),
         config.coefficient,
         scope=ls.generated,
-        words=WORDS,
-        n_random=0,
+        prompts=BASELINE_PROMPTS,
+        n_controls=0,
         sampling=Sampling(config.n_samples, config.temperature, config.seed, config.max_new_tokens, config.batch_size),
         annotator=annotators,
         seed=config.seed,
@@ -88,8 +88,13 @@ def main(config: Config) -> Evaluation:
             | {name: getattr(e, name) for name in names}
             | {"verdict": e.verdict}
         )
-    for arm in found.arms:
-        rows.append({**asdict(arm), "text": None if arm.text is None else arm.text.why or "within the margins"})
+    for condition in found.conditions:
+        rows.append(
+            {
+                **asdict(condition),
+                "text": None if condition.text is None else condition.text.why or "within the margins",
+            }
+        )
     text = json.dumps(rows, indent=0).replace("NaN", "null")
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
     return found
@@ -117,5 +122,5 @@ if __name__ == "__main__":
         "verdict",
     ]
     print(result.to_dataframe().query("unit == 'sentences' and annotator == ''")[columns].round(4).to_string())
-    columns = ["arm", "sentences", "sentence_length", "repetition", "compression", "nll", "kl", "text"]
-    print(result.arms_dataframe()[columns].round(3).to_string())
+    columns = ["condition", "sentences", "sentence_length", "repetition", "compression", "nll", "kl", "text"]
+    print(result.conditions_dataframe()[columns].round(3).to_string())

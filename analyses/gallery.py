@@ -23,12 +23,12 @@ import lensteer as ls
 from lensteer import organism, plots
 from lensteer.ablation import ForcedChain, LeaveOneOut, leave_one_out
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
-from lensteer.evaluation import Arm, PositionAblation
+from lensteer.evaluation import Condition, PositionAblation
 from lensteer.generation.jobs import Sampling
 from lensteer.vectors import Recipe, fit_recipes
 
 RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
-WORDS = cache_versus_residual.WORDS
+BASELINE_PROMPTS = cache_versus_residual.BASELINE_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config:
     n_dev: int = 20
     max_spans: int = 40
     n_draws: int = 40
-    n_random: int = 6
+    n_controls: int = 6
     seed: int = 0
 
 
@@ -86,16 +86,16 @@ class _Shared:
         return ls.attribute(self.model, self.traces, self.vectors, **self.options)
 
     @cached_property
-    def beside_nulls(self) -> ls.LayerScores:
-        nulls = self.config.n_draws
-        return ls.attribute(self.model, self.traces, self.vectors, method="fisher", nulls=nulls, **self.options)
+    def beside_controls(self) -> ls.LayerScores:
+        controls = self.config.n_draws
+        return ls.attribute(self.model, self.traces, self.vectors, method="fisher", n_controls=controls, **self.options)
 
     @cached_property
     def overlap(self) -> ls.EmbeddingOverlap:
         return ls.embedding_overlap(self.model, self.vectors)
 
     @cached_property
-    def site(self) -> ls.Site:
+    def layers(self) -> ls.SelectedLayers:
         return ls.select_layers(self.exact, self.overlap)
 
     @cached_property
@@ -113,23 +113,25 @@ class _Shared:
 
     @cached_property
     def evaluation(self) -> ls.Evaluation:
-        n, words = self.config.n_random, {b: organism.cue(b) for b in self.site}
+        n, words = self.config.n_controls, {b: organism.cue(b) for b in self.layers}
         options: dict[str, Any] = dict(
             annotator=ls.grammar,
             scope=ls.onsets,
-            words=words,
-            n_random=n,
+            prompts=words,
+            n_controls=n,
             sampling=self.sampling,
             margins=ls.GRAMMAR_MARGINS,
         )
-        return ls.evaluate(self.model, self.dev, self.vectors, self.site, 1.0, **options)
+        return ls.evaluate(self.model, self.dev, self.vectors, self.layers, 1.0, **options)
 
     @cached_property
-    def doses(self) -> ls.Doses:
+    def coefficients(self) -> ls.ChosenCoefficients:
         options: dict[str, Any] = dict(
             annotator=ls.grammar, scope=ls.onsets, sampling=self.sampling, margins=ls.GRAMMAR_MARGINS
         )
-        return ls.choose_coefficients(self.model, self.dev, self.vectors, self.site, doses=(0.5, 1.0, 1.5), **options)
+        return ls.choose_coefficients(
+            self.model, self.dev, self.vectors, self.layers, coefficients=(0.5, 1.0, 1.5), **options
+        )
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -144,7 +146,7 @@ class _Shared:
         return ForcedChain.of(self.model, self.chain)
 
     def plan(self, scope: ls.PositionScope) -> ls.SteeringPlan:
-        direction, layer = self.vectors["backtracking"], self.site["backtracking"]
+        direction, layer = self.vectors["backtracking"], self.layers["backtracking"]
         return ls.SteeringPlan(direction, layer, 0.5, scope, unit="mean_norm")
 
     @cached_property
@@ -155,15 +157,17 @@ class _Shared:
 
     @cached_property
     def modes(self) -> ls.Modes:
-        arms = [Arm("unsteered", None, WORDS, kind="unsteered")]
-        arms += [Arm(f"cache, c_v = {c:g}", CachePlan(self.cache, c), WORDS) for c in (0.5, 0.75, 4.0)]
-        arms.append(Arm("prompted baseline", None, cache_versus_residual.ASK, kind="words"))
-        arms += [
-            Arm(f"random-{i}", CachePlan(self.cache.random(i), 0.75), WORDS, kind="control")
-            for i in range(self.config.n_random)
+        conditions = [Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered")]
+        conditions += [
+            Condition(f"cache, c_v = {c:g}", CachePlan(self.cache, c), BASELINE_PROMPTS) for c in (0.5, 0.75, 4.0)
+        ]
+        conditions.append(Condition("prompted baseline", None, cache_versus_residual.ASK, kind="prompted"))
+        conditions += [
+            Condition(f"random-{i}", CachePlan(self.cache.random(i), 0.75), BASELINE_PROMPTS, kind="control")
+            for i in range(self.config.n_controls)
         ]
         return ls.measure_modes(
-            self.model, self.dev, arms, Sampling(1, 1.0, self.config.seed, 400, 256, False), annotator=ls.grammar
+            self.model, self.dev, conditions, Sampling(1, 1.0, self.config.seed, 400, 256, False), annotator=ls.grammar
         )
 
     @cached_property
@@ -187,16 +191,16 @@ class _Shared:
 PAIR = ("backtracking", "deduction")
 
 FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
-    "layer_scores": lambda s: plots.layer_scores(s.exact, s.site),
-    "against_nulls": lambda s: plots.against_nulls(s.beside_nulls, s.site),
-    "overlap": lambda s: plots.overlap(s.overlap, s.site),
-    "cosine_matrix": lambda s: plots.cosine_matrix(ls.cosine_matrix(s.vectors, s.site, default=4)),
+    "layer_scores": lambda s: plots.layer_scores(s.exact, s.layers),
+    "against_controls": lambda s: plots.against_controls(s.beside_controls, s.layers),
+    "overlap": lambda s: plots.overlap(s.overlap, s.layers),
+    "cosine_matrix": lambda s: plots.cosine_matrix(ls.cosine_matrix(s.vectors, s.layers, default=4)),
     "vector_geometry": lambda s: plots.vector_geometry(s.vectors),
     "vector_geometry-3d": lambda s: plots.vector_geometry(s.vectors, dimensions=3),
     "layer_angles": lambda s: plots.layer_angles(s.vectors),
     "recipe_comparison": lambda s: plots.recipe_comparison(s.recipes),
     "token_projections": lambda s: plots.token_projections(
-        ls.token_projections(s.model, s.chain, s.vectors["backtracking"], s.site["backtracking"])
+        ls.token_projections(s.model, s.chain, s.vectors["backtracking"], s.layers["backtracking"])
     ),
     "sentence_attention": lambda s: plots.sentence_attention(ls.sentence_attention(s.model, s.chain), *s.head),
     "head_map": lambda s: plots.head_map(s.looks, PAIR, heads=[s.head]),
@@ -205,7 +209,7 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     "behavior_attention": lambda s: plots.behavior_attention(s.looks, *s.head),
     "behavior_attention-change": lambda s: plots.behavior_attention(s.looks_changed, 7, 3),
     "effects": lambda s: plots.effects(s.evaluation),
-    "doses": lambda s: plots.doses(s.doses),
+    "coefficients": lambda s: plots.coefficients(s.coefficients),
     "modes": lambda s: plots.modes(s.modes),
     "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
     "forced_effect": lambda s: plots.forced_effect(s.forced.effect(s.plan(ls.onsets)), s.chain),

@@ -48,8 +48,8 @@ class Setting:
 
     model: Any
     vectors: ls.BehaviorVectors
-    site: Mapping[str, int]
-    strength: Mapping[str, float]
+    layers: Mapping[str, int]
+    coefficient: Mapping[str, float]
     tasks: list[ls.Task]
     sampling: Sampling
     annotator: Annotator = grammar
@@ -57,8 +57,8 @@ class Setting:
 
     def plan(self, behavior: str, kind: str, scope: ls.PositionScope) -> ls.SteeringPlan:
         """A behavior's vector, taken away ("down") or added ("up")."""
-        strength = KINDS[kind] * self.strength[behavior]
-        return ls.SteeringPlan(self.vectors[behavior], self.site[behavior], strength, scope, unit=self.unit)
+        coefficient = KINDS[kind] * self.coefficient[behavior]
+        return ls.SteeringPlan(self.vectors[behavior], self.layers[behavior], coefficient, scope, unit=self.unit)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Cell:
 
 def whole_chains(at: Setting, scopes: Sequence[ls.PositionScope], chains: Sequence[ls.Trace]) -> Cases:
     """All of a behavior's sentences in each chain, at every scope and at the behavior's own spans."""
-    own = {b: [[span for span in chain.spans if span.label == b] for chain in chains] for b in at.site}
-    cases = {(scope.name, b): [[(scope, spans)] for spans in own[b]] for scope in scopes for b in at.site}
-    return cases | {(OWN, b): [[(_around(spans), spans)] for spans in own[b]] for b in at.site}
+    own = {b: [[span for span in chain.spans if span.label == b] for chain in chains] for b in at.layers}
+    cases = {(scope.name, b): [[(scope, spans)] for spans in own[b]] for scope in scopes for b in at.layers}
+    return cases | {(OWN, b): [[(_around(spans), spans)] for spans in own[b]] for b in at.layers}
 
 
 def _around(spans: Sequence[Span]) -> ls.PositionScope:
@@ -90,13 +90,13 @@ def _around(spans: Sequence[Span]) -> ls.PositionScope:
 def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
     """Each of a behavior's sentences by itself, with all sentences steered, and with all but one."""
     cases: dict[tuple[str, str], list[list[Case]]] = {
-        (name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.site
+        (name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.layers
     }
     for number, chain in enumerate(chains):
         starts = [*(span.start for span in chain.spans), chain.spans[-1].end]
         every = set(range(starts[0], starts[-1]))
         for i, span in enumerate(chain.spans):
-            if i < BEFORE or span.label not in at.site:
+            if i < BEFORE or span.label not in at.layers:
                 continue
             kept = {name: every.difference(range(*starts[i - n : i - n + 2])) for name, n in LEFT_OUT.items()}
             kept |= {WHOLE: every, FIRST: every.difference(range(*starts[:2]))}
@@ -132,8 +132,8 @@ def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0)
             draws @ (log_p["up"] - log_p["down"]) / np.maximum(draws @ n_read, 1),  # no sentence of its own, no change
             tuple(RolloutKL(tuple(map(torch.cat, kls[kind]))) for kind in KINDS),
             edited(at, [chains[number] for number, *_ in listed], [scope for _, scope, _ in listed]),
-            down=KINDS["down"] * at.strength[b],
-            up=KINDS["up"] * at.strength[b],
+            down=KINDS["down"] * at.coefficient[b],
+            up=KINDS["up"] * at.coefficient[b],
         )
     return cells
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lensteer as ls
-from lensteer.attribution import NullTests, null_tests
+from lensteer.attribution import ControlTests, control_tests
 from lensteer.pipeline import Run
 
 
@@ -27,17 +27,17 @@ class Config:
     model: str | None = None
     n_train: int = 150
     max_spans: int = 200
-    nulls: int = 200
+    controls: int = 200
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """Fisher scores with nulls, their tests, and the layers chosen by exact scores."""
+    """Fisher scores with control vectors, their tests, and the layers chosen by exact scores."""
 
     scores: ls.LayerScores
-    tests: NullTests
-    site: ls.Site
+    tests: ControlTests
+    layers: ls.SelectedLayers
 
 
 def main(config: Config) -> Result:
@@ -52,23 +52,23 @@ def main(config: Config) -> Result:
         traces = ls.annotate(
             ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
         )
-    vectors = ls.fit_vectors(model, traces, n_controls=config.nulls, seed=config.seed)
+    vectors = ls.fit_vectors(model, traces, n_controls=config.controls, seed=config.seed)
     options: dict[str, Any] = dict(
         behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm"
     )
-    scores = ls.attribute(model, traces, vectors, method="fisher", nulls=config.nulls, **options)
+    scores = ls.attribute(model, traces, vectors, method="fisher", n_controls=config.controls, **options)
     exact = ls.attribute(model, traces, vectors, **options)
-    return Result(scores, null_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))
+    return Result(scores, control_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))
 
 
 def table(result: Result) -> str:
     """Per behavior: the chosen layer, and z and p there against each kind of control vectors."""
     lines = ["behavior | layer | control | z | p | p over all cells |", "---|---|---|---|---|---|"]
     for b, label in enumerate(result.scores.labels):
-        i = result.scores.layers.index(result.site[label])
+        i = result.scores.layers.index(result.layers[label])
         for k, kind in enumerate(result.tests.kinds):
             z, p, p_max = (float(x[k, b, i]) for x in (result.tests.z, result.tests.p, result.tests.p_max))
-            lines.append(f"{label} | {result.site[label]} | {kind} | {z:.1f} | {p:.3f} | {p_max:.3f} |")
+            lines.append(f"{label} | {result.layers[label]} | {kind} | {z:.1f} | {p:.3f} | {p_max:.3f} |")
     return "\n".join(lines)
 
 
@@ -84,4 +84,4 @@ if __name__ == "__main__":
     result = main(Config(**given))
     print(table(result))
     if figure:
-        ls.plots.against_nulls(result.scores, result.site).write_image(figure, width=1200, scale=2)
+        ls.plots.against_controls(result.scores, result.layers).write_image(figure, width=1200, scale=2)

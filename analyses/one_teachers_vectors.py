@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from lensteer.attribution.selection import Site
-from lensteer.evaluation import Doses, evaluate
+from lensteer.attribution.selection import SelectedLayers
+from lensteer.evaluation import ChosenCoefficients, evaluate
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.traces import load_traces
@@ -43,7 +43,11 @@ def cosine(a: BehaviorVectors, b: BehaviorVectors, label: str, layer: int) -> fl
 def main(config: Config) -> dict[str, Any]:
     """Flat figures: cosines, spans, and the effects of one file's vectors."""
     run = Run.open(config.run)
-    c, site, doses = run.config, Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
+    c, layers, coefficients = (
+        run.config,
+        SelectedLayers.load(run.path("layers.json")),
+        ChosenCoefficients.load(run.path("coefficients.json")),
+    )
     traces = load_traces(run.path("annotated.jsonl"))
     ends = list(accumulate(run.stages["traces"]["files"]))
     files = [traces[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
@@ -52,25 +56,25 @@ def main(config: Config) -> dict[str, Any]:
     own = [fit_vectors(run.model, part, **recipe) for part in files]
     names = [Path(path).name.removesuffix("_annotated_chains.jsonl") for path in c.chains]
     found: dict[str, Any] = {"files": names, "alone": names[config.alone], "n_samples": config.n_samples}
-    for label, layer in site.items():
+    for label, layer in layers.items():
         for name, vectors in zip(names, own, strict=True):
             found[f"cosine.{label}.{name}.all"] = cosine(vectors, everything, label, layer)
             found[f"spans.{label}.{name}"] = vectors.counts[label]
         for (one, first), (two, second) in combinations(zip(names, own, strict=True), 2):
             found[f"cosine.{label}.{one}.{two}"] = cosine(first, second, label, layer)
     alone = own[config.alone]
-    longer = {b: float(everything[b].at(layer).norm() / alone[b].at(layer).norm()) for b, layer in site.items()}
-    pairs = {b: tuple(None if dose is None else dose * longer[b] for dose in doses.pairs[b]) for b in site}
+    longer = {b: float(everything[b].at(layer).norm() / alone[b].at(layer).norm()) for b, layer in layers.items()}
+    pairs = {b: tuple(None if trial is None else trial * longer[b] for trial in coefficients.pairs[b]) for b in layers}
     name, annotator = next(iter(annotators_of(run).items()))
     effects = evaluate(
         run.model,
         run.tasks("test"),
         alone,
-        site,
+        layers,
         pairs,  # type: ignore[arg-type]  # two each
         scope=SCOPES[c.scope],
         unit=c.unit,
-        n_random=0,
+        n_controls=0,
         sampling=run.sampling(config.n_samples),
         annotator={name: annotator},
         margins=run.margins,

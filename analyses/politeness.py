@@ -55,10 +55,10 @@ class Config:
         pairs: Any source that `load_pairs` takes.
         layer: Where to steer; by default chosen from attribution scores.
         coefficient: In multiples of the difference, both ways.
-        n_random: Control vectors of each of two kinds, as long as the difference: with the covariance of the pairs'
+        n_controls: Control vectors of each of two kinds, as long as the difference: with the covariance of the pairs'
             activations, and from pairs whose sides are shuffled.
         n_requests: Of `REQUESTS`.
-        n_samples: Answers per request and arm.
+        n_samples: Answers per request and condition.
         max_spans: Polite answers that are scored.
         max_new_tokens: Per answer.
         temperature: Of all sampling.
@@ -69,7 +69,7 @@ class Config:
     pairs: str = "politeness"
     layer: int | None = None
     coefficient: float = 2.0
-    n_random: int = 5
+    n_controls: int = 5
     n_requests: int = len(REQUESTS)
     n_samples: int = 4
     max_spans: int | None = 20
@@ -87,24 +87,24 @@ def main(config: Config) -> ls.Evaluation:
     """Fit, choose a layer, steer both ways, and count, beside control vectors."""
     model = ls.load_model(config.model)
     pairs = ls.load_pairs(config.pairs)
-    vectors = ls.fit_directions(model, pairs, n_controls=config.n_random, seed=config.seed)
+    vectors = ls.fit_directions(model, pairs, n_controls=config.n_controls, seed=config.seed)
     (label,) = vectors.labels
     if config.layer is not None:
-        site = {label: config.layer}
+        layers = {label: config.layer}
     else:
         traces = ls.pair_traces(model, pairs)
         scores = ls.attribute(model, traces, vectors, coefficient=0.1, max_spans=config.max_spans, seed=config.seed)
-        site = dict(ls.select_layers(scores, ls.embedding_overlap(model, vectors), behaviors=[label]))
+        layers = dict(ls.select_layers(scores, ls.embedding_overlap(model, vectors), behaviors=[label]))
     tasks = [ls.Task(f"request-{i}", label, "test", text) for i, text in enumerate(REQUESTS[: config.n_requests])]
     return ls.evaluate(
         model,
         tasks,
         vectors,
-        site,
+        layers,
         config.coefficient,
         measure=courtesy,
         pools=["covariance_matched", "shuffled"],
-        n_random=config.n_random,
+        n_controls=config.n_controls,
         control_samples=1,
         sampling=ls.Sampling(config.n_samples, config.temperature, config.seed, config.max_new_tokens, batch_size=64),
         seed=config.seed,
@@ -121,7 +121,11 @@ def table(found: ls.Evaluation) -> str:
             f"layer {e.layer}, coefficient {e.coefficient:+g}: {e.share:.2f}, "
             f"unsteered {e.base.value:.2f}, p {e.p:.4f}, {ranks}: {e.verdict}"
         )
-    broken = [f"{arm.kind}: {arm.text.why}" for arm in found.arms if arm.behavior and arm.text and not arm.text.ok]
+    broken = [
+        f"{condition.kind}: {condition.text.why}"
+        for condition in found.conditions
+        if condition.behavior and condition.text and not condition.text.ok
+    ]
     return "\n".join([*rows, *broken])
 
 
@@ -131,7 +135,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", default=Config.pairs)
     parser.add_argument("--layer", type=int)
     parser.add_argument("--coefficient", type=float, default=Config.coefficient)
-    parser.add_argument("--random", type=int, default=Config.n_random)
+    parser.add_argument("--random", type=int, default=Config.n_controls)
     parser.add_argument("--samples", type=int, default=Config.n_samples)
     parser.add_argument("--tokens", type=int, default=Config.max_new_tokens)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,15 +1,15 @@
 """At which positions does steering work? The same vectors at all, prompt, generated, thinking and other positions.
 
-At every scope each behavior's vector is added and taken away at one layer, same tasks and seeds in all arms. What
+At every scope each behavior's vector is added and taken away at one layer, same tasks and seeds in all conditions. What
 counts is the behavior's share of sentences, added less taken away. Two comparisons of free-running chains: at the same
 coefficient, and at those that spend the same mean KL(steered || unsteered) per token of the steered model's rollouts
-(by default what the onsets spend at their coefficient), so that a scope with few positions is not just a weaker dose.
-Two more are along given, unsteered chains: the behavior's own spans can be edited only there, because nobody can look
-ahead, and one sentence at a time can be left out (`given_chains.py`). Their effect is the log-probability of the
-behavior's own sentences, added less taken away, in nats per sentence, and their KL is KL(unsteered || steered).
-Intervals, and the paired difference from the onsets (from all sentences, where one is left out), are from a bootstrap
-over tasks; chains count by their length. Vectors of the default recipe are made of onsets: others may do best
-elsewhere.
+(by default what the onsets spend at their coefficient), so that a scope with few positions is not just a weaker
+coefficient. Two more are along given, unsteered chains: the behavior's own spans can be edited only there, because
+nobody can look ahead, and one sentence at a time can be left out (`given_chains.py`). Their effect is the
+log-probability of the behavior's own sentences, added less taken away, in nats per sentence, and their KL is
+KL(unsteered || steered). Intervals, and the paired difference from the onsets (from all sentences, where one is left
+out), are from a bootstrap over tasks; chains count by their length. Vectors of the default recipe are made of onsets:
+others may do best elsewhere.
 
 Example: python analyses/position_ablation.py --run lensteer-demo --json positions.json --figure positions.png
 """
@@ -32,13 +32,13 @@ import lensteer as ls
 from lensteer.calibration import RolloutKL, calibrate_many, rollout_kl
 from lensteer.evaluation import (
     MEAN,
-    Arm,
-    Doses,
+    ChosenCoefficients,
+    Condition,
     PositionAblation,
     PositionEffect,
     ResampledShares,
     estimate_of,
-    run_arms,
+    run_conditions,
 )
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import Run
@@ -51,11 +51,11 @@ Key = tuple[str, str, str]  # scope, behavior, "down" or "up"
 
 @dataclass(frozen=True)
 class Config:
-    """A run's folder (its vectors, site, coefficients and dev tasks), or a model to fit vectors on; sizes.
+    """A run's folder (its vectors, layers, coefficients and dev tasks), or a model to fit vectors on; sizes.
 
-    `coefficient` is for a model without a run, in multiples of the mean activation's length; a run has its own doses.
-    `first` is the n of "first(n)", `budget` in nats per token (None: what the onsets spend), `folder` for finished
-    chains, which a killed run goes on from.
+    `coefficient` is for a model without a run, in multiples of the mean activation's length; a run has its own
+    coefficients. `first` is the n of "first(n)", `budget` in nats per token (None: what the onsets spend), `folder` for
+    finished chains, which a killed run goes on from.
     """
 
     run: Path | None = None
@@ -82,7 +82,7 @@ def main(config: Config) -> PositionAblation:
         ls.onsets,
         ls.first(config.first),
     ]
-    plans = {(scope.name, b, kind): at.plan(b, kind, scope) for scope in scopes for b in at.site for kind in KINDS}
+    plans = {(scope.name, b, kind): at.plan(b, kind, scope) for scope in scopes for b in at.layers for kind in KINDS}
     drawn: dict[str, Any] = dict(temperature=at.sampling.temperature, max_new_tokens=at.sampling.max_new_tokens)
     chains = ls.generate_traces(at.model, at.tasks, seed=at.sampling.seed, **drawn)
     chains = [chain for chain in ls.annotate(chains, at.annotator) if chain.spans]
@@ -104,18 +104,23 @@ def main(config: Config) -> PositionAblation:
     found = dict(zip(plans, calibrate_many(at.model, prompts, begin, budget=budget, **limits, **options), strict=True))
     plans, reached = {key: c.plan for key, c in found.items()}, {key: c.reached for key, c in found.items()}
     rows += _rows("budget", _free(at, config, "budget", plans, costs(plans), chains, reached))
-    return PositionAblation(tuple(rows), REFERENCE, budget, dict(at.site), len(at.tasks), len(prompts))
+    return PositionAblation(tuple(rows), REFERENCE, budget, dict(at.layers), len(at.tasks), len(prompts))
 
 
 def _of_run(config: Config, folder: Path) -> Setting:
     run = Run.open(folder)
     vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
-    site, doses = ls.Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
+    layers, coefficients = (
+        ls.SelectedLayers.load(run.path("layers.json")),
+        ChosenCoefficients.load(run.path("coefficients.json")),
+    )
     tasks = run.tasks("dev")[: config.n_dev]
-    strength, unit = doses.coefficients, doses.coefficient_unit
+    coefficient, unit = coefficients.coefficients, coefficients.coefficient_unit
     annotator = next(iter(annotators_of(run).values()))
-    kept = {b: layer for b, layer in site.items() if b in strength}  # every dose of the others breaks the text
-    return Setting(run.model, vectors, kept, strength, tasks, run.sampling(1), annotator, unit)
+    kept = {
+        b: layer for b, layer in layers.items() if b in coefficient
+    }  # every coefficient of the others breaks the text
+    return Setting(run.model, vectors, kept, coefficient, tasks, run.sampling(1), annotator, unit)
 
 
 def _fitted(config: Config) -> Setting:
@@ -127,10 +132,10 @@ def _fitted(config: Config) -> Setting:
     vectors = ls.fit_vectors(model, traces)
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
     scores = ls.attribute(model, traces, vectors, scaling="mean_norm", **options)
-    site = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
-    strength, tasks = dict.fromkeys(site, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
+    layers = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
+    coefficient, tasks = dict.fromkeys(layers, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
     sampling = Sampling(1, 1.0, config.seed, 400, 256)
-    return Setting(model, vectors, site, strength, tasks, sampling, unit="mean_norm")
+    return Setting(model, vectors, layers, coefficient, tasks, sampling, unit="mean_norm")
 
 
 def _free(
@@ -144,8 +149,10 @@ def _free(
 ) -> dict[tuple[str, str], Cell]:
     """Cells of free-running chains."""
     path = None if config.folder is None else config.folder / f"{name}.jsonl"
-    arms = [Arm("/".join(key), plan) for key, plan in plans.items()]
-    records = run_arms(at.model, at.tasks, arms, at.sampling, annotator=at.annotator, path=path, progress=True)
+    conditions = [Condition("/".join(key), plan) for key, plan in plans.items()]
+    records = run_conditions(
+        at.model, at.tasks, conditions, at.sampling, annotator=at.annotator, path=path, progress=True
+    )
     shares, cells = ResampledShares(records, seed=config.seed), {}
     for scope, b in dict.fromkeys(key[:2] for key in plans):
         keys = [(scope, b, kind) for kind in KINDS]
@@ -157,7 +164,7 @@ def _free(
             edited(at, chains, [plans[keys[0]].scope] * len(chains)),
             down,
             up,
-            float(np.mean([r.parsed for r in records if r.arm in names])),
+            float(np.mean([r.parsed for r in records if r.condition in names])),
             reached is None or all(reached[key] for key in keys),
         )
     return cells
@@ -203,9 +210,9 @@ def table(result: PositionAblation, behavior: str = MEAN) -> str:
     lines.append("---|---|---|---|---|---|---|---|")
     for r in (r for r in result.rows if r.behavior == behavior):
         kl = f"{r.kl:.4f}{'' if r.reached else ' (not all reached)'}"
-        doses = f"{r.down:+.2f}, {r.up:+.2f} | {r.parsed:.3f}"
+        coefficients = f"{r.down:+.2f}, {r.up:+.2f} | {r.parsed:.3f}"
         lines.append(
-            f"{r.comparison} | {r.scope} | {r.effect:+.3f} | {r.behind:+.3f} | {kl} | {r.edited:.1f} | {doses} |"
+            f"{r.comparison} | {r.scope} | {r.effect:+.3f} | {r.behind:+.3f} | {kl} | {r.edited:.1f} | {coefficients} |"
         )
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ from lensteer.files import read_jsonl
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.geometry import common_component, cosine_matrix
 
-SITE = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
+LAYERS = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
 INIT, DED, ADD, EX, UNC, BACK = ls.BEHAVIORS
 COSINES = {
     (BACK, UNC): 0.64,
@@ -136,18 +136,21 @@ def shares(traces: list[ls.Trace], counts: dict[str, int]) -> Iterator[Row]:
 def geometry(means: dict[str, torch.Tensor], overall: torch.Tensor, counts: dict[str, int]) -> Iterator[Row]:
     """Cosines and lengths of `label - overall`, and what is left of the cosines without what all labels share."""
     vectors = BehaviorVectors.from_means(means, overall, counts=counts)
-    cosines = cosine_matrix(vectors, SITE, default=SITE[BACK])
+    cosines = cosine_matrix(vectors, LAYERS, default=LAYERS[BACK])
     for (first, second), published in COSINES.items():
         yield Row("cosine", f"{first}, {second}", cosines.at(first, second), published)
     ratio = vectors.to_dataframe().set_index(["behavior", "layer"]).ratio
     for label, published in LENGTHS.items():
         yield Row(
-            "length / mean activation", f"{label} at layer {SITE[label]}", float(ratio[label, SITE[label]]), published
+            "length / mean activation",
+            f"{label} at layer {LAYERS[label]}",
+            float(ratio[label, LAYERS[label]]),
+            published,
         )
     yield Row("weighted mean of the six / mean activation", "layer 17", float(common_component(vectors)[17]), 0.22)
     total = sum(counts[label] for label in means)
     center = sum((counts[label] / total * mean.double() for label, mean in means.items()), torch.zeros(1))
-    centered = cosine_matrix(BehaviorVectors.from_means(means, center.float(), counts=counts), SITE[BACK])
+    centered = cosine_matrix(BehaviorVectors.from_means(means, center.float(), counts=counts), LAYERS[BACK])
     yield Row("cosine without that mean, layer 17", f"{BACK}, {UNC}", centered.at(BACK, UNC), 0.30)
     yield Row("cosine without that mean, layer 17", f"{BACK}, {DED}", centered.at(BACK, DED), -0.44)
 

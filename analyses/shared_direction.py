@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensteer.attribution.selection import Site
-from lensteer.evaluation import Arm, by_arm, run_arms
+from lensteer.attribution.selection import SelectedLayers
+from lensteer.evaluation import Condition, by_condition, run_conditions
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.statistics import Ratio, bootstrap_interval
@@ -63,13 +63,13 @@ def directions(vectors: BehaviorVectors, label: str, layer: int, negatives: str)
 def main(config: Config) -> dict[str, Any]:
     """Flat figures by negatives and behavior."""
     run = Run.open(config.run)
-    c, site = run.config, Site.load(run.path("site.json"))
+    c, layers = run.config, SelectedLayers.load(run.path("layers.json"))
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     assert vectors.recipe.negatives == "all", "the run's negatives are not all tokens"
-    arms = [Arm("unsteered", kind="unsteered")]
+    conditions = [Condition("unsteered", kind="unsteered")]
     found: dict[str, Any] = {"length": config.length, "n_shuffled": config.n_shuffled}
     for negatives in NEGATIVES:
-        for label, layer in site.items():
+        for label, layer in layers.items():
             own, *twins = directions(vectors, label, layer, negatives)
             path, mean = f"{negatives}.{label}", torch.stack(twins).mean(0)
             found[f"{path}.length"] = float(own.norm())
@@ -78,26 +78,28 @@ def main(config: Config) -> dict[str, Any]:
             for i, vector in enumerate([own, *twins[: config.n_shuffled]]):
                 direction = Direction(f"{label}-{i}", vector.float()[None], torch.ones(1), (layer,))
                 plan = SteeringPlan(direction, layer, config.length, SCOPES[c.scope], unit="unit")
-                arms.append(Arm(f"{negatives}/{label}/{i}", plan))
+                conditions.append(Condition(f"{negatives}/{label}/{i}", plan))
     name, annotator = next(iter(annotators_of(run).items()))
     found["annotator"] = name
-    records = run_arms(
+    records = run_conditions(
         run.model,
         run.tasks("dev"),
-        arms,
+        conditions,
         run.sampling(1),
         annotator=annotator,
         path=run.path("shared-direction.jsonl"),
         progress=True,
     )
-    grouped = by_arm(records, arms)
+    grouped = by_condition(records, conditions)
 
-    def share(arms: list[str], label: str) -> Ratio:
-        rows = [grouped[arm] for arm in arms]  # the same tasks in the same order
-        counts = np.array([[(r.sentences.get(label, 0), r.n_sentences) for r in arm] for arm in rows], dtype=float)
+    def share(conditions: list[str], label: str) -> Ratio:
+        rows = [grouped[condition] for condition in conditions]  # the same tasks in the same order
+        counts = np.array(
+            [[(r.sentences.get(label, 0), r.n_sentences) for r in condition] for condition in rows], dtype=float
+        )
         return Ratio(*counts.sum(0).T)
 
-    for negatives, label in product(NEGATIVES, site):
+    for negatives, label in product(NEGATIVES, layers):
         plain, names = share(["unsteered"], label), [f"{negatives}/{label}/{i}" for i in range(1 + config.n_shuffled)]
         kinds = {"up": names[:1], "shuffled": names[1:]}
         for kind, chosen in kinds.items():

@@ -21,7 +21,7 @@ import lensteer as ls
 from lensteer import organism
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
-from lensteer.evaluation import Arm, Modes, measure_modes
+from lensteer.evaluation import Condition, Modes, measure_modes
 from lensteer.generation.jobs import Sampling
 from lensteer.organism.grammar import STYLE_CUES, STYLES
 
@@ -42,7 +42,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """Per style the chosen coefficient, and the modes of all arms on test tasks."""
+    """Per style the chosen coefficient, and the modes of all conditions on test tasks."""
 
     against: str
     c_values: dict[str, float]
@@ -75,37 +75,39 @@ def main(config: Config) -> Result:
     dev = measure_modes(
         model,
         ls.load_tasks(split="dev", n=config.n_dev),
-        [Arm(f"{s}/{c:g}", CachePlan(vectors[s], c)) for s in STYLES for c in config.c_values],
+        [Condition(f"{s}/{c:g}", CachePlan(vectors[s], c)) for s in STYLES for c in config.c_values],
         sampling,
         **options,
     )
 
     def worth(style: str, c: float) -> tuple[float, float]:
-        arm = dev[f"{style}/{c:g}"]
-        return arm.thinks.value * (arm.styles[style].value if style in arm.styles else 0.0) * arm.finished.value, -c
+        condition = dev[f"{style}/{c:g}"]
+        return condition.thinks.value * (
+            condition.styles[style].value if style in condition.styles else 0.0
+        ) * condition.finished.value, -c
 
     chosen = {style: max(config.c_values, key=partial(worth, style)) for style in STYLES}
-    arms = [
-        Arm("unsteered", kind="unsteered"),
-        Arm("random", CachePlan(vectors[STYLES[0]].random(config.seed), chosen[STYLES[0]])),
+    conditions = [
+        Condition("unsteered", kind="unsteered"),
+        Condition("random", CachePlan(vectors[STYLES[0]].random(config.seed), chosen[STYLES[0]])),
     ]
     for style in STYLES:
-        arms.append(Arm(f"{style} vector", CachePlan(vectors[style], chosen[style])))
-        arms.append(Arm(f"{style} in words", None, STYLE_CUES[style][0]))
-    modes = measure_modes(model, ls.load_tasks(split="test", n=config.n_test), arms, sampling, **options)
+        conditions.append(Condition(f"{style} vector", CachePlan(vectors[style], chosen[style])))
+        conditions.append(Condition(f"{style} in words", None, STYLE_CUES[style][0]))
+    modes = measure_modes(model, ls.load_tasks(split="test", n=config.n_test), conditions, sampling, **options)
     return Result(config.against, chosen, modes)
 
 
 def table(result: Result) -> str:
-    """One line per arm."""
+    """One line per condition."""
     lines = [
         f"against {result.against}; coefficients {result.c_values}",
-        f"arm | thinks | right | {' | '.join(STYLES)}",
+        f"condition | thinks | right | {' | '.join(STYLES)}",
     ]
-    for arm in result.modes.arms:
-        figures = [arm.thinks, arm.accuracy, *(arm.styles.get(style) for style in STYLES)]
+    for condition in result.modes.conditions:
+        figures = [condition.thinks, condition.accuracy, *(condition.styles.get(style) for style in STYLES)]
         cells = ["-" if e is None else f"{e:.2f}" for e in figures]
-        lines.append(" | ".join([arm.arm, *cells]))
+        lines.append(" | ".join([condition.condition, *cells]))
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ natural logarithm over layers and behaviors within a model, and between models.
 
     python analyses/unit_of_coefficients.py RUN [RUN ...]
 
-A run needs the stages up to `attribute`, with control vectors (`--n-nulls`), whose covariance gives the spread.
+A run needs the stages up to `attribute`, with control vectors (`--n-score-controls`), whose covariance gives the
+spread.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 import lensteer as ls
 from lensteer.attribution import efficiency
 from lensteer.calibration import calibrate_many
-from lensteer.evaluation import Arm, Record, ResampledShares, estimate_of, run_arms
+from lensteer.evaluation import Condition, Record, ResampledShares, estimate_of, run_conditions
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.statistics import Estimate
@@ -86,11 +86,11 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
     vectors = ls.fit_vectors(model, traces, labels=ls.BEHAVIORS)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     plans = _calibrated(model, tasks[: config.n_prompts], vectors, config, config.folder / f"{number}-{name}.json")
-    arms = [Arm(key, plan) for key, plan in plans.items()]
-    records = run_arms(
+    conditions = [Condition(key, plan) for key, plan in plans.items()]
+    records = run_conditions(
         model,
         tasks,
-        arms,
+        conditions,
         Sampling(1, 1.0, config.seed, 400, 256),
         path=config.folder / f"{number}-{name}.jsonl",
         progress=True,
@@ -117,8 +117,8 @@ def _calibrated(
         )
         values = {key: (c.coefficient, c.kl, c.reached) for key, c in zip(plans, found, strict=True)}
         write_atomically(path, json.dumps(values, indent=1))
-    doses = json.loads(path.read_text())
-    return {key: replace(plan, coefficient=doses[key][0]) for key, plan in plans.items()}
+    coefficients = json.loads(path.read_text())
+    return {key: replace(plan, coefficient=coefficients[key][0]) for key, plan in plans.items()}
 
 
 def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Array:

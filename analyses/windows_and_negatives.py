@@ -1,8 +1,9 @@
 """Which window and which negatives give vectors that steer? Every recipe and layer, down and up, on dev tasks.
 
-For each recipe, layer and behavior its vector is added at -c and +c, same tasks and seeds in all arms; what counts is
-up - down, the difference of the behavior's sentence shares. A cell goes the right way if down is below the unsteered
-share and up above it. Intervals and the paired difference from the first recipe are from a bootstrap over tasks.
+For each recipe, layer and behavior its vector is added at -c and +c, same tasks and seeds in all conditions; what
+counts is up - down, the difference of the behavior's sentence shares. A cell goes the right way if down is below the
+unsteered share and up above it. Intervals and the paired difference from the first recipe are from a bootstrap over
+tasks.
 
 Example: python analyses/windows_and_negatives.py --n-train 150 --n-dev 40 --coefficient 0.5 --json windows.json
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import lensteer as ls
-from lensteer.evaluation import Arm, Record, ResampledShares, estimate_of, run_arms
+from lensteer.evaluation import Condition, Record, ResampledShares, estimate_of, run_conditions
 from lensteer.generation.jobs import Sampling
 from lensteer.statistics import Estimate
 from lensteer.vectors import Recipe, fit_recipes
@@ -36,9 +37,9 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, strength, layers (None: all), and the file that a killed run goes on from.
+    """Model, sizes, coefficient, layers (None: all), and the file that a killed run goes on from.
 
-    At strength 1 a vector is as long as the mean activation.
+    At coefficient 1 a vector is as long as the mean activation.
     """
 
     model: str | None = None
@@ -74,16 +75,16 @@ def main(config: Config) -> list[Row]:
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     layers = config.layers or tuple(range(ls.models.n_layers(model)))
     scope = {"thinking": ls.thinking, "everywhere": ls.everywhere, "onsets": ls.onsets}[config.scope]
-    arms = [Arm("unsteered", kind="unsteered")]
+    conditions = [Condition("unsteered", kind="unsteered")]
     for vectors in fit_recipes(model, traces, RECIPES):
         for layer in layers:
             for b in ls.STEERED:
                 for kind, sign in (("down", -1), ("up", 1)):
                     plan = ls.SteeringPlan(vectors[b], layer, sign * config.coefficient, scope, unit="mean_norm")
-                    arms.append(Arm(f"{vectors.recipe}/{layer}/{b}/{kind}", plan))
+                    conditions.append(Condition(f"{vectors.recipe}/{layer}/{b}/{kind}", plan))
     sampling = Sampling(1, 1.0, config.seed, 400, 256)
     return rows(
-        run_arms(model, tasks, arms, sampling, path=config.resume, progress=True, annotator=ls.grammar),
+        run_conditions(model, tasks, conditions, sampling, path=config.resume, progress=True, annotator=ls.grammar),
         layers,
         config.seed,
     )
@@ -102,7 +103,7 @@ def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[
     result = []
     for recipe, mean in means.items():
         ahead = means[str(RECIPES[0])] - mean
-        parsed = [r.parsed for r in records if r.arm.startswith(f"{recipe}/")]
+        parsed = [r.parsed for r in records if r.condition.startswith(f"{recipe}/")]
         result.append(
             Row(
                 recipe,

@@ -44,7 +44,7 @@ from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors, Controls, Recipe
 
 N_LAYERS, WIDTH, VOCABULARY = 12, 768, 32_000
-N_NULLS = 200  # of each of two kinds
+N_SCORE_CONTROLS = 200  # of each of two kinds
 REFERENCE, CHAINS = "LENSTEER_REFERENCE", "r1_qwen_1.5b_annotated_chains.jsonl"
 
 
@@ -125,7 +125,7 @@ def random_vectors(model) -> BehaviorVectors:
         n_traces=1,
         recipe=Recipe(),
         provenance={"model": ls.models.fingerprint(model).to_dict()},
-        controls=Controls(draw(N_NULLS), draw(N_NULLS), draw(N_NULLS, 4)),
+        controls=Controls(draw(N_SCORE_CONTROLS), draw(N_SCORE_CONTROLS), draw(N_SCORE_CONTROLS, 4)),
     )
 
 
@@ -215,15 +215,17 @@ def main(config: Config) -> dict[str, float]:
         with torch.no_grad():
             model(torch.tensor([list(longest.ids)]))
 
-    def fisher(some: list[Trace] = traces, nulls: int = 0) -> None:
-        ls.attribute(model, some, vectors, method="fisher", positions="other", samples=config.samples, nulls=nulls)
+    def fisher(some: list[Trace] = traces, n_controls: int = 0) -> None:
+        ls.attribute(
+            model, some, vectors, method="fisher", positions="other", samples=config.samples, n_controls=n_controls
+        )
 
     forward()  # warm
     fisher(traces[:1])
     memory = {"forward": peak_bytes(forward), "fisher": peak_bytes(lambda: fisher([longest]))}
     runs: dict[str, Callable[[], float]] = {
         "fisher": lambda: _timed(fisher),
-        "fisher_400_nulls": lambda: _timed(lambda: fisher(nulls=N_NULLS)),
+        "fisher_400_nulls": lambda: _timed(lambda: fisher(n_controls=N_SCORE_CONTROLS)),
         "exact": lambda: _timed(lambda: ls.attribute(model, traces, vectors)),
         "published": lambda: published_seconds(model, traces, vectors, config.sampled_cells),
         "brute_force": lambda: brute_force_seconds(model, traces, vectors, config.sampled_cells),

@@ -1,9 +1,9 @@
 """What steering costs while an answer is written: one cache edit, a hook at every token, and neither.
 
 One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), prompts of 100 tokens, greedy decoding of as many
-tokens for all rows, batches of 1 and 16, everything with a KV cache. Arms take turns within each round, in an
-order that changes; a ratio is the median over rounds of an arm's time by the unsteered one's of the same round, with a
-bootstrap interval over rounds.
+tokens for all rows, batches of 1 and 16, everything with a KV cache. Conditions take turns within each round, in an
+order that changes; a ratio is the median over rounds of a condition's time by the unsteered one's of the same round,
+with a bootstrap interval over rounds.
 
 `hook` adds a vector to one layer's output at every position, as the published comparison does (arXiv 2507.08799: 57 %
 more time per token, 15.79 ms against 10.07, for a hook that runs without a KV cache); `hook_without_cache` is that: a
@@ -38,7 +38,7 @@ N_LAYERS, WIDTH, VOCABULARY, N_HEADS, N_KV_HEADS = 12, 768, 32_000, 12, 4
 
 @dataclass(frozen=True)
 class Config:
-    """Rounds, tokens per answer, tokens of the slow arm, and the batches."""
+    """Rounds, tokens per answer, tokens of the slow condition, and the batches."""
 
     rounds: int = 15
     new_tokens: int = 48
@@ -131,32 +131,32 @@ def main(config: Config) -> dict[str, float]:
     found: dict[str, float] = {"threads": float(torch.get_num_threads())}
     rng = np.random.default_rng(config.seed)
 
-    def rounds(name: str, arms: dict[str, Callable[[], float]], against: str) -> None:
-        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    def rounds(name: str, conditions: dict[str, Callable[[], float]], against: str) -> None:
+        seconds: dict[str, list[float]] = {condition: [] for condition in conditions}
         for _ in range(config.rounds):
-            for arm in rng.permutation(list(arms)):
-                seconds[arm].append(arms[arm]())
-        for arm in arms:
-            found[f"seconds.{arm}_{name}"] = float(np.median(seconds[arm]))
-            if arm != against:
-                ratios = [a / b for a, b in zip(seconds[arm], seconds[against], strict=True)]
+            for condition in rng.permutation(list(conditions)):
+                seconds[condition].append(conditions[condition]())
+        for condition in conditions:
+            found[f"seconds.{condition}_{name}"] = float(np.median(seconds[condition]))
+            if condition != against:
+                ratios = [a / b for a, b in zip(seconds[condition], seconds[against], strict=True)]
                 middle, low, high = interval(ratios, config.seed)
-                key = f"{arm}_vs_{against}_{name}"
+                key = f"{condition}_vs_{against}_{name}"
                 found.update({key: middle, f"{key}.low": low, f"{key}.high": high})
 
     for batch in config.batches:
         ids = torch.randint(10, VOCABULARY, (batch, config.prompt), generator=generator).tolist()
-        arms: dict[str, Callable[[], float]] = {
-            arm: partial(timed, model, ids, plan, config.new_tokens)
-            for arm, plan in (("unsteered", None), ("cache", cache), ("hook", hook))
+        conditions: dict[str, Callable[[], float]] = {
+            condition: partial(timed, model, ids, plan, config.new_tokens)
+            for condition, plan in (("unsteered", None), ("cache", cache), ("hook", hook))
         }
-        for run in arms.values():
+        for run in conditions.values():
             run()  # warm
-        rounds(f"batch{batch}", arms, "unsteered")
+        rounds(f"batch{batch}", conditions, "unsteered")
     one = torch.randint(10, VOCABULARY, (config.prompt,), generator=generator).tolist()
     slow: dict[str, Callable[[], float]] = {
-        arm: partial(without_cache, model, one, plan, config.slow_tokens)
-        for arm, plan in (("without_cache", None), ("hook_without_cache", hook))
+        condition: partial(without_cache, model, one, plan, config.slow_tokens)
+        for condition, plan in (("without_cache", None), ("hook_without_cache", hook))
     }
     slow["cached"] = partial(timed, model, [one], None, config.slow_tokens)
     rounds("batch1_short", slow, "cached")

@@ -14,9 +14,9 @@ from lensteer.attention import (
     receiver_heads,
     sentence_attention,
 )
-from lensteer.attribution import Fidelity, LayerScores, NullTests, attribute, efficiency, fidelity, null_tests
+from lensteer.attribution import ControlTests, Fidelity, LayerScores, attribute, control_tests, efficiency, fidelity
 from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
-from lensteer.attribution.selection import Site, select_layers
+from lensteer.attribution.selection import SelectedLayers, select_layers
 from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
@@ -24,8 +24,8 @@ from lensteer.contrast import Pair, Text, complete_pairs, fit_directions, load_p
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     GRAMMAR_MARGINS,
-    Arm,
-    Doses,
+    ChosenCoefficients,
+    Condition,
     Evaluation,
     Margins,
     Modes,
@@ -59,15 +59,16 @@ __all__ = [
     "GRAMMAR_MARGINS",
     "STEERED",
     "Annotator",
-    "Arm",
     "BehaviorAttention",
     "BehaviorVectors",
     "CachePlan",
     "CacheVector",
     "Calibration",
+    "ChosenCoefficients",
+    "Condition",
+    "ControlTests",
     "CosineMatrix",
     "Direction",
-    "Doses",
     "EmbeddingOverlap",
     "Evaluation",
     "Fidelity",
@@ -77,13 +78,12 @@ __all__ = [
     "LensteerError",
     "Margins",
     "Modes",
-    "NullTests",
     "Pair",
     "PositionScope",
     "ReceiverHeads",
     "Sampling",
+    "SelectedLayers",
     "SentenceAttention",
-    "Site",
     "Span",
     "SteeringPlan",
     "Task",
@@ -100,6 +100,7 @@ __all__ = [
     "choose_coefficients",
     "complete_pairs",
     "contrastive_pairs",
+    "control_tests",
     "cosine_matrix",
     "efficiency",
     "embedding_overlap",
@@ -122,7 +123,6 @@ __all__ = [
     "load_traces",
     "measure_modes",
     "models",
-    "null_tests",
     "onsets",
     "pair_traces",
     "pair_up",

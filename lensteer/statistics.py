@@ -140,27 +140,27 @@ def bootstrap_interval(
 
     Args:
         values: `[unit]` or `[unit, column ...]`, or a `Ratio` of two such.
-        minus: the other arm on the same units in the same order; the interval is then of the difference.
+        minus: the other side on the same units in the same order; the interval is then of the difference.
         n: number of resamples.
         seed: of the resamples; the same seed draws the same units whatever the values.
         level: of the interval, between 0 and 1.
 
     Raises:
-        LensteerError: fewer than two units, arms of different size, values that are not finite, or a level
+        LensteerError: fewer than two units, sides of different size, values that are not finite, or a level
             outside (0, 1).
     """
     if not 0 < level < 1:
         raise LensteerError(f"level {level} is no confidence level: give a number between 0 and 1, such as 0.95")
-    arms = [_ratio(arm) for arm in (values, minus) if arm is not None]
-    n_units = len(arms[0].values)
+    sides = [_ratio(side) for side in (values, minus) if side is not None]
+    n_units = len(sides[0].values)
     if n_units < 2:
         raise LensteerError(f"cannot resample {n_units} unit(s): an interval needs at least two")
-    if any(len(arm.values) != n_units for arm in arms):
-        sizes = " and ".join(str(len(arm.values)) for arm in arms)
-        raise LensteerError(f"arms have {sizes} units: a paired difference needs the same units in both")
-    value = _difference([_fraction(np.ones((1, n_units)), arm) for arm in arms])[0]
+    if any(len(side.values) != n_units for side in sides):
+        sizes = " and ".join(str(len(side.values)) for side in sides)
+        raise LensteerError(f"sides have {sizes} units: a paired difference needs the same units in both")
+    value = _difference([_fraction(np.ones((1, n_units)), side) for side in sides])[0]
     drawn = drawn_counts(n_units, n, seed)
-    return percentile_interval(value, _difference([_fraction(drawn, arm) for arm in arms]), n_units, level=level)
+    return percentile_interval(value, _difference([_fraction(drawn, side) for side in sides]), n_units, level=level)
 
 
 def drawn_counts(n_units: int, n: int, seed: int) -> Float[np.ndarray[Any, Any], "draw unit"]:
@@ -199,29 +199,29 @@ def sign_flip_test(
     n: int = 20000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of a paired difference of two fractions, by exchanging the arms within units.
+    """Two-sided p-value of a paired difference of two fractions, by exchanging the sides within units.
 
-    If an arm does nothing, which of a unit's two results is called steered is a coin's toss. The difference of the two
+    If a side does nothing, which of a unit's two results is called steered is a coin's toss. The difference of the two
     fractions (each a ratio of sums over units) is computed again under `n` random exchanges; p is the share of them,
     and of the data as they are, whose difference is at least as large in size. Unlike a percentile bootstrap it keeps
-    its level where an arm has no event at all.
+    its level where a side has no event at all.
 
     Args:
-        own: per unit, what the steered arm has.
+        own: per unit, what the steered side has.
         base: the same units in the same order, unsteered.
         n: number of exchanges; p is at least 1 / (n + 1).
         seed: of the exchanges.
 
     Raises:
-        LensteerError: arms of different size, fewer than two units, or values that are not finite.
+        LensteerError: sides of different size, fewer than two units, or values that are not finite.
     """
-    arms = [_ratio(own), _ratio(base)]
-    n_units = len(arms[0].values)
-    if n_units < 2 or len(arms[1].values) != n_units:
+    sides = [_ratio(own), _ratio(base)]
+    n_units = len(sides[0].values)
+    if n_units < 2 or len(sides[1].values) != n_units:
         raise LensteerError(
-            f"arms have {n_units} and {len(arms[1].values)} units: a paired test needs the same two or more in both"
+            f"sides have {n_units} and {len(sides[1].values)} units: a paired test needs the same two or more in both"
         )
-    values, weights = (np.stack([getattr(arm, name) for arm in arms]) for name in ("values", "weights"))
+    values, weights = (np.stack([getattr(side, name) for side in sides]) for name in ("values", "weights"))
 
     def difference(exchanged: Array) -> Array:
         parts = []
@@ -245,8 +245,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _ratio(arm: Ratio | np.ndarray[Any, np.dtype[Any]]) -> Ratio:
-    values, weights = arm if isinstance(arm, Ratio) else Ratio(arm)
+def _ratio(side: Ratio | np.ndarray[Any, np.dtype[Any]]) -> Ratio:
+    values, weights = side if isinstance(side, Ratio) else Ratio(side)
     values = np.asarray(values, dtype=np.float64)
     weights = np.ones(values.shape) if weights is None else np.asarray(weights, dtype=np.float64)
     if values.ndim == 0 or weights.shape != values.shape:
@@ -260,11 +260,11 @@ def _ratio(arm: Ratio | np.ndarray[Any, np.dtype[Any]]) -> Ratio:
     return Ratio(values, weights)
 
 
-def _fraction(counts: Array, arm: Ratio) -> Array:
-    assert arm.weights is not None
-    values, weights = np.tensordot(counts, arm.values, 1), np.tensordot(counts, arm.weights, 1)
+def _fraction(counts: Array, side: Ratio) -> Array:
+    assert side.weights is not None
+    values, weights = np.tensordot(counts, side.values, 1), np.tensordot(counts, side.weights, 1)
     return np.asarray(np.divide(values, weights, out=np.full(values.shape, np.nan), where=weights != 0))
 
 
-def _difference(arms: list[Array]) -> Array:
-    return np.asarray(arms[0] - arms[1] if len(arms) == 2 else arms[0])
+def _difference(sides: list[Array]) -> Array:
+    return np.asarray(sides[0] - sides[1] if len(sides) == 2 else sides[0])

@@ -6,7 +6,7 @@ import torch
 
 B4 = ("adding-knowledge", "example-testing", "uncertainty-estimation", "backtracking")
 NAN = float("nan")
-SITE = {"adding-knowledge": 3, "example-testing": 4, "uncertainty-estimation": 4, "backtracking": 5}
+LAYERS = {"adding-knowledge": 3, "example-testing": 4, "uncertainty-estimation": 4, "backtracking": 5}
 
 
 def trace(response=None, spans=None, prompt="Doors: a to b. Reach the exit.", name="maze-0001"):
@@ -83,11 +83,11 @@ def overlap(labels=B4, n_layers=8, words=(" Wait", "</script>", "<b>")):
     return EmbeddingOverlap(tuple(labels), tuple(range(n_layers)), side(1), side(-1))
 
 
-def site():
-    from lensteer.attribution.selection import Site
+def layers():
+    from lensteer.attribution.selection import SelectedLayers
 
-    why = {b: f"layer {n} of 8: the largest exact KL (0.3{n} nats); layer 0 left out" for b, n in SITE.items()}
-    return Site(SITE, why)
+    why = {b: f"layer {n} of 8: the largest exact KL (0.3{n} nats); layer 0 left out" for b, n in LAYERS.items()}
+    return SelectedLayers(LAYERS, why)
 
 
 def cosines(labels=B4):
@@ -96,7 +96,7 @@ def cosines(labels=B4):
     values = torch.full((len(labels), len(labels)), 0.3, dtype=torch.float64) + 0.7 * torch.eye(len(labels))
     values[0, 1] = values[1, 0] = -0.41
     values[0, 2] = values[2, 0] = torch.nan
-    return CosineMatrix(tuple(labels), tuple(SITE[b] for b in labels), values, values - 0.1, values + 0.1)
+    return CosineMatrix(tuple(labels), tuple(LAYERS[b] for b in labels), values, values - 0.1, values + 0.1)
 
 
 def vectors(labels=B4, n_layers=8, width=4):
@@ -107,7 +107,7 @@ def vectors(labels=B4, n_layers=8, width=4):
     return BehaviorVectors(raw, torch.ones(n_layers), tuple(labels), tuple(range(n_layers)), counts, 300, Recipe())
 
 
-#: Text figures of the unsteered arm, and whether a higher one is worse.
+#: Text figures of the unsteered condition, and whether a higher one is worse.
 PLAIN_TEXT = {
     "nll": (1.2, True),
     "repetition": (0.031, True),
@@ -134,24 +134,26 @@ def text_check(margins, used=0.6):
     return TextCheck(tuple(figures))
 
 
-def doses(margins=None, without=()):
-    """Doses of every direction but those of `without`, such as ("backtracking", "up")."""
-    from lensteer.evaluation import GRAMMAR_MARGINS, Dose, Doses
+def coefficients(margins=None, without=()):
+    """Coefficients of every direction but those of `without`, such as ("backtracking", "up")."""
+    from lensteer.evaluation import GRAMMAR_MARGINS, ChosenCoefficients, CoefficientTrial
 
     margins = margins or GRAMMAR_MARGINS
 
-    def dose(behavior, layer, coefficient):
+    def trial(behavior, layer, coefficient):
         broken = (behavior, "up" if coefficient > 0 else "down") in without
         text = text_check(margins, 1.5 if broken else 0.5 * abs(coefficient)) if coefficient else None
-        return Dose(behavior, layer, coefficient, abs(coefficient) * (2.0 + layer), 0.12 + 0.05 * coefficient, text)
+        return CoefficientTrial(
+            behavior, layer, coefficient, abs(coefficient) * (2.0 + layer), 0.12 + 0.05 * coefficient, text
+        )
 
     steps = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-    curve = [dose(b, layer, c) for b, layer in SITE.items() for c in steps]
+    curve = [trial(b, layer, c) for b, layer in LAYERS.items() for c in steps]
     chosen = {
-        kind: {b: 1.5 if b == "backtracking" else 1.0 for b in SITE if (b, kind) not in without}
+        kind: {b: 1.5 if b == "backtracking" else 1.0 for b in LAYERS if (b, kind) not in without}
         for kind in ("down", "up")
     }
-    return Doses(chosen["down"], chosen["up"], tuple(curve), margins, "difference", 40, 1)
+    return ChosenCoefficients(chosen["down"], chosen["up"], tuple(curve), margins, "difference", 40, 1)
 
 
 #: Behavior → unsteered share; kind → change, p, p after Holm's correction, rank among control vectors.
@@ -163,34 +165,34 @@ STORY = {
 }
 #: The same directions, and nothing is found in any.
 NOTHING = {b: (base, dict.fromkeys(kinds, (0.001, 0.7, 1.0, 9))) for b, (base, kinds) in STORY.items()}
-BROKEN = "example-testing/up"  # the arm whose text is worse
+BROKEN = "example-testing/up"  # the condition whose text is worse
 
 
-def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), others=()):
+def evaluation(words=True, n_controls=20, story=STORY, margins=None, without=(), others=()):
     """Backtracking moves both ways, uncertainty only up, example-testing only down, adding-knowledge neither.
 
     Adding-knowledge is too rare for a fall, and rises as it does under a control vector.
 
     Args:
         words: whether there is a prompted baseline.
-        n_random: control vectors per pool.
+        n_controls: control vectors per pool.
         story: `STORY` or `NOTHING`.
         margins: of the text; by default the grammar's.
-        without: directions without a dose.
+        without: directions without a coefficient.
         others: names of annotators beside the first.
     """
-    from lensteer.evaluation import GRAMMAR_MARGINS, POOLS, ArmSummary, ControlRank, Effect, Evaluation
+    from lensteer.evaluation import GRAMMAR_MARGINS, POOLS, ConditionSummary, ControlRank, Effect, Evaluation
     from lensteer.statistics import Estimate
 
     margins = margins or GRAMMAR_MARGINS
-    found, arms = [], ["unsteered"]
+    found, conditions = [], ["unsteered"]
 
     def controls(kind, change, rank):
         sign = -1 if kind == "down" else 1
         return tuple(
             ControlRank(
                 pool=pool,
-                n=n_random,
+                n=n_controls,
                 length=9.0,
                 low=-0.021 + 0.001 * i,
                 high=0.017 + 0.001 * i,
@@ -200,7 +202,7 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
                 rank=rank if i == 1 else 1,
                 p_max=None,
             )
-            for i, pool in enumerate(POOLS if n_random and kind != "words" else ())
+            for i, pool in enumerate(POOLS if n_controls and kind != "prompted" else ())
         )
 
     def effect(behavior, kind, base, change, p, p_holm, rank, unit, annotator):
@@ -208,9 +210,9 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
         return Effect(
             behavior=behavior,
             kind=kind,
-            layer=-1 if kind == "words" else SITE[behavior],
-            coefficient={"down": -1.5, "up": 1.5, "words": 0.0}[kind],
-            length=0.0 if kind == "words" else 1.5 * (2.0 + SITE[behavior]),
+            layer=-1 if kind == "prompted" else LAYERS[behavior],
+            coefficient={"down": -1.5, "up": 1.5, "prompted": 0.0}[kind],
+            length=0.0 if kind == "prompted" else 1.5 * (2.0 + LAYERS[behavior]),
             unit=unit,
             annotator=annotator,
             share=Estimate(base + change, base + change - 0.02, base + change + 0.025),
@@ -222,34 +224,34 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
             p=p,
             p_holm=p_holm,
             controls=controls(kind, change, rank),
-            null_low=-0.021 if n_random and kind != "words" else 0.0,
-            null_high=0.019 if n_random and kind != "words" else 0.0,
-            p_value=rank / (1 + 3 * n_random),
+            control_low=-0.021 if n_controls and kind != "prompted" else 0.0,
+            control_high=0.019 if n_controls and kind != "prompted" else 0.0,
+            p_value=rank / (1 + 3 * n_controls),
             wrong_way=0.1,
             text=f"{behavior}/{kind}" != BROKEN,
         )
 
     views = [("sentences", "", 1.0), ("tokens", "", 1.1), *(("sentences", other, 0.7) for other in others)]
     for behavior, (base, kinds) in story.items():
-        for kind, row in {**kinds, **({"words": (0.2, 0.0001, 0.0001, 1)} if words else {})}.items():
+        for kind, row in {**kinds, **({"prompted": (0.2, 0.0001, 0.0001, 1)} if words else {})}.items():
             if (behavior, kind) in without:
                 continue
-            arms.append(f"{behavior}/{kind}")
+            conditions.append(f"{behavior}/{kind}")
             change, p, p_holm, rank = row
             found += [
                 effect(behavior, kind, base * factor, change * factor, p, p_holm, rank, unit, annotator)
                 for unit, annotator, factor in views
             ]
-    drawn = [(layer, pool, i) for layer in (3, 4, 5) for pool in POOLS for i in range(n_random)]
-    rows = [(name, "", -1) for name in arms]
+    drawn = [(layer, pool, i) for layer in (3, 4, 5) for pool in POOLS for i in range(n_controls)]
+    rows = [(name, "", -1) for name in conditions]
     rows += [(f"L{layer}/{pool}-{i}", pool, layer) for layer, pool, i in drawn]
 
     def text(name):
         return None if name == "unsteered" else text_check(margins, 1.4 if name == BROKEN else 0.6)
 
     summaries = tuple(
-        ArmSummary(
-            arm=name,
+        ConditionSummary(
+            condition=name,
             kind="control" if pool else name.rpartition("/")[2],
             behavior="" if pool else name.rpartition("/")[0],
             pool=pool,
@@ -270,18 +272,18 @@ def evaluation(words=True, n_random=20, story=STORY, margins=None, without=(), o
         for i, (name, pool, layer) in enumerate(rows)
     )
     names = ("rules", *others) if others else ("",)
-    return Evaluation(tuple(found), summaries, 50, 2, n_random, 1, "onsets", "difference", names, tuple(without))
+    return Evaluation(tuple(found), summaries, 50, 2, n_controls, 1, "onsets", "difference", names, tuple(without))
 
 
 def modes():
     """Of a cache edit that makes the model think, beside two random ones."""
-    from lensteer.evaluation import ModeArm, Modes
+    from lensteer.evaluation import Modes, ModeSummary
     from lensteer.statistics import Estimate
 
-    def arm(name, mean):
+    def condition(name, mean):
         share = Estimate(mean, mean - 0.1, mean + 0.1)
-        return ModeArm(
-            arm=name,
+        return ModeSummary(
+            condition=name,
             kind="control" if name.startswith("random") else "other",
             thinks=share,
             accuracy=None if name == "cache" else share,
@@ -291,7 +293,16 @@ def modes():
             styles={},
         )
 
-    return Modes((arm("unsteered", 0.2), arm("cache", 0.9), arm("random-0", 0.21), arm("random-1", 0.25)), 40, 1)
+    return Modes(
+        (
+            condition("unsteered", 0.2),
+            condition("cache", 0.9),
+            condition("random-0", 0.21),
+            condition("random-1", 0.25),
+        ),
+        40,
+        1,
+    )
 
 
 def cache():
@@ -303,12 +314,12 @@ def cache():
     }
 
 
-def nulls():
+def controls():
     """Scores by layer beside those of 49 control vectors of both kinds."""
     from dataclasses import replace
 
     draws = 0.3 * torch.rand(49, len(B4), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return replace(layer_scores(), method="fisher", nulls={"shuffled": draws, "covariance_matched": draws.flip(0)})
+    return replace(layer_scores(), method="fisher", controls={"shuffled": draws, "covariance_matched": draws.flip(0)})
 
 
 def results(**changes):
@@ -321,7 +332,7 @@ def results(**changes):
             "name": "organism", "revision": "", "n_layers": 8, "d_model": 192,
             "weights": "0123456789abcdef", "tokenizer": "00ff", "template": "aa11",
         },
-        config={"seed": 0, "n_train": 300, "tasks": "organism", "doses": [0.15, 0.3]},
+        config={"seed": 0, "n_train": 300, "tasks": "organism", "coefficients": [0.15, 0.3]},
         traces=[trace(), trace(name="maze-0002")],
         annotator={
             "name": "rules", "against": "the labels that the chains came with", "n_sentences": 1234, "n_chains": 50,
@@ -333,9 +344,9 @@ def results(**changes):
         vectors=vectors(),
         overlap=overlap(),
         scores=layer_scores(),
-        site=site(),
+        layers=layers(),
         cosine=cosines(),
-        doses=doses(),
+        coefficients=coefficients(),
         evaluation=evaluation(),
         seconds={"traces": 40.25, "evaluate": 122.5},
         reference=None,
@@ -345,7 +356,7 @@ def results(**changes):
             Example("backtracking", "up", trace()),
         ),
         plan={
-            "chains": {"doses": 760, "own": 1300, "controls": 9000}, "tokens_per_chain": 151.2, "minutes": 3.5,
+            "chains": {"coefficients": 760, "own": 1300, "controls": 9000}, "tokens_per_chain": 151.2, "minutes": 3.5,
             "power": [{"behavior": "adding-knowledge", "base": 0.004, "events": 9.5, "fall": None, "down": False}],
         },
         notes=("adding-knowledge: about 9 sentences on 7 tasks are expected unsteered.",),

@@ -47,13 +47,13 @@ def test_rows_are_what_the_records_say():
     analysis = load("windows_and_negatives")
     shares = {"unsteered": 2, "down": 1, "up": 5}
     records = []
-    for arm, kind in [("unsteered", "unsteered")] + [
+    for condition, kind in [("unsteered", "unsteered")] + [
         (f"{recipe}/0/{b}/{kind}", kind) for recipe in analysis.RECIPES for b in ls.STEERED for kind in ("down", "up")
     ]:
         for task in range(3):
             counts = dict.fromkeys(ls.BEHAVIORS, shares[kind])
             records.append(
-                analysis.Record(arm, str(task), 0, counts, counts, 20, 60, kind != "up", True, True, 80, 0.0)
+                analysis.Record(condition, str(task), 0, counts, counts, 20, 60, kind != "up", True, True, 80, 0.0)
             )
     rows = analysis.rows(records, (0,))
     assert all((r.effect.value, r.effect.low, r.effect.high) == pytest.approx((0.2, 0.2, 0.2)) for r in rows)
@@ -77,7 +77,7 @@ def test_fidelity_holds_every_method_against_the_exact_scores():
     rows = analysis.main(analysis.Config(n_train=12, max_spans=10, coefficients=(0.05, 1.0), samples=2))
     assert [(r.method, r.coefficient) for r in rows] == [(m, c) for m in analysis.METHODS for c in (0.05, 1.0)]
     jvp = rows[0]
-    assert jvp.pearson > 0.95  # the noise-free second order, at a small strength
+    assert jvp.pearson > 0.95  # the noise-free second order, at a small coefficient
     assert all(abs(ratio - 1) < 0.2 for ratio in jvp.ratio.values())
     assert not next(r for r in rows if r.method == "published").ratio  # it predicts no KL
     assert analysis.table(rows).count("\n") == 1 + len(rows)
@@ -87,14 +87,14 @@ def test_layer_attribution_takes_a_model_or_a_run(tmp_path):
     from lensteer.pipeline import ORGANISM, Run, run_stage
 
     analysis = load("layer_attribution")
-    alone = analysis.main(analysis.Config(n_train=16, max_spans=8, nulls=9))
+    alone = analysis.main(analysis.Config(n_train=16, max_spans=8, n_controls=9))
     assert alone.tests.n == 9
-    assert set(alone.site) == set(ls.STEERED)
+    assert set(alone.layers) == set(ls.STEERED)
     assert analysis.table(alone).count("\n") == 1 + 2 * len(ls.STEERED)
     run = Run.open(tmp_path / "run", dataclasses.replace(ORGANISM, n_train=16, n_dev=2, n_test=2))
     for stage in ("traces", "annotate"):
         run_stage(run, stage)
-    of_run = analysis.main(analysis.Config(run=tmp_path / "run", max_spans=8, nulls=9))
+    of_run = analysis.main(analysis.Config(run=tmp_path / "run", max_spans=8, n_controls=9))
     assert of_run.scores.n_traces <= 16
 
 
@@ -123,7 +123,7 @@ def test_a_score_equal_to_the_effect_is_never_regretted():
 
 def test_the_attribution_benchmark_names_its_ratios(monkeypatch):
     benchmark = load("attribution", "benchmarks")
-    for name, value in dict(N_LAYERS=2, WIDTH=48, VOCABULARY=800, N_NULLS=3).items():
+    for name, value in dict(N_LAYERS=2, WIDTH=48, VOCABULARY=800, N_SCORE_CONTROLS=3).items():
         monkeypatch.setattr(benchmark, name, value)
     found = benchmark.main(benchmark.Config(n_traces=1, rounds=1, sampled_cells=2, samples=2))
     for name in ("fisher", "fisher_400_nulls", "exact"):
@@ -157,7 +157,7 @@ def test_the_decoding_benchmark_names_its_ratios(monkeypatch):
 def test_a_cache_edit_is_compared_with_the_residual_stream():
     analysis = load("cache_versus_residual")
     config = analysis.Config(
-        n_pairs=4, shots=1, c_values=(0.75,), c_keys=(0.0,), some_pairs=(), n_prompts=2, n_dev=3, n_test=4, n_random=1
+        n_pairs=4, shots=1, c_values=(0.75,), c_keys=(0.0,), some_pairs=(), n_prompts=2, n_dev=3, n_test=4, n_controls=1
     )
     found = analysis.main(config)
     assert found.test["cache"].thinks.value >= 0.5 > found.test["unsteered"].thinks.value
@@ -186,7 +186,7 @@ def test_the_sibling_organisms_are_small_and_reason(name, kind):
 def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
     analysis = load("politeness")
     config = analysis.Config(
-        str(tiny_checkpoint()), n_random=2, n_requests=3, n_samples=2, max_spans=4, max_new_tokens=4
+        str(tiny_checkpoint()), n_controls=2, n_requests=3, n_samples=2, max_spans=4, max_new_tokens=4
     )
     found = analysis.main(config)
     assert {(e.kind, e.unit) for e in found.effects} == {("down", "score"), ("up", "score")}

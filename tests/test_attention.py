@@ -684,7 +684,7 @@ def test_the_ranking_finds_a_planted_head(organism, analysis):
 
 @pytest.mark.medium
 def test_the_analysis_runs_and_its_figures_fit_together(analysis):
-    result = analysis.main(analysis.Config(n=6, sizes=(2,), n_random=1))
+    result = analysis.main(analysis.Config(n=6, sizes=(2,), n_controls=1))
     assert result.n_chains == (3, 3)
     assert len(result.ranking) == 32
     assert [e.what.split(" top")[0] for e in result.effects[:2]] == ["zero ablation of the", "mean ablation of the"]

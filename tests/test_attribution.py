@@ -118,14 +118,14 @@ def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
 def test_a_whole_span_equals_brute_force(tiny_checkpoint, traces, family):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
     vectors = vectors_for(model)
-    strengths = (0.3, -1.0)
-    both = attribute(model, traces, vectors, window="span", coefficient=strengths, positions="all", keep_cells=True)
-    for scores, strength in zip(both, strengths, strict=True):
-        assert (scores.window, scores.coefficient) == ("span", strength)
+    coefficients = (0.3, -1.0)
+    both = attribute(model, traces, vectors, window="span", coefficient=coefficients, positions="all", keep_cells=True)
+    for scores, coefficient in zip(both, coefficients, strict=True):
+        assert (scores.window, scores.coefficient) == ("span", coefficient)
         frame = scores.cells_dataframe()
         for cell in frame.iloc[:: 3 if family == "qwen2" else 7].itertuples():
             span = traces[cell.trace].spans[cell.span]
-            added = strength * vectors[cell.behavior].scaled(cell.layer)
+            added = coefficient * vectors[cell.behavior].scaled(cell.layer)
             slow = patched_span_kl(model, traces[cell.trace].ids, span.start - 1, span.end - 1, cell.layer, added)
             assert cell.value == pytest.approx(slow, rel=1e-4, abs=1e-6)
         assert scores.noise_floor < NOISE
@@ -140,13 +140,13 @@ def test_a_span_of_one_token_is_its_onset(model, traces):
 
 
 def test_several_coefficients_come_from_one_filling(model, traces):
-    vectors, strengths = vectors_for(model), (1.0, 0.1, -0.5)
-    together = attribute(model, traces, vectors, coefficient=list(strengths), positions="all")
+    vectors, coefficients = vectors_for(model), (1.0, 0.1, -0.5)
+    together = attribute(model, traces, vectors, coefficient=list(coefficients), positions="all")
     assert isinstance(together, tuple)
-    for scores, strength in zip(together, strengths, strict=True):
-        alone = attribute(model, traces, vectors, coefficient=strength, positions="all")
+    for scores, coefficient in zip(together, coefficients, strict=True):
+        alone = attribute(model, traces, vectors, coefficient=coefficient, positions="all")
         close(scores.mean, alone.mean)
-        assert scores.coefficient == strength
+        assert scores.coefficient == coefficient
         assert (scores.cost["coefficients"], alone.cost["coefficients"]) == (3, 1)
     assert together[0].cost["rows"] < 3 * alone.cost["rows"]  # unedited rows are shared
 
@@ -253,10 +253,10 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
         (dict(window="sentence"), "unknown window 'sentence': choose one of 'onset', 'span'"),
         (dict(method="signed", window="span"), "method 'signed' is about the token before a span: window='span'"),
         (dict(method="published", window="span"), "method 'published' is about the token before a span"),
-        (dict(method="fisher", samples=0), "samples=0, nulls=0: draw at least one sample"),
-        (dict(method="fisher", nulls=-1), "samples=8, nulls=-1"),
-        (dict(method="fisher", nulls=2), "these vectors have no controls: fit them with n_controls=2"),
-        (dict(nulls=2), "nulls=2 of method 'exact' would each be run: use 'fisher'"),
+        (dict(method="fisher", samples=0), "samples=0, n_controls=0: draw at least one sample"),
+        (dict(method="fisher", n_controls=-1), "samples=8, n_controls=-1"),
+        (dict(method="fisher", n_controls=2), "these vectors have no controls: fit them with n_controls=2"),
+        (dict(n_controls=2), "n_controls=2 of method 'exact' would each be run: use 'fisher'"),
         (dict(method="signed", exact_where_unreliable=True), "'signed' is no estimate of the exact score"),
     ],
 )
@@ -467,13 +467,13 @@ def test_scores_survive_their_file(model, traces, tmp_path):
         with pytest.raises(LensteerError, match="LayerScores"):
             LayerScores.load(path)
     rich = attribute(
-        model, traces[1:], vectors_for(model, n_controls=5), method="fisher", nulls=3, exact_where_unreliable=True
+        model, traces[1:], vectors_for(model, n_controls=5), method="fisher", n_controls=3, exact_where_unreliable=True
     )
     rich.save(path)
     again = LayerScores.load(path)
     assert again.to_dict() == rich.to_dict()
     assert torch.equal(again.recomputed, rich.recomputed)
-    assert again.nulls["shuffled"].shape == (3, len(LABELS), N_LAYERS)
+    assert again.controls["shuffled"].shape == (3, len(LABELS), N_LAYERS)
     for name in ("standard_error", "kappa", "estimated", "relative_length"):
         assert torch.equal(getattr(again, name).nan_to_num(-1), getattr(rich, name).nan_to_num(-1))
     assert (again.samples, again.unit, again.window) == (8, "nats", "onset")

@@ -1,4 +1,4 @@
-"""Controls: a planted direction is found where it is read, nulls are fair, scrambled weights say nothing, fidelity."""
+"""Controls: a planted direction is found where it is read, controls are fair, scrambled weights say nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import lensteer as ls
 from lensteer import models
-from lensteer.attribution import LayerScores, attribute, fidelity, null_tests
+from lensteer.attribution import LayerScores, attribute, control_tests, fidelity
 from lensteer.errors import LensteerError
 from lensteer.steering.plans import UNITS
 from test_attribution import N_LAYERS, trace_of, vectors_for
@@ -78,8 +78,8 @@ def test_a_planted_direction_stands_out_and_a_random_one_does_not(planted, trace
         raw = torch.randn(2, N_LAYERS, D, generator=torch.Generator().manual_seed(9))
         raw[1] = u
         vectors = vectors_for(model, raw, n_controls=50)
-        scores = attribute(model, traces, vectors, method="fisher", scaling="unit", nulls=50)
-        tests = null_tests(scores)
+        scores = attribute(model, traces, vectors, method="fisher", scaling="unit", n_controls=50)
+        tests = control_tests(scores)
         assert tests.kinds == ("covariance_matched", "shuffled")
         assert tests.z.shape == (2, 2, N_LAYERS)
         assert torch.allclose(tests.p[:, 1, :READ_AT], torch.tensor(1 / 51, dtype=torch.float64))
@@ -90,8 +90,10 @@ def test_a_planted_direction_stands_out_and_a_random_one_does_not(planted, trace
         assert tests.p_any("shuffled") == pytest.approx(1 / 51)
         frame = tests.to_dataframe()
         assert len(frame) == 2 * 2 * N_LAYERS
-        assert set(frame["n_nulls"]) == {50}
-        with pytest.raises(LensteerError, match="no nulls of kind 'isotropic': choose one of 'covariance_matched'"):
+        assert set(frame["n_controls"]) == {50}
+        with pytest.raises(
+            LensteerError, match="no control vectors of kind 'isotropic': choose one of 'covariance_matched'"
+        ):
             tests.p_any("isotropic")
     finally:
         with torch.no_grad():
@@ -101,25 +103,27 @@ def test_a_planted_direction_stands_out_and_a_random_one_does_not(planted, trace
 
 
 @pytest.mark.medium
-def test_nulls_are_scored_as_the_vectors_are(planted, traces):
+def test_controls_are_scored_as_the_vectors_are(planted, traces):
     model, _ = planted
     vectors = vectors_for(model, n_controls=4)
     for method in ("fisher", "signed", "published"):
         for scaling in UNITS:
             options: dict[str, Any] = dict(method=method, scaling=scaling, positions="all", coefficient=-0.5)
-            scores = attribute(model, traces, vectors, nulls=3, **options)
+            scores = attribute(model, traces, vectors, n_controls=3, **options)
             shared = vectors.controls.covariance_matched[2].expand(2, -1, -1)
             for kind, raw in (("shuffled", vectors.controls.shuffled[2]), ("covariance_matched", shared)):
                 if scaling == "difference":  # a null is as long as the vector that it is held against
                     raw = raw * vectors.raw.norm(dim=-1, keepdim=True) / raw.norm(dim=-1, keepdim=True)
                 alone = attribute(model, traces, dataclasses.replace(vectors, raw=raw.contiguous()), **options)
                 noise = 1e-5 * float(alone.mean.abs().max())  # signed scores cancel, fp32 errors don't
-                torch.testing.assert_close(scores.nulls[kind][2], alone.mean, rtol=1e-4, atol=noise)
-            assert len(scores.nulls["shuffled"]) == 3
-    with pytest.raises(LensteerError, match="nulls=5, but these vectors have 4 controls: fit them with n_controls=5"):
-        attribute(model, traces, vectors, method="fisher", nulls=5)
-    with pytest.raises(LensteerError, match="'exact' scores without nulls: attribute with nulls=200"):
-        null_tests(attribute(model, traces, vectors))
+                torch.testing.assert_close(scores.controls[kind][2], alone.mean, rtol=1e-4, atol=noise)
+            assert len(scores.controls["shuffled"]) == 3
+    with pytest.raises(
+        LensteerError, match="controls=5, but these vectors have 4 controls: fit them with n_controls=5"
+    ):
+        attribute(model, traces, vectors, method="fisher", n_controls=5)
+    with pytest.raises(LensteerError, match="'exact' scores without nulls: attribute with controls=200"):
+        control_tests(attribute(model, traces, vectors))
 
 
 def grid(values: torch.Tensor, **changes) -> LayerScores:
@@ -136,17 +140,18 @@ def grid(values: torch.Tensor, **changes) -> LayerScores:
 
 @pytest.mark.parametrize("kind", ["covariance_matched", "shuffled"])
 def test_p_values_are_uniform_for_a_vector_that_is_a_null_draw(kind):
-    """Squares of Gaussians, correlated over layers and of different size; 4 × 6 cells, 39 nulls, 400 repetitions."""
+    """Squares of Gaussians, correlated over layers and of different size; 4 × 6 cells, 39 controls, 400 repetitions."""
     generator = torch.Generator().manual_seed(0)
     size = torch.linspace(0.5, 3.0, 6)
     single, largest = [], []
     for _ in range(400):
-        # With covariance-matched nulls, one draw is held in the place of every behavior; behaviors have their own.
+        # With covariance-matched control vectors, one draw is held in the place of every behavior; behaviors have their
+        # own.
         n_places = 1 if kind == "covariance_matched" else 4
         common = torch.randn(40, 4, 1, generator=generator)
         draws = (0.8 * common + 0.6 * torch.randn(40, 4, 6, generator=generator)).square() * size
-        observed, nulls = draws[0], draws[1:, :n_places].expand(-1, 4, -1)
-        tests = null_tests(grid(observed, nulls={kind: nulls.double()}))
+        observed, controls = draws[0], draws[1:, :n_places].expand(-1, 4, -1)
+        tests = control_tests(grid(observed, controls={kind: controls.double()}))
         single.append(tests.p[0, 1, 2])
         largest.append(tests.p_any(kind))
     for p in (torch.tensor(single), torch.tensor(largest)):
@@ -156,18 +161,20 @@ def test_p_values_are_uniform_for_a_vector_that_is_a_null_draw(kind):
 
 
 def test_null_tests_by_hand():
-    nulls = torch.tensor([[[1.0, 5.0]], [[2.0, 6.0]], [[3.0, 7.0]]], dtype=torch.float64)
-    tests = null_tests(grid(torch.tensor([[2.5, 10.0]]), nulls={"shuffled": nulls}))
+    controls = torch.tensor([[[1.0, 5.0]], [[2.0, 6.0]], [[3.0, 7.0]]], dtype=torch.float64)
+    tests = control_tests(grid(torch.tensor([[2.5, 10.0]]), controls={"shuffled": controls}))
     assert tests.z[0, 0].tolist() == pytest.approx([0.5, 4.0])
     assert tests.p[0, 0].tolist() == pytest.approx([2 / 4, 1 / 4])
     assert tests.p_max[0, 0].tolist() == pytest.approx([2 / 4, 1 / 4])
-    missing = null_tests(grid(torch.tensor([[math.nan, 10.0]]), nulls={"shuffled": nulls}))
+    missing = control_tests(grid(torch.tensor([[math.nan, 10.0]]), controls={"shuffled": controls}))
     assert missing.p[0, 0, 0].isnan()
     assert missing.p_any("shuffled") == 0.25
     mixed = grid(
-        torch.tensor([[99.0, 10.0]]), nulls={"shuffled": nulls}, estimated=torch.tensor([[2.5, 10.0]]).double()
+        torch.tensor([[99.0, 10.0]]), controls={"shuffled": controls}, estimated=torch.tensor([[2.5, 10.0]]).double()
     )
-    assert torch.equal(null_tests(mixed).p, tests.p), "nulls are estimates, and so is what they are compared with"
+    assert torch.equal(control_tests(mixed).p, tests.p), (
+        "control vectors are estimates, and so is what they are compared with"
+    )
 
 
 # --- fidelity -------------------------------------------------------------------------------------

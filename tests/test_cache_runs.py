@@ -11,7 +11,7 @@ import lensteer as ls
 import synthetic
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.cli import app
-from lensteer.evaluation import Arm, Modes
+from lensteer.evaluation import Condition, Modes
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.report import render, summary
@@ -29,14 +29,19 @@ def test_fit_then_run(tmp_path):
     vector, out = tmp_path / "think.safetensors", tmp_path / "out"
     told = call("cache", "fit", "--out", vector, "--n", 6, "--shots", 1)
     assert "6 pairs" in told
-    sizes = ["--n-dev", 4, "--n-test", 8, "--n-random", 1, "--c-values", "0.75,1", "--words", "Just the answer."]
+    sizes = ["--n-dev", 4, "--n-test", 8, "--n-controls", 1, "--c-values", "0.75,1", "--suffix", "Just the answer."]
     told = call("cache", "run", vector, "--out", out, *sizes)
     assert "cache: thinks" in told
     found = read_cache_run(out)
     assert found["test"]["cache"].thinks.value >= 0.75
     assert found["test"]["random-0"].thinks.value <= 0.25
     assert found["vector"]["n_pairs"] == 6
-    assert {arm.arm for arm in found["test"].arms} == {"unsteered", "cache", "prompted baseline", "random-0"}
+    assert {condition.condition for condition in found["test"].conditions} == {
+        "unsteered",
+        "cache",
+        "prompted baseline",
+        "random-0",
+    }
     before = (out / "cache-test.jsonl").read_bytes()
     call("cache", "run", vector, "--out", out, *sizes)
     assert (out / "cache-test.jsonl").read_bytes() == before  # nothing is run twice
@@ -58,7 +63,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 @pytest.mark.medium
-def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
+def test_a_cache_plan_is_an_condition_of_an_evaluation(organism):
     pairs = ls.contrastive_pairs(organism, make_records(6), n=4, shots=1, ending=ENDING, join=JOIN)
     plan = ls.CachePlan(ls.fit_cache_vector(organism, pairs), 0.75)
     traces = ls.annotate(
@@ -71,22 +76,22 @@ def test_a_cache_plan_is_an_arm_of_an_evaluation(organism):
         vectors,
         {"backtracking": 4},
         0.4,
-        extra=[Arm("cache", plan)],
+        extra=[Condition("cache", plan)],
         pools=["isotropic"],
-        n_random=1,
+        n_controls=1,
         margins=ls.GRAMMAR_MARGINS,
         sampling=Sampling(1, 1.0, 0, 200, 64, thinking=False),
         annotator=ls.grammar,
     )
-    (cache,) = [arm for arm in found.arms if arm.arm == "cache"]
-    (unsteered,) = [arm for arm in found.arms if arm.arm == "unsteered"]
+    (cache,) = [condition for condition in found.conditions if condition.condition == "cache"]
+    (unsteered,) = [condition for condition in found.conditions if condition.condition == "unsteered"]
     assert cache.length > unsteered.length
     assert (cache.pool, cache.layer, unsteered.text) == ("", -1, None)
     assert {figure.name for figure in cache.text.figures} == {"finished", "parsed"}
     assert {effect.behavior for effect in found.effects} == {"backtracking"}
 
 
-def test_modes_are_saved_whole_and_name_their_arms(tmp_path):
+def test_modes_are_saved_whole_and_name_their_conditions(tmp_path):
     modes().save(tmp_path / "m.json")
     assert Modes.load(tmp_path / "m.json") == modes()
     assert len(modes().to_dataframe()) == 4 * 5 - 1

@@ -22,7 +22,7 @@ from lensteer.cache_steering import (
 )
 from lensteer.cache_steering.fitting import read_slots
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
-from lensteer.evaluation import Arm, measure_modes
+from lensteer.evaluation import Condition, measure_modes
 from lensteer.forward import forced_logits
 from lensteer.generation import generate
 from lensteer.generation.jobs import Sampling
@@ -307,12 +307,14 @@ def test_one_edit_makes_the_organism_think_and_a_random_one_does_not(organism):
     vector = fit_cache_vector(organism, pairs)
     tasks = ls.load_tasks(split="dev", n=24)
     cue = "Just the answer."
-    arms = [
-        Arm("unsteered", None, cue),
-        Arm("cache", CachePlan(vector, 2.0), cue),
-        Arm("random", CachePlan(vector.random(0), 2.0), cue),
+    conditions = [
+        Condition("unsteered", None, cue),
+        Condition("cache", CachePlan(vector, 2.0), cue),
+        Condition("random", CachePlan(vector.random(0), 2.0), cue),
     ]
-    found = measure_modes(organism, tasks, arms, Sampling(1, 1.0, 0, 300, 72, thinking=False), annotator=ls.grammar)
+    found = measure_modes(
+        organism, tasks, conditions, Sampling(1, 1.0, 0, 300, 72, thinking=False), annotator=ls.grammar
+    )
     assert found["unsteered"].thinks.value <= 0.2
     assert found["random"].thinks.value <= 0.3
     assert found["cache"].thinks.value >= 0.8

@@ -239,7 +239,7 @@ def test_a_jump_across_the_target_ends_at_the_jump():
     assert len(search.steps) <= 20
 
 
-def test_of_several_crossings_the_lowest_dose_is_found():
+def test_of_several_crossings_the_lowest_coefficient_is_found():
     def dips(x):  # over the target at 1 … 2, under it at 2 … 8, over it again
         return 0.2 * x if x < 2 else 0.05 if x < 8 else 1.0
 

@@ -98,7 +98,7 @@ OPTIONS = {
     "--negatives": ("rest", "negatives", "rest"),
     "--scope": ("everywhere_but_first", "scope", "everywhere_but_first"),
     "--unit": ("mean_norm", "unit", "mean_norm"),
-    "--doses": ("0.25,1", "doses", (0.25, 1.0)),
+    "--coefficients": ("0.25,1", "coefficients", (0.25, 1.0)),
     "--temperature": ("0.6", "temperature", 0.6),
     "--top-p": ("0.95", "top_p", 0.95),
     "--prefill": ("Okay, ", "prefill", "Okay, "),
@@ -107,8 +107,8 @@ OPTIONS = {
     "--n-test": ("13", "n_test", 13),
     "--n-samples": ("5", "n_samples", 5),
     "--control-samples": ("3", "control_samples", 3),
-    "--n-random": ("4", "n_random", 4),
-    "--n-nulls": ("6", "n_nulls", 6),
+    "--n-controls": ("4", "n_controls", 4),
+    "--n-score-controls": ("6", "n_score_controls", 6),
     "--train-tokens": ("77", "train_tokens", 77),
     "--max-new-tokens": ("88", "max_new_tokens", 88),
     "--batch-size": ("9", "batch_size", 9),
@@ -209,8 +209,8 @@ def test_mistakes_are_one_line_and_leave_nothing(lensteer, monkeypatch, tmp_path
     one_line(lensteer("run", "--out", out, "--tasks", tmp_path / "none.jsonl"), "none.jsonl")
     one_line(lensteer("run", "--out", out, "--tasks", empty), "empty")
     one_line(lensteer("run", "--out", empty), empty, "no run")
-    one_line(lensteer("run", "--out", out, "--doses", "1,two"), "'1,two'", "0.5,1,2")
-    one_line(lensteer("run", "--out", out, "--doses", "1,-2"), "[1.0, -2.0]", "positive")
+    one_line(lensteer("run", "--out", out, "--coefficients", "1,two"), "'1,two'", "0.5,1,2")
+    one_line(lensteer("run", "--out", out, "--coefficients", "1,-2"), "[1.0, -2.0]", "positive")
     one_line(lensteer("run", "--out", out, "--layers", "3,x"), "'3,x'", "whole numbers")
     one_line(lensteer("run", "--out", out, "--layers", "3,4"), "[3, 4]", "one for each")
     one_line(lensteer("run", "--out", out, "--behaviors", "daydreaming"), "daydreaming", "backtracking")

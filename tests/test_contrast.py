@@ -473,7 +473,7 @@ def test_pairs_become_traces_that_are_attributed_and_steered(model):
     with plan.on(model):
         (steered,) = ls.generate_traces(model, [task], max_new_tokens=3)
     assert len(steered.response_ids) == 3
-    ls.attribute(model, parts, vectors, method="signed", nulls=2)
+    ls.attribute(model, parts, vectors, method="signed", n_controls=2)
     wrong: list[tuple[dict[str, Any], str]] = [
         (dict(spans="word"), "unknown spans 'word'"),
         (dict(pairs=[]), "no pairs"),

@@ -1,4 +1,4 @@
-"""Difference of means and its nulls on synthetic features whose answer is planted."""
+"""Difference of means and its control vectors on synthetic features whose answer is planted."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_sums_of_another_kind_do_not_merge():
         collect(features).merge(collect(features, Recipe("span")))
 
 
-# --- nulls, each beside what it is a null of ------------------------------------------------------
+# --- control vectors, each beside what it is a null of ------------------------------------------------------
 
 
 def test_shuffled_labels_lose_the_behavior_and_keep_the_trace():

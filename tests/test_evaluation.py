@@ -1,4 +1,4 @@
-"""Evaluation: arms that differ by what was done alone, figures against plain arithmetic, doses, and what is refused."""
+"""Evaluation: conditions differ by what was done alone, figures against plain arithmetic, coefficients, refusals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lensteer.behaviors import BEHAVIORS, Sentence
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     GRAMMAR_MARGINS,
-    Arm,
+    ChosenCoefficients,
+    Condition,
     Counts,
-    Doses,
     Evaluation,
     Margins,
     Record,
@@ -34,7 +34,7 @@ from lensteer.evaluation import (
     measure,
     power,
     random_directions,
-    run_arms,
+    run_conditions,
     summarize,
     text_check,
     text_quality,
@@ -70,7 +70,7 @@ def annotated(unparsed=1):
 
 def test_what_is_measured_of_a_chain():
     record = measure(annotated(), "up", BEHAVIORS)
-    assert (record.arm, record.task, record.sample) == ("up", "maze-0001", 0)
+    assert (record.condition, record.task, record.sample) == ("up", "maze-0001", 0)
     assert record.n_sentences == 3  # with the one that could not be read
     assert record.sentences == {**dict.fromkeys(BEHAVIORS, 0), B: 1, "deduction": 1}
     assert record.tokens == {**dict.fromkeys(BEHAVIORS, 0), B: 9, "deduction": 5}  # a token a character here
@@ -93,7 +93,7 @@ def test_what_counts_as_parsed(change, parsed):
     assert measure(dataclasses.replace(annotated(unparsed=0), **change), "up", BEHAVIORS).parsed is parsed
 
 
-# --- arms -----------------------------------------------------------------------------------------
+# --- conditions -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -102,73 +102,78 @@ def tasks():
 
 
 @pytest.fixture(scope="module")
-def arms(organism, random_direction):
+def conditions(organism, random_direction):
     plan = SteeringPlan(random_direction(organism), 3, 4.0, thinking)
-    return [Arm("unsteered"), Arm("again"), Arm("steered", plan), Arm("words", words="Be careful.")]
+    return [
+        Condition("unsteered"),
+        Condition("again"),
+        Condition("steered", plan),
+        Condition("prompted", suffix="Be careful."),
+    ]
 
 
 @pytest.fixture(scope="module")
-def records(organism, tasks, arms):
-    return run_arms(organism, tasks, arms, SAMPLING, annotator=grammar)
+def records(organism, tasks, conditions):
+    return run_conditions(organism, tasks, conditions, SAMPLING, annotator=grammar)
 
 
-def nameless(records, arm):
-    return [dataclasses.replace(r, arm="") for r in records if r.arm == arm]
+def nameless(records, condition):
+    return [dataclasses.replace(r, condition="") for r in records if r.condition == condition]
 
 
 @pytest.mark.medium
-def test_every_arm_has_every_chain_in_order(records, tasks, arms):
-    assert [(r.arm, r.task, r.sample) for r in records] == [
-        (a.name, t.id, s) for a in arms for t in tasks for s in (0, 1)
+def test_every_condition_has_every_chain_in_order(records, tasks, conditions):
+    assert [(r.condition, r.task, r.sample) for r in records] == [
+        (a.name, t.id, s) for a in conditions for t in tasks for s in (0, 1)
     ]
 
 
 @pytest.mark.medium
-def test_arms_share_their_seeds_and_differ_by_what_was_done(records):
+def test_conditions_share_their_seeds_and_differ_by_what_was_done(records):
     assert nameless(records, "again") == nameless(records, "unsteered")
     assert nameless(records, "steered") != nameless(records, "unsteered")
-    assert nameless(records, "words") != nameless(records, "unsteered")
+    assert nameless(records, "prompted") != nameless(records, "unsteered")
     first, second = records[:2]
     assert dataclasses.replace(first, sample=1) != second
 
 
 @pytest.mark.medium
-def test_an_arm_is_the_same_alone_as_beside_others(organism, tasks, arms, records):
-    for arm in arms[1:]:
-        assert run_arms(organism, tasks, [arm], SAMPLING, annotator=grammar) == [
-            r for r in records if r.arm == arm.name
+def test_an_condition_is_the_same_alone_as_beside_others(organism, tasks, conditions, records):
+    for condition in conditions[1:]:
+        assert run_conditions(organism, tasks, [condition], SAMPLING, annotator=grammar) == [
+            r for r in records if r.condition == condition.name
         ]
 
 
 @pytest.mark.medium
-def test_tasks_do_not_depend_on_one_another(organism, tasks, arms, records):
-    alone = run_arms(organism, tasks[2:], arms[:1], SAMPLING, annotator=grammar)
-    assert alone == [r for r in records if r.arm == "unsteered" and r.task == tasks[2].id]
+def test_tasks_do_not_depend_on_one_another(organism, tasks, conditions, records):
+    alone = run_conditions(organism, tasks[2:], conditions[:1], SAMPLING, annotator=grammar)
+    assert alone == [r for r in records if r.condition == "unsteered" and r.task == tasks[2].id]
 
 
-def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tasks, arms):
+def test_words_go_behind_the_prompt_and_keep_sees_every_chain_once(organism, tasks, conditions):
     seen = []
-    run_arms(
+    run_conditions(
         organism,
         tasks[:2],
-        [arms[0], arms[3]],
+        [conditions[0], conditions[3]],
         SAMPLING,
-        keep=lambda arm, trace: seen.append((arm.name, trace)),
+        keep=lambda condition, trace: seen.append((condition.name, trace)),
         annotator=grammar,
     )
-    assert sorted((arm, t.id) for arm, t in seen) == sorted(
-        (arm, f"{t.id}/{s}") for arm in ("unsteered", "words") for t in tasks[:2] for s in (0, 1)
+    assert sorted((condition, t.id) for condition, t in seen) == sorted(
+        (condition, f"{t.id}/{s}") for condition in ("unsteered", "prompted") for t in tasks[:2] for s in (0, 1)
     )
-    for arm, trace in seen:
-        asked = trace.task.prompt + (" Be careful." if arm == "words" else "")
+    for condition, trace in seen:
+        asked = trace.task.prompt + (" Be careful." if condition == "prompted" else "")
         assert f"{asked}<|im_end|>" in trace.prompt
 
 
 @pytest.mark.medium
-def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms, records, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, conditions, records, tmp_path, monkeypatch):
     module = importlib.import_module("lensteer.generation.jobs")
     path = tmp_path / "arms.jsonl"
-    assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
+    assert run_conditions(organism, tasks, conditions, SAMPLING, path=path, annotator=grammar) == records
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     assert len(lines) == 1 + len(records)
@@ -178,7 +183,7 @@ def test_a_killed_run_resumes_to_the_same_file_and_records(organism, tasks, arms
     for kept, n_batches in ((whole, 0), (whole[:-1], 1), (b"".join(lines[:9]), 4), (lines[0][:20], 5), (b"", 5)):
         batches.clear()
         path.write_bytes(kept)
-        assert run_arms(organism, tasks, arms, SAMPLING, path=path, annotator=grammar) == records
+        assert run_conditions(organism, tasks, conditions, SAMPLING, path=path, annotator=grammar) == records
         assert path.read_bytes() == whole
         assert len(batches) == n_batches
         assert batches == [5, 5, 5, 5, 4][5 - n_batches :]  # a batch is made whole or not at all
@@ -195,7 +200,7 @@ def changed(plan, **change):
         "answer",
         "sampling",
         "name",
-        "words",
+        "suffix",
         "coefficient",
         "layer",
         "scope",
@@ -212,8 +217,8 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
     direction = random_direction(organism)
     direction.raw[:] = torch.arange(direction.raw.shape[-1]) % 2 * 2 - 1
     plan = SteeringPlan(direction, 3, 1.0, thinking)
-    run_arms(model, tasks, [Arm("a", plan)], sampling, path=path, annotator=grammar)
-    before, arm = path.read_bytes(), Arm("a", plan)
+    run_conditions(model, tasks, [Condition("a", plan)], sampling, path=path, annotator=grammar)
+    before, condition = path.read_bytes(), Condition("a", plan)
     if change == "tasks":
         tasks = load_tasks(split="test", n=3)
     elif change == "answer":
@@ -221,22 +226,22 @@ def test_a_file_of_another_experiment_is_refused(change, organism, tiny_model, r
     elif change == "sampling":
         sampling = Sampling(max_new_tokens=1, seed=1)
     elif change == "name":
-        arm = Arm("b", plan)
-    elif change == "words":
-        arm = Arm("a", plan, "Hurry.")
+        condition = Condition("b", plan)
+    elif change == "suffix":
+        condition = Condition("a", plan, "Hurry.")
     elif change == "coefficient":
-        arm = Arm("a", changed(plan, coefficient=0.5))
+        condition = Condition("a", changed(plan, coefficient=0.5))
     elif change == "layer":
-        arm = Arm("a", changed(plan, layer=4))
+        condition = Condition("a", changed(plan, layer=4))
     elif change == "scope":
-        arm = Arm("a", changed(plan, scope=everywhere))
+        condition = Condition("a", changed(plan, scope=everywhere))
     elif change == "vector":  # the opposite one, whose sum is 0 as well
-        arm = Arm("a", changed(plan, direction=dataclasses.replace(direction, raw=direction.raw.flip(-1))))
+        condition = Condition("a", changed(plan, direction=dataclasses.replace(direction, raw=direction.raw.flip(-1))))
     elif change == "model":
-        model, arm = tiny_model("qwen2", opens_thinking=True), Arm("a")
+        model, condition = tiny_model("qwen2", opens_thinking=True), Condition("a")
     with plan.on(model) if change == "plan that is on" else contextlib.nullcontext():
         with pytest.raises(LensteerError, match="another experiment"):
-            run_arms(model, tasks, [arm], sampling, path=path, annotator=grammar)
+            run_conditions(model, tasks, [condition], sampling, path=path, annotator=grammar)
     assert path.read_bytes() == before
 
 
@@ -247,49 +252,53 @@ def test_another_annotator_costs_no_generation_and_a_failing_one_loses_none(orga
         raise RuntimeError("the judge is down")
 
     with pytest.raises(RuntimeError, match="judge is down"):
-        run_arms(organism, tasks, [Arm("a")], sampling, annotator=failing, path=path)
+        run_conditions(organism, tasks, [Condition("a")], sampling, annotator=failing, path=path)
     assert len(path.read_text().splitlines()) == 1 + len(tasks)
     module = importlib.import_module("lensteer.generation.jobs")
     monkeypatch.setattr(module, "generate", lambda *a, **k: pytest.fail("generated again"))
-    both = run_arms(organism, tasks, [Arm("a")], sampling, annotator={"grammar": grammar, "rules": rules}, path=path)
-    alone = run_arms(organism, tasks, [Arm("a")], sampling, annotator=rules, path=path)
+    both = run_conditions(
+        organism, tasks, [Condition("a")], sampling, annotator={"grammar": grammar, "rules": rules}, path=path
+    )
+    alone = run_conditions(organism, tasks, [Condition("a")], sampling, annotator=rules, path=path)
     assert [r.others["rules"].sentences for r in both] == [r.sentences for r in alone]
     assert [r.by("rules").n_sentences for r in both] == [r.n_sentences for r in alone]
     with pytest.raises(LensteerError, match="no annotator"):
-        run_arms(organism, tasks, [Arm("a")], sampling, annotator={}, path=path)
+        run_conditions(organism, tasks, [Condition("a")], sampling, annotator={}, path=path)
 
 
-def test_an_arm_may_have_fewer_chains(organism, tasks):
-    arms = [Arm("a"), Arm("b", n_samples=1)]
-    found = run_arms(organism, tasks, arms, Sampling(n_samples=2, max_new_tokens=4), annotator=grammar)
-    assert [(r.arm, r.sample) for r in found] == [("a", s) for _ in tasks for s in (0, 1)] + [("b", 0) for _ in tasks]
+def test_an_condition_may_have_fewer_chains(organism, tasks):
+    conditions = [Condition("a"), Condition("b", n_samples=1)]
+    found = run_conditions(organism, tasks, conditions, Sampling(n_samples=2, max_new_tokens=4), annotator=grammar)
+    assert [(r.condition, r.sample) for r in found] == [("a", s) for _ in tasks for s in (0, 1)] + [
+        ("b", 0) for _ in tasks
+    ]
 
 
 def test_corrupt_files_are_refused_by_name(organism, tasks, tmp_path):
     path = tmp_path / "arms.jsonl"
     sampling = Sampling(max_new_tokens=1)
-    run_arms(organism, tasks, [Arm("a")], sampling, path=path, annotator=grammar)
+    run_conditions(organism, tasks, [Condition("a")], sampling, path=path, annotator=grammar)
     head, *rest = path.read_text().splitlines(keepends=True)
     for text, words in (
         ("[]\n", "not a JSON object"),
-        (head + '{"arm": "a"}\n' + rest[0], "no chain"),
+        (head + '{"condition": "a"}\n' + rest[0], "no chain"),
         (head + "not JSON\n", "line 2"),
         ("\n" + rest[0], "another experiment"),
     ):
         path.write_text(text)
         with pytest.raises(LensteerError, match=words) as error:
-            run_arms(organism, tasks, [Arm("a")], sampling, path=path, annotator=grammar)
+            run_conditions(organism, tasks, [Condition("a")], sampling, path=path, annotator=grammar)
         assert str(path) in str(error.value)
 
 
 def test_impossible_experiments_are_refused(organism, tasks):
-    for given, arms, words in (
-        ([], [Arm("a")], "no tasks"),
-        (tasks, [Arm("a"), Arm("b"), Arm("a")], r"arms share a name: \['a'\]"),
-        ([tasks[0], tasks[0]], [Arm("a")], rf"tasks share an id: \['{tasks[0].id}'\]"),
+    for given, conditions, words in (
+        ([], [Condition("a")], "no tasks"),
+        (tasks, [Condition("a"), Condition("b"), Condition("a")], r"conditions share a name: \['a'\]"),
+        ([tasks[0], tasks[0]], [Condition("a")], rf"tasks share an id: \['{tasks[0].id}'\]"),
     ):
         with pytest.raises(LensteerError, match=words):
-            run_arms(organism, given, arms, Sampling(max_new_tokens=1), annotator=grammar)
+            run_conditions(organism, given, conditions, Sampling(max_new_tokens=1), annotator=grammar)
 
 
 @pytest.mark.parametrize(
@@ -311,16 +320,16 @@ def test_impossible_sampling_is_refused(options):
 
 # --- figures against plain arithmetic -------------------------------------------------------------
 
-SITE = {B: 4, "example-testing": 3}
+LAYERS = {B: 4, "example-testing": 3}
 NO_MARGINS = Margins(None, None, None, None, None, None, None)
 
 
-def record(arm, task, sample=0, own=None, n=10, correct=True, **more):
+def record(condition, task, sample=0, own=None, n=10, correct=True, **more):
     sentences = {**dict.fromkeys(BEHAVIORS, 0), **(own or {})}
     tokens = {b: 3 * count + (b == B) * (task == "t1") for b, count in sentences.items()}
     values: dict[str, Any] = dict(parsed=True, finished=True, length=40, repetition=0.25)
     values.update(more)
-    return Record(arm, task, sample, sentences, tokens, n, 4 * n, correct=correct, **values)
+    return Record(condition, task, sample, sentences, tokens, n, 4 * n, correct=correct, **values)
 
 
 def plan(layer=4, coefficient=1.0, length=1.0):
@@ -329,33 +338,35 @@ def plan(layer=4, coefficient=1.0, length=1.0):
     return SteeringPlan(Direction("planted", raw, torch.ones(6), tuple(range(6))), layer, coefficient)
 
 
-def arms_of(*, layer=4, behavior=B, kinds=("down", "up"), n_random=19, pool="isotropic"):
-    """The arms of an evaluation by hand: unsteered, both ways, and random vectors at the layer."""
-    arms = [Arm("unsteered", kind="unsteered")]
+def conditions_of(*, layer=4, behavior=B, kinds=("down", "up"), n_controls=19, pool="isotropic"):
+    """The conditions of an evaluation by hand: unsteered, both ways, and random vectors at the layer."""
+    conditions = [Condition("unsteered", kind="unsteered")]
     for kind in kinds:
-        edit = None if kind == "words" else plan(layer, -1.0 if kind == "down" else 1.0)
-        arms.append(Arm(f"{behavior}/{kind}", edit, behavior=behavior, kind=kind))
-    return arms + [Arm(f"L{layer}/{pool}-{i}", plan(layer), kind="control", pool=pool) for i in range(n_random)]
+        edit = None if kind == "prompted" else plan(layer, -1.0 if kind == "down" else 1.0)
+        conditions.append(Condition(f"{behavior}/{kind}", edit, behavior=behavior, kind=kind))
+    return conditions + [
+        Condition(f"L{layer}/{pool}-{i}", plan(layer), kind="control", pool=pool) for i in range(n_controls)
+    ]
 
 
-def simulated(seed, arms, *, up=0.0, down=0.0, n_tasks=40, n_samples=2, base=0.15, sentences=(5, 30)):
-    """Chains whose tasks differ in propensity; `up` and `down` are added to it in the steered arms."""
+def simulated(seed, conditions, *, up=0.0, down=0.0, n_tasks=40, n_samples=2, base=0.15, sentences=(5, 30)):
+    """Chains whose tasks differ in propensity; `up` and `down` are added to it in the steered conditions."""
     rng = np.random.default_rng(seed)
     propensity = rng.uniform(0.5, 1.5, n_tasks) * base
     found = []
-    for arm in arms:
-        shift = {"up": up, "down": down, "words": up}.get(arm.kind, 0.0)
+    for condition in conditions:
+        shift = {"up": up, "down": down, "prompted": up}.get(condition.kind, 0.0)
         for task in range(n_tasks):
             for sample in range(n_samples):
                 n = int(rng.integers(*sentences))
                 hits = int(rng.binomial(n, np.clip(propensity[task] + shift, 0, 1)))
-                found.append(record(arm.name, f"t{task:02}", sample, {B: hits}, n, bool(rng.random() < 0.7)))
+                found.append(record(condition.name, f"t{task:02}", sample, {B: hits}, n, bool(rng.random() < 0.7)))
     return found
 
 
-def evaluated(seed, *, margins=NO_MARGINS, n_random=19, kinds=("down", "up"), **options):
-    arms = arms_of(n_random=n_random, kinds=kinds)
-    return summarize(simulated(seed, arms, **options), arms, margins=margins)
+def evaluated(seed, *, margins=NO_MARGINS, n_controls=19, kinds=("down", "up"), **options):
+    conditions = conditions_of(n_controls=n_controls, kinds=kinds)
+    return summarize(simulated(seed, conditions, **options), conditions, margins=margins)
 
 
 def slow_share(rows, behavior, unit):
@@ -364,11 +375,11 @@ def slow_share(rows, behavior, unit):
 
 
 def test_effects_are_those_of_plain_arithmetic():
-    arms = arms_of(n_random=7)
-    records = simulated(1, arms, up=0.1, down=-0.05, n_tasks=12)
+    conditions = conditions_of(n_controls=7)
+    records = simulated(1, conditions, up=0.1, down=-0.05, n_tasks=12)
     random.Random(0).shuffle(records)  # in any order
-    found = summarize(records, arms, margins=NO_MARGINS)
-    by_arm = {name: [r for r in records if r.arm == name] for name in {r.arm for r in records}}
+    found = summarize(records, conditions, margins=NO_MARGINS)
+    by_condition = {name: [r for r in records if r.condition == name] for name in {r.condition for r in records}}
     tasks = sorted({r.task for r in records})
     assert (found.n_tasks, found.n_samples) == (12, 2)
     assert {(e.behavior, e.kind, e.unit) for e in found.effects} == {
@@ -376,17 +387,17 @@ def test_effects_are_those_of_plain_arithmetic():
     }
     for effect in found.effects:
         sign = {"down": -1, "up": 1}[effect.kind]
-        arm, base = by_arm[f"{B}/{effect.kind}"], by_arm["unsteered"]
+        condition, base = by_condition[f"{B}/{effect.kind}"], by_condition["unsteered"]
         assert (effect.layer, effect.coefficient, effect.length) == (4, sign, 1.0)
-        assert effect.share.value == pytest.approx(slow_share(arm, B, effect.unit))
+        assert effect.share.value == pytest.approx(slow_share(condition, B, effect.unit))
         assert effect.base.value == pytest.approx(slow_share(base, B, effect.unit))
         assert effect.base.low < effect.base.value < effect.base.high
         assert effect.change.value == pytest.approx(effect.share.value - effect.base.value)
         if effect.unit == "sentences":
-            assert effect.events == sum(r.sentences[B] for r in arm)
+            assert effect.events == sum(r.sentences[B] for r in condition)
             assert effect.base_events == sum(r.sentences[B] for r in base)
             assert effect.base_event_tasks == len({r.task for r in base if r.sentences[B]})
-        null = [slow_share(by_arm[f"L4/isotropic-{i}"], B, effect.unit) - effect.base.value for i in range(7)]
+        null = [slow_share(by_condition[f"L4/isotropic-{i}"], B, effect.unit) - effect.base.value for i in range(7)]
         (pool,) = effect.controls
         assert (pool.pool, pool.n, pool.length, pool.p_max) == ("isotropic", 7, 1.0, None)
         assert (pool.low, pool.high) == pytest.approx((min(null), max(null)))
@@ -395,17 +406,17 @@ def test_effects_are_those_of_plain_arithmetic():
         as_far = sum(value * sign >= effect.change.value * sign for value in null)
         assert pool.rank == 1 + as_far
         assert effect.p_value == pytest.approx((1 + as_far) / 8)
-        assert (effect.null_low, effect.null_high) == pytest.approx((min(null), max(null)))
+        assert (effect.control_low, effect.control_high) == pytest.approx((min(null), max(null)))
         wrong = 0
         for task in tasks:
-            mine = [[r for r in rows if r.task == task] for rows in (arm, base)]
+            mine = [[r for r in rows if r.task == task] for rows in (condition, base)]
             wrong += sign * (slow_share(mine[0], B, effect.unit) - slow_share(mine[1], B, effect.unit)) < 0
         assert effect.wrong_way == pytest.approx(wrong / 12)
-        # Intervals: tasks drawn with replacement, both arms together.
+        # Intervals: tasks drawn with replacement, both conditions together.
         rng, changes, shares = random.Random(0), [], []
         for _ in range(1500):
             drawn = rng.choices(tasks, k=12)
-            rows = [[r for t in drawn for r in own if r.task == t] for own in (arm, base)]
+            rows = [[r for t in drawn for r in own if r.task == t] for own in (condition, base)]
             shares.append(slow_share(rows[0], B, effect.unit))
             changes.append(shares[-1] - slow_share(rows[1], B, effect.unit))
         spread = np.std(changes)
@@ -419,7 +430,7 @@ def test_effects_are_those_of_plain_arithmetic():
     assert [e.p_holm for e in tested] == pytest.approx(holm([e.p for e in tested]))
 
 
-def test_arms_are_summarized_with_accuracy_by_task():
+def test_conditions_are_summarized_with_accuracy_by_task():
     rows = [
         record("unsteered", "t0", 0, {B: 1}, 4, True, length=10, repetition=0.0, nll=1.0),
         record("unsteered", "t0", 1, {B: 1}, 6, False, parsed=False, length=20, repetition=0.5),
@@ -428,15 +439,22 @@ def test_arms_are_summarized_with_accuracy_by_task():
         record("unsteered", "t2", 0, {B: 0}, 2, None),  # not graded: in all means but accuracy
         record("unsteered", "t2", 1, {B: 0}, 2, None),
     ]
-    (arm,) = summarize(rows, [Arm("unsteered", kind="unsteered")]).arms
-    assert arm.accuracy.value == pytest.approx(3 / 4)
-    assert 0.5 <= arm.accuracy.low <= 0.75 <= arm.accuracy.high <= 1
-    assert (arm.parsed, arm.finished) == pytest.approx((5 / 6, 5 / 6))
-    assert (arm.length, arm.sentences, arm.repetition) == pytest.approx((190 / 6, 4, 1.5 / 6))
-    assert (arm.nll, arm.kl, arm.text, arm.chains, arm.pool, arm.layer) == (1.5, None, None, 6, "", -1)
-    assert arm.sentence_length == pytest.approx(4.0)
+    (condition,) = summarize(rows, [Condition("unsteered", kind="unsteered")]).conditions
+    assert condition.accuracy.value == pytest.approx(3 / 4)
+    assert 0.5 <= condition.accuracy.low <= 0.75 <= condition.accuracy.high <= 1
+    assert (condition.parsed, condition.finished) == pytest.approx((5 / 6, 5 / 6))
+    assert (condition.length, condition.sentences, condition.repetition) == pytest.approx((190 / 6, 4, 1.5 / 6))
+    assert (condition.nll, condition.kl, condition.text, condition.chains, condition.pool, condition.layer) == (
+        1.5,
+        None,
+        None,
+        6,
+        "",
+        -1,
+    )
+    assert condition.sentence_length == pytest.approx(4.0)
     ungraded = [dataclasses.replace(row, correct=None) for row in rows]
-    assert math.isnan(summarize(ungraded, [Arm("unsteered", kind="unsteered")]).arms[0].accuracy.value)
+    assert math.isnan(summarize(ungraded, [Condition("unsteered", kind="unsteered")]).conditions[0].accuracy.value)
 
 
 def test_a_planted_effect_is_shown_and_its_size_recovered():
@@ -487,7 +505,7 @@ def test_a_fall_to_zero_is_found_with_the_chains_that_it_takes_and_not_with_fewe
     found = {}
     for n_tasks, n_samples in ((50, 2), (100, 4)):
         options: dict[str, Any] = dict(
-            base=0.008, down=-1.0, n_tasks=n_tasks, n_samples=n_samples, sentences=(10, 23), n_random=0
+            base=0.008, down=-1.0, n_tasks=n_tasks, n_samples=n_samples, sentences=(10, 23), n_controls=0
         )
         verdicts = [evaluated(seed, **options).verdict(B, "down") for seed in range(20)]
         found[n_tasks] = verdicts.count("shown")
@@ -498,41 +516,44 @@ def test_a_fall_to_zero_is_found_with_the_chains_that_it_takes_and_not_with_fewe
 
 @pytest.mark.parametrize("change", [0.0, 0.08])
 def test_control_vectors_that_do_as_much_are_not_beaten(change):
-    arms = arms_of(n_random=4)
-    records = simulated(5, arms, up=0.08)
+    conditions = conditions_of(n_controls=4)
+    records = simulated(5, conditions, up=0.08)
     if change:
-        records = [r for r in records if r.arm != "L4/isotropic-2"] + [
-            dataclasses.replace(r, arm="L4/isotropic-2", sentences={**r.sentences, B: r.sentences[B] + 1})
+        records = [r for r in records if r.condition != "L4/isotropic-2"] + [
+            dataclasses.replace(r, condition="L4/isotropic-2", sentences={**r.sentences, B: r.sentences[B] + 1})
             for r in records
-            if r.arm == f"{B}/up"
+            if r.condition == f"{B}/up"
         ]
-    effect = summarize(records, arms, margins=NO_MARGINS).effect(B, "up")
+    effect = summarize(records, conditions, margins=NO_MARGINS).effect(B, "up")
     assert effect.verdict == ("moves as random vectors do" if change else "shown")
     assert effect.controls[0].rank == (2 if change else 1)
 
 
 def test_text_that_breaks_is_not_shown():
-    arms = arms_of(n_random=0)
-    records = [dataclasses.replace(r, repetition=0.8) if r.arm == f"{B}/up" else r for r in simulated(6, arms, up=0.2)]
-    found = summarize(records, arms, margins=Margins(nll=None, kl=None))
+    conditions = conditions_of(n_controls=0)
+    records = [
+        dataclasses.replace(r, repetition=0.8) if r.condition == f"{B}/up" else r
+        for r in simulated(6, conditions, up=0.2)
+    ]
+    found = summarize(records, conditions, margins=Margins(nll=None, kl=None))
     assert (found.effect(B, "up").verdict, found.effect(B, "up").text) == ("text breaks", False)
-    (arm,) = [a for a in found.arms if a.arm == f"{B}/up"]
-    assert "repetition 0.80" in arm.text.why
+    (condition,) = [a for a in found.conditions if a.condition == f"{B}/up"]
+    assert "repetition 0.80" in condition.text.why
 
 
 @pytest.mark.medium
 def test_a_p_of_controls_needs_many_and_takes_the_largest_of_all_behaviors_and_signs():
-    few, many = evaluated(7, up=0.1, n_random=98), evaluated(7, up=0.1, n_random=99)
+    few, many = evaluated(7, up=0.1, n_controls=98), evaluated(7, up=0.1, n_controls=99)
     assert few.effect(B, "up").controls[0].p_max is None
     assert many.effect(B, "up").controls[0].p_max == pytest.approx(1 / 100)
-    null = [evaluated(seed, n_random=99, n_tasks=10).effect(B, "up").controls[0].p_max for seed in range(12)]
+    null = [evaluated(seed, n_controls=99, n_tasks=10).effect(B, "up").controls[0].p_max for seed in range(12)]
     assert min(null) > 0.01
     assert 0.2 < np.mean(null) < 0.95
 
 
 def test_words_are_a_baseline_outside_the_family_of_tests():
-    found = evaluated(8, up=0.2, n_random=3, kinds=("down", "up", "words"))
-    up, words = found.effect(B, "up"), found.effect(B, "words")
+    found = evaluated(8, up=0.2, n_controls=3, kinds=("down", "up", "prompted"))
+    up, words = found.effect(B, "up"), found.effect(B, "prompted")
     assert (words.layer, words.coefficient, words.controls, words.length) == (-1, 0.0, (), 0.0)
     assert words.p_holm == words.p
     two = [found.effect(B, "down"), up]
@@ -540,43 +561,46 @@ def test_words_are_a_baseline_outside_the_family_of_tests():
 
 
 def test_control_vectors_are_those_of_the_behaviors_layer():
-    near, far = arms_of(n_random=3), arms_of(layer=3, behavior="example-testing", n_random=3)[1:]
+    near, far = conditions_of(n_controls=3), conditions_of(layer=3, behavior="example-testing", n_controls=3)[1:]
     records = simulated(9, near, up=0.1)
-    records += [dataclasses.replace(r, arm=r.arm.replace("L4/", "L3/"), sentences={**r.sentences, B: r.n_sentences})
-                for r in records if r.arm.startswith("L4/")]  # fmt: skip
-    records += [dataclasses.replace(r, arm=f"example-testing/{k}") for k in ("up", "down") for r in records
-                if r.arm == f"{B}/{k}"]  # fmt: skip
+    records += [
+        dataclasses.replace(r, condition=r.condition.replace("L4/", "L3/"), sentences={**r.sentences, B: r.n_sentences})
+        for r in records
+        if r.condition.startswith("L4/")
+    ]
+    records += [dataclasses.replace(r, condition=f"example-testing/{k}") for k in ("up", "down") for r in records
+                if r.condition == f"{B}/{k}"]  # fmt: skip
     found = summarize(records, near + far, margins=NO_MARGINS)
-    assert found.effect(B, "up").null_high < 0.1
-    assert found.effect("example-testing", "up").null_high == 0.0  # none of it anywhere
+    assert found.effect(B, "up").control_high < 0.1
+    assert found.effect("example-testing", "up").control_high == 0.0  # none of it anywhere
 
 
-def test_an_arm_that_writes_no_sentence_counts_against_the_claim():
-    arms = arms_of(n_random=3)
-    records = simulated(6, arms, up=0.2)
+def test_an_condition_that_writes_no_sentence_counts_against_the_claim():
+    conditions = conditions_of(n_controls=3)
+    records = simulated(6, conditions, up=0.2)
 
     def silent(name):
         return [
             dataclasses.replace(r, sentences=dict.fromkeys(BEHAVIORS, 0), tokens=dict.fromkeys(BEHAVIORS, 0),
-                                n_sentences=0, n_tokens=0) if r.arm == name else r
+                                n_sentences=0, n_tokens=0) if r.condition == name else r
             for r in records
         ]  # fmt: skip
 
-    assert summarize(records, arms, margins=NO_MARGINS).effect(B, "up").shown
+    assert summarize(records, conditions, margins=NO_MARGINS).effect(B, "up").shown
     for name in ("L4/isotropic-0", "L4/isotropic-1", "L4/isotropic-2"):
-        found = summarize(silent(name), arms, margins=NO_MARGINS).effect(B, "up")
+        found = summarize(silent(name), conditions, margins=NO_MARGINS).effect(B, "up")
         assert (found.p_value, found.verdict) == (2 / 4, "moves as random vectors do")
-    found = summarize(silent(f"{B}/up"), arms, margins=NO_MARGINS).effect(B, "up")
+    found = summarize(silent(f"{B}/up"), conditions, margins=NO_MARGINS).effect(B, "up")
     assert (found.p_value, found.shown) == (1.0, False)
 
 
 def test_other_annotators_stand_beside_the_first():
-    arms = arms_of(n_random=0)
+    conditions = conditions_of(n_controls=0)
     records = [
         dataclasses.replace(r, others={"blind": Counts(dict.fromkeys(BEHAVIORS, 0), r.tokens, r.n_sentences, 1)})
-        for r in simulated(10, arms, up=0.2)
+        for r in simulated(10, conditions, up=0.2)
     ]
-    found = summarize(records, arms, margins=NO_MARGINS)
+    found = summarize(records, conditions, margins=NO_MARGINS)
     assert found.effect(B, "up").share.value > 0.2
     assert found.effect(B, "up", annotator="blind").share.value == 0.0
     with pytest.raises(LensteerError, match="'rules'"):
@@ -586,11 +610,13 @@ def test_other_annotators_stand_beside_the_first():
 # --- what counts as readable text -----------------------------------------------------------------
 
 
-def text_rows(arm, n=40, **figures):
-    rng = np.random.default_rng(abs(hash(arm)) % 1000)
+def text_rows(condition, n=40, **figures):
+    rng = np.random.default_rng(abs(hash(condition)) % 1000)
     spread = {"nll": 0.1, "repetition": 0.05, "compression": 0.02}
     return [
-        record(arm, f"t{i}", 0, {}, 10, **{k: v + float(rng.normal(0, spread.get(k, 0))) for k, v in figures.items()})
+        record(
+            condition, f"t{i}", 0, {}, 10, **{k: v + float(rng.normal(0, spread.get(k, 0))) for k, v in figures.items()}
+        )
         for i in range(n)
     ]
 
@@ -610,8 +636,8 @@ def text_rows(arm, n=40, **figures):
 )
 def test_text_is_held_to_each_margin(change, broken):
     base = text_rows("unsteered", nll=1.0, repetition=0.1, compression=0.5)
-    arm = text_rows("arm", **{"nll": 1.0, "repetition": 0.1, "compression": 0.5, "kl": 0.1, **change})
-    found = text_check(arm, base, Margins())
+    condition = text_rows("arm", **{"nll": 1.0, "repetition": 0.1, "compression": 0.5, "kl": 0.1, **change})
+    found = text_check(condition, base, Margins())
     assert [f.name for f in found.figures if not f.ok] == ([broken] if broken else [])
     assert found.ok is not bool(broken)
     assert (found.strain > 1) is bool(broken)
@@ -621,8 +647,8 @@ def test_text_is_held_to_each_margin(change, broken):
 @pytest.mark.parametrize(("sentences", "ok"), [(10, True), (8, True), (4, False), (25, False)])
 def test_sentences_may_be_neither_much_longer_nor_much_shorter(sentences, ok):
     base = [record("unsteered", f"t{i}", n=10) for i in range(20)]
-    arm = [dataclasses.replace(r, arm="arm", n_sentences=sentences) for r in base]
-    assert text_check(arm, base, Margins(nll=None, kl=None)).ok is ok
+    condition = [dataclasses.replace(r, condition="arm", n_sentences=sentences) for r in base]
+    assert text_check(condition, base, Margins(nll=None, kl=None)).ok is ok
 
 
 def test_what_was_seen_too_seldom_counts_as_worse():
@@ -644,14 +670,14 @@ def test_impossible_margins_are_refused(bad):
 
 @pytest.mark.medium
 def test_power_says_what_a_run_of_that_size_finds():
-    arms = arms_of(n_random=0)
-    base = [r for r in simulated(11, arms, n_tasks=300, base=0.03) if r.arm == "unsteered"]
+    conditions = conditions_of(n_controls=0)
+    base = [r for r in simulated(11, conditions, n_tasks=300, base=0.03) if r.condition == "unsteered"]
     (plan_,) = power(base, [B], n_tasks=60, n_samples=2)
     assert plan_.base == pytest.approx(slow_share(base, B, "sentences"))
     assert plan_.events == pytest.approx(sum(r.sentences[B] for r in base) / 5)
     assert plan_.down
     assert plan_.fall < plan_.base < plan_.rise
-    options: dict[str, Any] = dict(n_random=0, n_tasks=60, base=0.03)
+    options: dict[str, Any] = dict(n_controls=0, n_tasks=60, base=0.03)
     seen = [evaluated(seed, up=plan_.rise - plan_.base, **options).verdict(B, "up") for seed in range(20)]
     assert seen.count("shown") >= 11  # planned for 80 %: fewer than 11 of 20 happen less than once in 1000
     (rare,) = power(base, ["example-testing"], n_tasks=60, n_samples=2)
@@ -660,7 +686,7 @@ def test_power_says_what_a_run_of_that_size_finds():
         power([dataclasses.replace(base[0], n_sentences=0)], [B], n_tasks=60, n_samples=2)
 
 
-# --- evaluate: the arms that it runs --------------------------------------------------------------
+# --- evaluate: the conditions that it runs --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -674,41 +700,48 @@ def test_evaluate_runs_both_signs_words_and_controls_as_long_as_the_longest_edit
     module = importlib.import_module("lensteer.evaluation.effects")
     seen = []
 
-    def fake(model, tasks, arms, sampling, **options):
-        seen.extend(arms)
-        return [record(arm.name, t.id, s, {B: i % 3}) for arm in arms for i, t in enumerate(tasks) for s in (0, 1)]
+    def fake(model, tasks, conditions, sampling, **options):
+        seen.extend(conditions)
+        return [
+            record(condition.name, t.id, s, {B: i % 3})
+            for condition in conditions
+            for i, t in enumerate(tasks)
+            for s in (0, 1)
+        ]
 
-    monkeypatch.setattr(module, "run_arms", fake)
+    monkeypatch.setattr(module, "run_conditions", fake)
     tasks = load_tasks(split="test", n=4)
-    site = {B: 3, "example-testing": 3, "adding-knowledge": 5}
-    strength: dict[str, Any] = {B: 0.5, "example-testing": (0.75, 0.5), "adding-knowledge": (None, 0.25)}
-    options: dict[str, Any] = dict(words={B: "Go back."}, pools=["isotropic"], n_random=2, control_samples=1, seed=1)
-    found = evaluate(organism, tasks, vectors, site, strength, annotator=grammar, **options)
-    plans = {arm.name: arm.plan for arm in seen}
+    layers = {B: 3, "example-testing": 3, "adding-knowledge": 5}
+    coefficient: dict[str, Any] = {B: 0.5, "example-testing": (0.75, 0.5), "adding-knowledge": (None, 0.25)}
+    options: dict[str, Any] = dict(
+        prompts={B: "Go back."}, pools=["isotropic"], n_controls=2, control_samples=1, seed=1
+    )
+    found = evaluate(organism, tasks, vectors, layers, coefficient, annotator=grammar, **options)
+    plans = {condition.name: condition.plan for condition in seen}
     assert plans["unsteered"] is None
-    assert plans[f"{B}/words"] is None
-    assert [arm.words for arm in seen if arm.words] == ["Go back."]
+    assert plans[f"{B}/prompted"] is None
+    assert [condition.suffix for condition in seen if condition.suffix] == ["Go back."]
     for behavior, (down, up) in {
         B: (0.5, 0.5),
         "example-testing": (0.75, 0.5),
         "adding-knowledge": (None, 0.25),
     }.items():
-        for kind, dose, sign in (("down", down, -1), ("up", up, 1)):
-            assert (f"{behavior}/{kind}" in plans) == (dose is not None)
-            if dose is not None:
+        for kind, trial, sign in (("down", down, -1), ("up", up, 1)):
+            assert (f"{behavior}/{kind}" in plans) == (trial is not None)
+            if trial is not None:
                 edit = plans[f"{behavior}/{kind}"]
-                assert (edit.direction.label, edit.layer) == (behavior, site[behavior])
-                assert (edit.coefficient, edit.scope, edit.unit) == (sign * dose, generated, "difference")
-    random_arms = [arm for arm in seen if arm.pool]
-    assert sorted(a.name for a in random_arms) == ["L3/random-0", "L3/random-1", "L5/random-0", "L5/random-1"]
+                assert (edit.direction.label, edit.layer) == (behavior, layers[behavior])
+                assert (edit.coefficient, edit.scope, edit.unit) == (sign * trial, generated, "difference")
+    random_conditions = [condition for condition in seen if condition.pool]
+    assert sorted(a.name for a in random_conditions) == ["L3/random-0", "L3/random-1", "L5/random-0", "L5/random-1"]
     lengths = {3: max(0.5 * float(vectors[B].at(3).norm()), 0.75 * float(vectors["example-testing"].at(3).norm()))}
     lengths[5] = 0.25 * float(vectors["adding-knowledge"].at(5).norm())
-    for arm in random_arms:
-        edit = arm.plan.coefficient * arm.plan.vector
-        assert float(edit.norm()) == pytest.approx(lengths[arm.plan.layer], rel=1e-5)
-        assert arm.n_samples == 1
-    assert (found.n_tasks, found.n_samples, found.n_random, found.scope) == (4, 2, 2, "generated")
-    assert found.verdict("adding-knowledge", "down") == "no dose"
+    for condition in random_conditions:
+        edit = condition.plan.coefficient * condition.plan.vector
+        assert float(edit.norm()) == pytest.approx(lengths[condition.plan.layer], rel=1e-5)
+        assert condition.n_samples == 1
+    assert (found.n_tasks, found.n_samples, found.n_controls, found.scope) == (4, 2, 2, "generated")
+    assert found.verdict("adding-knowledge", "down") == "no coefficient"
     assert found.behaviors == (B, "example-testing", "adding-knowledge")
 
 
@@ -739,37 +772,37 @@ def test_random_directions_are_seeded_and_unlike(vectors):
 def test_evaluate_refuses_what_cannot_be(organism, vectors):
     tasks = load_tasks(split="test", n=2)
 
-    def refused(words, tasks=tasks, site=None, coefficients=1.0, **options):
+    def refused(words, tasks=tasks, layers=None, coefficients=1.0, **options):
         with pytest.raises(LensteerError, match=words):
-            evaluate(organism, tasks, vectors, site or {B: 3}, coefficients, annotator=grammar, **options)
+            evaluate(organism, tasks, vectors, layers or {B: 3}, coefficients, annotator=grammar, **options)
 
     refused("at least two", tasks=tasks[:1])
-    refused("nonsense", site={"nonsense": 3})
-    refused("99", site={B: 99})
+    refused("nonsense", layers={"nonsense": 3})
+    refused("99", layers={B: 99})
     for bad in (math.nan, math.inf, -math.inf, 0.0, -0.5):
         refused(f"coefficient {bad}", coefficients=bad)
         refused(f"coefficient {bad}", coefficients={B: bad})
     refused("coefficient None", coefficients={"example-testing": 1.0})
-    refused("n_random=-1", n_random=-1)
+    refused("n_controls=-1", n_controls=-1)
     refused("no unit 'miles'", unit="miles")
-    refused("but 0 were fitted", pools=["shuffled"], n_random=1)
+    refused("but 0 were fitted", pools=["shuffled"], n_controls=1)
 
 
 def test_an_evaluation_is_saved_and_read_back(tmp_path):
-    found = evaluated(7, n_tasks=12, n_random=2, base=0.4, margins=Margins(nll=None, kl=None))
+    found = evaluated(7, n_tasks=12, n_controls=2, base=0.4, margins=Margins(nll=None, kl=None))
     found.save(tmp_path / "deep" / "evaluation.json")
     assert Evaluation.load(tmp_path / "deep" / "evaluation.json") == found
     assert list(found.to_dataframe()["shown"]) == [e.shown for e in found.effects]
     assert "isotropic.z" in found.to_dataframe()
-    assert list(found.arms_dataframe()["arm"]) == [a.arm for a in found.arms]
+    assert list(found.conditions_dataframe()["condition"]) == [a.condition for a in found.conditions]
     with pytest.raises(LensteerError, match="there are"):
         found.effect(B, "sideways")
 
 
 @pytest.mark.parametrize(
-    "data", [None, b"", b"null", b"[]", b'"text"', b"{}", b'{"effects": [{}], "arms": []}', b"\xff"]
+    "data", [None, b"", b"null", b"[]", b'"text"', b"{}", b'{"effects": [{}], "conditions": []}', b"\xff"]
 )
-@pytest.mark.parametrize("kind", [Evaluation, Doses])
+@pytest.mark.parametrize("kind", [Evaluation, ChosenCoefficients])
 def test_what_cannot_be_read_is_named(kind, data, tmp_path):
     path = tmp_path / "file.json"
     if data is not None:
@@ -778,33 +811,33 @@ def test_what_cannot_be_read_is_named(kind, data, tmp_path):
         kind.load(path)
 
 
-# --- doses ----------------------------------------------------------------------------------------
+# --- coefficients ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def dosed(monkeypatch, organism, vectors):
-    """Choose among doses when so many of 40 chains parse: `parsed[behavior][dose with its sign]`, else all."""
+def chosen(monkeypatch, organism, vectors):
+    """Choose among coefficients when so many of 40 chains parse: `parsed[behavior][trial with its sign]`, else all."""
     module = importlib.import_module("lensteer.evaluation.coefficients")
     tasks = [Task(f"t{i}", "logic", "dev", "?") for i in range(40)]
     seen = []
 
-    def choose(parsed, *, site=None, base=40, **options):
-        def fake(model, tasks, arms, sampling, **more):
-            seen[:] = arms
+    def choose(parsed, *, layers=None, base=40, **options):
+        def fake(model, tasks, conditions, sampling, **more):
+            seen[:] = conditions
             found = []
-            for arm in arms:
-                dose = float(arm.name.partition("/")[2] or 0)
-                good = parsed.get(arm.behavior, {}).get(dose, 40) if arm.plan is not None else base
-                own = {B: round(5 + 2 * dose)}
-                found += [record(arm.name, t.id, 0, own, parsed=i < good) for i, t in enumerate(tasks)]
+            for condition in conditions:
+                trial = float(condition.name.partition("/")[2] or 0)
+                good = parsed.get(condition.behavior, {}).get(trial, 40) if condition.plan is not None else base
+                own = {B: round(5 + 2 * trial)}
+                found += [record(condition.name, t.id, 0, own, parsed=i < good) for i, t in enumerate(tasks)]
             return found
 
-        monkeypatch.setattr(module, "run_arms", fake)
+        monkeypatch.setattr(module, "run_conditions", fake)
         margins = options.pop("margins", GRAMMAR_MARGINS)
-        site = site or {B: 3, "example-testing": 4}
-        return choose_coefficients(organism, tasks, vectors, site, margins=margins, annotator=grammar, **options)
+        layers = layers or {B: 3, "example-testing": 4}
+        return choose_coefficients(organism, tasks, vectors, layers, margins=margins, annotator=grammar, **options)
 
-    vars(choose)["arms"] = seen
+    vars(choose)["conditions"] = seen
     return choose
 
 
@@ -813,44 +846,46 @@ def dosed(monkeypatch, organism, vectors):
     [
         ({}, 1.0, 1.0),
         ({1.0: 30}, 1.0, 0.5),
-        ({-1.0: 30}, 0.5, 1.0),  # the signs have doses of their own
-        ({0.5: 30}, 1.0, 1.0),  # a larger dose that parses again counts: what failed was chance
+        ({-1.0: 30}, 0.5, 1.0),  # the signs have coefficients of their own
+        ({0.5: 30}, 1.0, 1.0),  # a larger coefficient that parses again counts: what failed was chance
         ({1.0: 39}, 1.0, 1.0),
         ({-0.2: 0, -0.5: 0, -1.0: 0, 1.0: 0}, None, 0.5),
     ],
 )
-def test_the_largest_dose_that_leaves_text_readable_is_chosen_for_each_sign(dosed, parsed, down, up):
-    found = dosed({B: parsed}, doses=(1.0, 0.2, 0.5, 0.2), same_length=False)
+def test_the_largest_coefficient_that_leaves_text_readable_is_chosen_for_each_sign(chosen, parsed, down, up):
+    found = chosen({B: parsed}, coefficients=(1.0, 0.2, 0.5, 0.2), same_length=False)
     assert found.pairs == {B: (down, up), "example-testing": (1.0, 1.0)}
     assert found.coefficients == found.up
     curve = {(d.behavior, d.coefficient): d for d in found.curve}
     assert [c for b, c in curve if b == B] == [-1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0]
-    assert len(dosed.arms) == 1 + 2 * 2 * 3
-    for (behavior, coefficient), dose in curve.items():
-        assert dose.layer == {B: 3, "example-testing": 4}[behavior]
-        assert dose.share == (round(5 + 2 * coefficient) / 10 if behavior == B else 0.0)
-        assert dose.readable == (parsed.get(coefficient, 40) >= 39 if behavior == B else True)
+    assert len(chosen.conditions) == 1 + 2 * 2 * 3
+    for (behavior, coefficient), trial in curve.items():
+        assert trial.layer == {B: 3, "example-testing": 4}[behavior]
+        assert trial.share == (round(5 + 2 * coefficient) / 10 if behavior == B else 0.0)
+        assert trial.readable == (parsed.get(coefficient, 40) >= 39 if behavior == B else True)
     assert (found.margins, found.n_tasks, found.n_samples, found.coefficient_unit) == (
         GRAMMAR_MARGINS, 40, 1, "difference",
     )  # fmt: skip
 
 
-def test_behaviors_at_one_layer_are_compared_at_the_same_length(dosed, vectors):
-    found = dosed({}, site={B: 3, "example-testing": 3, "adding-knowledge": 3}, doses=(0.5, 1.0))
+def test_behaviors_at_one_layer_are_compared_at_the_same_length(chosen, vectors):
+    found = chosen({}, layers={B: 3, "example-testing": 3, "adding-knowledge": 3}, coefficients=(0.5, 1.0))
     lengths = {d.behavior: d.length for d in found.curve if d.coefficient > 0 and d.behavior in found.up
                and d.coefficient == found.up[d.behavior]}  # fmt: skip
     norms = sorted(float(vectors[b].at(3).norm()) for b in lengths)
     assert list(lengths.values()) == pytest.approx([norms[1]] * 3, rel=1e-5)
 
 
-def test_directions_at_one_layer_take_the_dose_that_most_of_them_bear(dosed):
+def test_directions_at_one_layer_take_the_coefficient_that_most_of_them_bear(chosen):
     """Three of four bear 1.0 and one 0.5; at another layer one bears more than the other, and both take the smaller."""
     parsed = {B: {1.0: 0}, "uncertainty-estimation": {-1.0: 0}}
-    site = {B: 3, "example-testing": 3, "uncertainty-estimation": 5}
-    found = dosed(parsed, site=site, doses=(0.5, 1.0))
+    layers = {B: 3, "example-testing": 3, "uncertainty-estimation": 5}
+    found = chosen(parsed, layers=layers, coefficients=(0.5, 1.0))
     lengths = {(d.behavior, d.coefficient): d.length for d in found.curve}
     used = {
-        (b, kind): lengths[b, sign * getattr(found, kind)[b]] for b in site for kind, sign in (("down", -1), ("up", 1))
+        (b, kind): lengths[b, sign * getattr(found, kind)[b]]
+        for b in layers
+        for kind, sign in (("down", -1), ("up", 1))
     }
     whole = used["example-testing", "up"]
     assert used[B, "down"] == pytest.approx(whole)
@@ -859,57 +894,57 @@ def test_directions_at_one_layer_take_the_dose_that_most_of_them_bear(dosed):
     assert used["uncertainty-estimation", "up"] == used["uncertainty-estimation", "down"]
 
 
-def test_an_unsteered_arm_that_is_broken_itself_is_no_standard(dosed):
+def test_an_unsteered_condition_that_is_broken_itself_is_no_standard(chosen):
     with pytest.raises(LensteerError, match=r"25% of the unsteered chains parse"):
-        dosed({}, base=10)
+        chosen({}, base=10)
 
 
-def test_an_unsteered_arm_without_sentences_is_named(dosed):
+def test_an_unsteered_condition_without_sentences_is_named(chosen):
     silent = dict.fromkeys(BEHAVIORS, 0)
     rows = [dataclasses.replace(record("unsteered", f"t{i}", n=0), sentences=silent) for i in range(5)]
     with pytest.raises(LensteerError, match="a sentence on 0 of 5 tasks"):
         check_standard(rows, Margins())
 
 
-@pytest.mark.parametrize("doses", [(), (0.0,), (0.3, -0.3), (math.nan,), (0.3, math.inf)])
-def test_impossible_doses_are_refused(dosed, doses):
-    with pytest.raises(LensteerError, match="doses"):
-        dosed({}, doses=doses)
+@pytest.mark.parametrize("coefficients", [(), (0.0,), (0.3, -0.3), (math.nan,), (0.3, math.inf)])
+def test_impossible_coefficients_are_refused(chosen, coefficients):
+    with pytest.raises(LensteerError, match="coefficients"):
+        chosen({}, coefficients=coefficients)
 
 
-def test_unknown_behaviors_and_layers_are_refused(dosed):
-    for site in ({"nonsense": 3}, {B: 99}):
+def test_unknown_behaviors_and_layers_are_refused(chosen):
+    for layers in ({"nonsense": 3}, {B: 99}):
         with pytest.raises(LensteerError, match=r"nonsense|99"):
-            dosed({}, site=site)
+            chosen({}, layers=layers)
 
 
-def test_doses_are_saved_and_read_back(dosed, tmp_path):
-    found = dosed({B: {1.0: 3}}, doses=(0.2, 1.0))
-    found.save(tmp_path / "doses.json")
-    assert Doses.load(tmp_path / "doses.json") == found
-    json.loads((tmp_path / "doses.json").read_text(), parse_constant=pytest.fail)
+def test_coefficients_are_saved_and_read_back(chosen, tmp_path):
+    found = chosen({B: {1.0: 3}}, coefficients=(0.2, 1.0))
+    found.save(tmp_path / "coefficients.json")
+    assert ChosenCoefficients.load(tmp_path / "coefficients.json") == found
+    json.loads((tmp_path / "coefficients.json").read_text(), parse_constant=pytest.fail)
     assert len(found.to_dataframe()) == len(found.curve)
 
 
-def test_doses_and_effects_run_on_the_organism(organism, vectors, tmp_path):
+def test_coefficients_and_effects_run_on_the_organism(organism, vectors, tmp_path):
     """One thin slice without fakes: files are left for resuming, and a second call reads them and generates nothing."""
     sampling = Sampling(max_new_tokens=20)
     dev, test = load_tasks(split="dev", n=2), load_tasks(split="test", n=2)
     loose = Margins(None, None, None, None, None, None, kl=30.0)
     options: dict[str, Any] = dict(
-        annotator=grammar, margins=loose, doses=(0.2,), sampling=sampling, path=tmp_path / "doses.jsonl"
+        annotator=grammar, margins=loose, coefficients=(0.2,), sampling=sampling, path=tmp_path / "coefficients.jsonl"
     )
-    doses = choose_coefficients(organism, dev, vectors, {B: 3}, **options)
-    assert choose_coefficients(organism, dev, vectors, {B: 3}, **options) == doses
-    assert all(d.text.figures[0].name == "kl" for d in doses.curve if d.coefficient)
-    options = dict(annotator=grammar, pools=["isotropic"], n_random=1, sampling=sampling)
+    coefficients = choose_coefficients(organism, dev, vectors, {B: 3}, **options)
+    assert choose_coefficients(organism, dev, vectors, {B: 3}, **options) == coefficients
+    assert all(d.text.figures[0].name == "kl" for d in coefficients.curve if d.coefficient)
+    options = dict(annotator=grammar, pools=["isotropic"], n_controls=1, sampling=sampling)
     options |= dict(path=str(tmp_path / "effects.jsonl"))
-    found = evaluate(organism, test, vectors, {B: 3}, doses.pairs, **options)
+    found = evaluate(organism, test, vectors, {B: 3}, coefficients.pairs, **options)
     assert evaluate(organism, test, vectors, {B: 3}, 0.2, **options) == found or np.isnan(found.effects[0].change.value)
-    assert [a.arm for a in found.arms] == ["unsteered", f"{B}/down", f"{B}/up", "L3/random-0"]
-    assert [a.nll is not None for a in found.arms] == [True] * 4
-    assert found.arms[0].kl == 0
-    assert all(a.kl > 0 for a in found.arms[1:])
+    assert [a.condition for a in found.conditions] == ["unsteered", f"{B}/down", f"{B}/up", "L3/random-0"]
+    assert [a.nll is not None for a in found.conditions] == [True] * 4
+    assert found.conditions[0].kl == 0
+    assert all(a.kl > 0 for a in found.conditions[1:])
     assert not any(len(p.fwd_hooks) for p in organism.hook_dict.values())
 
 
@@ -917,7 +952,7 @@ def test_the_likelihood_of_a_text_is_that_of_one_chain_alone(organism, random_di
     """Against a forward without batch or padding; resumed from its file without the model being asked again."""
     plan_ = SteeringPlan(random_direction(organism), 3, 2.0, generated)
     chains = draw_chains(
-        organism, load_tasks(split="test", n=3), [Arm("a"), Arm("b", plan_)], Sampling(max_new_tokens=30)
+        organism, load_tasks(split="test", n=3), [Condition("a"), Condition("b", plan_)], Sampling(max_new_tokens=30)
     )
     traces, plans = [t for _, t in chains], [None if name == "a" else plan_ for name, _ in chains]
     found = text_quality(organism, traces, plans, path=tmp_path / "quality.jsonl")
@@ -940,15 +975,15 @@ def test_the_likelihood_of_a_text_is_that_of_one_chain_alone(organism, random_di
 # --- shares on resampled tasks -------------------------------------------------------------------
 
 
-def share_records(arm, hits, totals, n_samples=1):
+def share_records(condition, hits, totals, n_samples=1):
     counts = [dict(dict.fromkeys(BEHAVIORS, 0), backtracking=int(h)) for h in hits]
     return [
-        Record(arm, f"t{i // n_samples}", i % n_samples, c, c, n, n, True, True, True, n, 0.0)
+        Record(condition, f"t{i // n_samples}", i % n_samples, c, c, n, n, True, True, True, n, 0.0)
         for i, (c, n) in enumerate(zip(counts, map(int, totals), strict=True))
     ]
 
 
-def test_resampled_shares_are_ratios_of_sums_and_paired_across_arms():
+def test_resampled_shares_are_ratios_of_sums_and_paired_across_conditions():
     rng = np.random.default_rng(0)
     totals, hits = rng.integers(5, 30, 40), rng.integers(0, 5, 40)
     records = share_records("a", hits, totals) + share_records("b", hits + 1, totals)
@@ -958,7 +993,8 @@ def test_resampled_shares_are_ratios_of_sums_and_paired_across_arms():
     oracle = bootstrap_interval(Ratio(hits, totals), n=4000, seed=9)
     assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high), abs=0.01)
     assert found.n == 40
-    # Paired: the difference of the arms varies with the number of sentences alone, far less than either arm.
+    # Paired: the difference of the conditions varies with the number of sentences alone, far less than either
+    # condition.
     difference = shares.of("b", "backtracking") - shares.of("a", "backtracking")
     assert difference.std() < 0.5 * shares.of("a", "backtracking").std()
     with pytest.raises(LensteerError, match="'c'"):

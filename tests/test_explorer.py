@@ -28,7 +28,7 @@ from lensteer.explorer import Choices, State, continue_chain, explore, parse_sco
 from lensteer.explorer.background import Stopped, Worker, private_copy
 from lensteer.explorer.chain import SELECTIONS, Chain
 from lensteer.explorer.expressions import NAMES, as_code, inverted
-from lensteer.explorer.payloads import arm_payload, numbers, options_payload
+from lensteer.explorer.payloads import condition_payload, numbers, options_payload
 from lensteer.explorer.state import code_of
 from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
@@ -218,7 +218,7 @@ def test_a_kl_budget_is_marked_where_the_scores_tell(organism, vectors, traces):
 
 def test_first_layer_is_the_selected_or_best_scored_one():
     scores, vectors, trace = synthetic.layer_scores(), synthetic.vectors(), synthetic.trace()
-    assert Choices(vectors, [trace], scores, synthetic.site()).initial().layer == 5
+    assert Choices(vectors, [trace], scores, synthetic.layers()).initial().layer == 5
     assert Choices(vectors, [trace], scores).initial().layer == int(scores.mean[scores.row("backtracking")].argmax())
     assert Choices(vectors, [trace]).initial().layer == 4
 
@@ -275,14 +275,14 @@ def test_from_the_middle_each_token_is_the_one_that_teacher_forcing_expects(tiny
     )  # counts from the prompt, not from the cut
     cut = trace.prompt_length + 4
     found = continue_chain(model, trace, plan, cut=cut, max_new_tokens=8, annotator=lambda traces: [[] for _ in traces])
-    for arm, its in ((found.unsteered, None), (found.steered, plan)):
-        assert arm.response_ids[:4] == trace.response_ids[:4]
-        assert len(arm.response_ids) == 12 or arm.finished
-        logits = forced_logits(model, [trace.prompt_ids], [arm.response_ids], plans=[its])[0][4:]
+    for condition, its in ((found.unsteered, None), (found.steered, plan)):
+        assert condition.response_ids[:4] == trace.response_ids[:4]
+        assert len(condition.response_ids) == 12 or condition.finished
+        logits = forced_logits(model, [trace.prompt_ids], [condition.response_ids], plans=[its])[0][4:]
         top = logits.topk(2).values
         clear = top[:, 0] - top[:, 1] > 1e-3
         assert clear.sum() >= 4
-        assert torch.equal(logits.argmax(-1)[clear], torch.tensor(arm.response_ids[4:])[clear])
+        assert torch.equal(logits.argmax(-1)[clear], torch.tensor(condition.response_ids[4:])[clear])
     assert found.steered.response_ids != found.unsteered.response_ids
 
 
@@ -435,7 +435,7 @@ def test_a_page_steers_it(explorer):
     sends(explorer, name="continue")
     explorer.wait(60.0)
     assert explorer.result.continuation.cut == 130
-    assert [arm["tokens"] for arm in explorer.continuation["arms"]] == [5, 5]
+    assert [condition["tokens"] for condition in explorer.continuation["sides"]] == [5, 5]
     sends(explorer, name="select", what="behavior", cursor=0)
     sends(explorer, name="rank")
     explorer.wait(60.0)
@@ -590,11 +590,11 @@ def test_a_cache_vector_is_another_channel(organism, vectors, traces):
         assert result.effect.total == pytest.approx(namespace["effect"].total, rel=1e-4, abs=1e-5)
         assert result.effect.total > 0.01
         assert namespace["continuation"].steered == result.continuation.steered
-        for arm, made in zip(
-            explorer.continuation["arms"], (result.continuation.unsteered, result.continuation.steered), strict=True
+        for condition, made in zip(
+            explorer.continuation["sides"], (result.continuation.unsteered, result.continuation.steered), strict=True
         ):
-            assert "".join(text for _, text in arm["pieces"]) == made.response
-            assert arm["tokens"] == len(made.response_ids) <= 4
+            assert "".join(text for _, text in condition["pieces"]) == made.response
+            assert condition["tokens"] == len(made.response_ids) <= 4
         with pytest.raises(ls.LensteerError, match="nothing to leave out"):
             explorer.run_ranking()
         explorer.close()
@@ -628,10 +628,10 @@ def test_text_goes_as_text(organism, vectors, traces):
     explorer = explore(organism, vectors, [replace(trace, response=response, spans=(span,))])
     shown = "".join(explorer.chain["texts"])
     assert shown == trace.prompt + response
-    part = arm_payload(replace(trace, response=response, spans=(span,)), 0, running=False)
+    part = condition_payload(replace(trace, response=response, spans=(span,)), 0, running=False)
     assert "".join(text for _, text in part["pieces"]) == response
     assert ["backtracking", response[8:30]] in part["pieces"]
-    cut = arm_payload(replace(trace, response="half a�", offsets=(0, 5, 6), spans=()), 0, running=True)
+    cut = condition_payload(replace(trace, response="half a�", offsets=(0, 5, 6), spans=()), 0, running=True)
     assert cut["pieces"] == [["", "half a"]]
     explorer.close()
 

@@ -30,7 +30,7 @@ def test_every_figure_is_in_the_gallery(gallery):
 @pytest.mark.slow
 def test_the_gallery_draws_them(gallery, tmp_path):
     names = tuple(name for name in gallery.FIGURES if name != "position_ablation")  # its own test runs that analysis
-    small = dict(n_train=24, n_dev=2, max_spans=4, n_draws=9, n_random=1)
+    small = dict(n_train=24, n_dev=2, max_spans=4, n_draws=9, n_controls=1)
     written = gallery.main(gallery.Config(tmp_path, names, png=False, **small))
     assert [path.stem for path in written] == list(names)
     assert all("Plotly.newPlot" in path.read_text(encoding="utf-8") for path in written)

@@ -16,7 +16,7 @@ from lensteer.vectors.geometry import CosineMatrix, common_component, cosine_mat
 from test_directions import LABELS, collect, plant
 
 #: Where the published study steers (R1-Qwen-1.5B). Its other two labels are taken at backtracking's layer.
-SITE = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
+LAYERS = {"backtracking": 17, "uncertainty-estimation": 18, "example-testing": 15, "adding-knowledge": 18}
 
 
 def from_rows(rows: torch.Tensor, **options) -> BehaviorVectors:
@@ -41,7 +41,7 @@ def test_planted_angles():
 
 def test_a_site_must_name_layers_that_there_are():
     vectors = from_rows(torch.eye(3)[:, None].repeat(1, 2, 1))
-    with pytest.raises(LensteerError, match="site names no layer for 'b', 'c'"):
+    with pytest.raises(LensteerError, match="layers names no layer for 'b', 'c'"):
         cosine_matrix(vectors, {"a": 1})
     with pytest.raises(LensteerError, match=r"no vector at layer 2: its layers are \[0, 1\]"):
         cosine_matrix(vectors, {"a": 1}, default=2)
@@ -113,7 +113,7 @@ def published(reference_folder) -> tuple[dict[str, torch.Tensor], torch.Tensor, 
 
 def test_the_published_cosines(published):
     means, overall, counts = published
-    cosines = cosine_matrix(BehaviorVectors.from_means(means, overall, counts=counts), SITE, default=17)
+    cosines = cosine_matrix(BehaviorVectors.from_means(means, overall, counts=counts), LAYERS, default=17)
     back, unc, ded, add = "backtracking", "uncertainty-estimation", "deduction", "adding-knowledge"
     table = {
         (back, unc): 0.64,
@@ -132,7 +132,7 @@ def test_the_published_lengths(published):
     means, overall, counts = published
     frame = BehaviorVectors.from_means(means, overall, counts=counts).to_dataframe()
     ratio = frame.set_index(["behavior", "layer"]).ratio
-    found = {label: ratio[label, layer] for label, layer in SITE.items()}
+    found = {label: ratio[label, layer] for label, layer in LAYERS.items()}
     # example-testing is 0.305 and was published as 0.31.
     truth = {
         "backtracking": 0.47,

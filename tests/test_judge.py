@@ -48,7 +48,7 @@ from lensteer.annotation.judge_questions import (
 from lensteer.annotation.published import read_published
 from lensteer.behaviors import BEHAVIORS, REASONING, UNPARSED
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Arm, run_arms
+from lensteer.evaluation import Condition, run_conditions
 
 pytest.importorskip("openai", reason="the judge's server tests need the extra 'judge'")
 
@@ -675,8 +675,10 @@ def test_a_score_is_a_measure_of_an_experiment(organism, tmp_path):
     tasks = ls.load_tasks(split="test", n=2)
     with score('{"score": 60}') as server:
         polite = JudgeScore("How polite is it?", model="m", base_url=server.url, cache=tmp_path)
-        arms = [Arm("as it is", kind="unsteered")]
-        records = run_arms(organism, tasks, arms, ls.Sampling(max_new_tokens=20), measures={"polite": polite})
+        conditions = [Condition("as it is", kind="unsteered")]
+        records = run_conditions(
+            organism, tasks, conditions, ls.Sampling(max_new_tokens=20), measures={"polite": polite}
+        )
     assert [record.scores for record in records] == [{"polite": 60.0}] * 2
     assert server.n == 1 + 2  # once on a made-up chain, before anything is generated
 

@@ -18,7 +18,7 @@ from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS, REASONING, Sentence, axis_of, in_order
 from lensteer.cli import app
 from lensteer.evaluation import summarize
-from test_evaluation import arms_of, simulated
+from test_evaluation import conditions_of, simulated
 
 SCHEME = ls.LabelScheme(("planning", "other"), ("says what to do next.", "anything else."), ("planning",))
 
@@ -60,8 +60,8 @@ def test_own_labels_have_vectors_scores_attention_fractions_and_a_color(organism
     assert set(vectors.counts) == {"other", "planning"}
     scores = ls.attribute(organism, chains, vectors, max_spans=4)
     assert set(scores.labels) == {"planning", "other"}
-    site = ls.select_layers(scores)
-    assert set(site) == {"planning", "other"}
+    layers = ls.select_layers(scores)
+    assert set(layers) == {"planning", "other"}
     assert ls.behavior_attention(organism, chains).labels == ("other", "planning")
     assert ls.receiver_heads(organism, chains).labels == ("other", "planning")
     fractions = ls.metrics.behavior_fractions(chains[0].spans, len(chains[0].spans), len(chains[0].ids))
@@ -142,7 +142,7 @@ def test_an_answer_without_a_thought_is_counted_but_does_not_think(organism):
 
 
 def test_one_measure_for_several_behaviors_scores_a_chain_once(organism, chains):
-    from lensteer.evaluation import run_arms
+    from lensteer.evaluation import run_conditions
 
     seen = []
 
@@ -151,8 +151,8 @@ def test_one_measure_for_several_behaviors_scores_a_chain_once(organism, chains)
         return len(seen)
 
     measures = {"planning": counting, "other": counting, "calls": exclaims}
-    (record,) = run_arms(
-        organism, ls.load_tasks(split="dev", n=1), [ls.Arm("a")], ls.Sampling(max_new_tokens=4), measures=measures
+    (record,) = run_conditions(
+        organism, ls.load_tasks(split="dev", n=1), [ls.Condition("a")], ls.Sampling(max_new_tokens=4), measures=measures
     )
     assert len(seen) == 2  # a made-up chain first
     assert record.scores["planning"] == record.scores["other"] == 2
@@ -162,7 +162,7 @@ def test_one_measure_for_several_behaviors_scores_a_chain_once(organism, chains)
 
 
 def test_an_own_label_is_evaluated(organism, vectors):
-    options: dict[str, Any] = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
+    options: dict[str, Any] = dict(n_controls=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
     options |= dict(margins=ls.Margins(nll=None, kl=None))
     tasks = ls.load_tasks(split="test", n=3)
     found = ls.evaluate(organism, tasks, vectors, {"planning": 3}, 0.5, annotator=declared, **options)
@@ -177,16 +177,20 @@ def test_an_own_label_is_evaluated(organism, vectors):
 
 
 def test_a_name_makes_no_control():
-    """An arm of the user's own counts as no control vector, whatever it is called."""
-    arms = arms_of(n_random=19)
-    own = [ls.Arm("L4/random-99", arms[-1].plan), ls.Arm("random-1"), ls.Arm("L4/isotropic-77", arms[-1].plan)]
-    records = simulated(3, arms, up=0.2)
-    more = [r for arm in own for r in simulated(3, [arm], up=0.0)]
-    alone, beside = summarize(records, arms), summarize([*records, *more], [*arms, *own])
+    """A condition of the user's own counts as no control vector, whatever it is called."""
+    conditions = conditions_of(n_controls=19)
+    own = [
+        ls.Condition("L4/random-99", conditions[-1].plan),
+        ls.Condition("random-1"),
+        ls.Condition("L4/isotropic-77", conditions[-1].plan),
+    ]
+    records = simulated(3, conditions, up=0.2)
+    more = [r for condition in own for r in simulated(3, [condition], up=0.0)]
+    alone, beside = summarize(records, conditions), summarize([*records, *more], [*conditions, *own])
     assert repr(alone.effects) == repr(beside.effects)  # NaN where a fall is not tested
-    assert [a.kind for a in beside.arms[-3:]] == ["other"] * 3
+    assert [a.kind for a in beside.conditions[-3:]] == ["other"] * 3
     with pytest.raises(ls.LensteerError, match="'null': choose one of"):
-        ls.Arm("x", kind="null")
+        ls.Condition("x", kind="null")
 
 
 def exclaims(trace):
@@ -195,7 +199,7 @@ def exclaims(trace):
 
 def test_a_measure_of_ones_own_is_what_is_tested(organism, vectors):
     tasks = ls.load_tasks(split="test", n=3)
-    options: dict[str, Any] = dict(n_random=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
+    options: dict[str, Any] = dict(n_controls=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)
     options |= dict(margins=ls.Margins(nll=None, kl=None))
 
     def length(trace):
@@ -231,7 +235,7 @@ def test_a_measure_that_says_nothing_is_refused_before_anything_is_generated(
     monkeypatch.setattr("lensteer.generation.jobs.generate", lambda *a, **k: pytest.fail("generated"))
     with pytest.raises(ls.LensteerError, match=words):
         ls.evaluate(
-            organism, ls.load_tasks(split="test", n=2), vectors, {"planning": 3}, 0.5, measure=measure, n_random=2
+            organism, ls.load_tasks(split="test", n=2), vectors, {"planning": 3}, 0.5, measure=measure, n_controls=2
         )
 
 
@@ -265,11 +269,13 @@ def test_a_run_on_chains_with_labels_of_their_own(tiny_checkpoint, tmp_path):
 
         traces += ls.annotate([trace], told)
     ls.save_traces(traces, tmp_path / "own.jsonl")
-    small = "--n-dev 3 --n-test 3 --n-samples 1 --n-random 2 --max-new-tokens 16 --control-samples 1 --n-nulls 0"
+    small = (
+        "--n-dev 3 --n-test 3 --n-samples 1 --n-controls 2 --max-new-tokens 16 --control-samples 1 --n-score-controls 0"
+    )
     args = (
         f"run --model {folder} --out {tmp_path / 'run'} --chains {tmp_path / 'own.jsonl'} --behaviors planning {small}"
     )
-    result = CliRunner().invoke(app, [*args.split(), "--doses", "0.001", "--layers", "1"])
+    result = CliRunner().invoke(app, [*args.split(), "--coefficients", "0.001", "--layers", "1"])
     assert result.exit_code == 0, "".join(__import__("traceback").format_exception(result.exception))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["traces.spans.planning"] > 20

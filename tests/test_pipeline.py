@@ -35,14 +35,14 @@ SMALL = replace(
     max_new_tokens=300,
     batch_size=16,
     max_spans=4,
-    doses=(0.2,),
-    n_random=2,
-    n_nulls=3,
+    coefficients=(0.2,),
+    n_controls=2,
+    n_score_controls=3,
 )
 ARTIFACTS = {
     "run.json", "traces.jsonl", "annotated.jsonl", "annotator.json", "vectors.safetensors", "scores.json",
-    "nulls.json", "overlap.json", "site.json", "plan.jsonl", "plan.json", "doses.jsonl", "doses.json",
-    "evaluation.jsonl", "evaluation.json", "examples.jsonl", "summary.json", "report.html",
+    "controls.json", "overlap.json", "layers.json", "plan.jsonl", "plan.json", "coefficients.jsonl",
+    "coefficients.json", "evaluation.jsonl", "evaluation.json", "examples.jsonl", "summary.json", "report.html",
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def folder(finished, tmp_path):
 def artifacts(folder):
     """What a run made, without the times that it took."""
     found = {name: (folder / name).read_bytes() for name in ARTIFACTS - {"run.json", "report.html"}}
-    for name in ("scores.json", "nulls.json", "summary.json", "plan.json"):
+    for name in ("scores.json", "controls.json", "summary.json", "plan.json"):
         values = json.loads(found[name])
         values.pop("cost", None)
         found[name] = {k: v for k, v in values.items() if "second" not in k and "minutes" not in k}
@@ -85,14 +85,14 @@ def test_every_stage_leaves_its_artifacts_and_says_so(finished):
     assert list(manifest["stages"]) == list(STAGES)
     assert all(facts["seconds"] >= 0 for facts in manifest["stages"].values())
     assert manifest["stages"]["traces"]["chains"] == 48
-    assert manifest["stages"]["evaluate"]["chains"] == 3 * manifest_arms(manifest)
+    assert manifest["stages"]["evaluate"]["chains"] == 3 * manifest_conditions(manifest)
     assert manifest["model"]["name"] == "organism"
     assert Run.open(folder).config == SMALL
     assert Run.open(folder, SMALL).stages == manifest["stages"]
 
 
-def manifest_arms(manifest):
-    """Unsteered, in words, pushed with a dose, and two control vectors of three kinds at each layer."""
+def manifest_conditions(manifest):
+    """Unsteered, in words, pushed with a coefficient, and two control vectors of three kinds at each layer."""
     selected = manifest["stages"]["select"]
     layers = selected["layers"]
     assert set(layers) == set(STEERED)
@@ -112,11 +112,11 @@ def test_the_plan_is_said_before_anything_long_is_begun(finished):
     assert f"{plan['chains']['controls']} chains (controls)" in told[0]
     assert [row["behavior"] for row in plan["power"]] == list(Run.open(folder).stages["select"]["layers"])
     layers = Run.open(folder).stages["select"]["layers"]
-    doses = json.loads((folder / "doses.json").read_text())
+    coefficients = json.loads((folder / "coefficients.json").read_text())
     n = len(set(layers.values()))
-    assert plan["chains"] == {"doses": 4 * (1 + 2 * 4), "own": 3 * (1 + 3 * 4), "controls": 3 * 2 * 3 * n}
-    assert (folder / "doses.jsonl").read_bytes().count(b"\n") == 1 + plan["chains"]["doses"]
-    if len(doses["down"]) == len(doses["up"]) == 4:
+    assert plan["chains"] == {"coefficients": 4 * (1 + 2 * 4), "own": 3 * (1 + 3 * 4), "controls": 3 * 2 * 3 * n}
+    assert (folder / "coefficients.jsonl").read_bytes().count(b"\n") == 1 + plan["chains"]["coefficients"]
+    if len(coefficients["down"]) == len(coefficients["up"]) == 4:
         ran = Run.open(folder).stages["evaluate"]["chains"]
         assert ran == plan["chains"]["own"] + plan["chains"]["controls"]
     assert plan["minutes"] > 0
@@ -222,9 +222,9 @@ def test_the_report_loads_nothing_from_elsewhere(finished):
 def test_results_are_read_back(finished):
     results = load_results(Run.open(finished[0]))
     assert len(results.traces) == 48
-    assert set(results.site) == set(STEERED) == set(results.doses.pairs)
-    assert results.doses.margins == GRAMMAR_MARGINS == Run.open(finished[0]).margins
-    assert results.evaluation.coefficient_unit == results.doses.coefficient_unit == "difference"
+    assert set(results.layers) == set(STEERED) == set(results.coefficients.pairs)
+    assert results.coefficients.margins == GRAMMAR_MARGINS == Run.open(finished[0]).margins
+    assert results.evaluation.coefficient_unit == results.coefficients.coefficient_unit == "difference"
     by_task = {}
     for behavior, kind, trace in results.examples:
         assert trace.task.split == "test"
@@ -265,8 +265,8 @@ def test_an_unknown_stage_lists_them(tmp_path):
         ("attribute", "vectors.safetensors", b"\x08\x00", "truncated"),
         ("select", "scores.json", b"{", "scores.json"),
         ("select", "overlap.json", None, "overlap.json"),
-        ("evaluate", "site.json", b"[]", "site"),
-        ("evaluate", "doses.json", b"null", "doses.json"),
+        ("evaluate", "layers.json", b"[]", "layers"),
+        ("evaluate", "coefficients.json", b"null", "coefficients.json"),
         ("report", "evaluation.json", b"null", "evaluation.json"),
         ("report", "plan.json", b"{", "plan.json"),
         ("report", "examples.jsonl", b'{"behavior": "", "kind": "unsteered", "trace": {}}\n', "line 1"),
@@ -327,7 +327,7 @@ def test_kills_and_ctrl_c_lose_at_most_a_batch(finished, tmp_path):
     assert "Traceback" not in said
     assert (folder / "traces.jsonl").read_bytes().startswith(first)
     assert list(Run.open(folder).stages) == []
-    assert stopped(folder, "doses.jsonl", 20, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stopped(folder, "coefficients.jsonl", 20, signal.SIGKILL)[0] == -signal.SIGKILL
     assert list(Run.open(folder).stages) == list(STAGES)[:4]
     speed = plan_of(folder)["tokens_per_second"]
     assert stopped(folder, "evaluation.jsonl", 20, signal.SIGKILL)[0] == -signal.SIGKILL
@@ -348,7 +348,7 @@ def test_kills_and_ctrl_c_lose_at_most_a_batch(finished, tmp_path):
     [
         {"seed": 1},
         {"n_test": 4},
-        {"doses": (0.3,)},
+        {"coefficients": (0.3,)},
         {"model": "elsewhere"},
         {"unit": "unit"},
         {"top_p": 0.9},
@@ -382,8 +382,9 @@ def test_what_is_no_run_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"config": {"unit": "unit", "doses": 3}}',
-     b'{"config": {"unit": "unit", "doses": [], "x": 1}}', b'{"config": {"unit": "unit", "doses": [0.2]}, "stages": 7}',
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"config": {"unit": "unit", "coefficients": 3}}',
+     b'{"config": {"unit": "unit", "coefficients": [], "x": 1}}',
+     b'{"config": {"unit": "unit", "coefficients": [0.2]}, "stages": 7}',
      json.dumps({"config": asdict(SMALL), "model": {}, "notes": [], "stages": 7}).encode()],
 )  # fmt: skip
 def test_a_corrupt_manifest_is_named(data, tmp_path):
@@ -395,7 +396,7 @@ def test_a_corrupt_manifest_is_named(data, tmp_path):
 
 
 def test_a_run_of_the_old_unit_is_refused_by_name(folder):
-    """Its coefficients were multiples of the mean activation's length: nothing of it may be taken for a dose."""
+    """Its coefficients were multiples of the mean activation's length: nothing of it may be taken for a coefficient."""
     values = json.loads((folder / "run.json").read_text())
     del values["config"]["unit"]
     values["lensteer"] = "0.0.7"
@@ -444,10 +445,10 @@ def test_vectors_of_another_model_are_refused(folder, tiny_checkpoint, tmp_path)
         ({"n_dev": 1}, "n_dev=1: give a number from 2"),
         ({"n_test": 1}, "n_test=1: give a number from 2"),
         ({"n_train": 0}, "n=0"),
-        ({"n_random": -1}, "n_random=-1"),
+        ({"n_controls": -1}, "n_controls=-1"),
         ({"control_samples": 0}, "control_samples=0"),
-        ({"doses": ()}, "doses"),
-        ({"doses": (0.5, 0.0)}, r"doses \[0.5, 0.0\]"),
+        ({"coefficients": ()}, "coefficients"),
+        ({"coefficients": (0.5, 0.0)}, r"coefficients \[0.5, 0.0\]"),
         ({"unit": "furlong"}, "no unit 'furlong'.*'difference'"),
         ({"margins": "wide"}, "no margins 'wide'"),
         ({"behaviors": ("daydreaming",)}, "daydreaming"),

@@ -19,7 +19,7 @@ from lensteer.attention import BehaviorAttention
 from lensteer.behaviors import BEHAVIORS
 from lensteer.errors import LensteerError
 from lensteer.plots.measured import STRAIN_SHOWN
-from lensteer.plots.style import CELL_FONT, DIVERGING, MARKERS, NULL_BAND, PAPER, TAGS, in_cell, number
+from lensteer.plots.style import CELL_FONT, CONTROL_BAND, DIVERGING, MARKERS, PAPER, TAGS, in_cell, number
 
 PACKAGE = Path(plots.__file__).parent.parent
 
@@ -113,8 +113,8 @@ def ringed(figure):
 
 
 def test_layer_scores_are_drawn_as_they_are():
-    scores, site = synthetic.layer_scores(), synthetic.site()
-    figure = plots.layer_scores(scores, site)
+    scores, layers = synthetic.layer_scores(), synthetic.layers()
+    figure = plots.layer_scores(scores, layers)
     for b, label in enumerate(scores.labels):
         line = named(figure, label)
         assert line.x == scores.layers
@@ -125,7 +125,7 @@ def test_layer_scores_are_drawn_as_they_are():
         assert f"n = {scores.n_spans[b]} spans" in line.hovertemplate
         band = next(t for t in figure.data if t.fill == "toself" and t.legendgroup == label)
         assert list(band.y) == [*scores.high[b].tolist(), *reversed(scores.low[b].tolist())]
-    wanted = {(layer, float(scores.mean[scores.row(label), layer])) for label, layer in site.items()}
+    wanted = {(layer, float(scores.mean[scores.row(label), layer])) for label, layer in layers.items()}
     assert ringed(figure) == wanted
     assert "nats" in figure.layout.yaxis.title.text
     assert "95 % interval over 64 traces" in figure.layout.yaxis.title.text
@@ -145,12 +145,12 @@ def test_layer_scores_say_what_the_noise_floor_swallows():
 def test_scores_that_are_undefined_leave_a_gap():
     scores = synthetic.layer_scores()
     scores.mean[0], scores.low[0], scores.high[0] = torch.nan, torch.nan, torch.nan
-    assert "NaN" not in plots.layer_scores(scores, synthetic.site()).to_json()
+    assert "NaN" not in plots.layer_scores(scores, synthetic.layers()).to_json()
 
 
 def test_overlap_shows_both_sides_with_their_tokens():
-    overlap, site = synthetic.overlap(), synthetic.site()
-    figure = plots.overlap(overlap, site)
+    overlap, layers = synthetic.overlap(), synthetic.layers()
+    figure = plots.overlap(overlap, layers)
     lines = [trace for trace in figure.data if trace.name == "backtracking"]
     row = overlap.labels.index("backtracking")
     assert [list(t.y) for t in lines] == [
@@ -163,7 +163,7 @@ def test_overlap_shows_both_sides_with_their_tokens():
     assert "&lt;/script&gt;" in hover
     written = figure.to_html(include_plotlyjs=False, full_html=False)
     assert written.count("</script>") == written.count("<script")
-    assert len(ringed(figure)) == 2 * len(site)
+    assert len(ringed(figure)) == 2 * len(layers)
 
 
 def test_cosines_stand_in_the_cells():
@@ -188,7 +188,7 @@ def test_effects_are_drawn_as_they_are(unit):
     bars = {float(t.x[0]): t for t in figure.data if t.type == "bar"}
     behaviors = list(dict.fromkeys(e.behavior for e in evaluation.effects))
     for group, behavior in enumerate(behaviors):
-        for kind, place in (("down", 0), ("up", 2), ("words", 3)):
+        for kind, place in (("down", 0), ("up", 2), ("prompted", 3)):
             effect, bar = evaluation.effect(behavior, kind, unit), bars[5 * group + place]
             assert bar.y[0] == effect.share.value
             assert bar.y[0] + bar.error_y.array[0] == pytest.approx(effect.share.high)
@@ -198,7 +198,7 @@ def test_effects_are_drawn_as_they_are(unit):
         base = evaluation.effect(behavior, "up", unit)
         assert bars[5 * group + 1].y[0] == base.base.value
         band = figure.layout.shapes[group]
-        assert (band.y0, band.y1) == (base.base.value + base.null_low, base.base.value + base.null_high)
+        assert (band.y0, band.y1) == (base.base.value + base.control_low, base.base.value + base.control_high)
         assert f"change {100 * effect.change.value:+.1f} points" in bar.hovertemplate
     assert f"share of {unit}" in figure.layout.yaxis.title.text
     assert "95 % interval over 50 tasks" in figure.layout.yaxis.title.text
@@ -206,14 +206,14 @@ def test_effects_are_drawn_as_they_are(unit):
 
 
 def test_effects_without_words_or_chance():
-    evaluation = synthetic.evaluation(words=False, n_random=0)
+    evaluation = synthetic.evaluation(words=False, n_controls=0)
     figure = plots.effects(evaluation)
     assert sum(t.type == "bar" for t in figure.data) == 3 * 4
     assert not figure.layout.shapes
     assert not any("control" in (trace.name or "") for trace in figure.data)
 
 
-def test_effects_of_a_direction_without_dose_have_no_bar():
+def test_effects_of_a_direction_without_coefficient_have_no_bar():
     evaluation = synthetic.evaluation(without=(("backtracking", "up"),), others=("judge",))
     figure = plots.effects(evaluation)
     bars = {float(t.x[0]): t for t in figure.data if t.type == "bar"}
@@ -248,12 +248,14 @@ def test_multiples_are_colored_by_their_logarithm():
     assert "square" not in small.layout.title.text
 
 
-def test_doses_with_the_chosen_ones_marked():
-    doses = synthetic.doses(without=(("backtracking", "up"), ("example-testing", "down"), ("example-testing", "up")))
-    figure = plots.doses(doses)
+def test_coefficients_with_the_chosen_ones_marked():
+    coefficients = synthetic.coefficients(
+        without=(("backtracking", "up"), ("example-testing", "down"), ("example-testing", "up"))
+    )
+    figure = plots.coefficients(coefficients)
     for label in synthetic.B4:
         share, strain = [t for t in figure.data if t.name == label]
-        curve = [d for d in doses.curve if d.behavior == label]
+        curve = [d for d in coefficients.curve if d.behavior == label]
         assert list(share.x) == list(strain.x) == [d.coefficient for d in curve]
         assert list(share.y) == [d.share for d in curve]
         assert list(strain.y) == [0.0 if d.text is None else d.text.strain for d in curve]
@@ -261,9 +263,9 @@ def test_doses_with_the_chosen_ones_marked():
         assert "40 dev tasks" in share.hovertemplate
     chosen = {
         (sign * kind[label], d.share)
-        for sign, kind in ((-1, doses.down), (1, doses.up))
+        for sign, kind in ((-1, coefficients.down), (1, coefficients.up))
         for label in kind
-        for d in doses.curve
+        for d in coefficients.curve
         if (d.behavior, d.coefficient) == (label, sign * kind[label])
     }
     ringed_shares = {
@@ -274,16 +276,16 @@ def test_doses_with_the_chosen_ones_marked():
         if x is not None
     }
     assert ringed_shares == chosen
-    assert 1.5 not in {x for x, _ in chosen}  # every dose of backtracking up breaks the text
+    assert 1.5 not in {x for x, _ in chosen}  # every coefficient of backtracking up breaks the text
     assert figure.layout.shapes[0].y0 == 1
     assert "1 = the difference of means itself" in figure.layout.xaxis2.title.text
     assert "40 dev tasks" in figure.layout.title.text
 
 
-def test_a_dose_says_what_it_breaks_and_a_large_strain_is_cut_off():
-    doses = synthetic.doses()
-    huge = dataclasses.replace(doses.curve[0], text=synthetic.text_check(doses.margins, 40.0))
-    figure = plots.doses(dataclasses.replace(doses, curve=(huge, *doses.curve[1:])))
+def test_a_coefficient_says_what_it_breaks_and_a_large_strain_is_cut_off():
+    coefficients = synthetic.coefficients()
+    huge = dataclasses.replace(coefficients.curve[0], text=synthetic.text_check(coefficients.margins, 40.0))
+    figure = plots.coefficients(dataclasses.replace(coefficients, curve=(huge, *coefficients.curve[1:])))
     _, strain = [t for t in figure.data if t.name == huge.behavior]
     assert strain.y[0] == STRAIN_SHOWN
     assert "parsed" in str(strain.customdata[0])
@@ -298,7 +300,7 @@ def test_a_dose_says_what_it_breaks_and_a_large_strain_is_cut_off():
         lambda: plots.overlap(synthetic.overlap()),
         lambda: plots.cosine_matrix(synthetic.cosines()),
         lambda: plots.effects(synthetic.evaluation()),
-        lambda: plots.doses(synthetic.doses()),
+        lambda: plots.coefficients(synthetic.coefficients()),
     ],
 )
 def test_figures_have_one_template_and_titles(figure):
@@ -349,12 +351,12 @@ def test_the_legend_names_each_behavior_once_in_order():
     assert names == ["deduction", "backtracking"]
 
 
-def test_scores_beside_nulls_show_each_behavior_its_own_band_and_p_values():
+def test_scores_beside_controls_show_each_behavior_its_own_band_and_p_values():
     scores = synthetic.layer_scores()
     draws = torch.rand(40, *scores.mean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scores = dataclasses.replace(scores, nulls={"covariance_matched": 0.1 * draws, "shuffled": 0.2 * draws})
-    figure = plots.against_nulls(scores, synthetic.SITE)
-    bands = [t for t in figure.data if t.fill == "toself" and t.fillcolor == NULL_BAND]
+    scores = dataclasses.replace(scores, controls={"covariance_matched": 0.1 * draws, "shuffled": 0.2 * draws})
+    figure = plots.against_controls(scores, synthetic.LAYERS)
+    bands = [t for t in figure.data if t.fill == "toself" and t.fillcolor == CONTROL_BAND]
     assert len(bands) == len(scores.labels)
     n = len(scores.layers)
     assert bands[0].y[:n] == pytest.approx((0.2 * draws[:, 0]).quantile(0.975, dim=0).tolist())
@@ -364,8 +366,8 @@ def test_scores_beside_nulls_show_each_behavior_its_own_band_and_p_values():
     assert [t.name for t in curves] == list(scores.labels)
     assert "p " in curves[0].customdata[3]
     assert "over all cells" in curves[0].customdata[3]
-    with pytest.raises(LensteerError, match="nulls=200"):
-        plots.against_nulls(synthetic.layer_scores())
+    with pytest.raises(LensteerError, match="controls=200"):
+        plots.against_controls(synthetic.layer_scores())
 
 
 def test_what_a_plan_does_to_each_token():

@@ -15,10 +15,10 @@ import torch
 import lensteer as ls
 from lensteer import plots
 from lensteer.ablation import leave_one_out
-from lensteer.attribution.selection import Site
+from lensteer.attribution.selection import SelectedLayers
 from lensteer.calibration import RolloutKL
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, Doses, Margins, PositionAblation
+from lensteer.evaluation import MEAN, ChosenCoefficients, Margins, PositionAblation
 from lensteer.pipeline import Run, RunConfig
 from lensteer.plots import position_ablation
 from test_analyses import ROOT, load
@@ -51,8 +51,8 @@ def vectors(organism, chains):
     return ls.fit_vectors(organism, chains)
 
 
-def setting(analysis, organism, vectors, layer=4, strength=0.5):
-    return analysis.Setting(organism, vectors, {LABEL: layer}, {LABEL: strength}, [], analysis.Sampling())
+def setting(analysis, organism, vectors, layer=4, coefficient=0.5):
+    return analysis.Setting(organism, vectors, {LABEL: layer}, {LABEL: coefficient}, [], analysis.Sampling())
 
 
 def own(chain):
@@ -91,7 +91,7 @@ def test_along_given_chains_only_what_follows_an_edit_changes(analysis, given, o
     assert found["onsets", LABEL].effect.shape == (2001,)
     assert found["onsets", LABEL].effect[0] > 0.1  # the onset vector makes its own sentences likelier, per sentence
     assert (cell.down, cell.up) == (-0.5, 0.5)
-    cell = given.forced(setting(analysis, organism, vectors, strength=0.0), some, cases)["onsets", LABEL]
+    cell = given.forced(setting(analysis, organism, vectors, coefficient=0.0), some, cases)["onsets", LABEL]
     assert float(np.abs(cell.effect).max()) == 0
     assert all(float(kl.sum()) == 0 for kls in cell.kls for kl in kls.tokens)
 
@@ -252,14 +252,16 @@ def test_the_figure_shows_the_rows(analysis):
         position_ablation(dataclasses.replace(result, rows=()))
 
 
-def test_a_run_gives_vectors_site_and_doses(analysis, given, organism, vectors, tmp_path, monkeypatch):
+def test_a_run_gives_vectors_site_and_coefficients(analysis, given, organism, vectors, tmp_path, monkeypatch):
     run = Run.open(
         tmp_path / "run", RunConfig(tasks="organism", n_train=2, n_dev=3, n_test=2, temperature=1.0, max_new_tokens=80)
     )
     assert run.model is not None  # begins the run
     vectors.save(run.path("vectors.safetensors"))
-    Site({LABEL: 4}, {LABEL: "planted"}).save(run.path("site.json"))
-    Doses({LABEL: 0.45}, {LABEL: 0.45}, (), Margins(), "difference", 3, 1).save(run.path("doses.json"))
+    SelectedLayers({LABEL: 4}, {LABEL: "planted"}).save(run.path("layers.json"))
+    ChosenCoefficients({LABEL: 0.45}, {LABEL: 0.45}, (), Margins(), "difference", 3, 1).save(
+        run.path("coefficients.json")
+    )
     seen = {}
     monkeypatch.setattr(analysis, "calibrate_many", short(analysis.calibrate_many, seen))
     config = analysis.Config(run=run.folder, n_dev=2, n_prompts=1, first=4, folder=tmp_path)
@@ -299,6 +301,6 @@ def short(calibrate_many, seen):
 
 def test_without_a_run_vectors_are_fitted_on_the_spot(analysis):
     at = analysis._fitted(analysis.Config(n_train=14, n_dev=2, coefficient=0.3))
-    assert set(at.site) == set(at.strength) == set(ls.STEERED)
-    assert set(at.strength.values()) == {0.3}
+    assert set(at.layers) == set(at.coefficient) == set(ls.STEERED)
+    assert set(at.coefficient.values()) == {0.3}
     assert len(at.tasks) == 2

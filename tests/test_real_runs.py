@@ -36,10 +36,10 @@ SENTENCES = {
         "Wait, let me try another approach to {0}.",
     ],
 }
-SMALL = ["--n-train", "4", "--n-dev", "3", "--n-test", "3", "--n-samples", "1", "--n-random", "2"]
+SMALL = ["--n-train", "4", "--n-dev", "3", "--n-test", "3", "--n-samples", "1", "--n-controls", "2"]
 SMALL += ["--max-new-tokens", "24", "--train-tokens", "30", "--batch-size", "32", "--control-samples", "1"]
-#: The weights are random, and so is the text: at a dose that changes nothing it is no worse than unsteered.
-SMALL += ["--n-nulls", "3", "--doses", "0.001"]
+#: The weights are random, and so is the text: at a coefficient that changes nothing it is no worse than unsteered.
+SMALL += ["--n-score-controls", "3", "--coefficients", "0.001"]
 
 
 def write_chains(path, n=14, seed=0, prompts=()):
@@ -166,7 +166,7 @@ def test_several_files_fit_the_runs_own_classifier(tiny_checkpoint, tmp_path):
     assert re.search(r"100%\|.*chain", said)
     config = json.loads((out / "run.json").read_text())["config"]
     assert (config["temperature"], config["top_p"], config["layers"], config["seed"]) == (0.9, 0.97, [1], 3)
-    assert (config["prefill"], config["doses"]) == ("Okay", [0.001])
+    assert (config["prefill"], config["coefficients"]) == ("Okay", [0.001])
     assert config["behaviors"] == ["backtracking", "adding-knowledge"]
     assert (config["chains"], config["annotators"]) == ([str(file) for file in files], [])
     run, results = Run.open(out), load_results(Run.open(out))
@@ -174,7 +174,7 @@ def test_several_files_fit_the_runs_own_classifier(tiny_checkpoint, tmp_path):
     assert (out / "classifier.safetensors").exists()
     assert len(results.traces) == 28
     assert {trace.sample for trace in results.traces} == {0, 1}
-    assert dict(results.site) == {"backtracking": 1, "adding-knowledge": 1}
+    assert dict(results.layers) == {"backtracking": 1, "adding-knowledge": 1}
     assert all(trace.prompt.endswith("Okay") for *_, trace in results.examples)
     found = json.loads((out / "summary.json").read_text())
     assert (found["annotator.name"], found["annotator.names"]) == ("classifier", '["classifier", "rules"]')

@@ -17,6 +17,7 @@ import synthetic
 from lensteer.evaluation import Margins
 from lensteer.evaluation.results import SHOWN
 from lensteer.report import Example, render, summary
+from lensteer.report.summary import condition_key
 from lensteer.statistics import Estimate
 
 EVIL = "<script>alert('1')</script><img src=x onerror=\"alert(2)\"> & 'quoted' \"twice\""
@@ -66,7 +67,7 @@ def plain(page):
     return " ".join(" ".join(Reader(page).words).split())
 
 
-#: Directions without a dose: one of a behavior, and both of another.
+#: Directions without a coefficient: one of a behavior, and both of another.
 LOST = (("adding-knowledge", "down"), ("adding-knowledge", "up"), ("backtracking", "up"))
 
 
@@ -83,14 +84,14 @@ def page(results):
 def _kinds():
     """Results of three kinds, each with the text held to other margins, and their pages."""
     masked = ("rules, cue words masked", "judge")
-    arms = synthetic.evaluation(others=masked)
-    yield "story", synthetic.results(evaluation=arms, nulls=synthetic.nulls(), cache=synthetic.cache())
+    conditions = synthetic.evaluation(others=masked)
+    yield "story", synthetic.results(evaluation=conditions, controls=synthetic.controls(), cache=synthetic.cache())
     how: dict[str, Any] = dict(margins=Margins())
-    arms = synthetic.evaluation(story=synthetic.NOTHING, **how)
-    yield "nothing found", synthetic.results(evaluation=arms, doses=synthetic.doses(**how))
+    conditions = synthetic.evaluation(story=synthetic.NOTHING, **how)
+    yield "nothing found", synthetic.results(evaluation=conditions, coefficients=synthetic.coefficients(**how))
     how = dict(margins=Margins(kl=None, compression=None), without=LOST)
-    arms = synthetic.evaluation(words=False, **how)
-    yield "no dose", synthetic.results(evaluation=arms, doses=synthetic.doses(**how))
+    conditions = synthetic.evaluation(words=False, **how)
+    yield "no coefficient", synthetic.results(evaluation=conditions, coefficients=synthetic.coefficients(**how))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def made():
     return {name: (found, render(found)) for name, found in _kinds()}
 
 
-@pytest.fixture(params=["story", "nothing found", "no dose"])
+@pytest.fixture(params=["story", "nothing found", "no coefficient"])
 def kind(request, made):
     """One of them: results, page."""
     return made[request.param]
@@ -131,7 +132,7 @@ def test_summary_holds_the_results(results):
     assert found["cosine.adding-knowledge.uncertainty-estimation"] is None
     assert found["arm.unsteered.accuracy"] == 0.81
     assert found["arm.backtracking.up.length"] == next(
-        a.length for a in results.evaluation.arms if a.arm == "backtracking/up"
+        a.length for a in results.evaluation.conditions if a.condition == "backtracking/up"
     )
     assert found["nearest.backtracking.embedding.1.token"] == "</script>"
     assert found["traces.spans.backtracking"] == 2
@@ -142,9 +143,9 @@ def test_summary_holds_the_results(results):
     assert found["note.0"] == results.notes[0]
 
 
-def test_control_arms_are_summed_up_by_layer_and_pool(results):
+def test_control_conditions_are_summed_up_by_layer_and_pool(results):
     found = summary(results)
-    lengths = [a.length for a in results.evaluation.arms if (a.layer, a.pool) == (4, "shuffled")]
+    lengths = [a.length for a in results.evaluation.conditions if (a.layer, a.pool) == (4, "shuffled")]
     assert found["random.L4.shuffled.n"] == len(lengths) == 20
     assert found["random.L4.shuffled.n_broken"] == 0
     assert (found["random.L4.shuffled.length.min"], found["random.L4.shuffled.length.max"]) == (
@@ -255,29 +256,33 @@ def test_where_nothing_is_found_nothing_is_claimed(made):
     assert summary(results)["shown.n_both"] == 0
 
 
-def test_a_direction_without_dose_is_named_and_not_counted(made):
-    results, page = made["no dose"]
+def test_a_direction_without_coefficient_is_named_and_not_counted(made):
+    results, page = made["no coefficient"]
     read = cells(page)
-    assert {key for key, (text, _) in read.items() if text == "no dose"} == set(LOST)
+    assert {key for key, (text, _) in read.items() if text == "no coefficient"} == set(LOST)
     assert read["backtracking", "down"] == ("shown", True)
-    assert "adding-knowledge" in page  # though it has no arm at all
+    assert "adding-knowledge" in page  # though it has no condition at all
     found = summary(results)
     assert (found["doses.backtracking.up"], found["doses.backtracking.down"]) == (None, 1.5)
-    assert (found["shown.n_up.no dose"], found["shown.n_down.no dose"], found["shown.n_tested"]) == (2, 1, 5)
+    assert (found["shown.n_up.no coefficient"], found["shown.n_down.no coefficient"], found["shown.n_tested"]) == (
+        2,
+        1,
+        5,
+    )
     assert "effect.backtracking.up.sentences.share" not in found
 
 
 def test_what_parsing_is_stands_only_where_a_grammar_is_the_measure(made):
     for name, (results, page) in made.items():
         words = plain(page)
-        grammar = results.doses.margins.parsed is not None
+        grammar = results.coefficients.margins.parsed is not None
         assert grammar == (name == "story")
         assert ("Chains parse if they end, close their thinking, and the grammar can read" in words) == grammar
         assert ("parse" in words) == grammar  # no word of it elsewhere
 
 
 def side_effects(page):
-    """Rows of the table of arms: its last cell by the arm's path."""
+    """Rows of the table of conditions: its last cell by the condition's path."""
     table = page[page.index("<h3>What else changed</h3>") :]
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)[1:]
     return {
@@ -291,12 +296,12 @@ def side_effects(page):
 def test_the_text_column_says_what_the_check_found(kind):
     results, page = kind
     read, found = side_effects(page), summary(results)
-    own = [arm for arm in results.evaluation.arms if not arm.pool]
-    for arm in own:
-        path = f"arm.{arm.arm.replace('/', '.')}"
-        expected = "standard" if arm.text is None else "within" if arm.text.ok else "worse"
+    own = [condition for condition in results.evaluation.conditions if not condition.pool]
+    for condition in own:
+        path = condition_key(condition.condition)
+        expected = "standard" if condition.text is None else "within" if condition.text.ok else "worse"
         assert read[path] == expected
-        assert found.get(f"{path}.text") == (None if arm.text is None else arm.text.ok)
+        assert found.get(f"{path}.text") == (None if condition.text is None else condition.text.ok)
         why = f'<data title="{path}.text_why"'
         assert (why in page) == (expected == "worse")
     assert [path for path, text in read.items() if text == "worse"] == ["arm.example-testing.up"]
@@ -306,10 +311,10 @@ def test_the_text_column_says_what_the_check_found(kind):
     assert {read[path] for path in pools} == {"0 of 20 worse"}
 
 
-def test_margins_on_the_page_are_those_of_the_doses(kind):
+def test_margins_on_the_page_are_those_of_the_coefficients(kind):
     results, page = kind
     stated = set(re.findall(r'<data title="doses\.margin\.(\w+)"', page))
-    assert stated == {name for name, value in asdict(results.doses.margins).items() if value is not None}
+    assert stated == {name for name, value in asdict(results.coefficients.margins).items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +344,7 @@ def test_other_annotators_stand_beside_the_first(made):
     assert read["by.judge.backtracking.up.share"] == f"{100 * other.share.value:.1f} %"
     assert read["by.rules, cue words masked.backtracking.up.base"] == "8.6"
     assert read["annotators.0"] == "rules"
-    assert "As other annotators see it" not in made["no dose"][1]
+    assert "As other annotators see it" not in made["no coefficient"][1]
 
 
 def test_the_verdict_table_reads_right(page):
@@ -429,13 +434,16 @@ def test_without_a_reference_no_full_run_is_named(page):
 
 
 def test_a_run_with_less_to_show():
-    arms = synthetic.evaluation(words=False, n_random=0)
-    arms = replace(arms, arms=tuple(replace(a, accuracy=Estimate(math.nan, math.nan, math.nan)) for a in arms.arms))
+    conditions = synthetic.evaluation(words=False, n_controls=0)
+    conditions = replace(
+        conditions,
+        conditions=tuple(replace(a, accuracy=Estimate(math.nan, math.nan, math.nan)) for a in conditions.conditions),
+    )
     scores = synthetic.layer_scores()
     scores.low[:], scores.high[:] = torch.nan, torch.nan
     results = synthetic.results(
         annotator={"name": "judge"},
-        evaluation=arms,
+        evaluation=conditions,
         scores=scores,
         examples=(),
         traces=[],

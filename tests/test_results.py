@@ -16,7 +16,7 @@ EFFECTS = {
     for row in FIRST
     if row.get("unit") == "sentences" and row["annotator"] == "classifier"
 }
-ARMS = {row["arm"]: row for row in FIRST if "arm" in row}
+CONDITIONS = {row["arm"]: row for row in FIRST if "arm" in row}
 
 
 def table(name):
@@ -98,8 +98,8 @@ def test_the_first_runs_choices_are_those_that_were_fixed():
         15,
         1.5,
     )
-    assert {arm["chains"] for arm in ARMS.values()} == {400}
-    assert len(ARMS) == 13
+    assert {condition["chains"] for condition in CONDITIONS.values()} == {400}
+    assert len(CONDITIONS) == 13
 
 
 def test_the_readmes_demo_is_as_large_as_it_says():

@@ -11,7 +11,7 @@ import torch
 
 from lensteer.attribution import LayerScores
 from lensteer.attribution.overlap import EmbeddingOverlap, NearestTokens
-from lensteer.attribution.selection import Site, layer_names, select_layers
+from lensteer.attribution.selection import SelectedLayers, layer_names, select_layers
 from lensteer.errors import LensteerError
 
 FLAT = [0.08] * 8
@@ -62,19 +62,19 @@ OVERLAP = overlap_of(
 
 
 def test_the_best_of_the_middle_is_chosen():
-    site = select_layers(SCORES, OVERLAP)
-    assert dict(site) == {"uncertainty-estimation": 4, "backtracking": 4}  # the steered ones of those scored
-    assert isinstance(site["backtracking"], int)
+    layers = select_layers(SCORES, OVERLAP)
+    assert dict(layers) == {"uncertainty-estimation": 4, "backtracking": 4}  # the steered ones of those scored
+    assert isinstance(layers["backtracking"], int)
 
 
 def test_words_say_why():
-    site = select_layers(SCORES, OVERLAP)
-    assert site.why["uncertainty-estimation"] == (
+    layers = select_layers(SCORES, OVERLAP)
+    assert layers.why["uncertainty-estimation"] == (
         "layer 4 of 8: the largest exact KL (0.3 nats, 95 % interval 0.29 to 0.31, 12 spans) among layers 2 to 6; "
         "layers 0 and 1 left out, because the overlap with the embedding (0.41, 0.20) exceeds 1.2 times the "
         "median over layers (0.08); layer 7 left out, because too few layers follow to use the vector"
     )
-    why = site.why["backtracking"]
+    why = layers.why["backtracking"]
     assert "the interval of layer 5 overlaps with it" in why
     assert "no leading layer left out: its overlap with the embedding (0.08) is below 1.2 times" in why
     wide = select_layers(dataclasses.replace(SCORES, low=SCORES.mean - 1, high=SCORES.mean + 1), OVERLAP)
@@ -104,9 +104,9 @@ def test_trailing_fraction_is_of_the_model_not_of_the_layers_scored():
         low=SCORES.low[:, 4:],
         high=SCORES.high[:, 4:],
     )
-    site = select_layers(part, OVERLAP, drop_trailing=0.25)
-    assert dict(site) == {"uncertainty-estimation": 4, "backtracking": 4}
-    assert "layers 6 and 7 left out" in site.why["backtracking"]
+    layers = select_layers(part, OVERLAP, drop_trailing=0.25)
+    assert dict(layers) == {"uncertainty-estimation": 4, "backtracking": 4}
+    assert "layers 6 and 7 left out" in layers.why["backtracking"]
     # 14B: adding-knowledge peaks at layer 46 of 48, which was passed over.
     late = [0.1] * 48
     late[46], late[24] = 0.9, 0.5
@@ -138,8 +138,8 @@ def test_scores_that_cannot_tell_layers_apart_take_the_middle_one():
         draws = torch.zeros(40, *SCORES.mean.shape, dtype=torch.float64)
         draws += 0.01 * torch.randn(draws.shape, generator=torch.Generator().manual_seed(0))
         draws[: int(share * 40)] += 100
-        nulls = dataclasses.replace(SCORES, method="fisher", nulls={"shuffled": draws})
-        found = select_layers(SCORES, nulls=nulls)
+        controls = dataclasses.replace(SCORES, method="fisher", controls={"shuffled": draws})
+        found = select_layers(SCORES, controls=controls)
         assert dict(found) == (dict.fromkeys(best, layer) if layer else dict(best))
         assert ("of the shuffled control vectors score as much" in found.why["backtracking"]) is bool(layer)
 
@@ -164,31 +164,31 @@ def test_bad_input_is_refused():
 
 
 def test_a_site_is_a_mapping_that_cannot_change():
-    site = select_layers(SCORES, OVERLAP)
-    assert list(site) == ["uncertainty-estimation", "backtracking"]
-    assert ("backtracking" in site, "deduction" in site, len(site)) == (True, False, 2)
+    layers = select_layers(SCORES, OVERLAP)
+    assert list(layers) == ["uncertainty-estimation", "backtracking"]
+    assert ("backtracking" in layers, "deduction" in layers, len(layers)) == (True, False, 2)
     with pytest.raises(LensteerError, match="unknown behavior 'deduction': choose one of 'uncertainty-estimation'"):
-        site["deduction"]
+        layers["deduction"]
     with pytest.raises(TypeError):
-        site.layers["backtracking"] = 5  # type: ignore[index]  # read-only: that is the test
+        layers.layers["backtracking"] = 5  # type: ignore[index]  # read-only: that is the test
     with pytest.raises(dataclasses.FrozenInstanceError):
-        site.why = {}  # type: ignore[misc]  # frozen: that is the test
+        layers.why = {}  # type: ignore[misc]  # frozen: that is the test
     with pytest.raises(LensteerError, match="reasons for"):
-        Site({"backtracking": 3}, {})
+        SelectedLayers({"backtracking": 3}, {})
 
 
 def test_a_site_survives_its_file(tmp_path):
-    site = select_layers(SCORES, OVERLAP)
-    path = tmp_path / "site.json"
-    site.save(path)
-    assert Site.load(path) == site
-    assert Site.from_dict(json.loads(json.dumps(site.to_dict()))).why == site.why
-    for damage in ("", "[]", "{}", json.dumps({**site.to_dict(), "layers": dict.fromkeys(site, "high")})):
+    layers = select_layers(SCORES, OVERLAP)
+    path = tmp_path / "layers.json"
+    layers.save(path)
+    assert SelectedLayers.load(path) == layers
+    assert SelectedLayers.from_dict(json.loads(json.dumps(layers.to_dict()))).why == layers.why
+    for damage in ("", "[]", "{}", json.dumps({**layers.to_dict(), "layers": dict.fromkeys(layers, "high")})):
         path.write_text(damage)
-        with pytest.raises(LensteerError, match=r"site\.json.*`save` of a Site"):
-            Site.load(path)
+        with pytest.raises(LensteerError, match=r"layers\.json.*`save` of a SelectedLayers"):
+            SelectedLayers.load(path)
     with pytest.raises(LensteerError, match=r"cannot read .*missing\.json"):
-        Site.load(tmp_path / "missing.json")
+        SelectedLayers.load(tmp_path / "missing.json")
 
 
 def test_layers_in_words():

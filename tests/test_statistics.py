@@ -80,7 +80,7 @@ def test_a_fraction_is_a_ratio_of_sums():
     assert interval.value == pytest.approx(10 / 13)  # not the mean of 1/2, 0/1 and 9/10
 
 
-def test_a_paired_difference_is_far_tighter_than_its_arms():
+def test_a_paired_difference_is_far_tighter_than_its_sides():
     rng = np.random.default_rng(2)
     task = rng.normal(0, 5, size=100)
     plain, steered = task + rng.normal(0, 0.1, 100), task + 0.2 + rng.normal(0, 0.1, 100)
@@ -145,7 +145,7 @@ def test_sign_flips_agree_with_all_exchanges_counted_out():
 
 
 def test_sign_flips_keep_their_level_where_events_are_rare():
-    """0.8 % in both arms, 50 tasks: at .05 not more than 1 run in 20 beyond chance, where a bootstrap has many more."""
+    """0.8 % in both sides, 50 tasks: at .05 not more than 1 run in 20 beyond chance, where a bootstrap has more."""
     rng, finds = np.random.default_rng(0), 0
     for _ in range(200):
         n = rng.integers(20, 40, (2, 50))

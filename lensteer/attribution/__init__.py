@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from lensteer import models
-from lensteer.attribution.controls import NullTests, null_tests
+from lensteer.attribution.controls import ControlTests, control_tests
 from lensteer.attribution.fidelity import Fidelity, fidelity
 from lensteer.attribution.measure import measure, scores_of, with_exact_cells
 from lensteer.attribution.request import (
@@ -22,10 +22,10 @@ from lensteer.attribution.request import (
     POSITIONS,
     WINDOWS,
     Request,
+    control_vectors,
     find_cases,
     first_token_shares,
     limited,
-    null_vectors,
     relative_length,
     scaled_vectors,
 )
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = [
+    "ControlTests",
     "Fidelity",
     "LayerScores",
-    "NullTests",
     "attribute",
+    "control_tests",
     "efficiency",
     "fidelity",
-    "null_tests",
 ]
 
 
@@ -54,17 +54,17 @@ __all__ = [
 def attribute(
     model: TransformerBridge, traces: Sequence[Trace], vectors: BehaviorVectors, *, method: str = ...,
     window: str = ..., positions: str | None = ..., coefficient: float = ..., scaling: str | None = ...,
-    samples: int = ..., nulls: int = ..., exact_where_unreliable: bool = ..., behaviors: Sequence[str] | None = ...,
-    layers: Sequence[int] | None = ..., max_spans: int | None = ..., keep_cells: bool = ..., seed: int = ...,
-    memory: int = ..., progress: bool = ...,
+    samples: int = ..., n_controls: int = ..., exact_where_unreliable: bool = ...,
+    behaviors: Sequence[str] | None = ..., layers: Sequence[int] | None = ..., max_spans: int | None = ...,
+    keep_cells: bool = ..., seed: int = ..., memory: int = ..., progress: bool = ...,
 ) -> LayerScores: ...
 @overload
 def attribute(
     model: TransformerBridge, traces: Sequence[Trace], vectors: BehaviorVectors, *, method: str = ...,
     window: str = ..., positions: str | None = ..., coefficient: Sequence[float], scaling: str | None = ...,
-    samples: int = ..., nulls: int = ..., exact_where_unreliable: bool = ..., behaviors: Sequence[str] | None = ...,
-    layers: Sequence[int] | None = ..., max_spans: int | None = ..., keep_cells: bool = ..., seed: int = ...,
-    memory: int = ..., progress: bool = ...,
+    samples: int = ..., n_controls: int = ..., exact_where_unreliable: bool = ...,
+    behaviors: Sequence[str] | None = ..., layers: Sequence[int] | None = ..., max_spans: int | None = ...,
+    keep_cells: bool = ..., seed: int = ..., memory: int = ..., progress: bool = ...,
 ) -> tuple[LayerScores, ...]: ...
 # fmt: on
 def attribute(
@@ -78,7 +78,7 @@ def attribute(
     coefficient: float | Sequence[float] = 1.0,
     scaling: str | None = None,
     samples: int = 8,
-    nulls: int = 0,
+    n_controls: int = 0,
     exact_where_unreliable: bool = False,
     behaviors: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
@@ -96,7 +96,7 @@ def attribute(
     - `exact`: KL(p ‖ p_{b,l}) in nats, by really running it. It is what Venhoff et al. (arXiv 2506.18167)
       describe; their code computes something else.
     - `fisher`: its second order, ½α² Var_p(J u) = ½α² E_{y~p}[(u·∇ log p(y))²], from `samples` drawn tokens per
-      position: one backward pass serves all vectors, layers and nulls.
+      position: one backward pass serves all vectors, layers and control vectors.
     - `fisher_jvp`: the same without sampling noise, by forward-mode differentiation; it costs what `exact` does.
     - `signed`: α⟨u, ∇M_b⟩ in logits, M_b the log-odds that the next token begins a sentence of b
       (`cases.first_token_shares`). A KL says how much is disturbed, this says in which direction.
@@ -118,9 +118,9 @@ def attribute(
             it as long as the mean activation at its layer; "unit" gives it length 1. Activations grow with depth, so
             the three favor different layers.
         samples: Tokens drawn per position by `fisher`.
-        nulls: So many control vectors of each kind are scored along (methods with gradients only).
+        n_controls: So many control vectors of each kind are scored along (methods with gradients only).
         exact_where_unreliable: Replace cells of a Fisher estimate that cannot be trusted for their sampling error,
-            their strength or their size (`LayerScores.unreliable`) by exact ones; the result says which.
+            their coefficient or their size (`LayerScores.unreliable`) by exact ones; the result says which.
         behaviors: Which to score, all that `vectors` has by default.
         layers: Which to score, all that `vectors` has by default.
         max_spans: Score at most so many spans per behavior, drawn at random.
@@ -146,15 +146,19 @@ def attribute(
     _check_choice("window", window, WINDOWS)
     if window not in how.windows:
         raise LensteerError(f"method {method!r} is about the token before a span: window={window!r} has no meaning")
-    strengths = tuple(coefficient) if isinstance(coefficient, Sequence) else (coefficient,)
-    if not strengths or not all(map(math.isfinite, strengths)):
+    coefficients = tuple(coefficient) if isinstance(coefficient, Sequence) else (coefficient,)
+    if not coefficients or not all(map(math.isfinite, coefficients)):
         raise LensteerError(f"coefficient {coefficient} is not finite: pass a number such as 1.0, or several")
     if max_spans is not None and max_spans < 1:
         raise LensteerError(f"max_spans={max_spans} leaves no span: pass at least 1, or None for all")
-    if samples < 1 or nulls < 0:
-        raise LensteerError(f"samples={samples}, nulls={nulls}: draw at least one sample, and 0 or more nulls")
-    if nulls and not how.linear:
-        raise LensteerError(f"nulls={nulls} of method {method!r} would each be run: use 'fisher', where they are free")
+    if samples < 1 or n_controls < 0:
+        raise LensteerError(
+            f"samples={samples}, n_controls={n_controls}: draw at least one sample, and 0 or more control vectors"
+        )
+    if n_controls and not how.linear:
+        raise LensteerError(
+            f"n_controls={n_controls} of method {method!r} would each be run: use 'fisher', where they are free"
+        )
     if exact_where_unreliable and how.power != 2:
         raise LensteerError(f"method {method!r} is no estimate of the exact score: only Fisher cells can be recomputed")
     labels = vectors.labels if behaviors is None else tuple(dict.fromkeys(behaviors))
@@ -171,11 +175,11 @@ def attribute(
             raise LensteerError(f"no vectors at layer {layer}: these have layers {list(vectors.layers)}")
     vectors.check_model(model)
     unit = scaled_vectors(vectors, labels, chosen, scaling)
-    finite = torch.stack([(strength * unit).isfinite().all(-1) for strength in strengths])
+    finite = torch.stack([(coefficient * unit).isfinite().all(-1) for coefficient in coefficients])
     if not finite.all():
         k, b, i = (~finite).nonzero()[0].tolist()
         raise LensteerError(
-            f"coefficient {strengths[k]} makes the vector of {labels[b]!r} at layer {chosen[i]} overflow: "
+            f"coefficient {coefficients[k]} makes the vector of {labels[b]!r} at layer {chosen[i]} overflow: "
             "use a smaller one"
         )
     request = Request(
@@ -183,14 +187,14 @@ def attribute(
         window=window,
         positions=positions,
         scaling=scaling,
-        strengths=strengths,
+        coefficients=coefficients,
         labels=labels,
         layers=chosen,
         unit=unit,
         length=relative_length(unit, vectors, chosen),
         cases=limited(find_cases(traces, labels, positions, window), max_spans, seed),
         wanted=torch.ones(len(labels), len(chosen), dtype=torch.bool),
-        nulls=null_vectors(vectors, labels, chosen, scaling, nulls),
+        controls=control_vectors(vectors, labels, chosen, scaling, n_controls),
         share=first_token_shares(traces, labels, int(model.cfg.d_vocab)) if method == "signed" else None,
         samples=samples,
         max_spans=max_spans,
@@ -199,7 +203,7 @@ def attribute(
     )
     measured = measure(model, traces, request, progress=progress)
     provenance = {"model": models.fingerprint(model).to_dict(), "vectors": dict(vectors.provenance)}
-    scores = [scores_of(model, request, measured, k, provenance) for k in range(len(strengths))]
+    scores = [scores_of(model, request, measured, k, provenance) for k in range(len(coefficients))]
     if exact_where_unreliable:
         scores = [with_exact_cells(model, traces, request, found, progress=progress) for found in scores]
     if not keep_cells:

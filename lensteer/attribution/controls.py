@@ -18,7 +18,7 @@ from lensteer.errors import LensteerError
 
 
 @dataclass(frozen=True, eq=False)
-class NullTests:
+class ControlTests:
     """How unusual each score is among those of control vectors.
 
     Attributes:
@@ -26,8 +26,8 @@ class NullTests:
         layers: The layers.
         kinds: Of control vectors, in the order of the first axis.
         n: Control vectors of each kind.
-        z: (score − mean of the nulls) / their standard deviation.
-        p: (1 + number of nulls ≥ score) / (1 + n), for each cell by itself.
+        z: (score − mean of the control vectors) / their standard deviation.
+        p: (1 + number of control vectors ≥ score) / (1 + n), for each cell by itself.
         p_max: The same for the largest of all standardized cells, layers × behaviors: the chance that any cell of
             a set of control vectors stands out as much as this one.
     """
@@ -44,10 +44,12 @@ class NullTests:
         """The p-value of the whole grid: of its cell that stands out most.
 
         Raises:
-            LensteerError: No nulls of that kind.
+            LensteerError: No control vectors of that kind.
         """
         if kind not in self.kinds:
-            raise LensteerError(f"no nulls of kind {kind!r}: choose one of {', '.join(map(repr, self.kinds))}")
+            raise LensteerError(
+                f"no control vectors of kind {kind!r}: choose one of {', '.join(map(repr, self.kinds))}"
+            )
         p_max = self.p_max[self.kinds.index(kind)]
         return float(p_max[~p_max.isnan()].min())
 
@@ -64,7 +66,7 @@ class NullTests:
                     "z": float(self.z[k, b, i]),
                     "p": float(self.p[k, b, i]),
                     "p_max": float(self.p_max[k, b, i]),
-                    "n_nulls": self.n,
+                    "n_controls": self.n,
                 }
                 for k, kind in enumerate(self.kinds)
                 for b, label in enumerate(self.labels)
@@ -73,26 +75,28 @@ class NullTests:
         )
 
 
-def null_tests(scores: LayerScores) -> NullTests:
-    """Hold scores against the nulls that were scored along with them.
+def control_tests(scores: LayerScores) -> ControlTests:
+    """Hold scores against the control vectors that were scored along with them.
 
-    A larger score than the nulls' is what counts (for `signed`: a push towards the behavior). Where cells were
-    recomputed exactly, it is the estimate before that, since nulls are estimates, too. For the largest of all cells,
-    each cell is standardized by mean and deviation of nulls and score together, so that under the null hypothesis all
-    are exchangeable. One covariance-matched vector serves all behaviors; the sets of which the largest is taken
-    hold another one for each behavior, since behaviors have vectors of their own.
+    A larger score than the control vectors' is what counts (for `signed`: a push towards the behavior). Where cells
+    were recomputed exactly, it is the estimate before that, since control vectors are estimates, too. For the largest
+    of all cells, each cell is standardized by mean and deviation of control vectors and score together, so that under
+    the null hypothesis all are exchangeable. One covariance-matched vector serves all behaviors; the sets of which the
+    largest is taken hold another one for each behavior, since behaviors have vectors of their own.
 
     Args:
-        scores: Made with `nulls=200`, say.
+        scores: Made with `n_controls=200`, say.
 
     Raises:
-        LensteerError: There are no nulls, or fewer than two.
+        LensteerError: There are no control vectors, or fewer than two.
     """
-    if not scores.nulls or min(map(len, scores.nulls.values())) < 2:
-        raise LensteerError(f"{scores.method!r} scores without nulls: attribute with nulls=200 (at least 2)")
+    if not scores.controls or min(map(len, scores.controls.values())) < 2:
+        raise LensteerError(
+            f"{scores.method!r} scores without control vectors: attribute with n_controls=200 (at least 2)"
+        )
     observed = (scores.mean if scores.estimated is None else scores.estimated)[None]
     found = []
-    for kind, draws in scores.nulls.items():
+    for kind, draws in scores.controls.items():
         n = len(draws)
         z = (observed - draws.mean(0)) / draws.std(0)
         p = (1 + (draws >= observed).sum(0, keepdim=True)) / (1 + n)
@@ -107,4 +111,4 @@ def null_tests(scores: LayerScores) -> NullTests:
         p_max = (1 + (largest[:, None, None] >= standard[0]).sum(0, keepdim=True)) / (1 + n)
         found.append((z, p, torch.where(observed.isnan(), math.nan, p_max.double())))
     z, p, p_max = (torch.cat(values) for values in zip(*found, strict=True))
-    return NullTests(scores.labels, scores.layers, tuple(scores.nulls), n, z, p, p_max)
+    return ControlTests(scores.labels, scores.layers, tuple(scores.controls), n, z, p, p_max)

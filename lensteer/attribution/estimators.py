@@ -57,7 +57,7 @@ def exact_cells(
         cache: Of the sequence.
         begin: First position of each case.
         end: One past the last.
-        added: What is added, strength included.
+        added: What is added, coefficient included.
         vector: Which of the vectors each case adds.
         layers: The layers on the third axis of `added`.
         wanted: The vectors and layers to run; the others' values are NaN.
@@ -83,7 +83,7 @@ def curvature_cells(
     *,
     memory: int = 2**30,
 ) -> Float[Tensor, "case layer"]:
-    """½ Σ_t Var_{p_t}(J_t u), the KL's second order in the strength of u = `added`, without sampling noise.
+    """½ Σ_t Var_{p_t}(J_t u), the KL's second order in the coefficient of u = `added`, without sampling noise.
 
     J_t u, the directional derivative of the logits at t, is the tangent that dual numbers carry forward: the same
     row edits add a vector whose value is zero and whose tangent is u. Arguments and errors are those of
@@ -188,14 +188,14 @@ class Estimate(NamedTuple):
     """What one trace gave. All but `values` is at coefficient 1.
 
     Attributes:
-        values: For each strength that was run; a linear or quadratic method has coefficient 1 only.
+        values: For each coefficient that was run; a linear or quadratic method has coefficient 1 only.
         variance: Between the samples of a case.
-        nulls: By kind of control vectors, their values summed over the cases of each behavior.
+        controls: By kind of control vectors, their values summed over the cases of each behavior.
     """
 
     values: Float[Tensor, "coefficient case layer"]
     variance: Float[Tensor, "case layer"] | None
-    nulls: dict[str, Float[Tensor, "null behavior layer"]]
+    controls: dict[str, Float[Tensor, "null behavior layer"]]
 
 
 def estimate(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], request: Request) -> Estimate:
@@ -212,9 +212,9 @@ def noise_measure(request: Request) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def exact(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], request: Request) -> Estimate:
-    """KL(p ‖ p with the vector added), run for every strength."""
-    begin, end, strength = cases[:, 3], cases[:, 4], torch.tensor(request.run_at)
-    added = strength[:, None, None, None] * request.unit
+    """KL(p ‖ p with the vector added), run for every coefficient."""
+    begin, end, coefficient = cases[:, 3], cases[:, 4], torch.tensor(request.run_at)
+    added = coefficient[:, None, None, None] * request.unit
     vector, layers, wanted = cases[:, 2], request.layers, request.wanted
     return Estimate(exact_cells(cache, begin, end, added, vector, layers, wanted, memory=request.memory), None, {})
 
@@ -269,9 +269,9 @@ def _linear(
     n_layers = len(request.layers)
     out = torch.empty(len(cases), n_layers, dtype=torch.float64)
     variance = torch.full_like(out, torch.nan)
-    nulls = {
+    controls = {
         kind: torch.zeros(len(draws.raw), len(request.labels), n_layers, dtype=torch.float64)
-        for kind, draws in request.nulls.items()
+        for kind, draws in request.controls.items()
     }
     for b in cases[:, 2].unique().tolist():
         mine = (cases[:, 2] == b).nonzero()[:, 0]
@@ -283,8 +283,8 @@ def _linear(
         out[mine] = drawn.mean(0)
         if len(drawn) > 1:
             variance[mine] = drawn.var(0)
-        for kind, draws in request.nulls.items():
+        for kind, draws in request.controls.items():
             raw, factor = draws.of(b)
             found = values((project(raw.to(own)) * factor.T.to(own)).double())
-            nulls[kind][:, b] = found.mean(0).sum(0).T.cpu()
-    return Estimate(out[None], variance, nulls)
+            controls[kind][:, b] = found.mean(0).sum(0).T.cpu()
+    return Estimate(out[None], variance, controls)

@@ -1,4 +1,4 @@
-"""How well cheap scores stand for exact ones: correlation, agreement on layers, the strength up to which they hold.
+"""How well cheap scores stand for exact ones: correlation, agreement on layers, the coefficient up to which they hold.
 
 Reads scores.
 """

@@ -29,16 +29,16 @@ class Measured(NamedTuple):
     """What an estimator gave on all traces. All but `values` is at coefficient 1.
 
     Attributes:
-        values: For each strength that was run: coefficient 1 only, where the others follow from it.
+        values: For each coefficient that was run: coefficient 1 only, where the others follow from it.
         variance: Between the samples of a case; NaN where there are fewer than two.
-        nulls: By kind of control vectors, their means over the cases of each behavior.
+        controls: By kind of control vectors, their means over the cases of each behavior.
         noise_floor: In the unit of the method.
         cost: Forwards, rows and seconds.
     """
 
     values: Float[Tensor, "coefficient case layer"]
     variance: Float[Tensor, "case layer"]
-    nulls: dict[str, Float[Tensor, "null behavior layer"]]
+    controls: dict[str, Float[Tensor, "null behavior layer"]]
     noise_floor: float
     cost: dict[str, int | float]
 
@@ -52,7 +52,7 @@ def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request,
     began, cases, shape = time.perf_counter(), request.cases, (len(request.cases), len(request.layers))
     values = torch.full((len(request.run_at), *shape), torch.nan, dtype=torch.float64)
     variance = torch.full(shape, torch.nan, dtype=torch.float64)
-    nulls: dict[str, Tensor] = {}
+    controls: dict[str, Tensor] = {}
     noise, forwards, rows = 0.0, 0, 0
     difference = noise_measure(request)
     for number in progress_bar(cases[:, 0].unique().tolist(), desc=request.method, unit="trace", show=progress):
@@ -66,23 +66,23 @@ def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request,
         values[:, mine] = found.values
         if found.variance is not None:
             variance[mine] = found.variance
-        for kind, sums in found.nulls.items():
-            nulls[kind] = nulls.get(kind, 0) + sums
+        for kind, sums in found.controls.items():
+            controls[kind] = controls.get(kind, 0) + sums
         noise = max(noise, cache.noise_floor)
         forwards, rows = forwards + cache.n_forwards, rows + cache.n_rows
     counts = cases[:, 2].bincount(minlength=len(request.labels))[:, None]
     cost = {"forwards": forwards, "rows": rows, "seconds": time.perf_counter() - began}
-    return Measured(values, variance, {kind: sums / counts for kind, sums in nulls.items()}, noise, cost)
+    return Measured(values, variance, {kind: sums / counts for kind, sums in controls.items()}, noise, cost)
 
 
 def scores_of(
     model: TransformerBridge, request: Request, measured: Measured, number: int, provenance: Mapping[str, Any]
 ) -> LayerScores:
-    """The scores at one of the strengths that were asked for."""
-    how, strength = METHODS[request.method], request.strengths[number]
+    """The scores at one of the coefficients that were asked for."""
+    how, coefficient = METHODS[request.method], request.coefficients[number]
     values, factor = measured.values[number if how.power is None else 0], 1.0
     if how.power is not None:
-        factor = abs(strength) if request.method == "published" else strength**how.power
+        factor = abs(coefficient) if request.method == "published" else coefficient**how.power
     trace, span, behavior, onset, _ = request.cases.unbind(1)
     cells = Cells(trace, span, behavior, onset, factor * values)
     (mean, low, high), n_spans, n_traces = average(cells, len(request.labels), seed=request.seed)
@@ -99,21 +99,21 @@ def scores_of(
         n_spans=n_spans,
         n_traces=n_traces,
         method=request.method,
-        coefficient=float(strength),
+        coefficient=float(coefficient),
         scaling=request.scaling,
         positions=request.positions,
         window=request.window,
         noise_floor=None if how.unit == "arbitrary" else measured.noise_floor,
         max_spans=request.max_spans,
-        cost={**measured.cost, "coefficients": len(request.strengths)},
+        cost={**measured.cost, "coefficients": len(request.coefficients)},
         provenance=dict(provenance),
         cells=cells,
         unit=how.unit,
         samples=request.samples if how.sampled else None,
         standard_error=error,
         kappa=kappa,
-        nulls={kind: factor * means for kind, means in measured.nulls.items()},
-        relative_length=abs(strength) * request.length,
+        controls={kind: factor * means for kind, means in measured.controls.items()},
+        relative_length=abs(coefficient) * request.length,
     )
 
 
@@ -127,8 +127,8 @@ def with_exact_cells(
 ) -> LayerScores:
     """The same scores with exact values in the cells that are unreliable for their sampling error or their size.
 
-    A cell below the noise stays as it is: the exact value would drown in the same noise. Nulls are not run again;
-    the means that they compare with are kept in `estimated`.
+    A cell below the noise stays as it is: the exact value would drown in the same noise. Control vectors are not run
+    again; the means that they compare with are kept in `estimated`.
     """
     wanted = scores.unreliable() & ~scores.below_noise()
     assert scores.cells is not None
@@ -139,10 +139,10 @@ def with_exact_cells(
     again = replace(
         request,
         method="exact",
-        strengths=(scores.coefficient,),
+        coefficients=(scores.coefficient,),
         cases=request.cases[kept],
         wanted=wanted,
-        nulls={},
+        controls={},
     )
     exact = measure(model, traces, again, progress=progress)
     values = scores.cells.values.clone()

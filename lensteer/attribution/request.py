@@ -90,7 +90,7 @@ def first_token_shares(
 
 POSITIONS = ("own", "other", "all")
 WINDOWS = ("onset", "span")
-NULL_KINDS = ("covariance_matched", "shuffled")
+CONTROL_KINDS = ("covariance_matched", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class Method:
 
     Attributes:
         unit: Of its values.
-        power: They grow with the coefficient to this power; None if each strength is run.
+        power: They grow with the coefficient to this power; None if each coefficient is run.
         positions: Whose onsets it averages unless told otherwise.
         scaling: Of the vectors, likewise; one of `UNITS`.
         windows: What it can disturb.
-        linear: Whether a vector enters as a dot product with gradients, so that nulls are nearly free.
+        linear: Whether a vector enters as a dot product with gradients, so that control vectors are nearly free.
         sampled: Whether it draws tokens.
     """
 
@@ -126,7 +126,7 @@ METHODS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Nulls:
+class ControlVectors:
     """Control vectors of one kind; `raw · factor` is as long as the vectors that they are held against.
 
     Attributes:
@@ -152,14 +152,14 @@ class Request:
         window: What of a span is disturbed.
         positions: Whose spans.
         scaling: Of the vectors.
-        strengths: The coefficients that were asked for.
+        coefficients: The coefficients that were asked for.
         labels: The behaviors.
         layers: The layers.
         unit: The vectors as coefficient 1 adds them.
         length: Their length as a share of the mean activation's.
         cases: Trace, span, behavior, first position and one past the last, for all that is averaged.
         wanted: Behaviors and layers to run; the exact estimator leaves out the others.
-        nulls: Control vectors, by kind.
+        controls: Control vectors, by kind.
         share: P(a sentence is of the behavior | its first token), for the signed estimator.
         samples: Tokens to draw at each position, for the sampled one.
         max_spans: The limit on the cases of a behavior, if there was one.
@@ -171,14 +171,14 @@ class Request:
     window: str
     positions: str
     scaling: str
-    strengths: tuple[float, ...]
+    coefficients: tuple[float, ...]
     labels: tuple[str, ...]
     layers: tuple[int, ...]
     unit: Float[Tensor, "behavior layer d_model"]
     length: Float[Tensor, "behavior layer"]
     cases: Int[Tensor, "case 5"]
     wanted: Bool[Tensor, "behavior layer"]
-    nulls: Mapping[str, Nulls]
+    controls: Mapping[str, ControlVectors]
     share: Float[Tensor, "behavior d_vocab"] | None
     samples: int
     max_spans: int | None
@@ -188,7 +188,7 @@ class Request:
     @property
     def run_at(self) -> tuple[float, ...]:
         """The coefficients that have to be run: only 1 where the others follow from it."""
-        return self.strengths if METHODS[self.method].power is None else (1.0,)
+        return self.coefficients if METHODS[self.method].power is None else (1.0,)
 
 
 def scaled_vectors(
@@ -207,9 +207,9 @@ def relative_length(
     return unit.norm(dim=-1).double() / vectors.mean_norm[columns].double().cpu()
 
 
-def null_vectors(
+def control_vectors(
     vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str, n: int
-) -> dict[str, Nulls]:
+) -> dict[str, ControlVectors]:
     """The first `n` control vectors of each kind, at the same length as the vectors.
 
     Raises:
@@ -218,19 +218,19 @@ def null_vectors(
     if n == 0:
         return {}
     if vectors.controls is None:
-        raise LensteerError(f"nulls={n}, but these vectors have no controls: fit them with n_controls={n}")
+        raise LensteerError(f"n_controls={n}, but these vectors have no controls: fit them with n_controls={n}")
     there = len(vectors.controls.shuffled)
     if there < n:
-        raise LensteerError(f"nulls={n}, but these vectors have {there} controls: fit them with n_controls={n}")
+        raise LensteerError(f"n_controls={n}, but these vectors have {there} controls: fit them with n_controls={n}")
     rows = [vectors.labels.index(label) for label in labels]
     columns = [vectors.layers.index(layer) for layer in layers]
     _, length = _lengths(vectors, labels, layers, scaling)
     found = {}
-    for kind in NULL_KINDS:
+    for kind in CONTROL_KINDS:
         draws: Tensor = getattr(vectors.controls, kind)[:n]
         draws = draws[:, rows] if draws.dim() == 4 else draws[:, None]
         draws = draws[:, :, columns].float()
-        found[kind] = Nulls(draws, _factor(draws, length))
+        found[kind] = ControlVectors(draws, _factor(draws, length))
     return found
 
 

@@ -58,7 +58,7 @@ class LayerScores(Saved):
         samples: How many were drawn at each position, by a sampled estimator.
         standard_error: Of the mean, by that sampling alone; that of the spans is in the interval.
         kappa: The relative standard error is √(kappa / (samples · spans)); see `cells.sampling_error`.
-        nulls: For each kind of control vectors the means that they have in the behavior's place.
+        controls: For each kind of control vectors the means that they have in the behavior's place.
         recomputed: Which cells of a quadratic estimate were unreliable and are exact instead.
         estimated: The means before that.
         relative_length: Of what was added, as a share of the mean activation's.
@@ -86,7 +86,7 @@ class LayerScores(Saved):
     samples: int | None = None
     standard_error: Float[Tensor, "behavior layer"] | None = None
     kappa: Float[Tensor, "behavior layer"] | None = None
-    nulls: dict[str, Float[Tensor, "null behavior layer"]] = field(default_factory=dict)
+    controls: dict[str, Float[Tensor, "null behavior layer"]] = field(default_factory=dict)
     recomputed: Bool[Tensor, "behavior layer"] | None = None
     estimated: Float[Tensor, "behavior layer"] | None = None
     relative_length: Float[Tensor, "behavior layer"] | None = None
@@ -201,7 +201,7 @@ def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:
         Scores of method "efficiency"; NaN where the KL is below its noise.
 
     Raises:
-        LensteerError: Scores of another kind, or not of the same behaviors, layers, spans, scaling or strength.
+        LensteerError: Scores of another kind, or not of the same behaviors, layers, spans, scaling or coefficient.
     """
     if signed.method != "signed" or kl.unit != "nats":
         raise LensteerError(
@@ -225,5 +225,5 @@ def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:
         cost={name: signed.cost[name] + kl.cost[name] for name in signed.cost.keys() & kl.cost.keys()},
         provenance={**signed.provenance, "kl": kl.method},
         cells=None,
-        nulls={},
+        controls={},
     )

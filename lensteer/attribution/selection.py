@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lensteer.attribution import LayerScores, null_tests
+from lensteer.attribution import LayerScores, control_tests
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.behaviors import STEERED, check_behavior
 from lensteer.errors import LensteerError
@@ -21,12 +21,12 @@ MIN_SPANS = 10
 #: ... nor if the intervals of more than this share of the model's layers overlap with the best one's, ...
 OVERLAPPING = 1 / 3
 #: ... nor if so large a share of control vectors of some kind scores as much there.
-NULL_LEVEL = 0.05
+CONTROL_LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Site(Saved, Mapping[str, int]):
-    """The chosen layer of each behavior: `site["backtracking"]` is a layer.
+class SelectedLayers(Saved, Mapping[str, int]):
+    """The chosen layer of each behavior: `layers["backtracking"]` is a layer.
 
     Attributes:
         layers: Behavior → layer; read-only.
@@ -64,8 +64,8 @@ def select_layers(
     drop_leading: bool | int = True,
     drop_trailing: float | int = DROP_TRAILING,
     factor: float = 1.2,
-    nulls: LayerScores | None = None,
-) -> Site:
+    controls: LayerScores | None = None,
+) -> SelectedLayers:
     """For each behavior the layer with the largest mean score, first and last layers left out; or the middle layer.
 
     Scores that cannot tell layers apart choose none: where they rest on few spans or are close to their noise floor,
@@ -86,7 +86,7 @@ def select_layers(
         drop_trailing: How many of the model's last layers to leave out: a whole number of layers, or a
             fraction below 1 of all of them, rounded up.
         factor: The overlap of a leading layer exceeds so many times the median over layers.
-        nulls: Scores of the same vectors with those of control vectors, if there are any.
+        controls: Scores of the same vectors with those of control vectors, if there are any.
 
     Returns:
         The layers, with a sentence each on why.
@@ -109,7 +109,7 @@ def select_layers(
             first, reason = range(0), "no overlap was given, so no leading layer was left out"
         else:
             first, reason = _leading(scores, overlap, label, factor)
-        layers[label], best = _best(scores, label, first, last, nulls)
+        layers[label], best = _best(scores, label, first, last, controls)
         skipped = [layer for layer in scores.layers if layer in first]
         words = [
             best,
@@ -118,7 +118,7 @@ def select_layers(
         if last:
             words.append(f"{layer_names(last)} left out, because too few layers follow to use the vector")
         why[label] = "; ".join(filter(None, words))
-    return Site(layers, why)
+    return SelectedLayers(layers, why)
 
 
 def _leading(scores: LayerScores, overlap: EmbeddingOverlap, label: str, factor: float) -> tuple[Sequence[int], str]:
@@ -151,7 +151,7 @@ def _trailing(drop: float | int, n_layers: int) -> int:
 
 
 def _best(
-    scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int], nulls: LayerScores | None
+    scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int], controls: LayerScores | None
 ) -> tuple[int, str]:
     """The layer with the largest mean among those that remain, or the middle one, and what makes it so."""
     b = scores.row(label)
@@ -178,14 +178,14 @@ def _best(
         words += f"; the interval of {layer_names(rivals)} overlaps with it"
     elif rivals:
         words += f"; the intervals of {layer_names(rivals)} overlap with it"
-    doubts = _doubts(scores, label, scores.layers[best], len(rivals), nulls)
+    doubts = _doubts(scores, label, scores.layers[best], len(rivals), controls)
     if not doubts:
         return scores.layers[best], words
     middle = min((scores.layers[i] for i in kept), key=lambda layer: abs(layer - scores.n_layers // 2))
     return middle, f"layer {middle} of {scores.n_layers}, the middle one, because {' and '.join(doubts)}; {words}"
 
 
-def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, nulls: LayerScores | None) -> list[str]:
+def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, controls: LayerScores | None) -> list[str]:
     """Why the scores cannot tell layers apart, in words; nothing if they can."""
     n, doubts = scores.n_spans[scores.row(label)], []
     if n < MIN_SPANS:
@@ -194,12 +194,12 @@ def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, nulls: L
         doubts.append(f"the scores are under ten times their noise floor ({scores.noise_floor:.2g} {scores.unit})")
     if 1 + n_rivals > OVERLAPPING * scores.n_layers:
         doubts.append(f"the intervals of {1 + n_rivals} layers overlap, so that the scores cannot tell them apart")
-    if nulls is not None and label in nulls.labels and layer in nulls.layers:
-        tests = null_tests(nulls)
-        enough = 1 / (1 + tests.n) <= NULL_LEVEL
+    if controls is not None and label in controls.labels and layer in controls.layers:
+        tests = control_tests(controls)
+        enough = 1 / (1 + tests.n) <= CONTROL_LEVEL
         cell = tests.labels.index(label), tests.layers.index(layer)
         for k, kind in enumerate(tests.kinds):
-            if enough and float(tests.p[k][cell]) > NULL_LEVEL:
+            if enough and float(tests.p[k][cell]) > CONTROL_LEVEL:
                 doubts.append(
                     f"{float(tests.p[k][cell]):.0%} of the {kind.replace('_', '-')} control vectors score as much at "
                     f"layer {layer}"

@@ -89,7 +89,7 @@ class Calibration:
 STRIDE = 8.0
 #: A bracket whose ends differ by less than this factor is not searched further: `y` jumps across the target there.
 NARROW = 1.01
-#: The slope of log y over log x is 2 for a KL at small doses; a fitted one is kept between these.
+#: The slope of log y over log x is 2 for a KL at small coefficients; a fitted one is kept between these.
 SLOPE, FLATTEST, STEEPEST = 2.0, 1.0, 4.0
 
 
@@ -98,7 +98,7 @@ class Search:
     """Looks for `x` with `y(x) = target` on the logarithms of both: first a bracket, then inside it.
 
     A monotone `y` is not taken for granted. The bracket is always below the *smallest* `x` that was over the target,
-    so of several crossings the lowest dose is found; and it shrinks whatever `y` does.
+    so of several crossings the lowest coefficient is found; and it shrinks whatever `y` does.
 
     Attributes:
         target: positive.
@@ -208,7 +208,7 @@ def calibrate(
         quantile: as for `calibrate_many`, and so are the others and the errors.
         tolerance: near enough.
         max_rounds: limit on the search.
-        max_coefficient: limit on the dose, in `unit`.
+        max_coefficient: limit on the coefficient, in `unit`.
         max_new_tokens: per rollout.
         seed: of the sampling.
         batch_size: rollouts that run together.
@@ -291,7 +291,7 @@ def calibrate_many(
 
     Raises:
         LensteerError: an impossible budget or number, a plan without a sign, no prompts or an empty one, a layer that
-            the model lacks, or a dose so large that logits are not finite.
+            the model lacks, or a coefficient so large that logits are not finite.
     """
     _check_budget(budget)
     for name, value in (("quantile", quantile), ("tolerance", tolerance)):

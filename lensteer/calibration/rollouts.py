@@ -99,7 +99,7 @@ def rollout_kl(
 
     Raises:
         LensteerError: no prompts, an empty one, tasks that share an id, an impossible number, a layer that the model
-            lacks, or a dose so large that logits are not finite.
+            lacks, or a coefficient so large that logits are not finite.
     """
     ids, names = _encoded(model, prompts)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):

@@ -40,12 +40,12 @@ def run(
     out: Annotated[Path, typer.Option(help="A folder; that of a run gets the figures into its report.")],
     model: Model = None,
     tasks: Tasks = None,
-    words: Annotated[str, typer.Option(help="Appended to every question, in every arm.")] = "",
+    suffix: Annotated[str, typer.Option(help="Appended to every question, in every condition.")] = "",
     c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
     c_keys: Annotated[float, typer.Option(help="Coefficient of the keys.")] = 0.0,
     n_dev: Annotated[int, typer.Option(help="Dev tasks.")] = 40,
     n_test: Annotated[int, typer.Option(help="Held-out tasks.")] = 100,
-    n_random: Annotated[int, typer.Option(help="Random vectors of the same length.")] = 20,
+    n_controls: Annotated[int, typer.Option(help="Random vectors of the same length.")] = 20,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Per answer.")] = 400,
     batch_size: Annotated[int, typer.Option(help="Answers that are made together.")] = 128,
@@ -53,9 +53,9 @@ def run(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Edit one slot of each prompt's cache, and measure what it does against random vectors and asking in words."""
+    """Edit one slot of each prompt's cache, and measure what it does against random vectors and a prompted baseline."""
     config = CacheRun(
-        str(vector), model, tasks_for(model, tasks), words, numbers(c_values), c_keys, n_dev, n_test, n_random,
+        str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, n_dev, n_test, n_controls,
         temperature, max_new_tokens, batch_size, dtype, device, seed,
     )  # fmt: skip
     cache_run(config, out, typer.echo)

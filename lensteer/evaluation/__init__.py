@@ -1,16 +1,16 @@
-"""Does steering do what it claims: arms that run side by side, doses chosen on dev tasks, effects on held-out ones."""
+"""Does steering do what it claims: conditions side by side, coefficients from dev tasks, effects on held-out ones."""
 
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
-from lensteer.evaluation.coefficients import DOSES, Dose, Doses, choose_coefficients
-from lensteer.evaluation.conditions import Arm, Counts, Record, by_arm, draw_chains, measure, run_arms
+from lensteer.evaluation.coefficients import COEFFICIENTS, ChosenCoefficients, CoefficientTrial, choose_coefficients
+from lensteer.evaluation.conditions import Condition, Counts, Record, by_condition, draw_chains, measure, run_conditions
 from lensteer.evaluation.controls import POOLS, random_directions
-from lensteer.evaluation.effects import BASE, KINDS, WORDS, evaluate, summarize
-from lensteer.evaluation.modes import FIGURES, ModeArm, Modes, measure_modes
+from lensteer.evaluation.effects import BASE, BASELINE_PROMPTS, KINDS, evaluate, summarize
+from lensteer.evaluation.modes import FIGURES, Modes, ModeSummary, measure_modes
 from lensteer.evaluation.power import Power, power
 from lensteer.evaluation.quality import text_quality
 from lensteer.evaluation.results import (
     MEAN,
-    ArmSummary,
+    ConditionSummary,
     ControlRank,
     Effect,
     Evaluation,
@@ -22,24 +22,24 @@ from lensteer.evaluation.text import GRAMMAR_MARGINS, Margins, TextCheck, TextFi
 
 __all__ = [
     "BASE",
-    "DOSES",
+    "BASELINE_PROMPTS",
+    "COEFFICIENTS",
     "FIGURES",
     "GRAMMAR_MARGINS",
     "KINDS",
     "LEAD_IN",
     "MEAN",
     "POOLS",
-    "WORDS",
-    "Arm",
-    "ArmSummary",
+    "ChosenCoefficients",
+    "CoefficientTrial",
+    "Condition",
+    "ConditionSummary",
     "ControlRank",
     "Counts",
-    "Dose",
-    "Doses",
     "Effect",
     "Evaluation",
     "Margins",
-    "ModeArm",
+    "ModeSummary",
     "Modes",
     "PositionAblation",
     "PositionEffect",
@@ -48,7 +48,7 @@ __all__ = [
     "ResampledShares",
     "TextCheck",
     "TextFigure",
-    "by_arm",
+    "by_condition",
     "choose_coefficients",
     "draw_chains",
     "estimate_of",
@@ -59,7 +59,7 @@ __all__ = [
     "power",
     "random_directions",
     "read_out",
-    "run_arms",
+    "run_conditions",
     "summarize",
     "text_check",
     "text_quality",

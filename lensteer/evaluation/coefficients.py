@@ -12,7 +12,7 @@ import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.conditions import Arm, Record, by_arm, named, run_arms
+from lensteer.evaluation.conditions import Condition, Record, by_condition, named, run_conditions
 from lensteer.evaluation.effects import BASE, KINDS
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.generation.jobs import Sampling
@@ -25,20 +25,20 @@ from lensteer.vectors import BehaviorVectors
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DOSES = (0.75, 1.0, 1.5, 2.0)
+COEFFICIENTS = (0.75, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Dose:
+class CoefficientTrial:
     """One signed coefficient of one behavior on the dev tasks.
 
     Attributes:
         behavior: whose vector.
         layer: steered.
-        coefficient: signed; 0 is the unsteered arm.
+        coefficient: signed; 0 is the unsteered condition.
         length: of what is added.
         share: of the behavior's sentences.
-        text: how the text stands beside the unsteered arm's; None for that arm.
+        text: how the text stands beside the unsteered condition's; None for that condition.
     """
 
     behavior: str
@@ -55,13 +55,14 @@ class Dose:
 
 
 @dataclass(frozen=True)
-class Doses(Saved):
-    """The dose curve of every behavior, and the coefficients chosen from it.
+class ChosenCoefficients(Saved):
+    """The coefficient curve of every behavior, and the coefficients chosen from it.
 
     Attributes:
-        down: behavior to the (positive) coefficient that it is pushed down with; missing if every dose breaks the text.
+        down: behavior to the (positive) coefficient that it is pushed down with; missing if every coefficient breaks
+            the text.
         up: likewise, up.
-        curve: every dose that was tried.
+        curve: every coefficient that was tried.
         margins: what text was held to.
         coefficient_unit: what coefficient 1 is.
         n_tasks: dev tasks.
@@ -70,7 +71,7 @@ class Doses(Saved):
 
     down: dict[str, float]
     up: dict[str, float]
-    curve: tuple[Dose, ...]
+    curve: tuple[CoefficientTrial, ...]
     margins: Margins
     coefficient_unit: str
     n_tasks: int
@@ -83,16 +84,16 @@ class Doses(Saved):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """The doses up, by behavior."""
+        """The coefficients up, by behavior."""
         return dict(self.up)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per behavior and signed coefficient."""
         rows = []
-        for dose in self.curve:
-            row = {name: value for name, value in asdict(dose).items() if name != "text"}
-            figures = () if dose.text is None else dose.text.figures
-            rows.append({**row, "readable": dose.readable, **{figure.name: figure.value for figure in figures}})
+        for trial in self.curve:
+            row = {name: value for name, value in asdict(trial).items() if name != "text"}
+            figures = () if trial.text is None else trial.text.figures
+            rows.append({**row, "readable": trial.readable, **{figure.name: figure.value for figure in figures}})
         return pd.DataFrame(rows)
 
 
@@ -100,9 +101,9 @@ def choose_coefficients(
     model: TransformerBridge,
     tasks: Sequence[Task],
     vectors: BehaviorVectors,
-    site: Mapping[str, int],
+    layers: Mapping[str, int],
     *,
-    doses: Sequence[float] = DOSES,
+    coefficients: Sequence[float] = COEFFICIENTS,
     margins: Margins | None = None,
     scope: PositionScope = generated,
     unit: str = "difference",
@@ -113,77 +114,80 @@ def choose_coefficients(
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
-) -> Doses:
-    """For each behavior and direction the largest dose at which the text is no worse than unsteered.
+) -> ChosenCoefficients:
+    """For each behavior and direction the largest coefficient at which the text is no worse than unsteered.
 
-    No worse: by every figure of `margins`, with an interval over the dev tasks. A direction of which every dose breaks
-    the text has no dose.
+    No worse: by every figure of `margins`, with an interval over the dev tasks. A direction of which every coefficient
+        breaks
+    the text has no coefficient.
 
     Args:
         model: the bridge.
         tasks: dev tasks, not those of the evaluation.
         vectors: of the model's behaviors.
-        site: behavior to layer.
-        doses: positive coefficients to try.
+        layers: behavior to layer.
+        coefficients: positive coefficients to try.
         margins: how much worse than unsteered text may be.
         scope: positions to steer.
         unit: what coefficient 1 is.
-        same_length: at each layer a dose adds vectors of one length, that of the behaviors' median vector times the
-            dose, and directions that would bear more take the dose that most of them have: so they are compared, and
-            share control vectors, at the same length.
+        same_length: at each layer a coefficient adds vectors of one length, that of the behaviors' median vector times
+            the coefficient, and directions that would bear more take the coefficient that most of them have: so they
+            are compared, and share control vectors, at the same length.
         sampling: how chains are drawn.
         annotator: says what each sentence is.
-        quality: likelihoods are measured on so many chains per dose.
+        quality: likelihoods are measured on so many chains per coefficient.
         seed: of the intervals.
         path: JSONL file for resuming.
         progress: show a bar.
 
     Raises:
-        LensteerError: a dose that is not positive and finite, fewer than two tasks, a behavior that the annotator never
-            labels, or an unsteered arm that is itself what would be called broken.
+        LensteerError: a coefficient that is not positive and finite, fewer than two tasks, a behavior that the
+            annotator never labels, or an unsteered condition that is itself what would be called broken.
     """
-    if not doses or any(not math.isfinite(d) or d <= 0 for d in doses):
-        raise LensteerError(f"doses {list(doses)}: give positive, finite coefficients; both signs are tried")
+    if not coefficients or any(not math.isfinite(d) or d <= 0 for d in coefficients):
+        raise LensteerError(
+            f"coefficients {list(coefficients)}: give positive, finite coefficients; both signs are tried"
+        )
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} dev task(s): an interval needs at least two")
     margins, sampling = margins or Margins(), sampling or Sampling()
-    ladder = sorted(set(doses))
-    scales = {b: _scale(vectors, site, b, unit) if same_length else 1.0 for b in site}
+    ladder = sorted(set(coefficients))
+    scales = {b: _scale(vectors, layers, b, unit) if same_length else 1.0 for b in layers}
     for each in named(annotator).values():
-        check_labels(each, list(site))
-    arms, tried = [Arm(BASE, kind="unsteered")], []
-    for behavior, layer in site.items():
-        for dose in ladder:
+        check_labels(each, list(layers))
+    conditions, tried = [Condition(BASE, kind="unsteered")], []
+    for behavior, layer in layers.items():
+        for trial in ladder:
             for kind, sign in KINDS.items():
-                plan = SteeringPlan(vectors[behavior], layer, sign * dose * scales[behavior], scope, unit=unit)
-                arms.append(Arm(f"{behavior}/{sign * dose:+g}", plan, behavior=behavior, kind=kind))
-                tried.append((arms[-1], plan, dose))
-    records = run_arms(
+                plan = SteeringPlan(vectors[behavior], layer, sign * trial * scales[behavior], scope, unit=unit)
+                conditions.append(Condition(f"{behavior}/{sign * trial:+g}", plan, behavior=behavior, kind=kind))
+                tried.append((conditions[-1], plan, trial))
+    records = run_conditions(
         model,
         tasks,
-        arms,
+        conditions,
         sampling,
         annotator=annotator,
         quality=quality if margins.nll is not None or margins.kl is not None else 0,
         path=None if path is None else Path(path),
         progress=progress,
     )
-    grouped = by_arm(records, arms)
+    grouped = by_condition(records, conditions)
     base = grouped[BASE]
     check_standard(base, margins)
-    curve = [Dose(b, layer, 0.0, 0.0, _share(base, b), None) for b, layer in site.items()]
+    curve = [CoefficientTrial(b, layer, 0.0, 0.0, _share(base, b), None) for b, layer in layers.items()]
     largest: dict[tuple[str, str], float] = {}
-    for arm, plan, dose in tried:
-        rows = grouped[arm.name]
+    for condition, plan, trial in tried:
+        rows = grouped[condition.name]
         check = text_check(rows, base, margins, seed=seed)
-        share = _share(rows, arm.behavior)
-        curve.append(Dose(arm.behavior, plan.layer, plan.coefficient, plan.length, share, check))
+        share = _share(rows, condition.behavior)
+        curve.append(CoefficientTrial(condition.behavior, plan.layer, plan.coefficient, plan.length, share, check))
         if check.ok:
-            largest[arm.behavior, arm.kind] = dose
+            largest[condition.behavior, condition.kind] = trial
     if same_length:
-        largest = _agreed(largest, site)
-    down, up = ({b: dose * scales[b] for (b, of), dose in largest.items() if of == kind} for kind in KINDS)
-    return Doses(
+        largest = _agreed(largest, layers)
+    down, up = ({b: trial * scales[b] for (b, of), trial in largest.items() if of == kind} for kind in KINDS)
+    return ChosenCoefficients(
         down,
         up,
         tuple(sorted(curve, key=lambda d: (d.behavior, d.coefficient))),
@@ -194,22 +198,22 @@ def choose_coefficients(
     )
 
 
-def _agreed(largest: Mapping[tuple[str, str], float], site: Mapping[str, int]) -> dict[tuple[str, str], float]:
-    """Doses that agree where they can: at each layer the most common one (of several the smallest), or less."""
+def _agreed(largest: Mapping[tuple[str, str], float], layers: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """Coefficients that agree where they can: at each layer the most common one (of several the smallest), or less."""
     found = {}
-    for (behavior, kind), dose in largest.items():
-        there = [d for (b, _), d in largest.items() if site[b] == site[behavior]]
+    for (behavior, kind), trial in largest.items():
+        there = [d for (b, _), d in largest.items() if layers[b] == layers[behavior]]
         common = max(sorted(set(there)), key=there.count)
-        found[behavior, kind] = min(dose, common)
+        found[behavior, kind] = min(trial, common)
     return found
 
 
-def _scale(vectors: BehaviorVectors, site: Mapping[str, int], behavior: str, unit: str) -> float:
+def _scale(vectors: BehaviorVectors, layers: Mapping[str, int], behavior: str, unit: str) -> float:
     """What makes a behavior's vector as long as the median one among those that are steered at its layer."""
     lengths = sorted(
-        float(vectors[b].scaled(layer, unit).norm()) for b, layer in site.items() if layer == site[behavior]
+        float(vectors[b].scaled(layer, unit).norm()) for b, layer in layers.items() if layer == layers[behavior]
     )
-    return lengths[len(lengths) // 2] / float(vectors[behavior].scaled(site[behavior], unit).norm())
+    return lengths[len(lengths) // 2] / float(vectors[behavior].scaled(layers[behavior], unit).norm())
 
 
 def _share(rows: Sequence[Record], behavior: str) -> float:

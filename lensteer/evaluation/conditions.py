@@ -1,7 +1,7 @@
-"""Runs the arms of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
+"""Runs the conditions of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
 
-Arms share batches, so that forty small arms cost little more than one large one, and rows with the same prompt share
-its prefill.
+Conditions share batches, so that forty small conditions cost little more than one large one, and rows with the same
+prompt share its prefill.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 Measure = Callable[[Trace], float]
 """A score of a chain: higher is more of the behavior. Any function, such as a keyword rule or a classifier."""
-#: What an arm can be.
-ARM_KINDS = ("unsteered", "down", "up", "words", "control", "other")
+#: What a condition can be.
+CONDITION_KINDS = ("unsteered", "down", "up", "prompted", "control", "other")
 #: Chains of a control vector whose likelihood is measured.
 CONTROL_TEXTS = 5
 #: So many batches' chains are sorted by the length of their prompts.
@@ -42,24 +42,24 @@ BLOCK = 4
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to run the tasks: a plan, words put after the question, text put after the prompt, or none of these.
+class Condition:
+    """One way to run the tasks: a plan, text put after the question, text put after the prompt, or none of these.
 
     Attributes:
         name: one of its own.
         plan: what is steered.
-        words: put after the question.
+        suffix: put after the question.
         prefill: put after the prompt.
         n_samples: chains per task, if fewer than `Sampling` says.
-        kind: "unsteered"; "down" or "up" along a behavior's own vector; "words" for a prompted baseline; "control" for
-            a control vector; "other".
+        kind: "unsteered"; "down" or "up" along a behavior's own vector; "prompted" for the prompted baseline;
+            "control" for a control vector; "other".
         behavior: that is pushed or asked for.
         pool: of which control vectors it is one.
     """
 
     name: str
     plan: Plan | None = None
-    words: str = ""
+    suffix: str = ""
     prefill: str = ""
     n_samples: int | None = None
     kind: str = "other"
@@ -67,12 +67,12 @@ class Arm:
     pool: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in ARM_KINDS:
-            raise LensteerError(f"arm {self.name!r} of kind {self.kind!r}: choose one of {list(ARM_KINDS)}")
+        if self.kind not in CONDITION_KINDS:
+            raise LensteerError(f"condition {self.name!r} of kind {self.kind!r}: choose one of {list(CONDITION_KINDS)}")
 
     @property
     def layer(self) -> int:
-        """That its first edit steers; -1 for an arm without a residual edit."""
+        """That its first edit steers; -1 for a condition without a residual edit."""
         return self.plan.edits[0].layer if self.plan is not None and self.plan.edits else -1
 
 
@@ -91,9 +91,9 @@ class Record:
     """What is kept of one chain. Counts are over its thinking, with the sentences that no annotator could read.
 
     Attributes:
-        arm: whose chain.
+        condition: whose chain.
         task: id of its task.
-        sample: which of the arm's chains on the task.
+        sample: which of the condition's chains on the task.
         sentences: of each behavior, by the first annotator.
         tokens: likewise.
         n_sentences: of all.
@@ -112,7 +112,7 @@ class Record:
         thinks: it has a thought of at least one token.
     """
 
-    arm: str
+    condition: str
     task: str
     sample: int
     sentences: dict[str, int]
@@ -152,17 +152,17 @@ def named(annotator: Annotator | Mapping[str, Annotator] | None) -> dict[str, An
     return dict(annotator) if isinstance(annotator, Mapping) else {"": annotator}
 
 
-def by_arm(records: Sequence[Record], arms: Sequence[Arm]) -> dict[str, list[Record]]:
-    """Each arm's records, in their order, by the arm's name."""
-    found: dict[str, list[Record]] = {arm.name: [] for arm in arms}
+def by_condition(records: Sequence[Record], conditions: Sequence[Condition]) -> dict[str, list[Record]]:
+    """Each condition's records, in their order, by the condition's name."""
+    found: dict[str, list[Record]] = {condition.name: [] for condition in conditions}
     for record in records:
-        found[record.arm].append(record)
+        found[record.condition].append(record)
     return found
 
 
 def measure(
     trace: Trace,
-    arm: str,
+    condition: str,
     labels: Sequence[str],
     style: str | None = None,
     others: Mapping[str, Trace] | None = None,
@@ -173,7 +173,7 @@ def measure(
 
     Args:
         trace: annotated.
-        arm: whose chain.
+        condition: whose chain.
         labels: what the first annotator and the others can find; labels that occur beside them are counted, too.
         style: of its thought.
         others: the trace as others see it, by their names.
@@ -183,7 +183,7 @@ def measure(
     counts = _counts(trace, labels)
     closed = models.CLOSE_THINKING in trace.response
     return Record(
-        arm,
+        condition,
         trace.task.id,
         trace.sample,
         counts.sentences,
@@ -222,10 +222,10 @@ def _n_tokens(trace: Trace, begin: int, end: int) -> int:
     return sum(begin <= offset < end for offset in trace.offsets)
 
 
-def run_arms(
+def run_conditions(
     model: TransformerBridge,
     tasks: Sequence[Task],
-    arms: Sequence[Arm],
+    conditions: Sequence[Condition],
     sampling: Sampling | None = None,
     *,
     annotator: Annotator | Mapping[str, Annotator] | None = None,
@@ -234,49 +234,49 @@ def run_arms(
     quality: int = 0,
     path: Path | None = None,
     progress: bool = False,
-    keep: Callable[[Arm, Trace], object] | None = None,
+    keep: Callable[[Condition, Trace], object] | None = None,
 ) -> list[Record]:
-    """Run every arm on every task, and measure the chains.
+    """Run every condition on every task, and measure the chains.
 
     Args:
         model: the bridge.
-        tasks: the same for all arms.
-        arms: with distinct names.
-        sampling: how chains are drawn. Chain (task, sample) has the same seed in all arms.
+        tasks: the same for all conditions.
+        conditions: with distinct names.
+        sampling: how chains are drawn. Chain (task, sample) has the same seed in all conditions.
         annotator: says what each sentence is; or several by name, of which the first is the one that counts, and the
             others are reported next to it. None only where there are measures.
         measures: by behavior, a score of each chain.
         style_of: from a response to the style of its thought, or None.
-        quality: of so many chains per arm the likelihood under the unsteered model is measured, too (of control
+        quality: of so many chains per condition the likelihood under the unsteered model is measured, too (of control
             vectors: of `CONTROL_TEXTS`); each task's first sample comes first.
         path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again.
             It holds text and ids, no labels, so that another annotator costs no generation.
         progress: show a bar.
-        keep: called with the arm and each annotated trace.
+        keep: called with the condition and each annotated trace.
 
     Raises:
-        LensteerError: no task, tasks that share an id, arms that share a name, neither annotator nor measure, a measure
-            that gives no finite number, or a file of another experiment. Chains that were generated are kept when an
-            annotator or a measure fails.
+        LensteerError: no task, tasks that share an id, conditions that share a name, neither annotator nor measure, a
+            measure that gives no finite number, or a file of another experiment. Chains that were generated are kept
+            when an annotator or a measure fails.
     """
     measures = measures or {}
     annotators = named(unlabeled if annotator is None and measures else annotator)
     if not annotators:
         raise LensteerError("no annotator: give at least one, such as annotator=rules, or a measure")
     _try_measures(model, tasks, measures)
-    chains = draw_chains(model, tasks, arms, sampling, path=path, progress=progress)
+    chains = draw_chains(model, tasks, conditions, sampling, path=path, progress=progress)
     first, *others = [annotate([trace for _, trace in chains], each) for each in annotators.values()]
     labels = in_order(
         [label for each in annotators.values() for label in labels_of(each) or ()]
         + [span.label for seen in (first, *others) for trace in seen for span in trace.spans]
     )
-    by_name = {arm.name: arm for arm in arms}
-    limit = {arm.name: min(quality, CONTROL_TEXTS) if arm.pool else quality for arm in arms}
+    by_name = {condition.name: condition for condition in conditions}
+    limit = {condition.name: min(quality, CONTROL_TEXTS) if condition.pool else quality for condition in conditions}
     place = {task.id: i for i, task in enumerate(tasks)}
     chosen = [
         i
-        for i, (arm, trace) in enumerate(chains)
-        if trace.response_ids and trace.sample * len(tasks) + place[trace.task.id] < limit[arm]
+        for i, (condition, trace) in enumerate(chains)
+        if trace.response_ids and trace.sample * len(tasks) + place[trace.task.id] < limit[condition]
     ]
     measured = text_quality(
         model,
@@ -287,13 +287,13 @@ def run_arms(
     )
     found = dict(zip(chosen, measured, strict=True))
     records = []
-    for i, (arm, _) in enumerate(chains):
+    for i, (condition, _) in enumerate(chains):
         if keep is not None:
-            keep(by_name[arm], first[i])
+            keep(by_name[condition], first[i])
         seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
         style = style_of(first[i].response) if style_of else None
         scores = _scores(measures, first[i])
-        records.append(measure(first[i], arm, labels, style, seen, scores, **found.get(i, {})))
+        records.append(measure(first[i], condition, labels, style, seen, scores, **found.get(i, {})))
     return records
 
 
@@ -329,40 +329,43 @@ def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Map
 def draw_chains(
     model: TransformerBridge,
     tasks: Sequence[Task],
-    arms: Sequence[Arm],
+    conditions: Sequence[Condition],
     sampling: Sampling | None = None,
     *,
     path: Path | None = None,
     progress: bool = False,
 ) -> list[tuple[str, Trace]]:
-    """The chains of every arm on every task, with the arm's name, not annotated. Arguments are those of `run_arms`."""
+    """The chains of every condition on every task, not annotated. Arguments are those of `run_conditions`."""
     sampling = sampling or Sampling()
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='test')")
-    for what, names in (("arms share a name", [a.name for a in arms]), ("tasks share an id", [t.id for t in tasks])):
+    for what, names in (
+        ("conditions share a name", [a.name for a in conditions]),
+        ("tasks share an id", [t.id for t in tasks]),
+    ):
         if len(set(names)) < len(names):
             raise LensteerError(f"{what}: {sorted({n for n in names if names.count(n) > 1})}; give each its own")
-    samples = [min(arm.n_samples or sampling.n_samples, sampling.n_samples) for arm in arms]
+    samples = [min(condition.n_samples or sampling.n_samples, sampling.n_samples) for condition in conditions]
     first: dict[tuple[int, str, str], Job] = {}
 
-    def job(arm: Arm, t: int, sample: int) -> Job:
-        start = sampling.prefill + arm.prefill + wanted_prefill(model, arm.plan)
-        if (t, arm.words, start) not in first:
-            asked = f"{tasks[t].prompt} {arm.words}".strip()
+    def job(condition: Condition, t: int, sample: int) -> Job:
+        start = sampling.prefill + condition.prefill + wanted_prefill(model, condition.plan)
+        if (t, condition.suffix, start) not in first:
+            asked = f"{tasks[t].prompt} {condition.suffix}".strip()
             text = models.chat_text(model, asked, thinking=sampling.thinking) + start
-            first[t, arm.words, start] = Job(tasks[t], 0, text, tuple(models.encode(model, text)), start)
-        return replace(first[t, arm.words, start], sample=sample, plan=arm.plan)
+            first[t, condition.suffix, start] = Job(tasks[t], 0, text, tuple(models.encode(model, text)), start)
+        return replace(first[t, condition.suffix, start], sample=sample, plan=condition.plan)
 
-    wanted = [(a, t, s) for a in range(len(arms)) for t in range(len(tasks)) for s in range(samples[a])]
-    jobs = [job(arms[a], t, s) for a, t, s in wanted]
-    # Prompts of about one length share a batch, so that little is padding; a few arms at a time, so that those that
-    # come first are done first.
+    wanted = [(a, t, s) for a in range(len(conditions)) for t in range(len(tasks)) for s in range(samples[a])]
+    jobs = [job(conditions[a], t, s) for a, t, s in wanted]
+    # Prompts of about one length share a batch, so that little is padding; a few conditions at a time, so that those
+    # that come first are done first.
     order = sorted(range(len(jobs)), key=lambda i: (i // (BLOCK * sampling.batch_size), len(jobs[i].prompt_ids)))
     ordered = [jobs[i] for i in order]
-    names = [arms[wanted[i][0]].name for i in order]
+    names = [conditions[wanted[i][0]].name for i in order]
     done: dict[int, Trace] = {}
     if path is not None:
-        done = _resume(path, _digest(model, tasks, arms, sampling), names, ordered)
+        done = _resume(path, _digest(model, tasks, conditions, sampling), names, ordered)
 
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None:
@@ -373,18 +376,28 @@ def draw_chains(
     return [found[i] for i in range(len(jobs))]
 
 
-def _line(arm: str, trace: Trace) -> str:
+def _line(condition: str, trace: Trace) -> str:
     """A chain without its prompt, which the experiment gives."""
-    values = {"arm": arm, "task": trace.task.id, "sample": trace.sample, "response": trace.response}
+    values = {"condition": condition, "task": trace.task.id, "sample": trace.sample, "response": trace.response}
     values |= {"ids": trace.response_ids, "offsets": trace.offsets, "finished": trace.finished}
     return json.dumps(values, ensure_ascii=False)
 
 
-def _digest(model: TransformerBridge, tasks: Sequence[Task], arms: Sequence[Arm], sampling: Sampling) -> str:
+def _digest(
+    model: TransformerBridge, tasks: Sequence[Task], conditions: Sequence[Condition], sampling: Sampling
+) -> str:
     parts = [
         replace(models.fingerprint(model), name="", revision="").to_dict(),  # a folder may be moved
         [task.to_dict() for task in tasks],
-        [[arm.name, arm.words, arm.prefill, None if arm.plan is None else arm.plan.identity()] for arm in arms],
+        [
+            [
+                condition.name,
+                condition.suffix,
+                condition.prefill,
+                None if condition.plan is None else condition.plan.identity(),
+            ]
+            for condition in conditions
+        ],
         [plan.identity() for plan in active_plans(model)],
         asdict(sampling),
     ]
@@ -404,7 +417,7 @@ def _resume(path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job]) 
     done = {}
     for row in rows[1:]:
         try:
-            i = numbers[row["arm"], row["task"], row["sample"]]
+            i = numbers[row["condition"], row["task"], row["sample"]]
             job, ids, offsets = jobs[i], tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
             done[i] = Trace(
                 job.task, job.prompt, row["response"], job.prompt_ids, ids, offsets, row["finished"], job.sample,

@@ -1,4 +1,4 @@
-"""Control vectors of an evaluation: which arms they make, and how an effect stands among them."""
+"""Control vectors of an evaluation: which conditions they make, and how an effect stands among them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation.conditions import Arm
+from lensteer.evaluation.conditions import Condition
 from lensteer.evaluation.results import ControlRank
 from lensteer.positions import PositionScope
 from lensteer.steering import SteeringPlan
@@ -21,23 +21,23 @@ POOLS = ("isotropic", "covariance_matched", "shuffled")
 ENOUGH = 99
 
 
-def control_arms(
+def control_conditions(
     vectors: BehaviorVectors,
-    own: Sequence[Arm],
+    own: Sequence[Condition],
     *,
     pools: Sequence[str],
     n: int,
     samples: int,
     scope: PositionScope,
     seed: int = 0,
-) -> list[Arm]:
-    """An arm for each control vector, at every layer that an own arm edits, as long as the longest edit there.
+) -> list[Condition]:
+    """A condition for each control vector, at every steered layer, as long as the longest edit there.
 
     A pool of shuffled labels takes the behaviors in turn, so that one pool serves all of them.
 
     Args:
         vectors: with controls, for pools other than "isotropic".
-        own: the steered arms.
+        own: the steered conditions.
         pools: of `POOLS`.
         n: vectors per pool and layer.
         samples: chains per task.
@@ -48,20 +48,22 @@ def control_arms(
         LensteerError: an unknown pool, a negative number, or fewer controls than asked for.
     """
     if n < 0:
-        raise LensteerError(f"n_random={n}: give the number of control vectors per pool, 0 for none")
-    behaviors = list(dict.fromkeys(arm.behavior for arm in own if arm.behavior in vectors.labels))
+        raise LensteerError(f"n_controls={n}: give the number of control vectors per pool, 0 for none")
+    behaviors = list(dict.fromkeys(condition.behavior for condition in own if condition.behavior in vectors.labels))
     longest: dict[int, float] = {}
-    for arm in own:
-        if arm.kind in ("down", "up") and arm.plan is not None:
-            (edit,) = arm.plan.edits
+    for condition in own:
+        if condition.kind in ("down", "up") and condition.plan is not None:
+            (edit,) = condition.plan.edits
             longest[edit.layer] = max(longest.get(edit.layer, 0.0), edit.length)
-    arms = []
+    conditions = []
     for layer, length in sorted(longest.items()):
         for pool in pools if n else ():
             for direction in random_directions(vectors, layer, n, pool=pool, behaviors=behaviors, seed=seed):
                 plan = SteeringPlan(direction, layer, length, scope, unit="unit")
-                arms.append(Arm(f"L{layer}/{direction.label}", plan, kind="control", pool=pool, n_samples=samples))
-    return arms
+                conditions.append(
+                    Condition(f"L{layer}/{direction.label}", plan, kind="control", pool=pool, n_samples=samples)
+                )
+    return conditions
 
 
 def random_directions(
@@ -109,32 +111,32 @@ def random_directions(
 
 def ranked(
     share: Callable[[str, str], float],
-    controls: Sequence[Arm],
-    arm: Arm,
-    own: Sequence[Arm],
+    controls: Sequence[Condition],
+    condition: Condition,
+    own: Sequence[Condition],
     base: str,
 ) -> tuple[tuple[ControlRank, ...], list[float], float]:
-    """How an arm's change stands in each pool; all controls' changes; and its rank among them as a share.
+    """How a condition's change stands in each pool; all controls' changes; and its rank among them as a share.
 
     Args:
-        share: of an arm (by name) and a behavior.
-        controls: at the arm's layer.
-        arm: an own one.
-        own: all own arms, for the largest z over behaviors and directions.
-        base: name of the unsteered arm.
+        share: of a condition (by name) and a behavior.
+        controls: at the condition's layer.
+        condition: an own one.
+        own: all own conditions, for the largest z over behaviors and directions.
+        base: name of the unsteered condition.
     """
 
-    def sign(a: Arm) -> int:
+    def sign(a: Condition) -> int:
         return -1 if a.kind == "down" else 1
 
     def change(name: str, behavior: str) -> float:
         return share(name, behavior) - share(base, behavior)
 
-    own_change, found = change(arm.name, arm.behavior), []
+    own_change, found = change(condition.name, condition.behavior), []
     for pool in dict.fromkeys(c.pool for c in controls):
         members = [c for c in controls if c.pool == pool]
-        values = np.array([change(c.name, arm.behavior) for c in members])
-        z, mean, sd = _z(sign(arm) * own_change, sign(arm) * values)
+        values = np.array([change(c.name, condition.behavior) for c in members])
+        z, mean, sd = _z(sign(condition) * own_change, sign(condition) * values)
         p_max = None
         if len(members) >= ENOUGH:
             largest = np.full(len(members), -np.inf)
@@ -152,20 +154,20 @@ def ranked(
                 length=abs(plan.edits[0].coefficient),
                 low=float(values.min()),
                 high=float(values.max()),
-                mean=sign(arm) * mean,
+                mean=sign(condition) * mean,
                 sd=sd,
                 z=z,
-                rank=1 + _as_far(values, own_change, sign(arm)),
+                rank=1 + _as_far(values, own_change, sign(condition)),
                 p_max=p_max,
             )
         )
-    null = [change(c.name, arm.behavior) for c in controls]
-    exceed = _as_far(np.array(null), own_change, sign(arm)) if null else 0
+    null = [change(c.name, condition.behavior) for c in controls]
+    exceed = _as_far(np.array(null), own_change, sign(condition)) if null else 0
     return tuple(found), null, (1 + exceed) / (1 + len(null))
 
 
 def _as_far(values: np.ndarray, own: float, sign: int) -> int:
-    """How many go at least as far. "Not less" holds for NaN: an arm without any sentence counts against."""
+    """How many go at least as far. "Not less" holds for NaN: a condition without any sentence counts against."""
     return int(sum(not sign * value < sign * own for value in values))
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.conditions import Arm, Measure, Record, by_arm, named, run_arms
-from lensteer.evaluation.controls import POOLS, control_arms, ranked
-from lensteer.evaluation.results import ArmSummary, Effect, Evaluation
+from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
+from lensteer.evaluation.controls import POOLS, control_conditions, ranked
+from lensteer.evaluation.results import ConditionSummary, Effect, Evaluation
 from lensteer.evaluation.text import Margins, text_check
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
@@ -30,7 +30,7 @@ from lensteer.vectors import BehaviorVectors
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-WORDS: dict[str, str] = {
+BASELINE_PROMPTS: dict[str, str] = {
     "adding-knowledge": "While you think, recall every fact, definition or rule that may help, and state it.",
     "example-testing": "While you think, try concrete examples and special cases before you trust a conclusion.",
     "uncertainty-estimation": "While you think, say openly wherever you are not sure, and how sure you are.",
@@ -51,15 +51,15 @@ def evaluate(
     model: TransformerBridge,
     tasks: Sequence[Task],
     vectors: BehaviorVectors,
-    site: Mapping[str, int],
+    layers: Mapping[str, int],
     coefficients: Mapping[str, Strength] | float = 1.0,
     *,
     scope: PositionScope = generated,
     unit: str = "difference",
-    words: Mapping[str, str] | None = None,
-    extra: Sequence[Arm] = (),
+    prompts: Mapping[str, str] | None = None,
+    extra: Sequence[Condition] = (),
     pools: Sequence[str] | None = None,
-    n_random: int = 20,
+    n_controls: int = 20,
     control_samples: int | None = None,
     sampling: Sampling | None = None,
     annotator: Annotator | Mapping[str, Annotator] | None = None,
@@ -69,38 +69,39 @@ def evaluate(
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
-    keep: Callable[[Arm, Trace], object] | None = None,
+    keep: Callable[[Condition, Trace], object] | None = None,
 ) -> Evaluation:
-    """Steer every behavior of a site down and up on held-out tasks, and measure everything that moves.
+    """Steer every behavior of a layers down and up on held-out tasks, and measure everything that moves.
 
     Control vectors are as long as the longest edit at their layer; one set of each pool serves all behaviors there.
 
     Args:
         model: the bridge.
-        tasks: held out: neither vectors, site nor coefficients may have been chosen on them.
+        tasks: held out: neither vectors, layers nor coefficients may have been chosen on them.
         vectors: of the model's behaviors.
-        site: behavior to layer, as `select_layers` returns it.
-        coefficients: positive strength per behavior, or one for all; a pair is (down, up), None a way that is not run.
+        layers: behavior to layer, as `select_layers` returns it.
+        coefficients: positive coefficient per behavior, or one for all; a pair is (down, up), None a way that is not
+            run.
         scope: positions to steer.
         unit: what coefficient 1 is; see `SteeringPlan`.
-        words: per behavior, the words that ask for it: the prompted baseline.
-        extra: further arms on the same tasks and seeds, such as `Arm("cache", CachePlan(vector, 0.75))`: how their
-            chains fare is in `Evaluation.arms`.
+        prompts: behavior to a sentence that asks for it, put after the question: the prompted baseline.
+        extra: further conditions on the same tasks and seeds, such as `Condition("cache", CachePlan(vector, 0.75))`:
+            how their chains fare is in `Evaluation.conditions`.
         pools: kinds of control vectors, of `POOLS`; by default all for vectors that were fitted with controls, and
             "isotropic" for others.
-        n_random: control vectors per pool and distinct layer.
-        control_samples: chains per task and control vector; by default as many as in the own arms.
-        sampling: how chains are drawn, the same in all arms.
+        n_controls: control vectors per pool and distinct layer.
+        control_samples: chains per task and control vector; by default as many as in the own conditions.
+        sampling: how chains are drawn, the same in all conditions.
         annotator: says what each sentence is; or several by name: the first one's shares are tested, the others stand
             beside them.
         measure: a score of each chain instead of, or next to, shares of sentences: one for all behaviors, or one each.
             Where there is one, it is what is tested.
-        margins: what the text of an arm is held to.
-        quality: likelihoods are measured on so many chains per arm.
+        margins: what the text of a condition is held to.
+        quality: likelihoods are measured on so many chains per condition.
         seed: of the control vectors and the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
-        keep: called with the arm and each annotated trace.
+        keep: called with the condition and each annotated trace.
 
     Raises:
         LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient, fewer
@@ -113,27 +114,31 @@ def evaluate(
     if annotator is None and measure is None:
         raise LensteerError("no annotator: give one, such as annotator=rules, or a measure of each chain")
     for each in named(annotator).values() if measure is None else ():
-        check_labels(each, list(site))
-    measures = _measures(measure, list(site))
-    arms, without = [Arm(BASE, kind="unsteered")], []
-    for behavior, layer in site.items():
-        for (kind, sign), strength in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
-            if strength is None:
+        check_labels(each, list(layers))
+    measures = _measures(measure, list(layers))
+    conditions, without = [Condition(BASE, kind="unsteered")], []
+    for behavior, layer in layers.items():
+        for (kind, sign), coefficient in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
+            if coefficient is None:
                 without.append((behavior, kind))
                 continue
-            plan = SteeringPlan(vectors[behavior], layer, sign * strength, scope, unit=unit)
-            arms.append(Arm(f"{behavior}/{kind}", plan, behavior=behavior, kind=kind))
-        if words and behavior in words:
-            arms.append(Arm(f"{behavior}/words", words=words[behavior], behavior=behavior, kind="words"))
+            plan = SteeringPlan(vectors[behavior], layer, sign * coefficient, scope, unit=unit)
+            conditions.append(Condition(f"{behavior}/{kind}", plan, behavior=behavior, kind=kind))
+        if prompts and behavior in prompts:
+            conditions.append(
+                Condition(f"{behavior}/prompted", suffix=prompts[behavior], behavior=behavior, kind="prompted")
+            )
     samples = sampling.n_samples if control_samples is None else min(control_samples, sampling.n_samples)
     if pools is None:
         pools = POOLS if vectors.controls is not None else ("isotropic",)
-    controls = control_arms(vectors, arms, pools=pools, n=n_random, samples=samples, scope=scope, seed=seed)
-    arms += [*extra, *controls]
-    records = run_arms(
+    controls = control_conditions(
+        vectors, conditions, pools=pools, n=n_controls, samples=samples, scope=scope, seed=seed
+    )
+    conditions += [*extra, *controls]
+    records = run_conditions(
         model,
         tasks,
-        arms,
+        conditions,
         sampling,
         annotator=annotator,
         measures=measures,
@@ -142,16 +147,16 @@ def evaluate(
         progress=progress,
         keep=keep,
     )
-    found = summarize(records, arms, margins=margins, seed=seed)
+    found = summarize(records, conditions, margins=margins, seed=seed)
     return replace(
         found,
         n_samples=sampling.n_samples,
-        n_random=n_random if controls else 0,
+        n_controls=n_controls if controls else 0,
         control_samples=samples,
         scope=scope.name,
         coefficient_unit=unit,
         annotators=tuple(named(annotator)) or ("",),
-        without_dose=tuple(without),
+        without_coefficient=tuple(without),
     )
 
 
@@ -177,33 +182,39 @@ def _both(coefficients: Mapping[str, Strength] | float, behavior: str) -> tuple[
 
 
 def summarize(
-    records: Sequence[Record], arms: Sequence[Arm], *, margins: Margins | None = None, seed: int = 0
+    records: Sequence[Record], conditions: Sequence[Condition], *, margins: Margins | None = None, seed: int = 0
 ) -> Evaluation:
-    """Effects and arm summaries from the chains' records. The arms say what each of them is; one is unsteered."""
+    """Effects and condition summaries from the records of chains. One of the conditions is unsteered."""
     margins = margins or Margins()
-    rows = by_arm(records, arms)
-    standards = [arm.name for arm in arms if arm.kind == "unsteered"]
+    rows = by_condition(records, conditions)
+    standards = [condition.name for condition in conditions if condition.kind == "unsteered"]
     if len(standards) != 1:
-        raise LensteerError(f"{len(standards)} arms of kind 'unsteered': give one, that the others are compared with")
+        raise LensteerError(
+            f"{len(standards)} conditions of kind 'unsteered': give one, that the others are compared with"
+        )
     (plain,) = standards
     base = rows[plain]
-    checks = {arm.name: text_check(rows[arm.name], base, margins, seed=seed) for arm in arms if arm.name != plain}
+    checks = {
+        condition.name: text_check(rows[condition.name], base, margins, seed=seed)
+        for condition in conditions
+        if condition.name != plain
+    }
     effects: list[Effect] = []
-    own = [arm for arm in arms if arm.kind in (*KINDS, "words")]
+    own = [condition for condition in conditions if condition.kind in (*KINDS, "prompted")]
     scored = bool(base[0].scores)
-    labeled = not scored or any(set(r.sentences) & {arm.behavior for arm in own} for r in records)
+    labeled = not scored or any(set(r.sentences) & {condition.behavior for condition in own} for r in records)
     for annotator in (None, *base[0].others):
         units = [*(["score"] if scored and annotator is None else []), *(UNITS if annotator is None else UNITS[:1])]
         for unit in units if labeled else units[:1]:
             shares = _Shares(rows, plain, unit, annotator, seed)
-            found = [_effect(shares, arm, arms, checks[arm.name].ok) for arm in own]
+            found = [_effect(shares, condition, conditions, checks[condition.name].ok) for condition in own]
             effects += _corrected(found)
     return Evaluation(
         tuple(effects),
-        tuple(_summary(arm, rows[arm.name], checks.get(arm.name), seed) for arm in arms),
+        tuple(_summary(condition, rows[condition.name], checks.get(condition.name), seed) for condition in conditions),
         n_tasks=len({r.task for r in base}),
         n_samples=max(r.sample for r in base) + 1,
-        n_random=0,
+        n_controls=0,
         control_samples=0,
         scope="",
         coefficient_unit="difference",
@@ -214,18 +225,18 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class _Shares:
-    """Counts of every arm, task by task, as one annotator sees them; what was worked out once is kept."""
+    """Counts of every condition, task by task, as one annotator sees them; what was worked out once is kept."""
 
     def __init__(
-        self, by_arm: Mapping[str, Sequence[Record]], plain: str, unit: str, annotator: str | None, seed: int
+        self, by_condition: Mapping[str, Sequence[Record]], plain: str, unit: str, annotator: str | None, seed: int
     ) -> None:
-        self.by_arm, self.plain, self.unit, self.annotator, self.seed = by_arm, plain, unit, annotator, seed
+        self.by_condition, self.plain, self.unit, self.annotator, self.seed = by_condition, plain, unit, annotator, seed
         self._bases: dict[str, Estimate] = {}
 
-    def sums(self, arm: str, behavior: str) -> dict[str, tuple[float, float]]:
+    def sums(self, condition: str, behavior: str) -> dict[str, tuple[float, float]]:
         """Per task, over its samples: the behavior's count, and the count of all."""
         sums: dict[str, tuple[float, float]] = {}
-        for r in self.by_arm[arm]:
+        for r in self.by_condition[condition]:
             if self.unit == "score":
                 a, b = sums.get(r.task, (0.0, 0.0))
                 sums[r.task] = a + r.scores[behavior], b + 1
@@ -236,14 +247,14 @@ class _Shares:
             sums[r.task] = a + getattr(counts, self.unit).get(behavior, 0), b + whole
         return sums
 
-    def ratio(self, arm: str, behavior: str) -> Ratio:
+    def ratio(self, condition: str, behavior: str) -> Ratio:
         """The same as arrays, tasks in order."""
-        sums = self.sums(arm, behavior)
+        sums = self.sums(condition, behavior)
         return Ratio(*np.array([sums[t] for t in sorted(sums)], dtype=np.float64).T)
 
-    def fraction(self, arm: str, behavior: str) -> float:
-        """The arm's share; NaN where it has no sentence at all."""
-        own, everything = self.ratio(arm, behavior)
+    def fraction(self, condition: str, behavior: str) -> float:
+        """The condition's share; NaN where it has no sentence at all."""
+        own, everything = self.ratio(condition, behavior)
         assert everything is not None
         return float(own.sum() / everything.sum()) if everything.any() else math.nan
 
@@ -254,20 +265,20 @@ class _Shares:
         return self._bases[behavior]
 
 
-def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> Effect:
-    behavior, sign = arm.behavior, KINDS.get(arm.kind, 1)
-    own, plain = shares.ratio(arm.name, behavior), shares.ratio(shares.plain, behavior)
+def _effect(shares: _Shares, condition: Condition, conditions: Sequence[Condition], readable: bool) -> Effect:
+    behavior, sign = condition.behavior, KINDS.get(condition.kind, 1)
+    own, plain = shares.ratio(condition.name, behavior), shares.ratio(shares.plain, behavior)
     share, base = bootstrap_interval(own, seed=shares.seed), shares.base(behavior)
     change = bootstrap_interval(own, plain, seed=shares.seed)
     layer, coefficient, length = -1, 0.0, 0.0
-    if arm.plan is not None:
-        (edit,) = arm.plan.edits
+    if condition.plan is not None:
+        (edit,) = condition.plan.edits
         layer, coefficient, length = edit.layer, edit.coefficient, edit.length
     controls, null, p_value = ranked(
         shares.fraction,
-        [a for a in arms if a.kind == "control" and a.layer == layer],
-        arm,
-        [a for a in arms if a.kind in KINDS],
+        [a for a in conditions if a.kind == "control" and a.layer == layer],
+        condition,
+        [a for a in conditions if a.kind in KINDS],
         shares.plain,
     )
     assert own.weights is not None
@@ -275,7 +286,7 @@ def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> E
     per_task = own.values / np.maximum(own.weights, 1) - plain.values / np.maximum(plain.weights, 1)
     return Effect(
         behavior=behavior,
-        kind=arm.kind,
+        kind=condition.kind,
         layer=layer,
         coefficient=coefficient,
         length=length,
@@ -290,8 +301,8 @@ def _effect(shares: _Shares, arm: Arm, arms: Sequence[Arm], readable: bool) -> E
         p=sign_flip_test(own, plain, seed=shares.seed) if own.weights.any() else math.nan,
         p_holm=math.nan,
         controls=controls,
-        null_low=min(null, default=0.0),
-        null_high=max(null, default=0.0),
+        control_low=min(null, default=0.0),
+        control_high=max(null, default=0.0),
         p_value=p_value,
         wrong_way=float((sign * per_task < 0).mean()),
         text=readable,
@@ -302,10 +313,10 @@ def _corrected(effects: Sequence[Effect]) -> list[Effect]:
     """With Holm's correction over the directions that are tested; the prompted baseline is no part of them."""
     tested = [e for e in effects if e.kind in KINDS and e.measurable and not math.isnan(e.p)]
     adjusted = dict(zip(map(id, tested), holm([e.p for e in tested]), strict=True))
-    return [replace(e, p_holm=e.p if e.kind == "words" else adjusted.get(id(e), math.nan)) for e in effects]
+    return [replace(e, p_holm=e.p if e.kind == "prompted" else adjusted.get(id(e), math.nan)) for e in effects]
 
 
-def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSummary:
+def _summary(condition: Condition, records: Sequence[Record], text: Any, seed: int) -> ConditionSummary:
     graded = [r for r in records if r.correct is not None]
     hits = {r.task: 0.0 for r in graded}
     for r in graded:
@@ -316,12 +327,12 @@ def _summary(arm: Arm, records: Sequence[Record], text: Any, seed: int) -> ArmSu
         for field in ("parsed", "finished", "length", "n_sentences", "repetition", "compression")
     }
     measured = {name: [v for r in records if (v := getattr(r, name)) is not None] for name in ("nll", "kl")}
-    return ArmSummary(
-        arm=arm.name,
-        kind=arm.kind,
-        behavior=arm.behavior,
-        pool=arm.pool,
-        layer=arm.layer,
+    return ConditionSummary(
+        condition=condition.name,
+        kind=condition.kind,
+        behavior=condition.behavior,
+        pool=condition.pool,
+        layer=condition.layer,
         chains=len(records),
         accuracy=bootstrap_interval(right, seed=seed) if len(right) > 1 else Estimate(nan, nan, nan, len(right)),
         parsed=mean["parsed"],

@@ -16,7 +16,7 @@ import pandas as pd
 
 from lensteer.annotation import Annotator
 from lensteer.errors import LensteerError
-from lensteer.evaluation.conditions import Arm, Record, by_arm, run_arms
+from lensteer.evaluation.conditions import Condition, Record, by_condition, run_conditions
 from lensteer.generation.jobs import Sampling
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, bootstrap_interval
@@ -29,12 +29,12 @@ FIGURES = ("thinks", "accuracy", "parsed", "finished", "length")
 
 
 @dataclass(frozen=True)
-class ModeArm:
-    """How one arm's answers fared.
+class ModeSummary:
+    """How one condition's answers fared.
 
     Attributes:
-        arm: Its name.
-        kind: What it is; see `Arm`. Control vectors are of kind "control".
+        condition: Its name.
+        kind: What it is; see `Condition`. Control vectors are of kind "control".
         thinks: Share of answers with a thought in them.
         accuracy: Share of right ones among those that can be graded; None where none can.
         parsed: Share that ended, closed their thought and could be read by the annotator.
@@ -43,7 +43,7 @@ class ModeArm:
         styles: Share of the answers that think in each style, of those that think (0 where none does).
     """
 
-    arm: str
+    condition: str
     kind: str
     thinks: Estimate
     accuracy: Estimate | None
@@ -55,37 +55,41 @@ class ModeArm:
 
 @dataclass(frozen=True)
 class Modes(Saved):
-    """What every arm does to the mode of the answers, on the same tasks and seeds."""
+    """What every condition does to the mode of the answers, on the same tasks and seeds."""
 
-    arms: tuple[ModeArm, ...]
+    conditions: tuple[ModeSummary, ...]
     n_tasks: int
     n_samples: int
 
-    def __getitem__(self, arm: str) -> ModeArm:
-        """One arm.
+    def __getitem__(self, condition: str) -> ModeSummary:
+        """One condition.
 
         Raises:
             LensteerError: there is none of that name.
         """
-        for found in self.arms:
-            if found.arm == arm:
+        for found in self.conditions:
+            if found.condition == condition:
                 return found
-        raise LensteerError(f"no arm {arm!r}: there are {', '.join(repr(a.arm) for a in self.arms)}")
+        raise LensteerError(
+            f"no condition {condition!r}: there are {', '.join(repr(a.condition) for a in self.conditions)}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per arm and figure: estimate and interval."""
+        """One row per condition and figure: estimate and interval."""
         rows = []
-        for arm in self.arms:
-            figures = {name: getattr(arm, name) for name in FIGURES}
-            figures |= {f"style {name}": value for name, value in arm.styles.items()}
-            rows += [(arm.arm, name, e.value, e.low, e.high) for name, e in figures.items() if e is not None]
-        return pd.DataFrame(rows, columns=["arm", "figure", "value", "low", "high"])
+        for condition in self.conditions:
+            figures = {name: getattr(condition, name) for name in FIGURES}
+            figures |= {f"style {name}": value for name, value in condition.styles.items()}
+            rows += [
+                (condition.condition, name, e.value, e.low, e.high) for name, e in figures.items() if e is not None
+            ]
+        return pd.DataFrame(rows, columns=["condition", "figure", "value", "low", "high"])
 
 
 def measure_modes(
     model: TransformerBridge,
     tasks: Sequence[Task],
-    arms: Sequence[Arm],
+    conditions: Sequence[Condition],
     sampling: Sampling | None = None,
     *,
     annotator: Annotator,
@@ -94,12 +98,12 @@ def measure_modes(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> Modes:
-    """Run every arm on the same tasks and seeds, and measure how its answers are made.
+    """Run every condition on the same tasks and seeds, and measure how its answers are made.
 
     Args:
         model: the bridge.
         tasks: two or more; not those that a coefficient was chosen on.
-        arms: with distinct names: an unsteered one first, as a rule.
+        conditions: with distinct names: an unsteered one first, as a rule.
         sampling: how answers are drawn; by default the template does not open `<think>`.
         annotator: says what can be read.
         style_of: from a response to the style of its thought, or None; no styles without it.
@@ -108,15 +112,15 @@ def measure_modes(
         progress: show a bar.
 
     Raises:
-        LensteerError: fewer than two tasks, arms that share a name, or a file of another experiment.
+        LensteerError: fewer than two tasks, conditions that share a name, or a file of another experiment.
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
     sampling = sampling or Sampling(thinking=False)
-    records = run_arms(
+    records = run_conditions(
         model,
         tasks,
-        arms,
+        conditions,
         sampling,
         annotator=annotator,
         style_of=style_of,
@@ -124,15 +128,19 @@ def measure_modes(
         progress=progress,
     )
     styles = sorted({r.style for r in records if r.style is not None})
-    rows = by_arm(records, arms)
-    return Modes(tuple(_measured(arm, rows[arm.name], styles, seed) for arm in arms), len(tasks), sampling.n_samples)
+    rows = by_condition(records, conditions)
+    return Modes(
+        tuple(_measured(condition, rows[condition.name], styles, seed) for condition in conditions),
+        len(tasks),
+        sampling.n_samples,
+    )
 
 
 def _in_style(style: str, record: Record) -> float:
     return float(record.style == style)
 
 
-def _measured(arm: Arm, records: Sequence[Record], styles: Sequence[str], seed: int) -> ModeArm:
+def _measured(condition: Condition, records: Sequence[Record], styles: Sequence[str], seed: int) -> ModeSummary:
     def mean(figure: Callable[[Record], float], among: Callable[[Record], bool] = lambda r: True) -> Estimate | None:
         """Mean over tasks of the mean over a task's samples."""
         per_task: dict[str, list[float]] = {}
@@ -143,9 +151,9 @@ def _measured(arm: Arm, records: Sequence[Record], styles: Sequence[str], seed: 
         return bootstrap_interval(np.array([np.mean(values) for values in per_task.values()]), seed=seed)
 
     nothing = Estimate(0.0, 0.0, 0.0)
-    return ModeArm(
-        arm.name,
-        arm.kind,
+    return ModeSummary(
+        condition.name,
+        condition.kind,
         thinks=mean(lambda r: r.thinks) or nothing,
         accuracy=mean(lambda r: bool(r.correct), lambda r: r.correct is not None),
         parsed=mean(lambda r: r.parsed) or nothing,

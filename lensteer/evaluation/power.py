@@ -24,7 +24,7 @@ class Power:
     Attributes:
         behavior: whose sentences.
         base: its share on the dev tasks, unsteered.
-        events: its sentences that are expected in the unsteered arm of the evaluation.
+        events: its sentences that are expected in the unsteered condition of the evaluation.
         tasks: tasks that are expected to have at least one.
         design: by how much the variance of a share exceeds that of independent sentences.
         rise: the smallest share that pushing up would have to reach to be found in 80 % of the runs.
@@ -45,18 +45,18 @@ class Power:
 def power(
     records: Sequence[Record], behaviors: Sequence[str], *, n_tasks: int, n_samples: int, n_tests: int | None = None
 ) -> list[Power]:
-    """Base rates of an unsteered arm on dev tasks, and what they mean for an evaluation.
+    """Base rates of an unsteered condition on dev tasks, and what they mean for an evaluation.
 
-    With M sentences in each arm, shares p and q and a design effect d, the standard error of their difference is
+    With M sentences in each condition, shares p and q and a design effect d, the standard error of their difference is
     √(d (p(1−p) + q(1−q)) / M); a difference is found in 80 % of the runs if it is (z₁ + z₂) times that, z₁ of the
     two-sided level after Bonferroni's correction for `n_tests` and z₂ of the power. It is a plan, not a proof: rare
     events are not Gaussian.
 
     Args:
-        records: of the unsteered arm.
+        records: of the unsteered condition.
         behaviors: that will be steered.
         n_tasks: of the evaluation.
-        n_samples: its chains per task and arm.
+        n_samples: its chains per task and condition.
         n_tests: by default two per behavior.
 
     Raises:

@@ -15,14 +15,20 @@ from lensteer.evaluation.text import TextCheck
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
 
-#: A behavior is pushed down on record only where the unsteered arm has so many of its sentences, on so many tasks.
+#: A behavior is pushed down on record only where the unsteered condition has so many of its sentences, on so many
+#: tasks.
 MIN_EVENTS, MIN_EVENT_TASKS = 12, 10
 #: Level of the tests, after Holm's correction over all behaviors and both directions.
 LEVEL = 0.05
 
 #: What can be said of one behavior pushed one way.
 SHOWN, NOT_SHOWN, TOO_RARE = "shown", "not shown", "base rate too low"
-WRONG_WAY, AS_RANDOM, BROKEN, NO_DOSE = "moves the other way", "moves as random vectors do", "text breaks", "no dose"
+WRONG_WAY, AS_RANDOM, BROKEN, NO_COEFFICIENT = (
+    "moves the other way",
+    "moves as random vectors do",
+    "text breaks",
+    "no coefficient",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class ControlRank:
     Attributes:
         pool: "isotropic", "covariance_matched" or "shuffled".
         n: control vectors.
-        length: of what each of them adds; the steered arms at the layer add as much or less.
+        length: of what each of them adds; the steered conditions at the layer add as much or less.
         low: their smallest change of the behavior's share.
         high: their largest.
         mean: of their changes.
@@ -57,29 +63,29 @@ class ControlRank:
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm's share of one behavior, and its change against the unsteered arm, both with 95 % intervals.
+    """One condition's share of one behavior, and its change against the unsteered condition, both with 95 % intervals.
 
     Attributes:
         behavior: whose share.
-        kind: "down", "up" (the behavior's own vector) or "words" (the prompted baseline).
-        layer: steered (-1 for words).
-        coefficient: signed; 0 for words.
+        kind: "down", "up" (the behavior's own vector) or "prompted" (the prompted baseline).
+        layer: steered (-1 where a prompt asks).
+        coefficient: signed; 0 where a prompt asks.
         length: of what is added.
         unit: "sentences" or "tokens", of which the share is; "score": the mean of a measure over chains.
         annotator: who counted; "" is the first.
-        share: in this arm.
+        share: in this condition.
         base: the unsteered share.
-        events: sentences of the behavior in this arm.
-        base_events: in the unsteered arm.
-        base_event_tasks: tasks of the unsteered arm with at least one.
+        events: sentences of the behavior in this condition.
+        base_events: in the unsteered condition.
+        base_event_tasks: tasks of the unsteered condition with at least one.
         change: share - base, paired by task.
         p: two-sided sign-flip test over tasks.
         p_holm: the same after Holm's correction over all directions that are tested; NaN for one that is not.
         controls: how it stands in each pool.
-        null_low: smallest change of the same share by a control vector, `null_high` the largest; 0 without any.
+        control_low: smallest change of the same share by a control vector, `control_high` the largest; 0 without any.
         p_value: (1 + controls that change it at least as far in the wanted direction) / (1 + controls).
         wrong_way: share of tasks that move against the wanted direction.
-        text: whether the arm's text is no worse than unsteered.
+        text: whether the condition's text is no worse than unsteered.
     """
 
     behavior: str
@@ -98,15 +104,15 @@ class Effect:
     p: float
     p_holm: float
     controls: tuple[ControlRank, ...]
-    null_low: float
-    null_high: float
+    control_low: float
+    control_high: float
     p_value: float
     wrong_way: float
     text: bool | None
 
     @property
     def measurable(self) -> bool:
-        """Whether the unsteered arm has enough of the behavior for a fall to be seen; a rise can always be."""
+        """Whether the unsteered condition has enough of the behavior for a fall to be seen; a rise can always be."""
         enough = self.base_events >= MIN_EVENTS and self.base_event_tasks >= MIN_EVENT_TASKS
         return self.kind != "down" or self.unit == "score" or enough
 
@@ -130,15 +136,15 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class ArmSummary:
-    """How an arm's chains fared, whatever the behavior. Means over chains; `accuracy` with its 95 % interval.
+class ConditionSummary:
+    """How a condition's chains fared, whatever the behavior. Means over chains; `accuracy` with its 95 % interval.
 
     Attributes:
-        arm: its name.
-        kind: what it is; see `Arm`.
+        condition: its name.
+        kind: what it is; see `Condition`.
         behavior: that was pushed or asked for; "" for none.
         pool: of which controls it is one; "" for none.
-        layer: steered; -1 for an arm without a residual edit.
+        layer: steered; -1 for a condition without a residual edit.
         chains: how many.
         accuracy: share of right answers among those that can be graded.
         parsed: share that ended, closed their thinking and could be read in every sentence.
@@ -150,10 +156,10 @@ class ArmSummary:
         compression: length of the text after compression, as a share.
         nll: nats per token under the unsteered model; None where it was not measured.
         kl: nats per token between the steered and the unsteered model along the text.
-        text: how the text stands beside the unsteered arm's; None for that arm.
+        text: how the text stands beside the unsteered condition's; None for that condition.
     """
 
-    arm: str
+    condition: str
     kind: str
     behavior: str
     pool: str
@@ -178,32 +184,32 @@ class Evaluation(Saved):
 
     Attributes:
         effects: a row per behavior, kind, unit and annotator.
-        arms: a row per arm.
+        conditions: a row per condition.
         n_tasks: held out.
-        n_samples: chains per task and own arm.
-        n_random: control vectors per pool and layer.
+        n_samples: chains per task and own condition.
+        n_controls: control vectors per pool and layer.
         control_samples: chains per task and control vector.
         scope: positions that were steered.
         coefficient_unit: what coefficient 1 is.
         annotators: their names, the first one first.
-        without_dose: (behavior, kind) that no dose was found for, so that nothing was run.
+        without_coefficient: (behavior, kind) that no coefficient was found for, so that nothing was run.
     """
 
     effects: tuple[Effect, ...]
-    arms: tuple[ArmSummary, ...]
+    conditions: tuple[ConditionSummary, ...]
     n_tasks: int
     n_samples: int
-    n_random: int
+    n_controls: int
     control_samples: int
     scope: str
     coefficient_unit: str
     annotators: tuple[str, ...] = ("",)
-    without_dose: tuple[tuple[str, str], ...] = ()
+    without_coefficient: tuple[tuple[str, str], ...] = ()
 
     @property
     def behaviors(self) -> tuple[str, ...]:
         """Those that were steered, in order."""
-        named = [*(e.behavior for e in self.effects), *(b for b, _ in self.without_dose)]
+        named = [*(e.behavior for e in self.effects), *(b for b, _ in self.without_coefficient)]
         return tuple(dict.fromkeys(named))
 
     @property
@@ -230,7 +236,7 @@ class Evaluation(Saved):
         Raises:
             LensteerError: it was not asked for.
         """
-        return NO_DOSE if (behavior, kind) in self.without_dose else self.effect(behavior, kind).verdict
+        return NO_COEFFICIENT if (behavior, kind) in self.without_coefficient else self.effect(behavior, kind).verdict
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per effect; z and rank in each pool have columns of their own."""
@@ -243,9 +249,9 @@ class Evaluation(Saved):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def arms_dataframe(self) -> pd.DataFrame:
-        """A row per arm."""
-        return pd.DataFrame([{**flat(a), "text": None if a.text is None else a.text.ok} for a in self.arms])
+    def conditions_dataframe(self) -> pd.DataFrame:
+        """A row per condition."""
+        return pd.DataFrame([{**flat(a), "text": None if a.text is None else a.text.ok} for a in self.conditions])
 
 
 MEAN = "mean of behaviors"
@@ -295,7 +301,7 @@ class PositionAblation:
         reference: the scope that the others are held against, but for "left out".
         budget: mean KL per token that was asked for, in nats.
         layers: behavior → steered layer.
-        n_tasks: dev tasks, one chain an arm.
+        n_tasks: dev tasks, one chain a condition.
         n_prompts: those of them that rollouts for a KL begin with.
     """
 

@@ -1,6 +1,6 @@
-"""Shares of sentences in every arm, on the tasks as they are and on resampled ones, the same draws for all arms.
+"""Shares of sentences in every condition, on the tasks as they are and on resampled ones, drawn alike for all.
 
-For statistics that no interval of a single arm gives, such as a mean over many arms.
+For statistics that no interval of a single condition gives, such as a mean over many conditions.
 """
 
 from __future__ import annotations
@@ -20,37 +20,38 @@ class ResampledShares:
     """Σ sentences of a behavior / Σ sentences, per draw of tasks: a long chain counts by its length.
 
     Args:
-        records: of one call of `run_arms`: the same tasks in the same order in every arm.
+        records: of one call of `run_conditions`: the same tasks in the same order in every condition.
         n: draws, beside the first, which is the data as they are.
         seed: of the draws.
 
     Raises:
-        LensteerError: arms with different tasks, or fewer than two chains an arm.
+        LensteerError: conditions with different tasks, or fewer than two chains a condition.
     """
 
     def __init__(self, records: Sequence[Record], *, n: int = 2000, seed: int = 0) -> None:
-        self._arms: dict[str, list[Record]] = {}
+        self._conditions: dict[str, list[Record]] = {}
         for record in records:
-            self._arms.setdefault(record.arm, []).append(record)
-        tasks = {tuple(r.task for r in found) for found in self._arms.values()}
+            self._conditions.setdefault(record.condition, []).append(record)
+        tasks = {tuple(r.task for r in found) for found in self._conditions.values()}
         if len(tasks) != 1 or len(*tasks) < 2:
             raise LensteerError(
-                f"{len(self._arms)} arms on {len(tasks)} lists of tasks: give one run's records, of 2 tasks or more"
+                f"{len(self._conditions)} conditions on {len(tasks)} lists of tasks: give one run's records, "
+                "of 2 tasks or more"
             )
         names, unit = np.unique(next(iter(tasks)), return_inverse=True)
         self._weights = np.vstack([np.ones(len(names)), drawn_counts(len(names), n, seed)])[:, unit]
 
-    def of(self, arm: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
-        """The share of one behavior in one arm.
+    def of(self, condition: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
+        """The share of one behavior in one condition.
 
         Raises:
-            LensteerError: no such arm.
+            LensteerError: no such condition.
         """
-        if arm not in self._arms:
-            raise LensteerError(f"no arm {arm!r}: there are {', '.join(map(repr, self._arms))}")
-        hits = np.array([r.sentences.get(behavior, 0) for r in self._arms[arm]])
+        if condition not in self._conditions:
+            raise LensteerError(f"no condition {condition!r}: there are {', '.join(map(repr, self._conditions))}")
+        hits = np.array([r.sentences.get(behavior, 0) for r in self._conditions[condition]])
         shares: Float[np.ndarray[Any, Any], " draw"] = self._weights @ hits
-        return shares / (self._weights @ np.array([r.n_sentences for r in self._arms[arm]]))
+        return shares / (self._weights @ np.array([r.n_sentences for r in self._conditions[condition]]))
 
 
 def estimate_of(draws: Float[np.ndarray[Any, Any], " draw"], n_tasks: int = 0) -> Estimate:

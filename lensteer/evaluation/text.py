@@ -1,4 +1,4 @@
-"""Whether an arm's text is what a reader would call broken: not worse than unsteered by more than a stated margin."""
+"""Whether a condition's text is readable: not worse than unsteered by more than a stated margin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-#: An unsteered arm that repeats itself more than this, or whose chains parse less often, is no standard for any other.
+#: An unsteered condition that repeats itself more than this, or whose chains parse less often, is no standard for any
+#: other.
 MAX_REPETITION, MIN_PARSED = 0.5, 0.5
 
 
@@ -60,12 +61,12 @@ GRAMMAR_MARGINS = Margins(nll=None, repetition=None, compression=None, sentence_
 
 @dataclass(frozen=True)
 class TextFigure:
-    """One figure of an arm beside the unsteered arm's.
+    """One figure of a condition beside the unsteered condition's.
 
     Attributes:
         name: a field of `Margins`.
-        value: of the arm.
-        base: of the unsteered arm.
+        value: of the condition.
+        base: of the unsteered condition.
         worst: the end of the interval that is held against the limit.
         limit: what it may be.
         ok: whether it is within.
@@ -81,7 +82,7 @@ class TextFigure:
 
 @dataclass(frozen=True)
 class TextCheck:
-    """All figures of an arm's text; it is readable if all are within their margins."""
+    """All figures of a condition's text; it is readable if all are within their margins."""
 
     figures: tuple[TextFigure, ...]
 
@@ -110,10 +111,10 @@ class TextCheck:
         )
 
 
-def text_check(arm: Sequence[Record], base: Sequence[Record], margins: Margins, *, seed: int = 0) -> TextCheck:
-    """How an arm's text stands beside the unsteered arm's, on the tasks that both have."""
-    shared = {r.task for r in arm} & {r.task for r in base}
-    arm, base = ([r for r in rows if r.task in shared] for rows in (arm, base))
+def text_check(condition: Sequence[Record], base: Sequence[Record], margins: Margins, *, seed: int = 0) -> TextCheck:
+    """How a condition's text stands beside the unsteered condition's, on the tasks that both have."""
+    shared = {r.task for r in condition} & {r.task for r in base}
+    condition, base = ([r for r in rows if r.task in shared] for rows in (condition, base))
     found = []
     for name, of, rises in (
         ("nll", _nll, True),
@@ -122,14 +123,14 @@ def text_check(arm: Sequence[Record], base: Sequence[Record], margins: Margins, 
         ("finished", _finished, False),
         ("parsed", _parsed, False),
     ):
-        margin, sides = getattr(margins, name), _paired(arm, base, of)
+        margin, sides = getattr(margins, name), _paired(condition, base, of)
         if margin is not None and sides is not None:
             value, before, low, high = _against(*sides, seed)
             worst, limit = (high, before + margin) if rises else (low, before - margin)
             found.append(TextFigure(name, value, before, worst, limit, worst <= limit if rises else worst >= limit))
     if margins.sentence_length is not None:
-        found.append(_sentence_length(arm, base, margins.sentence_length, seed))
-    spent = [r.kl for r in arm if r.kl is not None]
+        found.append(_sentence_length(condition, base, margins.sentence_length, seed))
+    spent = [r.kl for r in condition if r.kl is not None]
     if margins.kl is not None and spent:
         value = float(np.mean(spent))
         found.append(TextFigure("kl", value, 0.0, value, margins.kl, value <= margins.kl))
@@ -167,10 +168,10 @@ def _tokens_per_sentence(r: Record) -> Part:
 Sides = tuple[Float[np.ndarray[Any, Any], "task 2"], Float[np.ndarray[Any, Any], "task 2"]]
 
 
-def _paired(arm: Sequence[Record], base: Sequence[Record], of: Callable[[Record], Part]) -> Sides | None:
-    """Per task the sums of values and weights in both arms; None for fewer than two tasks."""
+def _paired(condition: Sequence[Record], base: Sequence[Record], of: Callable[[Record], Part]) -> Sides | None:
+    """Per task the sums of values and weights in both conditions; None for fewer than two tasks."""
     sides: list[dict[str, list[float]]] = []
-    for rows in (arm, base):
+    for rows in (condition, base):
         sums: dict[str, list[float]] = {}
         for r in rows:
             part = of(r)
@@ -187,15 +188,15 @@ def _paired(arm: Sequence[Record], base: Sequence[Record], of: Callable[[Record]
 
 
 def _against(own: Array, plain: Array, seed: int) -> tuple[float, float, float, float]:
-    """The arm's value, the unsteered one, and that one moved by either end of the change's 90 % interval."""
+    """The condition's value, the unsteered one, and that one moved by either end of the change's 90 % interval."""
     change = bootstrap_interval(Ratio(*own.T), Ratio(*plain.T), seed=seed, level=0.9)
     value, before = (float(side[:, 0].sum() / side[:, 1].sum()) for side in (own, plain))
     return value, before, before + float(change.low), before + float(change.high)
 
 
-def _sentence_length(arm: Sequence[Record], base: Sequence[Record], factor: float, seed: int) -> TextFigure:
+def _sentence_length(condition: Sequence[Record], base: Sequence[Record], factor: float, seed: int) -> TextFigure:
     """Tokens per sentence, both ways: text without an end, and text of nothing but ends."""
-    sides = _paired(arm, base, _tokens_per_sentence)
+    sides = _paired(condition, base, _tokens_per_sentence)
     if sides is None:
         return TextFigure("sentence_length", math.inf, 0.0, math.inf, 0.0, False)
     value, before, low, high = _against(*sides, seed)
@@ -207,10 +208,10 @@ def _sentence_length(arm: Sequence[Record], base: Sequence[Record], factor: floa
 
 
 def check_standard(base: Sequence[Record], margins: Margins) -> None:
-    """Make sure that the unsteered arm is a standard that others can be held to.
+    """Make sure that the unsteered condition is a standard that others can be held to.
 
     Raises:
-        LensteerError: it is itself what would be called broken, so that any dose would pass.
+        LensteerError: it is itself what would be called broken, so that any coefficient would pass.
     """
     speaking = len({r.task for r in base if r.n_sentences})
     if speaking < 2:
@@ -222,11 +223,12 @@ def check_standard(base: Sequence[Record], margins: Margins) -> None:
     parses = float(np.mean([r.parsed for r in base]))
     if margins.parsed is not None and parses < MIN_PARSED:
         raise LensteerError(
-            f"{parses:.0%} of the unsteered chains parse, so that any dose would pass as readable: the rule 'parsed' "
-            "is for the organism's grammar; leave it out (margins.parsed=None), or allow more tokens (max_new_tokens)"
+            f"{parses:.0%} of the unsteered chains parse, so that any coefficient would pass as readable: the rule "
+            "'parsed' is for the organism's grammar; leave it out (margins.parsed=None), or allow more "
+            "tokens (max_new_tokens)"
         )
     if margins.repetition is not None and loops > MAX_REPETITION:
         raise LensteerError(
-            f"{loops:.0%} of the unsteered chains' 4-grams are repeats: a model in a loop cannot say what a dose "
-            "breaks; raise the temperature or let chains be shorter"
+            f"{loops:.0%} of the unsteered chains' 4-grams are repeats: a model in a loop cannot say what a "
+            "coefficient breaks; raise the temperature or let chains be shorter"
         )

@@ -40,7 +40,7 @@ def explore(
     vectors: BehaviorVectors,
     traces: Sequence[Trace],
     scores: LayerScores | None = None,
-    site: Mapping[str, int] | None = None,
+    layers: Mapping[str, int] | None = None,
     cache_vector: CacheVector | None = None,
     *,
     coefficients: Mapping[str, float] | None = None,
@@ -57,7 +57,7 @@ def explore(
         vectors: of this model.
         traces: annotated chains to look at.
         scores: drawn under the layers.
-        site: a layer for each behavior, marked there; from `select_layers`.
+        layers: a layer for each behavior, marked there; from `select_layers`.
         cache_vector: allows to edit the KV cache instead of the residual stream.
         coefficients: recommended ones in the unit "difference", marked: `choose_coefficients(...).coefficients`.
         kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as those of
@@ -69,7 +69,7 @@ def explore(
         LensteerError: no widget library, no traces, vectors of another model, a plan that is on, an impossible budget.
     """
     widget = _widget()
-    choices = Choices(vectors, tuple(traces), scores, site, cache_vector, dict(coefficients or {}), kl_budget)
+    choices = Choices(vectors, tuple(traces), scores, layers, cache_vector, dict(coefficients or {}), kl_budget)
     if "model" in vectors.provenance:
         vectors.check_model(model)
     engine = Engine(model, choices, annotator)

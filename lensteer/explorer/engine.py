@@ -255,13 +255,15 @@ class Engine:
             check()
             if time.monotonic() - sent < BETWEEN:
                 return
-            arms = [extended(model, base, row) for row in made]
+            conditions = [extended(model, base, row) for row in made]
             ended = sum(int(ends[row].sum()) for row in made)
             if self._annotator is not None and ended > told and quick:
                 before, told = time.monotonic(), ended
-                spans = [arm.spans for arm in annotate(arms, self._annotator)]
+                spans = [condition.spans for condition in annotate(conditions, self._annotator)]
                 quick = time.monotonic() - before < QUICK
-            tell([(replace(arm, spans=found), n_given) for arm, found in zip(arms, spans, strict=True)])
+            tell(
+                [(replace(condition, spans=found), n_given) for condition, found in zip(conditions, spans, strict=True)]
+            )
             sent = time.monotonic()
 
         return continue_chain(

@@ -46,7 +46,7 @@ def options_payload(choices: Choices) -> dict[str, Any]:
         "curves": curves,
         "curve_layers": [] if scores is None else list(scores.layers),
         "curve_name": "" if scores is None else f"{scores.name} ({scores.unit})",
-        "site": dict(choices.site or {}),
+        "site": dict(choices.layers or {}),
         "recommended": recommended,
         "unit": UNIT_WORDS[UNIT],
         "kl_budget": choices.kl_budget,
@@ -68,7 +68,7 @@ def effect_payload(effect: ForcedEffect, steering: int, milliseconds: float) -> 
     }
 
 
-def arm_payload(trace: Trace, n_given: int, *, running: bool) -> dict[str, Any]:
+def condition_payload(trace: Trace, n_given: int, *, running: bool) -> dict[str, Any]:
     """The new part of a continued chain as stretches of text, each with its behavior or an empty string.
 
     Args:

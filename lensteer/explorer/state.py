@@ -99,7 +99,7 @@ class Choices:
         vectors: whose labels are the behaviors, and whose layers the layers.
         traces: the chains.
         scores: the curve under the layers.
-        site: a layer for each behavior, marked on the curve.
+        layers: a layer for each behavior, marked on the curve.
         cache_vector: for the channel "cache".
         coefficients: a recommended coefficient for each behavior, in the same unit, marked.
         kl_budget: nats per steered token; what the scores say of it is marked.
@@ -108,7 +108,7 @@ class Choices:
     vectors: BehaviorVectors
     traces: Sequence[Trace]
     scores: LayerScores | None = None
-    site: Mapping[str, int] | None = None
+    layers: Mapping[str, int] | None = None
     cache_vector: CacheVector | None = None
     coefficients: Mapping[str, float] = field(default_factory=dict)
     kl_budget: float = 0.1
@@ -130,8 +130,8 @@ class Choices:
 
     def _layer(self, behavior: str) -> int:
         layers = self.vectors.layers
-        if self.site is not None and self.site.get(behavior) in layers:
-            return self.site[behavior]
+        if self.layers is not None and self.layers.get(behavior) in layers:
+            return self.layers[behavior]
         if self.scores is not None and behavior in self.scores.labels:
             row = self.scores.mean[self.scores.row(behavior)].tolist()
             scored = {n: v for n, v in zip(self.scores.layers, row, strict=True) if n in layers and math.isfinite(v)}

@@ -400,14 +400,14 @@ function render({ model, el }) {
   const go = button("continue", "continue", () => { now(); send("continue", {}); }, { class: "ls-main" });
   const stop = button("stop", "stop", () => send("stop", {}));
   const progress = h("progress", { test: "progress", "aria-label": "progress", hidden: true });
-  const arm = (test, name) => {
-    const note = h("small", {}), text = h("div", { test, class: "ls-arm", tabindex: "0", role: "region", "aria-label": `${name} continuation` });
+  const side = (test, name) => {
+    const note = h("small", {}), text = h("div", { test, class: "ls-continuation", tabindex: "0", role: "region", "aria-label": `${name} continuation` });
     return { text, note, node: h("div", {}, h("h4", { text: name }, note), text) };
   };
-  const arms = [arm("unsteered", "unsteered"), arm("steered", "steered")];
+  const sides = [side("unsteered", "unsteered"), side("steered", "steered")];
   const drawContinuation = () => {
-    const { arms: made, note: state } = of("continuation");
-    arms.forEach(({ text, note }, i) => {
+    const { sides: made, note: state } = of("continuation");
+    sides.forEach(({ text, note }, i) => {
       const part = made?.[i];
       text.replaceChildren(...(part?.pieces ?? []).map(([label, words]) => look(h("span", { test: "piece", class: "ls-piece", text: words }), label)));
       text.dataset.running = state === "running";
@@ -455,7 +455,7 @@ function render({ model, el }) {
     h("div", { class: "ls-drawn" }, strip, ...["KL, steered ‖ unsteered", "change of log-probability"].map((text) => h("small", { text, "aria-hidden": "true" }))),
     total, chain, info,
     h("div", { class: "ls-row" }, go, labeled("at", cut), cutHere, labeled("most tokens", most), labeled("temperature", temperature), labeled("seed", seed), stop, progress),
-    h("div", { class: "ls-arms" }, ...arms.map(({ node }) => node)),
+    h("div", { class: "ls-continuations" }, ...sides.map(({ node }) => node)),
     h("div", { class: "ls-row" }, rank, labeled("measured by", measure)), ranking,
     h("details", {}, h("summary", { text: "code" }), code),
   );

@@ -185,20 +185,22 @@ class Explorer(anywidget.AnyWidget):
                 self._say(error=None)
 
     def _continue(self, state: State, plan: Plan | None, check: Check) -> None:
-        def tell(arms: Sequence[NewPart]) -> None:
-            parts = [payloads.arm_payload(trace, n_given, running=True) for trace, n_given in arms]
+        def tell(conditions: Sequence[NewPart]) -> None:
+            parts = [payloads.condition_payload(trace, n_given, running=True) for trace, n_given in conditions]
             with self._lock:
                 check()
-                self._publish(continuation={"arms": parts, "note": "running"})
+                self._publish(continuation={"sides": parts, "note": "running"})
                 self._say(done=max(part["tokens"] for part in parts))
 
         found = self._engine.continuation(state, plan, check, tell)
         n_given = found.cut - found.steered.prompt_length
-        arms = [payloads.arm_payload(trace, n_given, running=False) for trace in (found.unsteered, found.steered)]
+        conditions = [
+            payloads.condition_payload(trace, n_given, running=False) for trace in (found.unsteered, found.steered)
+        ]
         with self._lock:
             check()
             self._made["continuation"] = state, found
-            self._publish(continuation={"arms": arms, "note": ""})
+            self._publish(continuation={"sides": conditions, "note": ""})
             self._settle()
             self._rest()
 

@@ -23,7 +23,7 @@ from lensteer.cache_steering import (
 )
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Arm, ModeArm, Modes, measure_modes
+from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run
@@ -55,17 +55,17 @@ class CacheFit:
 
 @dataclass(frozen=True)
 class CacheRun:
-    """What one edit with a cache vector is measured on. `words` are appended to every question, in every arm."""
+    """What one edit with a cache vector is measured on. `suffix` is appended to every question, in every condition."""
 
     vector: str
     model: str | None = None
     tasks: str = "organism"
-    words: str = ""
+    suffix: str = ""
     c_values: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     c_keys: float = 0.0
     n_dev: int = 40
     n_test: int = 100
-    n_random: int = 20
+    n_controls: int = 20
     temperature: float = 1.0
     max_new_tokens: int = 400
     batch_size: int = 128
@@ -129,11 +129,11 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     own = config.tasks == "organism"
     sampling = Sampling(1, config.temperature, config.seed, config.max_new_tokens, config.batch_size, thinking=False)
 
-    def measured(split: str, arms: list[Arm], n: int) -> Modes:
+    def measured(split: str, conditions: list[Condition], n: int) -> Modes:
         return measure_modes(
             model,
             load_tasks(config.tasks, split=split, n=n),
-            arms,
+            conditions,
             sampling,
             style_of=organism.style_of if own else style_of,
             annotator=grammar if own else rules,
@@ -142,23 +142,26 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
             progress=True,
         )
 
-    def edit(found: CacheVector, strength: float) -> CachePlan:
-        return CachePlan(found, strength, config.c_keys if strength else 0.0)
+    def edit(found: CacheVector, coefficient: float) -> CachePlan:
+        return CachePlan(found, coefficient, config.c_keys if coefficient else 0.0)
 
-    words = config.words
+    suffix = config.suffix
     ladder = sorted(set(config.c_values))
-    tried = [Arm(f"c_values={c:g}", edit(vector, c), words) for c in ladder]
-    dev = measured("dev", [Arm("unsteered", None, words, kind="unsteered"), *tried], config.n_dev)
+    tried = [Condition(f"c_values={c:g}", edit(vector, c), suffix) for c in ladder]
+    dev = measured("dev", [Condition("unsteered", None, suffix, kind="unsteered"), *tried], config.n_dev)
     best = max(ladder, key=lambda c: (_worth(dev[f"c_values={c:g}"]), -c))
-    arms = [Arm("unsteered", None, words, kind="unsteered"), Arm("cache", edit(vector, best), words)]
-    if arms[1].plan is not None and arms[1].plan.prefill:
-        arms.append(Arm("offset token alone", None, words, arms[1].plan.prefill))
-    arms.append(Arm("prompted baseline", None, f"{words} {ASK_TO_THINK}".strip(), kind="words"))
-    arms += [
-        Arm(f"random-{i}", edit(vector.random(config.seed + i), best), words, kind="control")
-        for i in range(config.n_random)
+    conditions = [
+        Condition("unsteered", None, suffix, kind="unsteered"),
+        Condition("cache", edit(vector, best), suffix),
     ]
-    test = measured("test", arms, config.n_test)
+    if conditions[1].plan is not None and conditions[1].plan.prefill:
+        conditions.append(Condition("offset token alone", None, suffix, conditions[1].plan.prefill))
+    conditions.append(Condition("prompted baseline", None, f"{suffix} {ASK_TO_THINK}".strip(), kind="prompted"))
+    conditions += [
+        Condition(f"random-{i}", edit(vector.random(config.seed + i), best), suffix, kind="control")
+        for i in range(config.n_controls)
+    ]
+    test = measured("test", conditions, config.n_test)
     values = {
         "config": asdict(config),
         "vector": {"label": vector.label, "position": vector.position, **vector.provenance},
@@ -167,15 +170,21 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
         "test": test.to_dict(),
     }
     write_atomically(folder / RESULT, json.dumps(values, indent=1))
-    for arm in (a for a in test.arms if a.kind != "control"):
-        right = "" if arm.accuracy is None else f", right {arm.accuracy.value:.1%}"
-        announce(f"{arm.arm}: thinks {arm.thinks.value:.1%}{right}, {arm.length.value:.0f} tokens")
+    for condition in (a for a in test.conditions if a.kind != "control"):
+        right = "" if condition.accuracy is None else f", right {condition.accuracy.value:.1%}"
+        announce(
+            f"{condition.condition}: thinks {condition.thinks.value:.1%}{right}, {condition.length.value:.0f} tokens"
+        )
     announce(f"c_values={best:g}: {(folder / RESULT).resolve()}")
     return test
 
 
-def _worth(arm: ModeArm) -> float:
-    return arm.accuracy.value if arm.accuracy is not None else arm.thinks.value * arm.finished.value
+def _worth(condition: ModeSummary) -> float:
+    return (
+        condition.accuracy.value
+        if condition.accuracy is not None
+        else condition.thinks.value * condition.finished.value
+    )
 
 
 def read_cache_run(folder: Path) -> dict[str, Any] | None:

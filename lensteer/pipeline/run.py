@@ -68,10 +68,10 @@ class RunConfig:
         behaviors: that are steered.
         layers: one for all behaviors, or one for each; () lets scores, or else the middle layer, decide.
         n_train: tasks that chains are generated on.
-        n_dev: tasks that doses are chosen on.
+        n_dev: tasks that coefficients are chosen on.
         n_test: held-out tasks.
-        n_samples: chains per held-out task and own arm.
-        dev_samples: chains per dev task and dose.
+        n_samples: chains per held-out task and own condition.
+        dev_samples: chains per dev task and coefficient.
         control_samples: chains per held-out task and control vector.
         temperature: of all sampling.
         top_p: of all sampling: the smallest set of tokens with so much probability.
@@ -86,11 +86,11 @@ class RunConfig:
         max_spans: sentences per behavior that scores by layer are averaged over.
         score_chains: chains that those are taken from.
         score_coefficient: of the scores: small, because at large ones every layer saturates.
-        doses: coefficients to choose from, both signs.
-        margins: what the text of an arm is held to, "text" or "grammar".
-        quality: likelihoods of texts are measured on so many chains per arm, and half as many per dose.
-        n_random: control vectors per pool and layer.
-        n_nulls: control vectors of two kinds beside the scores by layer; 0 for none.
+        coefficients: coefficients to choose from, both signs.
+        margins: what the text of a condition is held to, "text" or "grammar".
+        quality: likelihoods of texts are measured on so many chains per condition, and half as many per coefficient.
+        n_controls: control vectors per pool and layer.
+        n_score_controls: control vectors of two kinds beside the scores by layer; 0 for none.
         seed: of everything that is drawn.
     """
 
@@ -122,11 +122,11 @@ class RunConfig:
     max_spans: int = 100
     score_chains: int = 24
     score_coefficient: float = 0.5
-    doses: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0)
+    coefficients: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0)
     margins: str = "text"
     quality: int = 50
-    n_random: int = 20
-    n_nulls: int = 40
+    n_controls: int = 20
+    n_score_controls: int = 40
     seed: int = 0
 
 
@@ -148,8 +148,8 @@ ORGANISM = RunConfig(
     max_spans=200,
     score_chains=300,
     score_coefficient=1.0,
-    doses=(0.25, 0.5, 1.0, 1.5),
-    n_nulls=100,
+    coefficients=(0.25, 0.5, 1.0, 1.5),
+    n_score_controls=100,
     batch_size=256,
 )
 DEMO = replace(
@@ -160,8 +160,8 @@ DEMO = replace(
     n_samples=1,
     max_spans=100,
     score_chains=60,
-    doses=(0.3, 0.6, 1.0),
-    n_random=5,
+    coefficients=(0.3, 0.6, 1.0),
+    n_controls=5,
 )
 
 
@@ -177,11 +177,11 @@ DEMO_REAL = replace(
     n_samples=2,
     control_samples=1,
     quality=30,
-    n_random=5,
-    n_nulls=0,
+    n_controls=5,
+    n_score_controls=0,
     score_chains=10,
     max_spans=20,
-    doses=(0.75, 1.0, 1.5),
+    coefficients=(0.75, 1.0, 1.5),
     max_new_tokens=100,
 )
 
@@ -224,12 +224,12 @@ class Run:
         try:
             values = json.loads(manifest.read_text(encoding="utf-8"))
             found = dict(values["config"])
-            if "unit" not in found and "doses" in found:
+            if "unit" not in found and "coefficients" in found:
                 raise LensteerError(
                     f"{str(folder)!r} was begun by lensteer {values.get('lensteer')}, whose coefficients were "
                     "multiples of the mean activation's length: begin a new run"
                 )
-            tuples = ("doses", "chains", "annotators", "behaviors", "layers")
+            tuples = ("coefficients", "chains", "annotators", "behaviors", "layers")
             stored = RunConfig(**{**found, **{name: tuple(found[name]) for name in tuples}})
             run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]), progress)
         except LensteerError:
@@ -256,7 +256,7 @@ class Run:
 
     @property
     def margins(self) -> Margins:
-        """What the text of an arm is held to."""
+        """What the text of a condition is held to."""
         return GRAMMAR_MARGINS if self.config.margins == "grammar" else Margins()
 
     def note(self, text: str) -> None:
@@ -303,9 +303,18 @@ class Run:
             )
         if c.margins not in ("text", "grammar"):
             raise LensteerError(f"no margins {c.margins!r}: choose 'text', or 'grammar' for the organism's chains")
-        if not c.doses or any(not 0 < dose < math.inf for dose in c.doses):
-            raise LensteerError(f"doses {list(c.doses)}: give positive, finite coefficients; both signs are tried")
-        least = {"n_dev": 2, "n_test": 2, "dev_samples": 1, "control_samples": 1, "n_random": 0, "n_nulls": 0}
+        if not c.coefficients or any(not 0 < trial < math.inf for trial in c.coefficients):
+            raise LensteerError(
+                f"coefficients {list(c.coefficients)}: give positive, finite coefficients; both signs are tried"
+            )
+        least = {
+            "n_dev": 2,
+            "n_test": 2,
+            "dev_samples": 1,
+            "control_samples": 1,
+            "n_controls": 0,
+            "n_score_controls": 0,
+        }
         for option, smallest in least.items():
             if getattr(c, option) < smallest:
                 raise LensteerError(f"{option}={getattr(c, option)}: give a number from {smallest}")

@@ -17,20 +17,20 @@ from lensteer import models, organism
 from lensteer.annotation import Annotator, annotate_report
 from lensteer.attribution import LayerScores, attribute
 from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
-from lensteer.attribution.selection import Site, select_layers
+from lensteer.attribution.selection import SelectedLayers, select_layers
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     BASE,
+    BASELINE_PROMPTS,
     KINDS,
     POOLS,
-    WORDS,
-    Arm,
-    Doses,
+    ChosenCoefficients,
+    Condition,
     Evaluation,
     choose_coefficients,
     evaluate,
     power,
-    run_arms,
+    run_conditions,
 )
 from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
@@ -63,7 +63,7 @@ def load_results(run: Run) -> RunResults:
         LensteerError: an artifact is missing or cannot be read.
     """
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
-    site = Site.load(run.path("site.json"))
+    layers = SelectedLayers.load(run.path("layers.json"))
     examples = tuple(
         Example(
             str(row["behavior"]),
@@ -92,10 +92,10 @@ def load_results(run: Run) -> RunResults:
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
         scores=LayerScores.load(run.path("scores.json")),
-        nulls=LayerScores.load(nulls) if (nulls := run.path("nulls.json")).exists() else None,
-        site=site,
-        cosine=cosine_matrix(vectors, site, default=site[next(iter(site))]),
-        doses=Doses.load(run.path("doses.json")),
+        controls=LayerScores.load(controls) if (controls := run.path("controls.json")).exists() else None,
+        layers=layers,
+        cosine=cosine_matrix(vectors, layers, default=layers[next(iter(layers))]),
+        coefficients=ChosenCoefficients.load(run.path("coefficients.json")),
         evaluation=Evaluation.load(run.path("evaluation.json")),
         seconds={name: facts["seconds"] for name, facts in run.stages.items()},
         reference=reference,
@@ -108,7 +108,7 @@ def load_results(run: Run) -> RunResults:
 
 #: A vector of fewer spans is warned of.
 FEW_SPANS = 30
-#: Chains per dev task that base rates are measured on, before doses are tried.
+#: Chains per dev task that base rates are measured on, before coefficients are tried.
 PLAN_SAMPLES = 2
 #: Held-out tasks whose chains the report shows.
 EXAMPLES = 3
@@ -201,7 +201,7 @@ def _annotate(run: Run) -> dict[str, Any]:
 def _vectors(run: Run) -> dict[str, Any]:
     c = run.config
     traces = load_traces(run.path("annotated.jsonl"))
-    n_controls = max(c.n_nulls, c.n_random)
+    n_controls = max(c.n_score_controls, c.n_controls)
     options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=n_controls, seed=c.seed)
     vectors = fit_vectors(run.model, traces, **options)
     if not set(c.behaviors) & set(vectors.labels):
@@ -228,9 +228,9 @@ def _attribute(run: Run) -> dict[str, Any]:
     options |= dict(coefficient=c.score_coefficient, scaling=c.unit, seed=c.seed, progress=run.progress)
     scores = attribute(run.model, some, vectors, **options)
     scores.save(run.path("scores.json"))
-    if c.n_nulls:  # control vectors are nearly free where a vector enters as a dot product
-        beside = attribute(run.model, some, vectors, method="fisher", nulls=c.n_nulls, **options)
-        beside.save(run.path("nulls.json"))
+    if c.n_score_controls:  # control vectors are nearly free where a vector enters as a dot product
+        beside = attribute(run.model, some, vectors, method="fisher", n_controls=c.n_score_controls, **options)
+        beside.save(run.path("controls.json"))
     embedding_overlap(run.model, vectors).save(run.path("overlap.json"))
     return {"method": scores.method}
 
@@ -244,21 +244,21 @@ def _select(run: Run) -> dict[str, Any]:
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     labels = _steered(run, vectors)
     if c.layers:
-        layers = dict(zip(c.behaviors, c.layers * (len(c.behaviors) if len(c.layers) == 1 else 1), strict=True))
-        site = Site({b: layers[b] for b in labels}, dict.fromkeys(labels, "asked for"))
+        asked = dict(zip(c.behaviors, c.layers * (len(c.behaviors) if len(c.layers) == 1 else 1), strict=True))
+        layers = SelectedLayers({b: asked[b] for b in labels}, dict.fromkeys(labels, "asked for"))
     else:
-        nulls = LayerScores.load(run.path("nulls.json")) if c.n_nulls else None
+        controls = LayerScores.load(run.path("controls.json")) if c.n_score_controls else None
         overlap = EmbeddingOverlap.load(run.path("overlap.json"))
-        site = select_layers(LayerScores.load(run.path("scores.json")), overlap, behaviors=labels, nulls=nulls)
-    site.save(run.path("site.json"))
+        layers = select_layers(LayerScores.load(run.path("scores.json")), overlap, behaviors=labels, controls=controls)
+    layers.save(run.path("layers.json"))
     annotators = annotators_of(run)
     _plan(run, annotators, labels)
-    doses = choose_coefficients(
+    coefficients = choose_coefficients(
         run.model,
         run.tasks("dev"),
         vectors,
-        site,
-        doses=c.doses,
+        layers,
+        coefficients=c.coefficients,
         margins=run.margins,
         scope=SCOPES[c.scope],
         unit=c.unit,
@@ -266,20 +266,20 @@ def _select(run: Run) -> dict[str, Any]:
         annotator=annotators,
         quality=c.quality // 2,
         seed=c.seed,
-        path=run.path("doses.jsonl"),
+        path=run.path("coefficients.jsonl"),
         progress=run.progress,
     )
-    doses.save(run.path("doses.json"))
-    for label, pair in doses.pairs.items():
-        for kind, dose in zip(KINDS, pair, strict=True):
-            if dose is None:
-                run.note(f"Every dose that pushes {label} {kind} breaks the text on dev tasks: it is not run.")
-    if not doses.down and not doses.up:
+    coefficients.save(run.path("coefficients.json"))
+    for label, pair in coefficients.pairs.items():
+        for kind, trial in zip(KINDS, pair, strict=True):
+            if trial is None:
+                run.note(f"Every coefficient that pushes {label} {kind} breaks the text on dev tasks: it is not run.")
+    if not coefficients.down and not coefficients.up:
         raise LensteerError(
-            f"every one of the doses {list(c.doses)} breaks the text, for every behavior, down and up: try smaller "
-            f"ones ({run.path('doses.json')} says what breaks)"
+            f"every one of the coefficients {list(c.coefficients)} breaks the text, for every behavior, down and up: "
+            f"try smaller ones ({run.path('coefficients.json')} says what breaks)"
         )
-    return {"layers": dict(site), "down": doses.down, "up": doses.up}
+    return {"layers": dict(layers), "down": coefficients.down, "up": coefficients.up}
 
 
 def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) -> None:
@@ -291,10 +291,10 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     c = run.config
     begun = time.perf_counter()
     sampling = run.sampling(max(c.dev_samples, PLAN_SAMPLES if c.temperature else 1))
-    base = run_arms(
+    base = run_conditions(
         run.model,
         run.tasks("dev"),
-        [Arm(BASE, kind="unsteered")],
+        [Condition(BASE, kind="unsteered")],
         sampling,
         annotator=annotators,
         path=run.path("plan.jsonl"),
@@ -306,11 +306,11 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     if run.path("plan.json").exists():  # the chains were read back, which takes no time
         rate = float(json.loads(run.path("plan.json").read_text(encoding="utf-8"))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
-    n_layers = len(set(Site.load(run.path("site.json")).values()))
+    n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = {
-        "doses": len(run.tasks("dev")) * c.dev_samples * (1 + 2 * len(labels) * len(c.doses)),
+        "coefficients": len(run.tasks("dev")) * c.dev_samples * (1 + 2 * len(labels) * len(c.coefficients)),
         "own": c.n_test * c.n_samples * (1 + 3 * len(labels)),
-        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_random * len(POOLS) * n_layers,
+        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_controls * len(POOLS) * n_layers,
     }
     minutes = sum(chains.values()) * per_chain / rate / 60
     plan = {"chains": chains, "tokens_per_chain": per_chain, "tokens_per_second": rate, "minutes": minutes}
@@ -336,24 +336,31 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
 def _evaluate(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
-    site, doses = Site.load(run.path("site.json")), Doses.load(run.path("doses.json"))
+    layers, coefficients = (
+        SelectedLayers.load(run.path("layers.json")),
+        ChosenCoefficients.load(run.path("coefficients.json")),
+    )
     examples: dict[tuple[str, str, str], Trace] = {}
     first = [task.id for task in run.tasks("test")[:EXAMPLES]]
 
-    def keep(arm: Arm, trace: Trace) -> None:
-        if trace.sample == 0 and trace.task.id in first and arm.kind in ("unsteered", *KINDS):
-            examples[arm.behavior, arm.kind, trace.task.id] = trace
+    def keep(condition: Condition, trace: Trace) -> None:
+        if trace.sample == 0 and trace.task.id in first and condition.kind in ("unsteered", *KINDS):
+            examples[condition.behavior, condition.kind, trace.task.id] = trace
 
     evaluation = evaluate(
         run.model,
         run.tasks("test"),
         vectors,
-        site,
-        doses.pairs,
+        layers,
+        coefficients.pairs,
         scope=SCOPES[c.scope],
         unit=c.unit,
-        words={b: organism.cue(b) if c.tasks == "organism" else WORDS[b] for b in site if b in WORDS},
-        n_random=c.n_random,
+        prompts={
+            b: organism.cue(b) if c.tasks == "organism" else BASELINE_PROMPTS[b]
+            for b in layers
+            if b in BASELINE_PROMPTS
+        },
+        n_controls=c.n_controls,
         control_samples=c.control_samples,
         sampling=run.sampling(c.n_samples),
         annotator=with_masks(annotators_of(run)),
@@ -366,7 +373,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
     )
     evaluation.save(run.path("evaluation.json"))
     _examples(run, evaluation, examples, first)
-    chains = sum(arm.chains for arm in evaluation.arms)
+    chains = sum(condition.chains for condition in evaluation.conditions)
     shown = [
         f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences" and not e.annotator
     ]

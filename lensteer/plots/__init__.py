@@ -15,13 +15,13 @@ from lensteer.attention import BehaviorAttention, SentenceAttention
 from lensteer.attribution import LayerScores
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.errors import LensteerError
-from lensteer.evaluation import Doses, Evaluation, Modes
+from lensteer.evaluation import ChosenCoefficients, Evaluation, Modes
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, forced_effect, leave_one_out, legend_html, token_projections
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
-from lensteer.plots.measured import doses, effects, kl_by_token, modes, position_ablation
+from lensteer.plots.measured import coefficients, effects, kl_by_token, modes, position_ablation
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
-from lensteer.plots.where import against_nulls, cosine_matrix, layer_scores, overlap
+from lensteer.plots.where import against_controls, cosine_matrix, layer_scores, overlap
 from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.geometry import CosineMatrix
@@ -34,12 +34,12 @@ __all__ = [
     "PAPER",
     "TEMPLATE",
     "Html",
-    "against_nulls",
+    "against_controls",
     "behavior_attention",
     "chain_html",
+    "coefficients",
     "color",
     "cosine_matrix",
-    "doses",
     "effects",
     "figure",
     "forced_effect",
@@ -62,7 +62,7 @@ _FIGURES: dict[type, Callable[..., go.Figure]] = {
     BehaviorAttention: behavior_attention,
     BehaviorVectors: vector_geometry,
     CosineMatrix: cosine_matrix,
-    Doses: doses,
+    ChosenCoefficients: coefficients,
     EmbeddingOverlap: overlap,
     Evaluation: effects,
     ForcedEffect: forced_effect,

@@ -9,13 +9,13 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, Doses, Evaluation, Modes, PositionAblation, PositionEffect
+from lensteer.evaluation import MEAN, ChosenCoefficients, Evaluation, Modes, PositionAblation, PositionEffect
 from lensteer.plots.style import (
     COLORS,
+    CONTROL_BAND,
     INK,
     MARKERS,
     MUTED,
-    NULL_BAND,
     PAPER,
     color,
     curve,
@@ -50,12 +50,12 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
     figure, ticks, names = go.Figure(), [], []
     about = f"n = {evaluation.n_tasks} tasks × {evaluation.n_samples} samples"
     for group, label in enumerate(dict.fromkeys(behavior for behavior, _ in known)):
-        arms = [(kind, known[label, kind]) for kind in ("down", "up", "words") if (label, kind) in known]
-        base = arms[0][1]
+        conditions = [(kind, known[label, kind]) for kind in ("down", "up", "prompted") if (label, kind) in known]
+        base = conditions[0][1]
         left = group * 5.0
-        if evaluation.n_random:
-            below, above = base.base.value + base.null_low, base.base.value + base.null_high
-            band = dict(type="rect", fillcolor=NULL_BAND, line=dict(width=0))
+        if evaluation.n_controls:
+            below, above = base.base.value + base.control_low, base.base.value + base.control_high
+            band = dict(type="rect", fillcolor=CONTROL_BAND, line=dict(width=0))
             figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
             x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=12
@@ -71,10 +71,12 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         )
         ticks.append(left + 1)
         names.append("none")
-        for kind, effect in arms:
+        for kind, effect in conditions:
             change = effect.change
-            place = left + {"down": 0, "up": 2, "words": 3}[kind]
-            how = "prompted baseline" if kind == "words" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
+            place = left + {"down": 0, "up": 2, "prompted": 3}[kind]
+            how = (
+                "prompted baseline" if kind == "prompted" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
+            )
             figure.add_bar(
                 x=[place],
                 y=[effect.share.value],
@@ -82,7 +84,7 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
                 marker=dict(
                     color=color(label),
                     opacity=0.45 if kind == "down" else 1,
-                    pattern=dict(shape="/" if kind == "words" else ""),
+                    pattern=dict(shape="/" if kind == "prompted" else ""),
                 ),
                 hovertemplate=(
                     f"<b>{label}</b>, {kind} ({how})<br>%{{y:{spec}}} {of}, 95 % interval {effect.share.low:{spec}} to "
@@ -94,9 +96,9 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
             )
             ticks.append(place)
             names.append(kind)
-    if evaluation.n_random:
-        words = f"range of {evaluation.n_random} control vectors of each kind, as long as the longest edit"
-        figure.add_trace(key(words, "square", NULL_BAND)).update_layout(showlegend=True)
+    if evaluation.n_controls:
+        words = f"range of {evaluation.n_controls} control vectors of each kind, as long as the longest edit"
+        figure.add_trace(key(words, "square", CONTROL_BAND)).update_layout(showlegend=True)
     figure.update_xaxes(tickvals=ticks, ticktext=names, tickangle=0, showgrid=False, zeroline=False, tickfont_size=10)
     figure.update_yaxes(
         title_text=f"{'mean score' if unit == 'score' else f'share of {unit}'}<br>95 % interval over "
@@ -111,33 +113,33 @@ def _bounds(found: Estimate) -> dict[str, Any]:
     return {**error_bars([found.value], [found.low], [found.high]), "color": INK, "thickness": 1.5, "width": 4}
 
 
-def doses(doses: Doses) -> go.Figure:
-    """Dose curves: each behavior's share, and how much of its margin the text uses, against the signed coefficient."""
+def coefficients(found: ChosenCoefficients) -> go.Figure:
+    """Each behavior's share, and how much of its margin the text uses, against the signed coefficient."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4])
-    labels = list(dict.fromkeys(d.behavior for d in doses.curve))
+    labels = list(dict.fromkeys(d.behavior for d in found.curve))
     for label in labels:
-        points = sorted((d for d in doses.curve if d.behavior == label), key=lambda d: d.coefficient)
-        strengths = [d.coefficient for d in points]
+        points = sorted((d for d in found.curve if d.behavior == label), key=lambda d: d.coefficient)
+        steps = [d.coefficient for d in points]
         hover = (
             f"<b>{label}</b>, layer {points[0].layer}, coefficient %{{x:+.2g}}<br>%{{y:.3g}} {{}}<br>"
             "%{customdata}<br>"
-            f"n = {doses.n_tasks} dev tasks × {doses.n_samples}<extra></extra>"
+            f"n = {found.n_tasks} dev tasks × {found.n_samples}<extra></extra>"
         )
-        chosen = {-doses.down.get(label, 0.0), doses.up.get(label, 0.0)} - {0.0}
+        chosen = {-found.down.get(label, 0.0), found.up.get(label, 0.0)} - {0.0}
         why = ["" if d.text is None else d.text.why or "text within its margins" for d in points]
         strain = [0.0 if d.text is None else min(d.text.strain, STRAIN_SHOWN) for d in points]
         for row, values, of in ((1, [d.share for d in points], "of sentences"), (2, strain, "of the margin")):
-            line = curve(label, strengths, values, hover.replace("{}", of), why)
+            line = curve(label, steps, values, hover.replace("{}", of), why)
             figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
-            ends = [(label, c, v) for c, v in zip(strengths, values, strict=True) if c in chosen]
+            ends = [(label, c, v) for c, v in zip(steps, values, strict=True) if c in chosen]
             figure.add_trace(rings(ends), row=row, col=1)
     figure.add_trace(key("chosen coefficient", "circle-open", INK), row=1, col=1)
     figure.add_hline(y=1, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
-    figure.update_xaxes(title_text=f"coefficient ({UNIT_WORDS[doses.coefficient_unit]})", row=2, col=1)
+    figure.update_xaxes(title_text=f"coefficient ({UNIT_WORDS[found.coefficient_unit]})", row=2, col=1)
     figure.update_yaxes(title_text="share of sentences", tickformat=".0%", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="margin used<br>by the text", rangemode="tozero", row=2, col=1)
     about = "dashed: the text is worse than unsteered by the whole of some margin, and counts as broken"
-    title = f"How strong: share and text on {doses.n_tasks} dev tasks<br><sup>{about}</sup>"
+    title = f"How strong: share and text on {found.n_tasks} dev tasks<br><sup>{about}</sup>"
     return finish(figure, title, 560)
 
 
@@ -146,28 +148,30 @@ SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "ad
 
 
 def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
-    """Dots with 95 % intervals over tasks, a line per arm and a panel per figure; random arms are one gray band.
+    """Dots with 95 % intervals over tasks, a line per condition, a panel per figure; controls are one gray band.
 
     Args:
-        found: from `measure_modes`; arms of kind "control" are the band.
+        found: from `measure_modes`; conditions of kind "control" are the band.
         figures: which of "thinks", "accuracy" and "parsed".
 
     Raises:
-        LensteerError: an unknown figure, or no arm but controls.
+        LensteerError: an unknown figure, or no condition but controls.
     """
     unknown = [name for name in figures if name not in TITLES]
     if unknown or not figures:
         raise LensteerError(f"no figures {unknown}: choose among {list(TITLES)}")
-    arms = [arm for arm in found.arms if arm.kind != "control"]
-    drawn = [arm for arm in found.arms if arm.kind == "control"]
-    if not arms:
-        raise LensteerError("all arms are controls: there is nothing to show beside them")
+    conditions = [condition for condition in found.conditions if condition.kind != "control"]
+    drawn = [condition for condition in found.conditions if condition.kind == "control"]
+    if not conditions:
+        raise LensteerError("all conditions are controls: there is nothing to show beside them")
     shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, name in enumerate(figures, 1):
-        points: list[tuple[str, Estimate]] = [(a.arm, e) for a in arms if (e := getattr(a, name)) is not None]
+        points: list[tuple[str, Estimate]] = [
+            (a.condition, e) for a in conditions if (e := getattr(a, name)) is not None
+        ]
         shown.add_scatter(
             x=[e.value for _, e in points],
-            y=[arm for arm, _ in points],
+            y=[condition for condition, _ in points],
             error_x=dict(
                 **error_bars(*([getattr(e, end) for _, e in points] for end in ("value", "low", "high"))),
                 thickness=1.5,
@@ -183,17 +187,21 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
             row=1,
             col=column,
         )
-        chance = [e.value for e in (getattr(arm, name) for arm in drawn) if e is not None]
+        chance = [e.value for e in (getattr(condition, name) for condition in drawn) if e is not None]
         if chance:
-            band = dict(fillcolor=NULL_BAND, line_width=0, layer="below")
+            band = dict(fillcolor=CONTROL_BAND, line_width=0, layer="below")
             shown.add_vrect(x0=min(chance) - 0.01, x1=max(chance) + 0.01, row=1, col=column, **band)
         axis = dict(tickformat=".0%", range=[-0.04, 1.04], zeroline=False, tickvals=[0, 0.5, 1])
         shown.update_xaxes(title_text=TITLES[name], **axis, row=1, col=column)
-    shown.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[arm.arm for arm in arms])
+    shown.update_yaxes(
+        autorange="reversed", categoryorder="array", categoryarray=[condition.condition for condition in conditions]
+    )
     about = f"95 % intervals over {found.n_tasks} tasks"
     if drawn:
         about += f"; gray: range of {len(drawn)} random vectors of the same length"
-    return finish(shown, f"What each edit makes of the answers<br><sup>{about}</sup>", 140 + 34 * len(arms), False)
+    return finish(
+        shown, f"What each edit makes of the answers<br><sup>{about}</sup>", 140 + 34 * len(conditions), False
+    )
 
 
 def kl_by_token(

@@ -32,7 +32,7 @@ MARKERS: dict[str, str] = dict(
 TAGS: dict[str, str] = dict(zip(BEHAVIORS, ("init", "ded", "know", "ex", "unc", "back"), strict=True))
 
 INK, PAPER, LINE, MUTED = "#1f2933", "#ffffff", "#e1e5ea", "#7b8794"
-NULL_BAND = "rgba(123, 135, 148, 0.35)"
+CONTROL_BAND = "rgba(123, 135, 148, 0.35)"
 DIVERGING = [[0.0, "#b35806"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]
 #: Text in cells of `DIVERGING` is black, and white beyond these of its ends at -1 and 1: a contrast of 4.5:1 or more.
 CELL_FONT: dict[str, Any] = dict(color="#000000", size=12)

@@ -9,14 +9,14 @@ from html import escape
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
-from lensteer.attribution import LayerScores, null_tests
+from lensteer.attribution import LayerScores, control_tests
 from lensteer.attribution.overlap import SIDES, EmbeddingOverlap
 from lensteer.plots.style import (
     CELL_FONT,
+    CONTROL_BAND,
     DIVERGING,
     INK,
     MUTED,
-    NULL_BAND,
     band,
     color_bar,
     curve,
@@ -30,12 +30,12 @@ from lensteer.plots.style import (
 from lensteer.vectors.geometry import CosineMatrix
 
 
-def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
+def layer_scores(scores: LayerScores, layers: Mapping[str, int] | None = None) -> go.Figure:
     """The score of every behavior and layer, with its interval as a band, and the selected layers ringed.
 
     Args:
         scores: of any method; the axis names it and its unit.
-        site: the chosen layers.
+        layers: the chosen layers.
     """
     figure = go.Figure()
     noisy = scores.below_noise().tolist()
@@ -49,8 +49,8 @@ def layer_scores(scores: LayerScores, site: Mapping[str, int] | None = None) -> 
             f"n = {scores.n_spans[b]} spans%{{customdata[2]}}<extra></extra>"
         )
         figure.add_trace(curve(label, scores.layers, mean, hover, list(zip(low, high, remarks, strict=True))))
-    if site is not None:
-        chosen = [(b, layer) for b, layer in site.items() if b in scores.labels and layer in scores.layers]
+    if layers is not None:
+        chosen = [(b, layer) for b, layer in layers.items() if b in scores.labels and layer in scores.layers]
         means = [float(scores.mean[scores.row(b), scores.layers.index(layer)]) for b, layer in chosen]
         figure.add_trace(rings([(b, layer, mean) for (b, layer), mean in zip(chosen, means, strict=True)]))
         figure.add_trace(key("selected layer", "circle-open", INK))
@@ -68,7 +68,7 @@ def _step(has_layers: LayerScores | EmbeddingOverlap) -> int:
     return 1 if len(has_layers.layers) <= 24 else 4
 
 
-def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) -> go.Figure:
+def overlap(overlap: EmbeddingOverlap, layers: Mapping[str, int] | None = None) -> go.Figure:
     """The largest cosine of every vector with a single token, by layer: what was read, and what is said next."""
     titles = ("embedding: the word that was read", "unembedding: the word that comes next")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
@@ -86,13 +86,13 @@ def overlap(overlap: EmbeddingOverlap, site: Mapping[str, int] | None = None) ->
             hover += "%{customdata}<extra></extra>"
             line = curve(label, overlap.layers, tokens.maximum[b].tolist(), hover, words)
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
-        if site is not None:
-            chosen = [(b, layer) for b, layer in site.items() if b in overlap.labels and layer in overlap.layers]
+        if layers is not None:
+            chosen = [(b, layer) for b, layer in layers.items() if b in overlap.labels and layer in overlap.layers]
             places = [(overlap.labels.index(b), overlap.layers.index(layer)) for b, layer in chosen]
             heights = [float(tokens.maximum[place]) for place in places]
             points = [(b, layer, height) for (b, layer), height in zip(chosen, heights, strict=True)]
             figure.add_trace(rings(points), row=1, col=column)
-    if site is not None:
+    if layers is not None:
         figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
     figure.update_xaxes(title_text="layer", dtick=_step(overlap), zeroline=False)
     figure.update_yaxes(title_text="largest cosine with a token", row=1, col=1)
@@ -141,25 +141,25 @@ NAMES = {"covariance_matched": "vectors with the spans' covariance", "shuffled":
 LEVEL = 0.95
 
 
-def against_nulls(scores: LayerScores, site: Mapping[str, int] | None = None) -> go.Figure:
+def against_controls(scores: LayerScores, layers: Mapping[str, int] | None = None) -> go.Figure:
     """A panel per behavior: its score by layer with 95 % interval, and the middle 95 % of each kind of control vectors.
 
     Args:
-        scores: made with `nulls=…`.
-        site: the chosen layers, ringed.
+        scores: made with `controls=…`.
+        layers: the chosen layers, ringed.
 
     Raises:
-        LensteerError: scores without nulls.
+        LensteerError: scores without control vectors.
     """
-    tests = null_tests(scores)
+    tests = control_tests(scores)
     figure = make_subplots(
         1, len(scores.labels), shared_yaxes=True, subplot_titles=scores.labels, horizontal_spacing=0.02
     )
     for b, label in enumerate(scores.labels):
         place = dict(row=1, col=b + 1)
-        for kind, draws in scores.nulls.items():
+        for kind, draws in scores.controls.items():
             low, high = (draws[:, b].quantile(q, dim=0).tolist() for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-            figure.add_trace(_band(scores, low, high, NULL_BAND if kind == "shuffled" else None), **place)
+            figure.add_trace(_band(scores, low, high, CONTROL_BAND if kind == "shuffled" else None), **place)
         low, high = scores.low[b].tolist(), scores.high[b].tolist()
         figure.add_trace(_band(scores, low, high, faint(label, 0.25)), **place)
         rows = [
@@ -175,13 +175,13 @@ def against_nulls(scores: LayerScores, site: Mapping[str, int] | None = None) ->
         hover += "%{customdata}<extra></extra>"
         line = curve(label, scores.layers, scores.mean[b].tolist(), hover, rows)
         figure.add_trace(line.update(showlegend=False), **place)
-        if site is not None and label in site and site[label] in scores.layers:
-            height = float(scores.mean[b, scores.layers.index(site[label])])
-            figure.add_trace(rings([(label, site[label], height)]), **place)
-    figure.add_trace(key(f"middle 95 % of {tests.n} {NAMES['shuffled']}", "square", NULL_BAND), row=1, col=1)
+        if layers is not None and label in layers and layers[label] in scores.layers:
+            height = float(scores.mean[b, scores.layers.index(layers[label])])
+            figure.add_trace(rings([(label, layers[label], height)]), **place)
+    figure.add_trace(key(f"middle 95 % of {tests.n} {NAMES['shuffled']}", "square", CONTROL_BAND), row=1, col=1)
     dotted = key(f"the same of {tests.n} {NAMES['covariance_matched']}", "square", MUTED)
     figure.add_trace(dotted.update(mode="lines", line=dict(color=MUTED, dash="dot", width=1)), row=1, col=1)
-    if site is not None:
+    if layers is not None:
         figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
     figure.update_xaxes(title_text="layer", dtick=1 if len(scores.layers) <= 12 else 4, zeroline=False)
     title = f"{scores.name} ({scores.unit})<br>95 % interval over {scores.n_traces} traces"

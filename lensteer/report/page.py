@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from lensteer import plots
 from lensteer.behaviors import in_order
 from lensteer.evaluation.results import SHOWN
-from lensteer.report.summary import Example, RunResults, summary
+from lensteer.report.summary import Example, RunResults, condition_key, kind_key, summary
 from lensteer.traces import Trace
 
 #: How a number is written: format, and what it is multiplied by.
@@ -117,8 +117,10 @@ def render(results: RunResults) -> str:
         reference=None if results.reference is None else Figures(results.reference, "reference."),
         labels=in_order(f.part("traces.spans")),
         not_shown={kind: verdicts for kind, verdicts in not_shown.items() if verdicts},
-        arms=[arm for arm in evaluation.arms if arm.kind != "control"],
-        control_groups=_distinct((arm.layer, arm.pool) for arm in evaluation.arms if arm.kind == "control"),
+        conditions=[condition for condition in evaluation.conditions if condition.kind != "control"],
+        control_groups=_distinct(
+            (condition.layer, condition.pool) for condition in evaluation.conditions if condition.kind == "control"
+        ),
         pools=_distinct(control.pool for effect in evaluation.effects for control in effect.controls),
         tasks=_by_task(results.examples),
         plotly=Markup(get_plotlyjs()),
@@ -139,7 +141,9 @@ def _environment() -> Environment:
         "SHOWN": SHOWN,
         "plots": plots,
         "chain": _chain,
+        "condition_key": condition_key,
         "drawn": _drawn,
+        "kind_key": kind_key,
         "legend": _legend,
     }
     return environment

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from lensteer.attribution import LayerScores, null_tests
+from lensteer.attribution import LayerScores, control_tests
 from lensteer.attribution.overlap import SIDES, EmbeddingOverlap
-from lensteer.attribution.selection import Site
-from lensteer.evaluation import FIGURES, KINDS, ArmSummary, Doses, Evaluation, Modes
+from lensteer.attribution.selection import SelectedLayers
+from lensteer.evaluation import FIGURES, KINDS, ChosenCoefficients, ConditionSummary, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
 from lensteer.statistics import flat
 from lensteer.traces import Trace, label_axis
@@ -45,10 +45,10 @@ class RunResults:
         vectors: of the behaviors.
         overlap: of the vectors with single tokens.
         scores: by layer.
-        site: the selected layers.
-        nulls: scores by layer with those of control vectors, if any were made.
+        layers: the selected layers.
+        controls: scores by layer with those of control vectors, if any were made.
         cosine: between the vectors.
-        doses: by which the coefficients were chosen, on dev tasks.
+        coefficients: by which the coefficients were chosen, on dev tasks.
         evaluation: on held-out tasks.
         seconds: what each stage took.
         reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
@@ -67,9 +67,9 @@ class RunResults:
     vectors: BehaviorVectors
     overlap: EmbeddingOverlap
     scores: LayerScores
-    site: Site
+    layers: SelectedLayers
     cosine: CosineMatrix
-    doses: Doses
+    coefficients: ChosenCoefficients
     evaluation: Evaluation
     seconds: Mapping[str, float | int]
     reference: Mapping[str, Any] | None = None
@@ -77,13 +77,22 @@ class RunResults:
     plan: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     cache: Mapping[str, Any] | None = None
-    nulls: LayerScores | None = None
+    controls: LayerScores | None = None
 
 
 Value = float | int | str | bool | None
 
-_NOT_A_MEAN = {"arm", "kind", "behavior", "pool", "layer", "text"}
-ARM_FIELDS = tuple(f.name for f in fields(ArmSummary) if f.name not in _NOT_A_MEAN)
+#: Keys of a summary outlive the names of fields and kinds: those that differ.
+_KEYS = {
+    "coefficients": "doses",
+    "n_controls": "n_random",
+    "n_score_controls": "n_nulls",
+    "control_low": "null_low",
+    "control_high": "null_high",
+    "prompted": "words",
+}
+_NOT_A_MEAN = {"condition", "kind", "behavior", "pool", "layer", "text"}
+CONDITION_FIELDS = tuple(f.name for f in fields(ConditionSummary) if f.name not in _NOT_A_MEAN)
 
 
 def summary(results: RunResults) -> dict[str, Value]:
@@ -94,12 +103,18 @@ def summary(results: RunResults) -> dict[str, Value]:
     """
     found: dict[str, Any] = {"title": results.title}
     found |= {f"model.{name}": value for name, value in results.model.items()}
-    found |= {f"config.{name}": value for name, value in results.config.items()}
+    found |= {f"config.{_KEYS.get(name, name)}": value for name, value in results.config.items()}
     found |= {f"annotator.{name}": value for name, value in results.annotator.items()}
     found |= {f"alignment.{name}": value for name, value in results.alignment.items()}
     found |= {f"note.{number}": note for number, note in enumerate(results.notes)}
-    found |= _traces(results) | _where(results) | _cosines(results) | _doses(results.doses) | _plan(results.plan)
-    found |= _effects(results.evaluation) | _arms(results.evaluation) | _cost(results) | _cache(results)
+    found |= (
+        _traces(results)
+        | _where(results)
+        | _cosines(results)
+        | _coefficients(results.coefficients)
+        | _plan(results.plan)
+    )
+    found |= _effects(results.evaluation) | _conditions(results.evaluation) | _cost(results) | _cache(results)
     return {name: _plain(value) for name, value in found.items()}
 
 
@@ -124,7 +139,7 @@ def _traces(results: RunResults) -> dict[str, Any]:
         "vectors.window": vectors.recipe.window,
         "vectors.negatives": vectors.recipe.negatives,
     }
-    for label, layer in results.site.items():
+    for label, layer in results.layers.items():
         direction = vectors[label]
         length = float(direction.at(layer).norm())
         found[f"vectors.{label}.length"] = length
@@ -137,7 +152,7 @@ def _traces(results: RunResults) -> dict[str, Any]:
 
 
 def _where(results: RunResults) -> dict[str, Any]:
-    scores, overlap, site = results.scores, results.overlap, results.site
+    scores, overlap, layers = results.scores, results.overlap, results.layers
     names = ("method", "coefficient", "scaling", "positions", "n_traces", "n_layers", "noise_floor")
     found: dict[str, Any] = {f"scores.{name}": getattr(scores, name) for name in names}
     for b, label in enumerate(scores.labels):
@@ -145,28 +160,28 @@ def _where(results: RunResults) -> dict[str, Any]:
         for i, layer in enumerate(scores.layers):
             for name in ("mean", "low", "high"):
                 found[f"scores.{label}.L{layer}.{name}"] = float(getattr(scores, name)[b, i])
-    for label, layer in site.items():
-        found |= {f"site.{label}.layer": layer, f"site.{label}.why": site.why[label]}
+    for label, layer in layers.items():
+        found |= {f"site.{label}.layer": layer, f"site.{label}.why": layers.why[label]}
     for b, label in enumerate(overlap.labels):
         for i, layer in enumerate(overlap.layers):
             for side in SIDES:
                 found[f"overlap.{label}.L{layer}.{side}"] = float(getattr(overlap, side).maximum[b, i])
-        if label in site and site[label] in overlap.layers:
+        if label in layers and layers[label] in overlap.layers:
             for side in SIDES:
-                for rank, (text, cosine) in enumerate(overlap.nearest(label, site[label], side)):
+                for rank, (text, cosine) in enumerate(overlap.nearest(label, layers[label], side)):
                     found[f"nearest.{label}.{side}.{rank}.token"] = text
                     found[f"nearest.{label}.{side}.{rank}.cosine"] = cosine
-    return found | _nulls(results)
+    return found | _controls(results)
 
 
-def _nulls(results: RunResults) -> dict[str, Any]:
-    if results.nulls is None:
+def _controls(results: RunResults) -> dict[str, Any]:
+    if results.controls is None:
         return {}
-    tests = null_tests(results.nulls)
-    found: dict[str, Any] = {"nulls.n": tests.n, "nulls.method": results.nulls.method}
+    tests = control_tests(results.controls)
+    found: dict[str, Any] = {"nulls.n": tests.n, "nulls.method": results.controls.method}
     for k, kind in enumerate(tests.kinds):
         found[f"nulls.{kind}.p_any"] = tests.p_any(kind)
-        for label, layer in results.site.items():
+        for label, layer in results.layers.items():
             if label in tests.labels and layer in tests.layers:
                 cell = k, tests.labels.index(label), tests.layers.index(layer)
                 for name in ("z", "p", "p_max"):
@@ -185,42 +200,43 @@ def _cosines(results: RunResults) -> dict[str, Any]:
     return found
 
 
-def _doses(doses: Doses) -> dict[str, Any]:
+def _coefficients(coefficients: ChosenCoefficients) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "doses.n_tasks": doses.n_tasks,
-        "doses.n_samples": doses.n_samples,
-        "doses.unit": doses.coefficient_unit,
+        "doses.n_tasks": coefficients.n_tasks,
+        "doses.n_samples": coefficients.n_samples,
+        "doses.unit": coefficients.coefficient_unit,
     }
-    found |= {f"doses.margin.{name}": value for name, value in asdict(doses.margins).items()}
-    for label, (down, up) in doses.pairs.items():
+    found |= {f"doses.margin.{name}": value for name, value in asdict(coefficients.margins).items()}
+    for label, (down, up) in coefficients.pairs.items():
         found |= {f"doses.{label}.down": down, f"doses.{label}.up": up}
-    for dose in doses.curve:
-        path = f"doses.{dose.behavior}.{dose.coefficient:+.3g}"
-        found |= {f"{path}.share": dose.share, f"{path}.length": dose.length, f"{path}.readable": dose.readable}
-        for figure in () if dose.text is None else dose.text.figures:
+    for trial in coefficients.curve:
+        path = f"doses.{trial.behavior}.{trial.coefficient:+.3g}"
+        found |= {f"{path}.share": trial.share, f"{path}.length": trial.length, f"{path}.readable": trial.readable}
+        for figure in () if trial.text is None else trial.text.figures:
             found |= {f"{path}.{figure.name}": figure.value, f"{path}.{figure.name}.ok": figure.ok}
     return found
 
 
 def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"plan.{name}": value for name, value in plan.items() if not isinstance(value, (dict, list))}
-    found |= {f"plan.chains.{name}": n for name, n in plan.get("chains", {}).items()}
+    found |= {f"plan.chains.{_KEYS.get(name, name)}": n for name, n in plan.get("chains", {}).items()}
     for row in plan.get("power", ()):
         found |= {f"power.{row['behavior']}.{name}": value for name, value in row.items() if name != "behavior"}
     return found
 
 
 def _effects(evaluation: Evaluation) -> dict[str, Any]:
-    names = ("n_tasks", "n_samples", "n_random", "control_samples", "scope", "coefficient_unit")
-    found: dict[str, Any] = {f"evaluation.{name}": getattr(evaluation, name) for name in names}
+    names = ("n_tasks", "n_samples", "n_controls", "control_samples", "scope", "coefficient_unit")
+    found: dict[str, Any] = {f"evaluation.{_KEYS.get(name, name)}": getattr(evaluation, name) for name in names}
     first = evaluation.annotators[0]
     for effect in evaluation.effects:
-        path = f"effect.{effect.behavior}.{effect.kind}.{effect.unit}"
+        kind = kind_key(effect.kind)
+        path = f"effect.{effect.behavior}.{kind}.{effect.unit}"
         if effect.annotator:
-            path = f"by.{effect.annotator}.{effect.behavior}.{effect.kind}"
+            path = f"by.{effect.annotator}.{effect.behavior}.{kind}"
         for name, value in flat(effect).items():
             if name not in ("behavior", "kind", "unit", "annotator", "controls"):
-                found[f"{path}.{name.removeprefix('change_')}"] = value
+                found[f"{path}.{_KEYS.get(name, name).removeprefix('change_')}"] = value
         for pool in effect.controls:
             values = {name: value for name, value in asdict(pool).items() if name != "pool"}
             found |= {f"{path}.{pool.pool}.{name}": value for name, value in values.items()}
@@ -255,34 +271,49 @@ def _primary(unit: str, annotator: str) -> bool:
     return unit == "sentences" and not annotator
 
 
-def _arms(evaluation: Evaluation) -> dict[str, Any]:
+def _conditions(evaluation: Evaluation) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    chance: dict[str, list[ArmSummary]] = {}
+    chance: dict[str, list[ConditionSummary]] = {}
     broken = 0
-    for arm in evaluation.arms:
-        if arm.kind == "control":
-            chance.setdefault(f"L{arm.layer}.{arm.pool}", []).append(arm)
+    for condition in evaluation.conditions:
+        if condition.kind == "control":
+            chance.setdefault(f"L{condition.layer}.{condition.pool}", []).append(condition)
             continue
-        path = f"arm.{arm.arm.replace('/', '.')}"
-        values = flat(arm)
-        found |= {f"{path}.{name}": values[name] for name in (*ARM_FIELDS, "accuracy_low", "accuracy_high")}
-        if arm.text is not None:
-            found |= {f"{path}.text": arm.text.ok, f"{path}.text_why": arm.text.why}
-            broken += not arm.text.ok
+        path = condition_key(condition.condition)
+        values = flat(condition)
+        found |= {f"{path}.{name}": values[name] for name in (*CONDITION_FIELDS, "accuracy_low", "accuracy_high")}
+        if condition.text is not None:
+            found |= {f"{path}.text": condition.text.ok, f"{path}.text_why": condition.text.why}
+            broken += not condition.text.ok
     found["text.n_broken"] = broken
-    for name, arms in chance.items():
-        found |= {f"random.{name}.n": len(arms), f"random.{name}.n_broken": sum(_breaks(arm) for arm in arms)}
-        for figure in ARM_FIELDS:
-            found[f"random.{name}.{figure}.min"], found[f"random.{name}.{figure}.max"] = _range(arms, figure)
+    for name, conditions in chance.items():
+        found |= {
+            f"random.{name}.n": len(conditions),
+            f"random.{name}.n_broken": sum(_breaks(condition) for condition in conditions),
+        }
+        for figure in CONDITION_FIELDS:
+            found[f"random.{name}.{figure}.min"], found[f"random.{name}.{figure}.max"] = _range(conditions, figure)
     return found
 
 
-def _breaks(arm: ArmSummary) -> bool:
-    return arm.text is not None and not arm.text.ok
+def condition_key(name: str) -> str:
+    """What the keys of a condition's figures begin with: "arm.backtracking.words" for "backtracking/prompted"."""
+    return ".".join(["arm", *(_KEYS.get(part, part) for part in name.split("/"))])
 
 
-def _range(arms: Iterable[ArmSummary], name: str) -> tuple[float | int | None, float | int | None]:
-    values = [value for arm in arms if (value := flat(arm)[name]) is not None and math.isfinite(value)]
+def kind_key(kind: str) -> str:
+    """What an effect's kind is called in keys."""
+    return _KEYS.get(kind, kind)
+
+
+def _breaks(condition: ConditionSummary) -> bool:
+    return condition.text is not None and not condition.text.ok
+
+
+def _range(conditions: Iterable[ConditionSummary], name: str) -> tuple[float | int | None, float | int | None]:
+    values = [
+        value for condition in conditions if (value := flat(condition)[name]) is not None and math.isfinite(value)
+    ]
     return min(values, default=None), max(values, default=None)
 
 
@@ -292,15 +323,15 @@ def _cache(results: RunResults) -> dict[str, Any]:
     test: Modes = results.cache["test"]
     found: dict[str, Any] = {"cache.c_values": results.cache["c_values"], "cache.n_tasks": test.n_tasks}
     found |= {f"cache.vector.{name}": value for name, value in results.cache["vector"].items() if name != "model"}
-    drawn = [arm for arm in test.arms if arm.kind == "control"]
+    drawn = [condition for condition in test.conditions if condition.kind == "control"]
     found["cache.n_random"] = len(drawn)
     for figure in FIGURES:
-        for arm in test.arms:
-            estimate = None if arm in drawn else getattr(arm, figure)
+        for condition in test.conditions:
+            estimate = None if condition in drawn else getattr(condition, figure)
             if estimate is not None:
                 ends = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-                found |= {f"cache.{arm.arm}.{figure}.{end}": value for end, value in ends.items()}
-        values = [e.value for e in (getattr(arm, figure) for arm in drawn) if e is not None]
+                found |= {f"cache.{condition.condition}.{figure}.{end}": value for end, value in ends.items()}
+        values = [e.value for e in (getattr(condition, figure) for condition in drawn) if e is not None]
         found[f"cache.random.{figure}.min"] = min(values, default=None)
         found[f"cache.random.{figure}.max"] = max(values, default=None)
     return found
@@ -308,13 +339,15 @@ def _cache(results: RunResults) -> dict[str, Any]:
 
 def _cost(results: RunResults) -> dict[str, Any]:
     evaluation, seconds = results.evaluation, results.seconds
-    settings = {(d.behavior, d.coefficient) for d in results.doses.curve if d.coefficient}
+    settings = {(d.behavior, d.coefficient) for d in results.coefficients.curve if d.coefficient}
     found: dict[str, Any] = {f"seconds.{stage}": float(value) for stage, value in seconds.items()}
     found["seconds.total"] = float(sum(seconds.values()))
     found |= {
-        "cost.evaluation.arms": len(evaluation.arms),
-        "cost.evaluation.chains": sum(arm.chains for arm in evaluation.arms),
-        "cost.evaluation.tokens": sum(round(arm.length * arm.chains) for arm in evaluation.arms),
+        "cost.evaluation.arms": len(evaluation.conditions),
+        "cost.evaluation.chains": sum(condition.chains for condition in evaluation.conditions),
+        "cost.evaluation.tokens": sum(
+            round(condition.length * condition.chains) for condition in evaluation.conditions
+        ),
         "cost.doses.arms": 1 + len(settings),
     }
     return found | {f"cost.scores.{name}": value for name, value in results.scores.cost.items()}

@@ -261,9 +261,9 @@ def edit_cache(
         active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
 
         def added(name: str, layer: int = layer, active: Tensor = active, like: Tensor = store.keys) -> Tensor:
-            strength = torch.tensor([getattr(p, f"c_{name}") for p in plans], device=where) * active
+            coefficient = torch.tensor([getattr(p, f"c_{name}") for p in plans], device=where) * active
             table = torch.stack([getattr(p.vector, name)[layer] for p in plans]).to(where, torch.float32)
-            return (strength[:, None, None] * table).to(like.dtype)
+            return (coefficient[:, None, None] * table).to(like.dtype)
 
         store.values[row, :, column] += added("values")
         if any(plan.c_keys for plan in plans):

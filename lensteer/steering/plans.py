@@ -192,7 +192,7 @@ class _Group:
     operator: str
     scope: PositionScope
     table: Float[Tensor, "batch d_model"]
-    strength: Float[Tensor, " batch"]
+    coefficient: Float[Tensor, " batch"]
 
 
 @dataclass
@@ -221,7 +221,7 @@ class Edits:
                     found.append(_Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0])))
                 after[edit.layer] = at + 1
                 found[at].table[row] = _checked(edit, shape[1], like.dtype).to(like)
-                found[at].strength[row] = edit.coefficient
+                found[at].coefficient[row] = edit.coefficient
         return Edits(groups)
 
     def apply(
@@ -230,11 +230,11 @@ class Edits:
         """The edited residual of the last `pos` positions of a context."""
         for group in self.groups.get(layer, ()):
             chosen = group.scope.mask(context)[:, -resid.shape[1] :, None]
-            vector, strength = group.table[:, None], group.strength[:, None, None]
+            vector, coefficient = group.table[:, None], group.coefficient[:, None, None]
             if group.operator == "add":
-                delta = strength * vector
+                delta = coefficient * vector
             else:
-                delta = -strength * (resid * vector).sum(-1, keepdim=True) * vector
+                delta = -coefficient * (resid * vector).sum(-1, keepdim=True) * vector
             resid = torch.where(chosen, resid + delta, resid)
         return resid
 
@@ -243,14 +243,14 @@ class Edits:
         found = torch.zeros(len(context.ids), dtype=torch.bool, device=context.ids.device)
         for groups in self.groups.values():
             for group in groups:
-                found |= group.scope.mask(context)[:, :columns].any(1) & (group.strength != 0)
+                found |= group.scope.mask(context)[:, :columns].any(1) & (group.coefficient != 0)
         return found
 
     def keep(self, rows: Tensor) -> Edits:
         """The same for some of the rows."""
         return Edits(
             {
-                layer: [_Group(g.operator, g.scope, g.table[rows], g.strength[rows]) for g in groups]
+                layer: [_Group(g.operator, g.scope, g.table[rows], g.coefficient[rows]) for g in groups]
                 for layer, groups in self.groups.items()
             }
         )

@@ -103,11 +103,11 @@ class PairComponents:
         return self._found([sides] * self.n_bootstrap, drawn)[:, None]
 
     def _found(
-        self, arms: list[Tensor], weights: Float[Tensor, "arm pair"] | None = None
-    ) -> Float[Tensor, "arm layer d_model"]:
-        out = torch.empty(len(arms), *self._shape, dtype=torch.float64)
-        for a, sides in enumerate(arms):
+        self, sides: list[Tensor], weights: Float[Tensor, "side pair"] | None = None
+    ) -> Float[Tensor, "side layer d_model"]:
+        out = torch.empty(len(sides), *self._shape, dtype=torch.float64)
+        for a, pairs in enumerate(sides):
             for layer in range(self._shape[0]):
-                differences = (sides[:, 0, layer] - sides[:, 1, layer]).double()
+                differences = (pairs[:, 0, layer] - pairs[:, 1, layer]).double()
                 out[a, layer] = principal_component(differences, None if weights is None else weights[a])
         return out

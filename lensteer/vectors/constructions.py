@@ -1,6 +1,6 @@
 """Difference of means, and its random controls: what a direction is made of, in one pass over features.
 
-Everything here is linear in the spans' features, so all of them, nulls and bootstrap replicates
+Everything here is linear in the spans' features, so all of them, control vectors and bootstrap replicates
 included, are rows of one accumulator.
 """
 
@@ -86,24 +86,24 @@ class Recipe:
 
 
 def contrast_weights(
-    labels: Int[Tensor, "arm span"],
+    labels: Int[Tensor, "side span"],
     lengths: Float[Tensor, " span"],
     n_tokens: int,
     n_behaviors: int,
     recipe: Recipe,
-) -> Float[Tensor, "arm sign behavior item"]:
+) -> Float[Tensor, "side sign behavior item"]:
     """The weights of one trace's items in the positive and the negative mean of every behavior.
 
     The items are the trace's spans, and last the mean of all its tokens.
 
     Args:
-        labels: index of each span's behavior; one row per arm (the true labels, or shuffled ones).
+        labels: index of each span's behavior; one row per side (the true labels, or shuffled ones).
         lengths: number of tokens that stand for each span.
         n_tokens: of all tokens.
         n_behaviors: number of behaviors.
         recipe: its negatives and aggregation.
     """
-    own = torch.nn.functional.one_hot(labels, n_behaviors).transpose(1, 2).double()  # arm behavior span
+    own = torch.nn.functional.one_hot(labels, n_behaviors).transpose(1, 2).double()  # side behavior span
     base = lengths if recipe.aggregation == "token" else torch.ones_like(lengths)
 
     def weigh(chosen: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def contrast_weights(
     return torch.stack([torch.cat([positive, no_tokens], -1), torch.cat([negative, tokens], -1)], dim=1)
 
 
-def label_arms(features: TraceFeatures, labels: Sequence[str], n_controls: int, seed: int) -> Int[Tensor, "arm span"]:
+def label_sides(features: TraceFeatures, labels: Sequence[str], n_controls: int, seed: int) -> Int[Tensor, "side span"]:
     """Each span's behavior as an index into `labels`: as it is, then shuffled among the trace's spans.
 
     Raises:
@@ -151,7 +151,7 @@ def times_drawn(features: TraceFeatures, n_bootstrap: int, seed: int) -> Float[T
 class ContrastSums:
     """Accumulates traces' features into the means that directions are made of. Two of them merge.
 
-    The arms of the contrast are the true labels, `n_controls` shuffles of the labels among each trace's
+    The sides of the contrast are the true labels, `n_controls` shuffles of the labels among each trace's
     spans, and `n_bootstrap` reweightings of the traces by Poisson(1). Beside them run Gaussian combinations
     of the spans, for the covariance-matched controls. All randomness belongs to the trace, so halves merge to
     the whole.
@@ -181,8 +181,8 @@ class ContrastSums:
     ) -> None:
         self.recipe, self.labels, self.seed, self.window = recipe, tuple(labels), seed, window
         self.n_controls, self.n_bootstrap = n_controls, n_bootstrap
-        n_arms = 1 + n_controls + n_bootstrap
-        self.contrast = WeightedSums(n_arms * 2 * len(self.labels), n_layers, d_model)
+        n_sides = 1 + n_controls + n_bootstrap
+        self.contrast = WeightedSums(n_sides * 2 * len(self.labels), n_layers, d_model)
         self.noise = WeightedSums(1 + n_controls, n_layers, d_model)
         self.tokens = WeightedSums(1, n_layers, d_model)
         self.counts = torch.zeros(len(self.labels), dtype=torch.long)
@@ -196,9 +196,9 @@ class ContrastSums:
         """
         spans = features.spans[self.window]
         lengths = features.lengths[self.window].double()
-        arms = label_arms(features, self.labels, self.n_controls, self.seed)
-        labels = arms[0]
-        weights = contrast_weights(arms, lengths, features.n_tokens, len(self.labels), self.recipe)
+        sides = label_sides(features, self.labels, self.n_controls, self.seed)
+        labels = sides[0]
+        weights = contrast_weights(sides, lengths, features.n_tokens, len(self.labels), self.recipe)
         drawn = times_drawn(features, self.n_bootstrap, self.seed)
         weights = torch.cat([weights, drawn[:, None, None, None] * weights[:1]])
         items = torch.cat([spans, features.tokens[None]])
@@ -230,21 +230,21 @@ class ContrastSums:
         """Mean activation over all thinking tokens, each trace counting equally."""
         return self.tokens.means()[0]
 
-    def _arms(self, begin: int, end: int) -> Float[Tensor, "arm behavior layer d_model"]:
+    def _sides(self, begin: int, end: int) -> Float[Tensor, "side behavior layer d_model"]:
         positive, negative = self.contrast.means().unflatten(0, (-1, 2, len(self.labels)))[begin:end].unbind(1)
         return positive - negative
 
     def difference(self) -> Float[Tensor, "behavior layer d_model"]:
         """Mean of the positives less mean of the negatives; NaN where one of them is empty."""
-        return self._arms(0, 1)[0]
+        return self._sides(0, 1)[0]
 
     def shuffled(self) -> Float[Tensor, "control behavior layer d_model"]:
         """The same, with the labels permuted among the spans of each trace."""
-        return self._arms(1, 1 + self.n_controls)
+        return self._sides(1, 1 + self.n_controls)
 
     def replicates(self) -> Float[Tensor, "replicate behavior layer d_model"]:
         """The same, on resampled traces (Poisson bootstrap); NaN where none of them has a behavior."""
-        return self._arms(1 + self.n_controls, 1 + self.n_controls + self.n_bootstrap)
+        return self._sides(1 + self.n_controls, 1 + self.n_controls + self.n_bootstrap)
 
     def covariance_matched(self) -> Float[Tensor, "control layer d_model"]:
         """Gaussian vectors with the covariance of the spans' activations, in the recipe's window.

@@ -67,7 +67,7 @@ class CosineMatrix(Result):
 
 def cosine_matrix(
     vectors: BehaviorVectors,
-    site: int | Mapping[str, int],
+    layers: int | Mapping[str, int],
     *,
     default: int | None = None,
     level: float = 0.95,
@@ -77,14 +77,14 @@ def cosine_matrix(
     Args:
         vectors: with replicates (`fit_vectors(..., n_bootstrap=200)`), every cosine gets a percentile
             interval over resampled traces.
-        site: one layer for all, or each behavior's own.
-        default: the layer of behaviors that `site` does not name.
+        layers: one layer for all, or each behavior's own.
+        default: the layer of behaviors that `layers` does not name.
         level: of the intervals.
 
     Raises:
         LensteerError: a behavior without a layer, or a layer that the vectors lack.
     """
-    at = _layers(vectors, site, default)
+    at = _layers(vectors, layers, default)
     low = high = None
     if vectors.replicates is not None and len(vectors.replicates):
         cosines = _cosines(_pick(vectors.replicates, vectors, at))
@@ -96,7 +96,7 @@ def cosine_matrix(
 def disattenuated_cosines(
     first: BehaviorVectors,
     second: BehaviorVectors,
-    site: int | Mapping[str, int],
+    layers: int | Mapping[str, int],
     *,
     default: int | None = None,
 ) -> CosineMatrix:
@@ -108,8 +108,8 @@ def disattenuated_cosines(
     Args:
         first: fitted on one half.
         second: fitted on the other.
-        site: one layer for all, or each behavior's own.
-        default: the layer of behaviors that `site` does not name.
+        layers: one layer for all, or each behavior's own.
+        default: the layer of behaviors that `layers` does not name.
 
     Raises:
         LensteerError: the halves have different behaviors or layers; and as `cosine_matrix`.
@@ -119,7 +119,7 @@ def disattenuated_cosines(
             f"halves have behaviors {first.labels} at layers {first.layers} and {second.labels} at "
             f"{second.layers}: they must be the same"
         )
-    at = _layers(first, site, default)
+    at = _layers(first, layers, default)
     a, b = _pick(first.raw, first, at), _pick(second.raw, second, at)
     cross = a @ b.T
     own = cross.diagonal()
@@ -145,11 +145,13 @@ def common_component(vectors: BehaviorVectors) -> Float[Tensor, " layer"]:
     return mean.norm(dim=-1) / vectors.mean_norm.double()
 
 
-def _layers(vectors: BehaviorVectors, site: int | Mapping[str, int], default: int | None) -> tuple[int, ...]:
-    wanted = [site if isinstance(site, int) else site[label] if label in site else default for label in vectors.labels]
+def _layers(vectors: BehaviorVectors, layers: int | Mapping[str, int], default: int | None) -> tuple[int, ...]:
+    wanted = [
+        layers if isinstance(layers, int) else layers[label] if label in layers else default for label in vectors.labels
+    ]
     homeless = [label for label, layer in zip(vectors.labels, wanted, strict=True) if layer is None]
     if homeless:
-        raise LensteerError(f"site names no layer for {', '.join(map(repr, homeless))}: name them, or give `default`")
+        raise LensteerError(f"layers names no layer for {', '.join(map(repr, homeless))}: name them, or give `default`")
     at = tuple(layer for layer in wanted if layer is not None)
     for label, layer in zip(vectors.labels, at, strict=True):
         vectors[label].at(layer)  # raises for a layer that they lack

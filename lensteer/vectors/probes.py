@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lensteer.activations import TraceFeatures
 from lensteer.errors import LensteerError
-from lensteer.vectors.constructions import ContrastSums, Recipe, contrast_weights, label_arms, times_drawn
+from lensteer.vectors.constructions import ContrastSums, Recipe, contrast_weights, label_sides, times_drawn
 
 #: What the features of all spans, and the copies of the layer that is being fitted, may take.
 MAX_BYTES = 4 * 2**30
@@ -79,16 +79,16 @@ def fit_probe(
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """What is kept of one trace: features, labels of each arm, lengths of windows, times drawn by each replicate."""
+    """What is kept of one trace: features, labels of each side, lengths of windows, times drawn by each replicate."""
 
     spans: Float[Tensor, "span layer d_model"]
-    arms: Int[Tensor, "arm span"]
+    sides: Int[Tensor, "side span"]
     lengths: Float[Tensor, " span"]
     drawn: Float[Tensor, " replicate"]
 
 
 class ProbeFits:
-    """Keeps traces' features, then fits a probe per arm, behavior and layer. To be used as `ContrastSums` is.
+    """Keeps traces' features, then fits a probe per side, behavior and layer. To be used as `ContrastSums` is.
 
     A vector is the probe's unit normal, on the side of the behavior, as long as the distance of the two classes'
     means along it: raw = n̂ · ⟨n̂, mean(positives) − mean(negatives)⟩, n̂ = weights / ‖weights‖. So its length
@@ -163,7 +163,7 @@ class ProbeFits:
         window = self._sums.window
         kept = _Kept(
             features.spans[window].clone(),  # not a view, which would keep the whole batch
-            label_arms(features, self.labels, self.n_controls, self.seed),
+            label_sides(features, self.labels, self.n_controls, self.seed),
             features.lengths[window].double(),
             times_drawn(features, self.n_bootstrap, self.seed),
         )
@@ -197,30 +197,30 @@ class ProbeFits:
 
     def shuffled(self) -> Float[Tensor, "control behavior layer d_model"]:
         """The same, with the labels permuted among the spans of each trace."""
-        return self._fitted([(arm, None) for arm in range(1, 1 + self.n_controls)])
+        return self._fitted([(side, None) for side in range(1, 1 + self.n_controls)])
 
     def replicates(self) -> Float[Tensor, "replicate behavior layer d_model"]:
         """The same, on resampled traces (Poisson bootstrap); NaN where none of them has a behavior."""
         return self._fitted([(0, replicate) for replicate in range(self.n_bootstrap)])
 
-    def _fitted(self, arms: list[tuple[int, int | None]]) -> Float[Tensor, "arm behavior layer d_model"]:
-        out = torch.full((len(arms), *self._shape), torch.nan, dtype=torch.float64)
+    def _fitted(self, sides: list[tuple[int, int | None]]) -> Float[Tensor, "side behavior layer d_model"]:
+        out = torch.full((len(sides), *self._shape), torch.nan, dtype=torch.float64)
         if not self._kept:
             return out
-        weights = [torch.cat([self._weights(kept, *arm) for kept in self._kept], -1) for arm in arms]
+        weights = [torch.cat([self._weights(kept, *side) for kept in self._kept], -1) for side in sides]
         for layer in range(self._shape[1]):
             x = torch.cat([kept.spans[:, layer] for kept in self._kept]).double()
-            for a, of_arm in enumerate(weights):
-                for b, (positive, negative) in enumerate(of_arm.unbind(1)):
+            for a, of_side in enumerate(weights):
+                for b, (positive, negative) in enumerate(of_side.unbind(1)):
                     if (probe := fit_probe(x, positive, negative)) is not None:
                         normal = probe.weights / probe.weights.norm().clamp_min(1e-300)
                         gap = (positive / positive.sum() - negative / negative.sum()) @ x
                         out[a, b, layer] = normal * (normal @ gap)
         return out
 
-    def _weights(self, kept: _Kept, arm: int, replicate: int | None) -> Float[Tensor, "sign behavior span"]:
+    def _weights(self, kept: _Kept, side: int, replicate: int | None) -> Float[Tensor, "sign behavior span"]:
         n_behaviors = self._shape[0]
-        weights = contrast_weights(kept.arms[arm : arm + 1], kept.lengths, 1, n_behaviors, self._rest)[0, ..., :-1]
+        weights = contrast_weights(kept.sides[side : side + 1], kept.lengths, 1, n_behaviors, self._rest)[0, ..., :-1]
         if self.recipe.negatives == "same_trace":  # as much of a trace's others as of its positives
             masses = weights.sum(-1, keepdim=True)
             weights = torch.stack([weights[0], weights[1] * masses[0] / masses[1].clamp_min(1e-300)])
