@@ -56,11 +56,11 @@ def main(config: Config) -> list[Row]:
     )
     vectors = ls.fit_vectors(model, traces)
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
-    exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, scaling="mean_norm", **options)
+    exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, unit="mean_norm", **options)
     rows = []
     for method in METHODS:
         scaling = None if method == "published" else "mean_norm"  # the published code has its own
-        how: dict[str, Any] = dict(method=method, samples=config.samples, scaling=scaling)
+        how: dict[str, Any] = dict(method=method, samples=config.samples, unit=scaling)
         scores = ls.attribute(model, traces, vectors, **how, **options)
         rows += _rows(fidelity(scores, exact))
     return rows

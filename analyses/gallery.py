@@ -54,7 +54,7 @@ class _Shared:
         self.config, self.model = config, ls.load_model()
         self.sampling = Sampling(1, 1.0, config.seed, 400, 256)
         self.options: dict[str, Any] = dict(
-            behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm"
+            behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, unit="mean_norm"
         )
 
     @cached_property

@@ -53,9 +53,7 @@ def main(config: Config) -> Result:
             ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
         )
     vectors = ls.fit_vectors(model, traces, n_controls=config.controls, seed=config.seed)
-    options: dict[str, Any] = dict(
-        behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, scaling="mean_norm"
-    )
+    options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, unit="mean_norm")
     scores = ls.attribute(model, traces, vectors, method="fisher", n_controls=config.controls, **options)
     exact = ls.attribute(model, traces, vectors, **options)
     return Result(scores, control_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))

@@ -131,7 +131,7 @@ def _fitted(config: Config) -> Setting:
     )
     vectors = ls.fit_vectors(model, traces)
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
-    scores = ls.attribute(model, traces, vectors, scaling="mean_norm", **options)
+    scores = ls.attribute(model, traces, vectors, unit="mean_norm", **options)
     layers = ls.select_layers(scores, ls.embedding_overlap(model, vectors))
     coefficient, tasks = dict.fromkeys(layers, config.coefficient), ls.load_tasks(split="dev", n=config.n_dev)
     sampling = Sampling(1, 1.0, config.seed, 400, 256)

@@ -65,8 +65,10 @@ def main(config: Config) -> Result:
         name = json.loads((folder / "run.json").read_text())["model"]["name"]
         scores = LayerScores.load(folder / "scores.json")
         vectors = BehaviorVectors.load(folder / "vectors.safetensors")
-        if scores.scaling != "difference" or vectors.controls is None:
-            raise ls.LensteerError(f"{folder}: scores scaled by {scores.scaling!r} or no control vectors; run it again")
+        if scores.coefficient_unit != "difference" or vectors.controls is None:
+            raise ls.LensteerError(
+                f"{folder}: scores in {scores.coefficient_unit!r} or no control vectors; run it again"
+            )
         cut = config.outer * scores.n_layers
         for label in scores.labels:
             for i, layer in enumerate(scores.layers):

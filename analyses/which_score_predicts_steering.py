@@ -83,7 +83,7 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
     traces = ls.annotate(
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
-    vectors = ls.fit_vectors(model, traces, labels=ls.BEHAVIORS)
+    vectors = ls.fit_vectors(model, traces, behaviors=ls.BEHAVIORS)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     plans = _calibrated(model, tasks[: config.n_prompts], vectors, config, config.folder / f"{number}-{name}.json")
     conditions = [Condition(key, plan) for key, plan in plans.items()]
@@ -131,11 +131,11 @@ def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Ar
 def scores(model, traces: list[ls.Trace], vectors: BehaviorVectors, config: Config) -> dict[str, Array]:
     """Every score, `[behavior layer]`, larger meaning a better layer."""
     common: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
-    options: dict[str, Any] = dict(scaling="mean_norm", **common)
+    options: dict[str, Any] = dict(unit="mean_norm", **common)
     exact = ls.attribute(model, traces, vectors, **options)
-    everywhere = ls.attribute(model, traces, vectors, positions="all", **options)
-    signed = ls.attribute(model, traces, vectors, method="signed", positions="all", **options)
-    overlap, probes = ls.embedding_overlap(model, vectors), probe_accuracy(model, traces, labels=ls.BEHAVIORS)
+    everywhere = ls.attribute(model, traces, vectors, spans="all", **options)
+    signed = ls.attribute(model, traces, vectors, method="signed", spans="all", **options)
+    overlap, probes = ls.embedding_overlap(model, vectors), probe_accuracy(model, traces, behaviors=ls.BEHAVIORS)
     rows = [vectors.labels.index(b) for b in ls.STEERED]
     return {
         "exact": exact.mean.numpy(),

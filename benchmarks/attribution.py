@@ -217,7 +217,7 @@ def main(config: Config) -> dict[str, float]:
 
     def fisher(some: list[Trace] = traces, n_controls: int = 0) -> None:
         ls.attribute(
-            model, some, vectors, method="fisher", positions="other", samples=config.samples, n_controls=n_controls
+            model, some, vectors, method="fisher", spans="other", samples=config.samples, n_controls=n_controls
         )
 
     forward()  # warm

@@ -95,16 +95,16 @@ def no_hook_is_left(model) -> bool:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])  # the last one with windows of 8 tokens
-@pytest.mark.parametrize("scaling", UNITS)
-def test_exact_equals_brute_force(tiny_checkpoint, traces, family, scaling):
+@pytest.mark.parametrize("unit", UNITS)
+def test_exact_equals_brute_force(tiny_checkpoint, traces, family, unit):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
     vectors = vectors_for(model)
-    scores = attribute(model, traces, vectors, scaling=scaling, coefficient=0.7, positions="all", keep_cells=True)
+    scores = attribute(model, traces, vectors, unit=unit, coefficient=0.7, spans="all", keep_cells=True)
     frame = scores.cells_dataframe()
     assert len(frame) == (3 + 2 + 2) * len(LABELS) * N_LAYERS
     for cell in frame.itertuples():
         direction = vectors[cell.behavior].at(cell.layer)
-        length = {"difference": direction.norm(), "mean_norm": vectors.mean_norm[cell.layer], "unit": 1.0}[scaling]
+        length = {"difference": direction.norm(), "mean_norm": vectors.mean_norm[cell.layer], "unit": 1.0}[unit]
         added = 0.7 * direction / direction.norm() * length
         slow = patched_forward_kl(model, traces[cell.trace].ids, cell.onset, cell.layer, added)
         assert cell.value == pytest.approx(slow, rel=1e-4, abs=1e-6)
@@ -119,7 +119,7 @@ def test_a_whole_span_equals_brute_force(tiny_checkpoint, traces, family):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))
     vectors = vectors_for(model)
     coefficients = (0.3, -1.0)
-    both = attribute(model, traces, vectors, window="span", coefficient=coefficients, positions="all", keep_cells=True)
+    both = attribute(model, traces, vectors, window="span", coefficient=coefficients, spans="all", keep_cells=True)
     for scores, coefficient in zip(both, coefficients, strict=True):
         assert (scores.window, scores.coefficient) == ("span", coefficient)
         frame = scores.cells_dataframe()
@@ -141,10 +141,10 @@ def test_a_span_of_one_token_is_its_onset(model, traces):
 
 def test_several_coefficients_come_from_one_filling(model, traces):
     vectors, coefficients = vectors_for(model), (1.0, 0.1, -0.5)
-    together = attribute(model, traces, vectors, coefficient=list(coefficients), positions="all")
+    together = attribute(model, traces, vectors, coefficient=list(coefficients), spans="all")
     assert isinstance(together, tuple)
     for scores, coefficient in zip(together, coefficients, strict=True):
-        alone = attribute(model, traces, vectors, coefficient=coefficient, positions="all")
+        alone = attribute(model, traces, vectors, coefficient=coefficient, spans="all")
         close(scores.mean, alone.mean)
         assert scores.coefficient == coefficient
         assert (scores.cost["coefficients"], alone.cost["coefficients"]) == (3, 1)
@@ -153,13 +153,13 @@ def test_several_coefficients_come_from_one_filling(model, traces):
 
 def test_chunks_and_company_do_not_matter(model, traces, monkeypatch):
     vectors = vectors_for(model)
-    whole = attribute(model, traces, vectors, positions="all", keep_cells=True)
+    whole = attribute(model, traces, vectors, spans="all", keep_cells=True)
     monkeypatch.setattr(rows_module, "MAX_ROWS", 3)  # splits the layers of one onset
-    split = attribute(model, traces, vectors, positions="all", keep_cells=True)
+    split = attribute(model, traces, vectors, spans="all", keep_cells=True)
     assert split.cost["forwards"] > 3 * whole.cost["forwards"]
     torch.testing.assert_close(split.cells.values, whole.cells.values, rtol=1e-4, atol=1e-6)
     monkeypatch.undo()
-    alone = attribute(model, traces[1:2], vectors, positions="all", keep_cells=True)
+    alone = attribute(model, traces[1:2], vectors, spans="all", keep_cells=True)
     of_that = whole.cells.values[whole.cells.trace == 1]
     torch.testing.assert_close(alone.cells.values, of_that, rtol=1e-4, atol=1e-6)
 
@@ -198,9 +198,7 @@ def test_coefficient_zero_disturbs_nothing_and_strength_counts(model, traces):
 
 def test_positions_choose_the_onsets(model, traces):
     vectors = vectors_for(model)
-    own, other, every = (
-        attribute(model, traces, vectors, positions=p, keep_cells=True) for p in ("own", "other", "all")
-    )
+    own, other, every = (attribute(model, traces, vectors, spans=p, keep_cells=True) for p in ("own", "other", "all"))
     assert (own.n_spans, other.n_spans, every.n_spans) == ((2, 4), (5, 3), (7, 7))
     assert own.n_traces == 3  # the trace without spans is no unit
     labels = [traces[t].spans[s].label for t, s in zip(own.cells.trace, own.cells.span, strict=True)]
@@ -216,13 +214,13 @@ def test_behaviors_layers_and_limits(model, traces):
     part = attribute(model, traces, vectors, behaviors=["backtracking"], layers=[3, 1, 3])
     assert (part.labels, part.layers) == (("backtracking",), (3, 1))
     torch.testing.assert_close(part.mean[0], whole.mean[1, [3, 1]], rtol=1e-4, atol=1e-6)
-    one = attribute(model, traces, vectors, max_spans=1, positions="all", keep_cells=True)
+    one = attribute(model, traces, vectors, max_spans=1, spans="all", keep_cells=True)
     assert one.n_spans == (1, 1)
     assert one.max_spans == 1
-    again = attribute(model, traces, vectors, max_spans=1, positions="all", keep_cells=True)
+    again = attribute(model, traces, vectors, max_spans=1, spans="all", keep_cells=True)
     assert torch.equal(one.cells.onset, again.cells.onset)
     drawn = {
-        tuple(attribute(model, traces, vectors, max_spans=1, positions="all", seed=s, keep_cells=True).cells.onset)
+        tuple(attribute(model, traces, vectors, max_spans=1, spans="all", seed=s, keep_cells=True).cells.onset)
         for s in range(4)
     }
     assert len(drawn) > 1
@@ -240,8 +238,8 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
     ("options", "message"),
     [
         (dict(method="saliency"), "unknown method 'saliency': choose one of 'exact', 'fisher'"),
-        (dict(scaling="norm"), "unknown scaling 'norm': choose one of 'difference', 'mean_norm', 'unit'"),
-        (dict(positions="mine"), "unknown positions 'mine': choose one of 'own', 'other', 'all'"),
+        (dict(unit="norm"), "unknown unit 'norm': choose one of 'difference', 'mean_norm', 'unit'"),
+        (dict(spans="mine"), "unknown spans 'mine': choose one of 'own', 'other', 'all'"),
         (dict(behaviors=["doubt"]), "unknown behavior 'doubt': choose one of 'uncertainty-estimation'"),
         (dict(behaviors=[]), r"nothing to score: behaviors=\[\]"),
         (dict(layers=[9]), "no layer 9"),
@@ -285,7 +283,7 @@ def test_bad_input_is_refused(model, traces, tiny_checkpoint):
 def test_numbers_that_overflow_are_refused(model, traces):
     huge = dataclasses.replace(vectors_for(model), mean_norm=torch.tensor([1.0, 1.0, 3e38, 1.0]))
     with pytest.raises(LensteerError, match=r"coefficient 10\.0 .* 'uncertainty-estimation' at layer 2 overflow"):
-        attribute(model, traces, huge, coefficient=10.0, scaling="mean_norm")
+        attribute(model, traces, huge, coefficient=10.0, unit="mean_norm")
 
     def overflow(resid, hook):
         return resid * torch.inf if resid.shape[1] == 1 + N_LAYERS else None  # only where the rows run
@@ -295,7 +293,7 @@ def test_numbers_that_overflow_are_refused(model, traces):
         model.hooks(fwd_hooks=[(models.resid_hook(2), overflow)]),
         pytest.raises(LensteerError, match=r"trace 0 \(planted-1/0\): .* not finite"),
     ):
-        attribute(model, [one], vectors_for(model), positions="all", behaviors=["backtracking"])
+        attribute(model, [one], vectors_for(model), spans="all", behaviors=["backtracking"])
     assert no_hook_is_left(model)
 
 
@@ -352,7 +350,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 def test_unreliable_cells_are_recomputed_exactly(model, traces):
     vectors = vectors_for(model)
-    options: dict[str, Any] = dict(coefficient=[0.1, 0.6], positions="all", keep_cells=True)
+    options: dict[str, Any] = dict(coefficient=[0.1, 0.6], spans="all", keep_cells=True)
     plain = attribute(model, traces, vectors, method="fisher", samples=4, **options)
     mixed = attribute(model, traces, vectors, method="fisher", samples=4, exact_where_unreliable=True, **options)
     exact = attribute(model, traces, vectors, **options)
@@ -403,7 +401,7 @@ def test_sampling_error_by_hand():
 
 def test_how_long_an_addition_is_does_not_depend_on_the_scaling_named(model, traces):
     vectors = vectors_for(model)
-    own, norm, unit = (attribute(model, traces[1:2], vectors, coefficient=-0.5, scaling=s) for s in UNITS)
+    own, norm, unit = (attribute(model, traces[1:2], vectors, coefficient=-0.5, unit=s) for s in UNITS)
     lengths = 0.5 * vectors.raw.norm(dim=-1), 0.5 * vectors.mean_norm.expand(2, -1), torch.full((2, N_LAYERS), 0.5)
     for scores, length in zip((own, norm, unit), lengths, strict=True):
         expected = (length / vectors.mean_norm).double()
@@ -412,28 +410,26 @@ def test_how_long_an_addition_is_does_not_depend_on_the_scaling_named(model, tra
 
 def test_the_default_scaling_is_what_steering_adds(model, traces):
     vectors = vectors_for(model)
-    assert attribute(model, traces, vectors).scaling == "difference"
-    assert attribute(model, traces, vectors, method="signed").scaling == "difference"
-    assert attribute(model, traces, vectors, method="published").scaling == "unit"
+    assert attribute(model, traces, vectors).coefficient_unit == "difference"
+    assert attribute(model, traces, vectors, method="signed").coefficient_unit == "difference"
+    assert attribute(model, traces, vectors, method="published").coefficient_unit == "unit"
     scaled = dataclasses.replace(vectors, raw=2 * vectors.raw)
-    for scaling in UNITS:  # only the difference itself carries its length
-        one, two = (attribute(model, traces, v, method="fisher_jvp", scaling=scaling).mean for v in (vectors, scaled))
+    for unit in UNITS:  # only the difference itself carries its length
+        one, two = (attribute(model, traces, v, method="fisher_jvp", unit=unit).mean for v in (vectors, scaled))
         torch.testing.assert_close(
-            two / one, torch.full_like(one, 4.0 if scaling == "difference" else 1.0), rtol=1e-3, atol=0
+            two / one, torch.full_like(one, 4.0 if unit == "difference" else 1.0), rtol=1e-3, atol=0
         )
 
 
 def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
     vectors = vectors_for(model)
-    options: dict[str, Any] = dict(positions="all", coefficient=0.5)
+    options: dict[str, Any] = dict(spans="all", coefficient=0.5)
     signed = attribute(model, traces, vectors, method="signed", **options)
     kl = attribute(model, traces, vectors, method="fisher_jvp", **options)
     found = efficiency(signed, kl)
     torch.testing.assert_close(found.mean, signed.mean / kl.mean.sqrt())
     assert (found.method, found.unit) == ("efficiency", "logits/√nat")
-    weak = [
-        attribute(model, traces, vectors, method=m, positions="all", coefficient=0.1) for m in ("signed", "fisher_jvp")
-    ]
+    weak = [attribute(model, traces, vectors, method=m, spans="all", coefficient=0.1) for m in ("signed", "fisher_jvp")]
     close(efficiency(*weak).mean, found.mean)
     with pytest.raises(
         LensteerError, match="needs scores of method 'signed' and scores in nats: these are 'fisher_jvp'"
@@ -445,7 +441,7 @@ def test_efficiency_is_effect_per_root_of_disturbance(model, traces):
 
 def test_scores_survive_their_file(model, traces, tmp_path):
     path = tmp_path / "scores.json"
-    scores = attribute(model, traces[1:], vectors_for(model), positions="own", keep_cells=True)
+    scores = attribute(model, traces[1:], vectors_for(model), spans="own", keep_cells=True)
     scores.save(path)
     back = LayerScores.load(path)
     for name in ("mean", "low", "high"):

@@ -59,7 +59,7 @@ def test_a_planted_direction_is_found_where_it_is_read(planted, traces, method):
     model, u = planted
     raw = torch.stack([u, torch.randn(D, generator=torch.Generator().manual_seed(3))])
     vectors = vectors_for(model, raw[:, None].repeat(1, N_LAYERS, 1))
-    scores = attribute(model, traces, vectors, method=method, positions="all", coefficient=0.2, scaling="unit")
+    scores = attribute(model, traces, vectors, method=method, spans="all", coefficient=0.2, unit="unit")
     planted_effect, random_effect = scores.mean.abs()
     before = planted_effect[:READ_AT]
     # Behind the block that reads it, a direction orthogonal to the stream changes its length to second order only.
@@ -78,7 +78,7 @@ def test_a_planted_direction_stands_out_and_a_random_one_does_not(planted, trace
         raw = torch.randn(2, N_LAYERS, D, generator=torch.Generator().manual_seed(9))
         raw[1] = u
         vectors = vectors_for(model, raw, n_controls=50)
-        scores = attribute(model, traces, vectors, method="fisher", scaling="unit", n_controls=50)
+        scores = attribute(model, traces, vectors, method="fisher", unit="unit", n_controls=50)
         tests = control_tests(scores)
         assert tests.kinds == ("covariance_matched", "shuffled")
         assert tests.z.shape == (2, 2, N_LAYERS)
@@ -107,12 +107,12 @@ def test_controls_are_scored_as_the_vectors_are(planted, traces):
     model, _ = planted
     vectors = vectors_for(model, n_controls=4)
     for method in ("fisher", "signed", "published"):
-        for scaling in UNITS:
-            options: dict[str, Any] = dict(method=method, scaling=scaling, positions="all", coefficient=-0.5)
+        for unit in UNITS:
+            options: dict[str, Any] = dict(method=method, unit=unit, spans="all", coefficient=-0.5)
             scores = attribute(model, traces, vectors, n_controls=3, **options)
             shared = vectors.controls.covariance_matched[2].expand(2, -1, -1)
             for kind, raw in (("shuffled", vectors.controls.shuffled[2]), ("covariance_matched", shared)):
-                if scaling == "difference":  # a null is as long as the vector that it is held against
+                if unit == "difference":  # a null is as long as the vector that it is held against
                     raw = raw * vectors.raw.norm(dim=-1, keepdim=True) / raw.norm(dim=-1, keepdim=True)
                 alone = attribute(model, traces, dataclasses.replace(vectors, raw=raw.contiguous()), **options)
                 noise = 1e-5 * float(alone.mean.abs().max())  # signed scores cancel, fp32 errors don't
@@ -122,7 +122,7 @@ def test_controls_are_scored_as_the_vectors_are(planted, traces):
         LensteerError, match="controls=5, but these vectors have 4 controls: fit them with n_controls=5"
     ):
         attribute(model, traces, vectors, method="fisher", n_controls=5)
-    with pytest.raises(LensteerError, match="'exact' scores without nulls: attribute with controls=200"):
+    with pytest.raises(LensteerError, match="'exact' scores without control vectors: attribute with n_controls=200"):
         control_tests(attribute(model, traces, vectors))
 
 
@@ -133,7 +133,7 @@ def grid(values: torch.Tensor, **changes) -> LayerScores:
     fields = dict(
         labels=labels, layers=tuple(range(n_layers)), n_layers=n_layers, mean=values.double(), low=values.double(),
         high=values.double(), n_spans=(9,) * len(values), n_traces=3, method="fisher", coefficient=1.0,
-        scaling="mean_norm", positions="own", cost={"rows": 10, "seconds": 2.0},
+        coefficient_unit="mean_norm", spans="own", cost={"rows": 10, "seconds": 2.0},
     )  # fmt: skip
     return LayerScores(**{**fields, **changes})
 
@@ -229,8 +229,8 @@ def test_fidelity_refuses_what_cannot_be_compared():
         fidelity(fisher, fisher)
     with pytest.raises(LensteerError, match=r"scores with layers \(0, 1, 2\), exact ones with \(0, 1\)"):
         fidelity(fisher, grid(torch.ones(2, 2), method="exact"))
-    with pytest.raises(LensteerError, match="scores with scaling 'mean_norm', exact ones with 'unit'"):
-        fidelity(fisher, dataclasses.replace(exact, scaling="unit"))
+    with pytest.raises(LensteerError, match="scores with coefficient_unit 'mean_norm', exact ones with 'unit'"):
+        fidelity(fisher, dataclasses.replace(exact, coefficient_unit="unit"))
     with pytest.raises(LensteerError, match="scores at coefficient 0 predict nothing"):
         fidelity(dataclasses.replace(fisher, coefficient=0.0), exact)
 
@@ -238,8 +238,8 @@ def test_fidelity_refuses_what_cannot_be_compared():
 def test_fisher_stands_for_exact_on_a_random_model(planted, traces):
     model, _ = planted
     vectors = vectors_for(model)
-    exact = attribute(model, traces, vectors, positions="all", coefficient=[0.01, 0.1, 3.0])
-    drawn = attribute(model, traces, vectors, method="fisher_jvp", positions="all", coefficient=0.1)
+    exact = attribute(model, traces, vectors, spans="all", coefficient=[0.01, 0.1, 3.0])
+    drawn = attribute(model, traces, vectors, method="fisher_jvp", spans="all", coefficient=0.1)
     found = fidelity(drawn, exact)
     assert found.pearson[0] > 0.99
     assert found.spearman[0] > 0.95

@@ -61,14 +61,14 @@ def test_chunks_do_not_matter_to_gradients(tiny_model, traces, monkeypatch):
     import lensteer.attribution.rows as rows_module
 
     model, vectors = tiny_model("qwen2"), vectors_for(tiny_model("qwen2"))
-    options: dict[str, Any] = dict(method="fisher", window="span", positions="all", keep_cells=True)
+    options: dict[str, Any] = dict(method="fisher", window="span", spans="all", keep_cells=True)
     whole = attribute(model, traces, vectors, **options)
     monkeypatch.setattr(rows_module, "MAX_ROWS", 2)
     split = attribute(model, traces, vectors, **options)
     assert split.cost["forwards"] > whole.cost["forwards"]
     torch.testing.assert_close(split.cells.values, whole.cells.values, rtol=1e-3, atol=1e-6)
     monkeypatch.undo()
-    few = attribute(model, traces, vectors, **{**options, "behaviors": ["backtracking"], "positions": "own"})
+    few = attribute(model, traces, vectors, **{**options, "behaviors": ["backtracking"], "spans": "own"})
     chosen = torch.tensor(
         [
             traces[t].spans[s].label == "backtracking" == LABELS[b]
@@ -131,7 +131,7 @@ def test_parameters_stay_out_of_it_and_no_hook_is_left(tiny_checkpoint, traces, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fisher_expects_what_the_tangents_give(tiny_model, traces, family, window):
     model = tiny_model(family)
-    options: dict[str, Any] = dict(window=window, positions="all", coefficient=0.3)
+    options: dict[str, Any] = dict(window=window, spans="all", coefficient=0.3)
     drawn = attribute(model, traces, vectors_for(model), method="fisher", samples=128, **options)
     truth = attribute(model, traces, vectors_for(model), method="fisher_jvp", **options)
     assert (drawn.standard_error > 0).all()
@@ -144,7 +144,7 @@ def test_fisher_expects_what_the_tangents_give(tiny_model, traces, family, windo
 def test_the_standard_error_is_what_seeds_do(tiny_model, traces):
     model = tiny_model("qwen2")
     vectors = vectors_for(model)
-    runs = [attribute(model, traces, vectors, method="fisher", positions="all", seed=s) for s in range(24)]
+    runs = [attribute(model, traces, vectors, method="fisher", spans="all", seed=s) for s in range(24)]
     scatter = torch.stack([scores.mean for scores in runs]).std(0)
     stated = torch.stack([scores.standard_error for scores in runs]).mean(0)
     ratio = scatter / stated
@@ -161,7 +161,7 @@ def test_the_standard_error_is_what_seeds_do(tiny_model, traces):
 def test_tangents_give_the_second_order_of_the_exact_kl(tiny_checkpoint, traces, family, window):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS), dtype=torch.float64)
     alpha = 3e-3
-    options: dict[str, Any] = dict(window=window, positions="all", coefficient=alpha, keep_cells=True)
+    options: dict[str, Any] = dict(window=window, spans="all", coefficient=alpha, keep_cells=True)
     second = attribute(model, traces, vectors_for(model), method="fisher_jvp", **options)
     exact = [
         attribute(model, traces, vectors_for(model), **{**options, "coefficient": sign * alpha}).cells.values
@@ -182,7 +182,7 @@ def test_fisher_of_a_model_whose_upper_blocks_are_zeroed(tiny_checkpoint, traces
                 for parameter in module.parameters():
                     parameter.zero_()
     vectors = vectors_for(model)
-    options: dict[str, Any] = dict(behaviors=["backtracking"], scaling="unit", keep_cells=True)
+    options: dict[str, Any] = dict(behaviors=["backtracking"], unit="unit", keep_cells=True)
     found = attribute(model, traces, vectors, method="fisher_jvp", **options)
     drawn = attribute(model, traces, vectors, method="fisher", samples=2048, **options)
     norm = model.original_model.model.norm
@@ -233,7 +233,7 @@ def test_signed_is_the_derivative_of_the_log_odds(tiny_model, traces, family):
     model = tiny_model(family)
     vectors = vectors_for(model)
     scores = attribute(model, traces, vectors, method="signed", coefficient=-0.5, keep_cells=True)
-    assert (scores.positions, scores.unit, scores.scaling) == ("all", "logits", "difference")
+    assert (scores.spans, scores.unit, scores.coefficient_unit) == ("all", "logits", "difference")
     assert scores.n_spans == (5, 5)
     share = first_token_shares(traces, LABELS, int(model.cfg.d_vocab)).float()
     values = {}
@@ -311,7 +311,7 @@ def test_published_scores_are_those_of_the_code(tiny_model, traces, family):
     model = tiny_model(family)
     vectors = vectors_for(model)
     scores = attribute(model, traces, vectors, method="published", keep_cells=True)
-    assert (scores.positions, scores.scaling, scores.unit) == ("other", "unit", "arbitrary")
+    assert (scores.spans, scores.coefficient_unit, scores.unit) == ("other", "unit", "arbitrary")
     assert scores.n_spans == (3, 3)
     for case in range(len(scores.cells.trace)):
         t, onset, b = (int(getattr(scores.cells, name)[case]) for name in ("trace", "onset", "behavior"))

@@ -147,7 +147,7 @@ def test_bridge_and_plain_twin_agree(tiny_model, traces, monkeypatch):
     vectors = vectors_for(model)
     assert twins.plain_twin(model) is not None
     methods = ("exact", "fisher", "fisher_jvp", "signed", "published")
-    positions: dict[str, Any] = dict(positions="all", keep_cells=True)
+    positions: dict[str, Any] = dict(spans="all", keep_cells=True)
     twin = [attribute(model, traces, vectors, method=m, **positions) for m in methods]
     monkeypatch.setattr(twins, "plain_twin", lambda model: None)
     bridge = [attribute(model, traces, vectors, method=m, **positions) for m in methods]

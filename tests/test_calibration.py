@@ -388,8 +388,8 @@ def scores_of(**changes):
         n_traces=3,
         method="fisher",
         coefficient=2.0,
-        scaling="difference",
-        positions="own",
+        coefficient_unit="difference",
+        spans="own",
     )
     return LayerScores(**{**values, **changes})
 
@@ -402,10 +402,10 @@ def test_the_start_is_where_the_second_order_meets_the_budget():
             dict(method="published"),
             "backtracking",
             0,
-            "method 'published', scaling 'difference' and window 'onset' say no",
+            "method 'published', unit 'difference' and window 'onset' say no",
         ),
-        (dict(scaling="unit"), "backtracking", 0, "scaling 'unit' and window 'onset' say no coefficient"),
-        (dict(scaling="mean_norm"), "backtracking", 0, "scaling 'mean_norm' and window 'onset' say no coefficient"),
+        (dict(coefficient_unit="unit"), "backtracking", 0, "unit 'unit' and window 'onset' say no coefficient"),
+        (dict(coefficient_unit="mean_norm"), "backtracking", 0, "unit 'mean_norm' and window 'onset' say no"),
         (dict(window="span"), "backtracking", 0, "window 'span' say no coefficient"),
         ({}, "backtracking", 3, r"no score at layer 3: these have layers \[0, 1, 2, 5\]"),
         ({}, "deduction", 0, "unknown behavior 'deduction'"),
@@ -417,9 +417,9 @@ def test_the_start_is_where_the_second_order_meets_the_budget():
     with pytest.raises(LensteerError, match="budget 0"):
         starting_coefficient(scores_of(), "backtracking", 0, 0.0)
     for unit in UNITS:
-        own = scores_of(scaling=unit)
+        own = scores_of(coefficient_unit=unit)
         assert starting_coefficient(own, "backtracking", 0, 0.02, unit) == pytest.approx(1.0)
-    with pytest.raises(LensteerError, match=r"scaling 'difference' .* 'mean_norm' and 'onset'"):
+    with pytest.raises(LensteerError, match=r"unit 'difference' .* 'mean_norm' and 'onset'"):
         starting_coefficient(scores_of(), "backtracking", 0, 0.02, "mean_norm")
     with pytest.raises(LensteerError, match="no unit 'norm' of a coefficient"):
         starting_coefficient(scores_of(), "backtracking", 0, 0.02, "norm")

@@ -470,7 +470,7 @@ def test_nothing_that_a_page_sends_raises(explorer):
         (dict(name="set", values=7), "set"),
         (dict(name="set"), "set"),
         (dict(name="choose", positions=[10**6]), "choose"),
-        (dict(name="choose", positions="all"), "choose"),
+        (dict(name="choose", spans="all"), "choose"),
         (dict(name="select", what="joy", cursor=0), "select"),
         (dict(name="joy"), "joy"),
         (dict(), "page"),

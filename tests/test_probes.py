@@ -269,7 +269,7 @@ def test_accuracy_is_the_slow_oracles(tiny_model, labeled):
     from sklearn.preprocessing import StandardScaler
 
     model = tiny_model("qwen2")
-    found = probe_accuracy(model, labeled, layers=[2, 0], labels=STEERED, n_folds=3, batch_size=5)
+    found = probe_accuracy(model, labeled, layers=[2, 0], behaviors=STEERED, n_folds=3, batch_size=5)
     kept = [kept_activations(model, trace) for trace in labeled]
     rows = [
         (trace.task.id, span.label, acts[:, span.start - 1])
@@ -311,9 +311,9 @@ def test_two_chains_on_one_task_are_on_one_side(tiny_model):
         trace = make_trace(rng, i, labels=STEERED[:2], n_spans=6)
         traces += [trace, replace(trace, sample=1)]
     model = tiny_model("qwen2")
-    honest = probe_accuracy(model, traces, labels=STEERED[:2], layers=[3])
+    honest = probe_accuracy(model, traces, behaviors=STEERED[:2], layers=[3])
     apart = [replace(t, task=Task(f"{t.task.id}/{t.sample}", "random", "train", "?")) for t in traces]
-    leaky = probe_accuracy(model, apart, labels=STEERED[:2], layers=[3])
+    leaky = probe_accuracy(model, apart, behaviors=STEERED[:2], layers=[3])
     assert float(leaky.mean[0, 0]) > float(honest.mean[0, 0]) + 0.1
     assert honest.n_tasks == 30
     assert honest.low[0, 0] < 0.5 < honest.high[0, 0]
@@ -334,7 +334,7 @@ def test_what_cannot_be_probed_is_refused_by_name(tiny_model, labeled):
     with pytest.raises(LensteerError, match="n_folds=20 for spans of 12 tasks"):
         probe_accuracy(model, labeled, n_folds=20)
     with pytest.raises(LensteerError, match=r"unknown behavior .*: choose one of 'backtracking'"):
-        probe_accuracy(model, labeled, labels=["backtracking"])
+        probe_accuracy(model, labeled, behaviors=["backtracking"])
     with pytest.raises(LensteerError, match="no layer 9"):
         probe_accuracy(model, labeled, layers=[9])
     with pytest.raises(LensteerError, match="unknown window 'first'"):

@@ -69,12 +69,10 @@ def test_all_units_steer_along_vectors_of_its_own_chains(model):
     assert all(models.OPEN_THINKING in trace.prompt for trace in traces)
     labels = [b for b in ls.BEHAVIORS if any(span.label == b for trace in traces for span in trace.spans)]
     assert len(labels) > 1
-    vectors = ls.fit_vectors(model, traces, layers=[12, 20], labels=labels)
+    vectors = ls.fit_vectors(model, traces, layers=[12, 20], behaviors=labels)
     label = vectors.labels[0]
     scores = [
-        attribute(
-            model, traces, vectors, behaviors=[label], layers=[12, 20], scaling=unit, max_spans=4, positions="all"
-        )
+        attribute(model, traces, vectors, behaviors=[label], layers=[12, 20], unit=unit, max_spans=4, spans="all")
         for unit in UNITS
     ]
     assert all((found.mean > 0).all() for found in scores)

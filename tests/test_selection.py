@@ -30,8 +30,8 @@ def scores_of(rows: dict[str, list[float]], half_width: float = 0.01, **changes)
         n_traces=5,
         method="exact",
         coefficient=1.0,
-        scaling="mean_norm",
-        positions="own",
+        coefficient_unit="mean_norm",
+        spans="own",
         noise_floor=1e-9,
     )
     return dataclasses.replace(scores, **changes)

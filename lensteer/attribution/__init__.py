@@ -19,7 +19,7 @@ from lensteer.attribution.fidelity import Fidelity, fidelity
 from lensteer.attribution.measure import measure, scores_of, with_exact_cells
 from lensteer.attribution.request import (
     METHODS,
-    POSITIONS,
+    SPANS,
     WINDOWS,
     Request,
     control_vectors,
@@ -53,7 +53,7 @@ __all__ = [
 @overload
 def attribute(
     model: TransformerBridge, traces: Sequence[Trace], vectors: BehaviorVectors, *, method: str = ...,
-    window: str = ..., positions: str | None = ..., coefficient: float = ..., scaling: str | None = ...,
+    window: str = ..., spans: str | None = ..., coefficient: float = ..., unit: str | None = ...,
     samples: int = ..., n_controls: int = ..., exact_where_unreliable: bool = ...,
     behaviors: Sequence[str] | None = ..., layers: Sequence[int] | None = ..., max_spans: int | None = ...,
     keep_cells: bool = ..., seed: int = ..., memory: int = ..., progress: bool = ...,
@@ -61,7 +61,7 @@ def attribute(
 @overload
 def attribute(
     model: TransformerBridge, traces: Sequence[Trace], vectors: BehaviorVectors, *, method: str = ...,
-    window: str = ..., positions: str | None = ..., coefficient: Sequence[float], scaling: str | None = ...,
+    window: str = ..., spans: str | None = ..., coefficient: Sequence[float], unit: str | None = ...,
     samples: int = ..., n_controls: int = ..., exact_where_unreliable: bool = ...,
     behaviors: Sequence[str] | None = ..., layers: Sequence[int] | None = ..., max_spans: int | None = ...,
     keep_cells: bool = ..., seed: int = ..., memory: int = ..., progress: bool = ...,
@@ -74,9 +74,9 @@ def attribute(
     *,
     method: str = "exact",
     window: str = "onset",
-    positions: str | None = None,
+    spans: str | None = None,
     coefficient: float | Sequence[float] = 1.0,
-    scaling: str | None = None,
+    unit: str | None = None,
     samples: int = 8,
     n_controls: int = 0,
     exact_where_unreliable: bool = False,
@@ -111,10 +111,10 @@ def attribute(
         window: "onset": u is added at the token before the span and its effect on the next token is scored.
             "span": u is added there and at all the span's tokens but the last, and the KL is summed over the
             span's tokens.
-        positions: Whose spans are averaged: the behavior's "own", those of "other" behaviors, or "all". By default
+        spans: Whose spans are averaged: the behavior's "own", those of "other" behaviors, or "all". By default
             "own" for a KL, "all" for `signed` and "other" for `published`.
         coefficient: α; several share one filling of the caches and give a tuple of scores.
-        scaling: "difference" takes u as it is, as steering does (the default but for `published`); "mean_norm" makes
+        unit: "difference" takes u as it is, as steering does (the default but for `published`); "mean_norm" makes
             it as long as the mean activation at its layer; "unit" gives it length 1. Activations grow with depth, so
             the three favor different layers.
         samples: Tokens drawn per position by `fisher`.
@@ -140,9 +140,9 @@ def attribute(
     """
     _check_choice("method", method, list(METHODS))
     how = METHODS[method]
-    scaling, positions = scaling or how.scaling, positions or how.positions
-    _check_choice("scaling", scaling, UNITS)
-    _check_choice("positions", positions, POSITIONS)
+    unit, spans = unit or how.coefficient_unit, spans or how.spans
+    _check_choice("unit", unit, UNITS)
+    _check_choice("spans", spans, SPANS)
     _check_choice("window", window, WINDOWS)
     if window not in how.windows:
         raise LensteerError(f"method {method!r} is about the token before a span: window={window!r} has no meaning")
@@ -174,8 +174,8 @@ def attribute(
         if layer not in vectors.layers:
             raise LensteerError(f"no vectors at layer {layer}: these have layers {list(vectors.layers)}")
     vectors.check_model(model)
-    unit = scaled_vectors(vectors, labels, chosen, scaling)
-    finite = torch.stack([(coefficient * unit).isfinite().all(-1) for coefficient in coefficients])
+    scaled = scaled_vectors(vectors, labels, chosen, unit)
+    finite = torch.stack([(coefficient * scaled).isfinite().all(-1) for coefficient in coefficients])
     if not finite.all():
         k, b, i = (~finite).nonzero()[0].tolist()
         raise LensteerError(
@@ -185,16 +185,16 @@ def attribute(
     request = Request(
         method=method,
         window=window,
-        positions=positions,
-        scaling=scaling,
+        spans=spans,
+        coefficient_unit=unit,
         coefficients=coefficients,
         labels=labels,
         layers=chosen,
-        unit=unit,
-        length=relative_length(unit, vectors, chosen),
-        cases=limited(find_cases(traces, labels, positions, window), max_spans, seed),
+        scaled=scaled,
+        length=relative_length(scaled, vectors, chosen),
+        cases=limited(find_cases(traces, labels, spans, window), max_spans, seed),
         wanted=torch.ones(len(labels), len(chosen), dtype=torch.bool),
-        controls=control_vectors(vectors, labels, chosen, scaling, n_controls),
+        controls=control_vectors(vectors, labels, chosen, unit, n_controls),
         share=first_token_shares(traces, labels, int(model.cfg.d_vocab)) if method == "signed" else None,
         samples=samples,
         max_spans=max_spans,

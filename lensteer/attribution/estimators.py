@@ -214,7 +214,7 @@ def noise_measure(request: Request) -> Callable[[Tensor, Tensor], Tensor]:
 def exact(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], request: Request) -> Estimate:
     """KL(p ‖ p with the vector added), run for every coefficient."""
     begin, end, coefficient = cases[:, 3], cases[:, 4], torch.tensor(request.run_at)
-    added = coefficient[:, None, None, None] * request.unit
+    added = coefficient[:, None, None, None] * request.scaled
     vector, layers, wanted = cases[:, 2], request.layers, request.wanted
     return Estimate(exact_cells(cache, begin, end, added, vector, layers, wanted, memory=request.memory), None, {})
 
@@ -222,7 +222,7 @@ def exact(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], reques
 def fisher_jvp(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], request: Request) -> Estimate:
     """½ Var_p(J u), the second order of that KL, by forward-mode differentiation."""
     begin, end = cases[:, 3], cases[:, 4]
-    value = curvature_cells(cache, begin, end, request.unit, cases[:, 2], request.layers, memory=request.memory)
+    value = curvature_cells(cache, begin, end, request.scaled, cases[:, 2], request.layers, memory=request.memory)
     return Estimate(value[None], None, {})
 
 
@@ -279,7 +279,7 @@ def _linear(
         if request.method == "signed":  # there a sample is a behavior
             own = own[b : b + 1]
         project = partial(torch.einsum, "scld,nld->scln", own)
-        drawn = values(project(request.unit[b][None].to(own))[..., 0].double()).cpu()
+        drawn = values(project(request.scaled[b][None].to(own))[..., 0].double()).cpu()
         out[mine] = drawn.mean(0)
         if len(drawn) > 1:
             variance[mine] = drawn.var(0)

@@ -90,7 +90,7 @@ def fidelity(scores: LayerScores, exact: LayerScores | Sequence[LayerScores]) ->
         exact: Exact scores, at one coefficient or several.
 
     Raises:
-        LensteerError: Scores that are not exact, or not of the same behaviors, layers and scaling.
+        LensteerError: Scores that are not exact, or not of the same behaviors, layers and unit.
     """
     several = sorted([exact] if isinstance(exact, LayerScores) else exact, key=lambda s: abs(s.coefficient))
     if not several:
@@ -98,10 +98,10 @@ def fidelity(scores: LayerScores, exact: LayerScores | Sequence[LayerScores]) ->
     for truth in several:
         if truth.method != "exact":
             raise LensteerError(f"scores of method {truth.method!r} are no reference: pass those of method 'exact'")
-        for name in ("labels", "layers", "scaling"):
+        for name in ("labels", "layers", "coefficient_unit"):
             ours, theirs = getattr(scores, name), getattr(truth, name)
             # Unit and norm-matched vectors differ by a factor per layer, which `published` leaves out by design.
-            if ours != theirs and not (name == "scaling" and scores.unit != "nats"):
+            if ours != theirs and not (name == "coefficient_unit" and scores.unit != "nats"):
                 raise LensteerError(f"scores with {name} {ours!r}, exact ones with {theirs!r}: score the same twice")
     is_kl = scores.unit == "nats"
     values = scores.mean if scores.estimated is None else scores.estimated

@@ -17,7 +17,7 @@ from lensteer.vectors import BehaviorVectors
 PSEUDO_COUNT = 1.0
 
 
-def find_cases(traces: Sequence[Trace], labels: Sequence[str], positions: str, window: str) -> Int[Tensor, "case 5"]:
+def find_cases(traces: Sequence[Trace], labels: Sequence[str], spans: str, window: str) -> Int[Tensor, "case 5"]:
     """Every (trace, span, behavior) to score, with the positions it is about, half-open.
 
     An onset window is the token before the span, whose logits predict the span's first token; a span window goes
@@ -36,13 +36,13 @@ def find_cases(traces: Sequence[Trace], labels: Sequence[str], positions: str, w
                 )
             end = span.onset + 1 if window == "onset" else span.end - 1
             for b, label in enumerate(labels):
-                if positions == "all" or (span.label == label) == (positions == "own"):
+                if spans == "all" or (span.label == label) == (spans == "own"):
                     cases.append((t, s, b, span.onset, end))
     if not cases:
         n_spans = sum(len(trace.spans) for trace in traces)
         raise LensteerError(
             f"no onset to score: {len(traces)} traces with {n_spans} spans have none for "
-            f"positions={positions!r} and behaviors {', '.join(map(repr, labels))}; pass annotated traces "
+            f"spans={spans!r} and behaviors {', '.join(map(repr, labels))}; pass annotated traces "
             "that contain them"
         )
     return torch.tensor(cases)
@@ -88,7 +88,7 @@ def first_token_shares(
     return (counts[:-1] + PSEUDO_COUNT * base[:-1, None]) / (counts[-1] + PSEUDO_COUNT)
 
 
-POSITIONS = ("own", "other", "all")
+SPANS = ("own", "other", "all")
 WINDOWS = ("onset", "span")
 CONTROL_KINDS = ("covariance_matched", "shuffled")
 
@@ -100,8 +100,8 @@ class Method:
     Attributes:
         unit: Of its values.
         power: They grow with the coefficient to this power; None if each coefficient is run.
-        positions: Whose onsets it averages unless told otherwise.
-        scaling: Of the vectors, likewise; one of `UNITS`.
+        spans: Whose onsets it averages unless told otherwise.
+        coefficient_unit: Of the vectors, likewise; one of `UNITS`.
         windows: What it can disturb.
         linear: Whether a vector enters as a dot product with gradients, so that control vectors are nearly free.
         sampled: Whether it draws tokens.
@@ -109,8 +109,8 @@ class Method:
 
     unit: str
     power: int | None = None
-    positions: str = "own"
-    scaling: str = "difference"
+    spans: str = "own"
+    coefficient_unit: str = "difference"
     windows: tuple[str, ...] = WINDOWS
     linear: bool = False
     sampled: bool = False
@@ -120,8 +120,8 @@ METHODS = {
     "exact": Method("nats"),
     "fisher": Method("nats", power=2, linear=True, sampled=True),
     "fisher_jvp": Method("nats", power=2),
-    "signed": Method("logits", power=1, positions="all", windows=("onset",), linear=True),
-    "published": Method("arbitrary", power=1, positions="other", scaling="unit", windows=("onset",), linear=True),
+    "signed": Method("logits", power=1, spans="all", windows=("onset",), linear=True),
+    "published": Method("arbitrary", power=1, spans="other", coefficient_unit="unit", windows=("onset",), linear=True),
 }
 
 
@@ -150,12 +150,12 @@ class Request:
     Attributes:
         method: Its name.
         window: What of a span is disturbed.
-        positions: Whose spans.
-        scaling: Of the vectors.
+        spans: Whose spans.
+        coefficient_unit: Of the vectors.
         coefficients: The coefficients that were asked for.
         labels: The behaviors.
         layers: The layers.
-        unit: The vectors as coefficient 1 adds them.
+        scaled: The vectors as coefficient 1 adds them.
         length: Their length as a share of the mean activation's.
         cases: Trace, span, behavior, first position and one past the last, for all that is averaged.
         wanted: Behaviors and layers to run; the exact estimator leaves out the others.
@@ -169,12 +169,12 @@ class Request:
 
     method: str
     window: str
-    positions: str
-    scaling: str
+    spans: str
+    coefficient_unit: str
     coefficients: tuple[float, ...]
     labels: tuple[str, ...]
     layers: tuple[int, ...]
-    unit: Float[Tensor, "behavior layer d_model"]
+    scaled: Float[Tensor, "behavior layer d_model"]
     length: Float[Tensor, "behavior layer"]
     cases: Int[Tensor, "case 5"]
     wanted: Bool[Tensor, "behavior layer"]
@@ -192,23 +192,23 @@ class Request:
 
 
 def scaled_vectors(
-    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], unit: str
 ) -> Float[Tensor, "behavior layer d_model"]:
-    """The vectors as coefficient 1 adds them, under any scaling. A vector of zeros stays one."""
-    raw, length = _lengths(vectors, labels, layers, scaling)
-    return raw if scaling == "difference" else raw * _factor(raw, length)[..., None]
+    """The vectors as coefficient 1 adds them, in any unit. A vector of zeros stays one."""
+    raw, length = _lengths(vectors, labels, layers, unit)
+    return raw if unit == "difference" else raw * _factor(raw, length)[..., None]
 
 
 def relative_length(
-    unit: Float[Tensor, "behavior layer d_model"], vectors: BehaviorVectors, layers: Sequence[int]
+    scaled: Float[Tensor, "behavior layer d_model"], vectors: BehaviorVectors, layers: Sequence[int]
 ) -> Float[Tensor, "behavior layer"]:
     """How long vectors are as a share of the mean activation at their layer."""
     columns = [vectors.layers.index(layer) for layer in layers]
-    return unit.norm(dim=-1).double() / vectors.mean_norm[columns].double().cpu()
+    return scaled.norm(dim=-1).double() / vectors.mean_norm[columns].double().cpu()
 
 
 def control_vectors(
-    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str, n: int
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], unit: str, n: int
 ) -> dict[str, ControlVectors]:
     """The first `n` control vectors of each kind, at the same length as the vectors.
 
@@ -224,7 +224,7 @@ def control_vectors(
         raise LensteerError(f"n_controls={n}, but these vectors have {there} controls: fit them with n_controls={n}")
     rows = [vectors.labels.index(label) for label in labels]
     columns = [vectors.layers.index(layer) for layer in layers]
-    _, length = _lengths(vectors, labels, layers, scaling)
+    _, length = _lengths(vectors, labels, layers, unit)
     found = {}
     for kind in CONTROL_KINDS:
         draws: Tensor = getattr(vectors.controls, kind)[:n]
@@ -235,15 +235,15 @@ def control_vectors(
 
 
 def _lengths(
-    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], scaling: str
+    vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], unit: str
 ) -> tuple[Float[Tensor, "behavior layer d_model"], Float[Tensor, "behavior layer"]]:
-    """The raw vectors, and how long each is under a scaling."""
+    """The raw vectors, and how long each is in a unit."""
     columns = [vectors.layers.index(layer) for layer in layers]
     raw = vectors.raw[[vectors.labels.index(label) for label in labels]][:, columns].float().cpu()
     norm = raw.norm(dim=-1)
-    if scaling == "difference":
+    if unit == "difference":
         return raw, norm
-    length = vectors.mean_norm[columns].float().cpu() if scaling == "mean_norm" else torch.ones(len(columns))
+    length = vectors.mean_norm[columns].float().cpu() if unit == "mean_norm" else torch.ones(len(columns))
     return raw, length.expand_as(norm)
 
 

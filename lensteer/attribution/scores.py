@@ -45,8 +45,8 @@ class LayerScores(Saved):
         n_traces: Traces with any of them: the units of the bootstrap.
         method: Which estimator.
         coefficient: What the scaled vector was multiplied by.
-        scaling: What coefficient 1 means: one of `UNITS`.
-        positions: Whose onsets: "own", "other" or "all".
+        coefficient_unit: What coefficient 1 means: one of `UNITS`.
+        spans: Whose onsets: "own", "other" or "all".
         window: What part of a span is disturbed: its "onset" or the "span" from there to its last token but one,
             the effects on all its tokens summed.
         noise_floor: What rounding alone makes where nothing was added, in `unit`; None where that is not defined.
@@ -74,8 +74,8 @@ class LayerScores(Saved):
     n_traces: int
     method: str
     coefficient: float
-    scaling: str
-    positions: str
+    coefficient_unit: str
+    spans: str
     window: str = "onset"
     noise_floor: float | None = None
     max_spans: int | None = None
@@ -156,8 +156,8 @@ class LayerScores(Saved):
                     "unit": self.unit,
                     "window": self.window,
                     "coefficient": self.coefficient,
-                    "scaling": self.scaling,
-                    "positions": self.positions,
+                    "coefficient_unit": self.coefficient_unit,
+                    "spans": self.spans,
                 }
                 for b, label in enumerate(self.labels)
                 for i, layer in enumerate(self.layers)
@@ -195,20 +195,20 @@ def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:
 
     Args:
         signed: Scores of method "signed".
-        kl: Scores in nats of the same vectors at the same positions.
+        kl: Scores in nats of the same vectors at the same spans.
 
     Returns:
         Scores of method "efficiency"; NaN where the KL is below its noise.
 
     Raises:
-        LensteerError: Scores of another kind, or not of the same behaviors, layers, spans, scaling or coefficient.
+        LensteerError: Scores of another kind, or not of the same behaviors, layers, spans, unit or coefficient.
     """
     if signed.method != "signed" or kl.unit != "nats":
         raise LensteerError(
             f"efficiency needs scores of method 'signed' and scores in nats: these are {signed.method!r} and "
             f"{kl.method!r} in {kl.unit}"
         )
-    for name in ("labels", "layers", "positions", "window", "scaling", "coefficient"):
+    for name in ("labels", "layers", "spans", "window", "coefficient_unit", "coefficient"):
         ours, theirs = getattr(signed, name), getattr(kl, name)
         if ours != theirs:
             raise LensteerError(f"signed scores with {name} {ours!r}, a KL with {theirs!r}: pass both the same")

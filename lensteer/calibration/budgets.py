@@ -369,7 +369,7 @@ def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: fl
     smaller by a factor that nothing but a rollout tells; the search takes it out after its first step.
 
     Args:
-        scores: of a method that gives nats, with `unit` as scaling (what steering adds) and window "onset" (what one
+        scores: of a method that gives nats, in the same `unit` (what steering adds) and window "onset" (what one
             edited position does to its own next token).
         label: the behavior.
         layer: of the model.
@@ -381,9 +381,9 @@ def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: fl
             layer, or that have no positive value there.
     """
     _check_budget(budget)
-    if (scores.scaling, scores.window) != (check_unit(unit), "onset") or scores.method not in KL_METHODS:
+    if (scores.coefficient_unit, scores.window) != (check_unit(unit), "onset") or scores.method not in KL_METHODS:
         raise LensteerError(
-            f"scores of method {scores.method!r}, scaling {scores.scaling!r} and window {scores.window!r} say no "
+            f"scores of method {scores.method!r}, unit {scores.coefficient_unit!r} and window {scores.window!r} say no "
             f"coefficient: give those of one of {list(KL_METHODS)}, {unit!r} and 'onset', or a number to start from"
         )
     if layer not in scores.layers:

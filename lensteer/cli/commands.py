@@ -111,9 +111,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             int | None, _option("control_samples", "Chains per held-out task and control vector.")
         ] = None,
         n_controls: Annotated[int | None, _option("n_controls", "Control vectors per pool and layer.")] = None,
-        n_score_controls: Annotated[
-            int | None, _option("n_score_controls", "Controls of the scores.")
-        ] = None,
+        n_score_controls: Annotated[int | None, _option("n_score_controls", "Controls of the scores.")] = None,
         train_tokens: Annotated[int | None, _option("train_tokens", "Per training chain.")] = None,
         max_new_tokens: Annotated[int | None, _option("max_new_tokens", "Per chain of dev and held-out tasks.")] = None,
         batch_size: Annotated[int | None, _option("batch_size", "Chains that are made together.")] = None,

@@ -61,7 +61,7 @@ def explore(
         cache_vector: allows to edit the KV cache instead of the residual stream.
         coefficients: recommended ones in the unit "difference", marked: `choose_coefficients(...).coefficients`.
         kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as those of
-            `attribute` are by default (scaling "difference"), the coefficient that reaches it by them is marked for
+            `attribute` are by default (unit "difference"), the coefficient that reaches it by them is marked for
             each layer.
         annotator: of continuations; None leaves their sentences without labels.
 

@@ -225,7 +225,7 @@ def _attribute(run: Run) -> dict[str, Any]:
     step = max(1, len(traces) // c.score_chains)
     some = traces[::step][: c.score_chains]  # from all files, if several
     options: dict[str, Any] = dict(behaviors=_steered(run, vectors), max_spans=c.max_spans)
-    options |= dict(coefficient=c.score_coefficient, scaling=c.unit, seed=c.seed, progress=run.progress)
+    options |= dict(coefficient=c.score_coefficient, unit=c.unit, seed=c.seed, progress=run.progress)
     scores = attribute(run.model, some, vectors, **options)
     scores.save(run.path("scores.json"))
     if c.n_score_controls:  # control vectors are nearly free where a vector enters as a dot product

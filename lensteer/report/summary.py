@@ -91,6 +91,7 @@ _KEYS = {
     "control_high": "null_high",
     "prompted": "words",
 }
+_SCORE_KEYS = {"coefficient_unit": "scaling", "spans": "positions"}
 _NOT_A_MEAN = {"condition", "kind", "behavior", "pool", "layer", "text"}
 CONDITION_FIELDS = tuple(f.name for f in fields(ConditionSummary) if f.name not in _NOT_A_MEAN)
 
@@ -153,8 +154,8 @@ def _traces(results: RunResults) -> dict[str, Any]:
 
 def _where(results: RunResults) -> dict[str, Any]:
     scores, overlap, layers = results.scores, results.overlap, results.layers
-    names = ("method", "coefficient", "scaling", "positions", "n_traces", "n_layers", "noise_floor")
-    found: dict[str, Any] = {f"scores.{name}": getattr(scores, name) for name in names}
+    names = ("method", "coefficient", "coefficient_unit", "spans", "n_traces", "n_layers", "noise_floor")
+    found: dict[str, Any] = {f"scores.{_SCORE_KEYS.get(name, name)}": getattr(scores, name) for name in names}
     for b, label in enumerate(scores.labels):
         found[f"scores.{label}.n_spans"] = scores.n_spans[b]
         for i, layer in enumerate(scores.layers):

@@ -32,7 +32,7 @@ def fit_vectors(
     negatives: str = "spans",
     aggregation: str = "span",
     construction: str = "difference",
-    labels: Sequence[str] | None = None,
+    behaviors: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
     n_controls: int = 0,
@@ -54,7 +54,7 @@ def fit_vectors(
         negatives: what is subtracted; see `Recipe`.
         aggregation: what counts equally: each "token", "span" or "trace".
         construction: "difference" of means, or "logistic", the normal of a probe; see `Recipe` and `ProbeFits`.
-        labels: the behaviors, in the order of their axis; None for those of the spans: the default scheme, or all that
+        behaviors: in the order of their axis; None for those of the spans: the default scheme, or all that
             occur if there are others.
         layers: by default all.
         site: where in each block; steering acts on resid_post, so others are for study.
@@ -72,7 +72,7 @@ def fit_vectors(
         model,
         traces,
         [recipe],
-        labels=labels,
+        behaviors=behaviors,
         layers=layers,
         site=site,
         n_controls=n_controls,
@@ -88,7 +88,7 @@ def fit_recipes(
     traces: Sequence[Trace],
     recipes: Sequence[Recipe],
     *,
-    labels: Sequence[str] | None = None,
+    behaviors: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
     n_controls: int = 0,
@@ -103,7 +103,7 @@ def fit_recipes(
     if any(recipe.negatives == PAIRS for recipe in recipes):
         raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
-    labels = label_axis(traces) if labels is None else labels
+    labels = label_axis(traces) if behaviors is None else behaviors
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))

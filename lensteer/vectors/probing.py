@@ -76,7 +76,7 @@ def probe_accuracy(
     traces: Sequence[Trace],
     *,
     window: str | Window = "onset",
-    labels: Sequence[str] | None = None,
+    behaviors: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
     n_folds: int = 5,
@@ -94,7 +94,7 @@ def probe_accuracy(
         traces: annotated.
         window: which positions stand for a span; see `Window.parse`. Any but "onset" shows the probe the sentence
             itself, or a part of it.
-        labels: the behaviors; spans of any other are an error. None: as in `fit_vectors`.
+        behaviors: spans of any other are an error. None: as in `fit_vectors`.
         layers: by default all.
         site: where in each block.
         n_folds: of the cross-validation.
@@ -110,7 +110,7 @@ def probe_accuracy(
     if not n_spans:
         raise LensteerError(NO_SPANS)
     check_memory(n_spans, len(chosen), models.d_model(model))
-    own = label_axis(traces) if labels is None else tuple(labels)
+    own = label_axis(traces) if behaviors is None else tuple(behaviors)
     number = {task: i for i, task in enumerate(sorted({trace.task.id for trace in traces if trace.spans}))}
     features, behavior, task = [], [], []
     for found in stream_features(model, traces, windows=[window], layers=chosen, site=site, batch_size=batch_size):
