@@ -17,7 +17,7 @@ from lensteer.attention import (
 from lensteer.attribution import ControlTests, Fidelity, LayerScores, attribute, control_tests, efficiency, fidelity
 from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
 from lensteer.attribution.selection import SelectedLayers, select_layers
-from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Span
+from lensteer.behaviors import BEHAVIORS, STEERED, LabelScheme, Sentence, Span
 from lensteer.cache_steering import CachePlan, CacheVector, contrastive_pairs, fit_cache_vector
 from lensteer.calibration import Calibration, calibrate, calibrate_many
 from lensteer.contrast import Pair, Text, complete_pairs, fit_directions, load_pairs, pair_traces, pair_up
@@ -83,6 +83,7 @@ __all__ = [
     "ReceiverHeads",
     "Sampling",
     "SelectedLayers",
+    "Sentence",
     "SentenceAttention",
     "Span",
     "SteeringPlan",

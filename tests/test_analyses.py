@@ -183,6 +183,22 @@ def test_the_sibling_organisms_are_small_and_reason(name, kind):
     assert sum(bool(trace.correct) for trace in traces) >= 6
 
 
+def test_own_behaviors_are_two_runs_with_reports(tiny_checkpoint, tmp_path):
+    analysis = load("own_behaviors")
+    sizes = dict(n_train=6, n_dev=3, n_test=3, n_samples=1, n_controls=1, max_new_tokens=24, coefficients=(0.001,))
+    found = analysis.main(analysis.Config(str(tiny_checkpoint()), tmp_path, runs=("contrast",), **sizes))
+    assert found["contrast"].unit == "score"
+    assert "contrast: politeness up" in analysis.table(found)
+    assert (tmp_path / "contrast" / "report.html").exists()
+    says = ["You should try it. It is blue.", "Make sure that your hands are clean."]
+    traces = [
+        ls.Trace(ls.Task("a", "c", "test", "?"), "?", t, (1,), tuple(t.encode()), tuple(range(len(t))), True)
+        for t in says
+    ]
+    labels = [[sentence.label for sentence in sentences] for sentences in analysis.advice(traces)]
+    assert labels == [["advice", "other"], ["advice"]]
+
+
 def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
     analysis = load("politeness")
     config = analysis.Config(

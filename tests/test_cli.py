@@ -138,7 +138,8 @@ def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
         expected: dict[str, Any] = {name: value for _, name, value in OPTIONS.values()}
         assert calls[-1][1].config == replace(base, **what, **expected)
     known = {f.name for f in fields(RunConfig)}
-    given = {"model", "tasks", "chains", "annotators", "classifier", *(name for _, name, _ in OPTIONS.values())}
+    given = {"model", "tasks", "chains", "pairs", "pair_format", "annotators", "measure", "classifier"}
+    given |= {*(name for _, name, _ in OPTIONS.values())}
     assert known - given == {"dev_samples", "max_spans", "score_chains", "score_coefficient", "margins", "quality"}
 
 

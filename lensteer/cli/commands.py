@@ -13,6 +13,7 @@ from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
+from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
 
@@ -25,8 +26,8 @@ Annotators = Annotated[
     list[str] | None,
     typer.Option(
         "--annotator",
-        help="grammar, rules, classifier or judge; several times: the first is tested, the others stand beside it. "
-        "Default: what fits the tasks and chains.",
+        help="grammar, rules, classifier or judge, or FILE.py:NAME for your own; several times: the first is tested, "
+        "the others stand beside it. Default: what fits the tasks and chains.",
     ),
 ]
 Classifier = Annotated[
@@ -38,6 +39,23 @@ Chains = Annotated[
     typer.Option(
         help="Chains to use instead of generating any: traces, or annotated ones, whose labels fit the vectors; "
         "several times for several files."
+    ),
+]
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        help="Contrastive pairs to fit the vectors on instead of on chains: a file, or 'politeness', a written set."
+    ),
+]
+PairFormat = Annotated[
+    str | None, typer.Option(help=f"One of {', '.join(FORMATS)}.", show_default="by the first entry")
+]
+Measuring = Annotated[
+    str | None,
+    typer.Option(
+        "--measure",
+        help="FILE.py:NAME of a function from a trace to a number; its mean is what is tested, instead of shares of "
+        "sentences.",
     ),
 ]
 Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's (organism only).")]
@@ -82,6 +100,9 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         annotators: Annotators = None,
         classifier: Classifier = None,
         chains: Chains = None,
+        pairs: Pairs = None,
+        pair_format: PairFormat = None,
+        measure: Measuring = None,
         dtype: Dtype = "float32",
         device: Device = None,
         seed: Seed = 0,
@@ -128,6 +149,9 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             annotators=tuple(annotators or ()),
             classifier=classifier,
             chains=tuple(chains or ()),
+            pairs=pairs,
+            pair_format=pair_format,
+            measure=measure,
             dtype=dtype,
             device=device,
             seed=seed,

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensteer import models
@@ -16,7 +17,7 @@ from lensteer.contrast.fitting import encode_text
 from lensteer.contrast.pairs import Pair, Text
 from lensteer.errors import LensteerError
 from lensteer.generation import Generated
-from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
+from lensteer.generation.jobs import Job, Sampling, resume_jobs, trace_of
 from lensteer.tasks import Task
 from lensteer.traces import Trace, with_spans
 
@@ -36,6 +37,8 @@ def complete_pairs(
     seed: int = 0,
     batch_size: int = 64,
     thinking: bool = True,
+    path: str | Path | None = None,
+    progress: bool = False,
 ) -> list[Pair]:
     """Let the model answer on each side that has no completion: for pairs of system prompts, as in persona vectors.
 
@@ -50,12 +53,15 @@ def complete_pairs(
         seed: of all draws; each prompt has a seed of its own.
         batch_size: answers that are made together.
         thinking: whether the template opens `<think>`, where it has that choice.
+        path: JSONL file that each finished batch of answers is appended to; batches already in it are not made again.
+        progress: show a bar.
 
     Returns:
         The pairs with completions (kept as the very tokens). One with an empty answer is left out, with a warning.
 
     Raises:
-        LensteerError: no pairs, an impossible number, a text that cannot be encoded, or no answer at all.
+        LensteerError: no pairs, an impossible number, a text that cannot be encoded, a file of another run, or no
+            answer at all.
     """
     if not pairs or batch_size < 1:
         raise LensteerError(f"{len(pairs)} pairs, batch_size={batch_size}: give at least one of each")
@@ -69,7 +75,8 @@ def complete_pairs(
     sampling = Sampling(1, temperature, seed, max_new_tokens, batch_size, top_p=top_p)
     ends = models.end_ids(model)
     written: dict[Text, Text] = {}
-    for text, trace in zip(order, run_jobs(model, [jobs[text] for text in order], sampling), strict=True):
+    answers = resume_jobs(model, [jobs[text] for text in order], sampling, path=path, progress=progress)
+    for text, trace in zip(order, answers, strict=True):
         ids = trace.response_ids
         if ids and ids[-1] in ends:
             ids = ids[:-1]

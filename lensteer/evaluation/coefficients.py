@@ -12,8 +12,8 @@ import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
-from lensteer.evaluation.conditions import Condition, Record, by_condition, named, run_conditions
-from lensteer.evaluation.effects import BASE, KINDS
+from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
+from lensteer.evaluation.effects import BASE, KINDS, measures_of
 from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
@@ -37,7 +37,7 @@ class CoefficientTrial:
         layer: steered.
         coefficient: signed; 0 is the unsteered condition.
         length: of what is added.
-        share: of the behavior's sentences.
+        share: of the behavior's sentences; or the mean score, where a measure is what is tested.
         text: how the text stands beside the unsteered condition's; None for that condition.
     """
 
@@ -67,6 +67,7 @@ class ChosenCoefficients(Saved):
         coefficient_unit: what coefficient 1 is.
         n_tasks: dev tasks.
         n_samples: chains on each.
+        unit: "sentences", of which shares in the curve are, or "score".
     """
 
     down: dict[str, float]
@@ -76,6 +77,7 @@ class ChosenCoefficients(Saved):
     coefficient_unit: str
     n_tasks: int
     n_samples: int
+    unit: str = "sentences"
 
     @property
     def pairs(self) -> dict[str, tuple[float | None, float | None]]:
@@ -109,7 +111,8 @@ def choose_coefficients(
     unit: str = "difference",
     same_length: bool = True,
     sampling: Sampling | None = None,
-    annotator: Annotator | Mapping[str, Annotator],
+    annotator: Annotator | Mapping[str, Annotator] | None = None,
+    measure: Measure | Mapping[str, Measure] | None = None,
     quality: int = 25,
     seed: int = 0,
     path: str | Path | None = None,
@@ -135,6 +138,7 @@ def choose_coefficients(
             are compared, and share control vectors, at the same length.
         sampling: how chains are drawn.
         annotator: says what each sentence is.
+        measure: a score of each chain instead, or next to it; see `evaluate`. What text is held to is the same.
         quality: likelihoods are measured on so many chains per coefficient.
         seed: of the intervals.
         path: JSONL file for resuming.
@@ -142,7 +146,8 @@ def choose_coefficients(
 
     Raises:
         LensteerError: a coefficient that is not positive and finite, fewer than two tasks, a behavior that the
-            annotator never labels, or an unsteered condition that is itself what would be called broken.
+            annotator never labels, a measure that gives no number, or an unsteered condition that is itself what would
+            be called broken.
     """
     if not coefficients or any(not math.isfinite(d) or d <= 0 for d in coefficients):
         raise LensteerError(
@@ -153,7 +158,7 @@ def choose_coefficients(
     margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(coefficients))
     scales = {b: _scale(vectors, layers, b, unit) if same_length else 1.0 for b in layers}
-    for each in named(annotator).values():
+    for each in named(annotator).values() if measure is None else ():
         check_labels(each, list(layers))
     conditions, tried = [Condition(BASE, kind="unsteered")], []
     for behavior, layer in layers.items():
@@ -168,6 +173,7 @@ def choose_coefficients(
         conditions,
         sampling,
         annotator=annotator,
+        measures=measures_of(measure, list(layers)),
         quality=quality if margins.nll is not None or margins.kl is not None else 0,
         path=None if path is None else Path(path),
         progress=progress,
@@ -195,6 +201,7 @@ def choose_coefficients(
         unit,
         len(tasks),
         sampling.n_samples,
+        "sentences" if measure is None else "score",
     )
 
 
@@ -217,4 +224,6 @@ def _scale(vectors: BehaviorVectors, layers: Mapping[str, int], behavior: str, u
 
 
 def _share(rows: Sequence[Record], behavior: str) -> float:
+    if rows and rows[0].scores:
+        return sum(r.scores[behavior] for r in rows) / len(rows)
     return sum(r.sentences.get(behavior, 0) for r in rows) / max(sum(r.n_sentences for r in rows), 1)

@@ -115,7 +115,7 @@ def evaluate(
         raise LensteerError("no annotator: give one, such as annotator=rules, or a measure of each chain")
     for each in named(annotator).values() if measure is None else ():
         check_labels(each, list(layers))
-    measures = _measures(measure, list(layers))
+    measures = measures_of(measure, list(layers))
     conditions, without = [Condition(BASE, kind="unsteered")], []
     for behavior, layer in layers.items():
         for (kind, sign), coefficient in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
@@ -160,7 +160,12 @@ def evaluate(
     )
 
 
-def _measures(measure: Measure | Mapping[str, Measure] | None, behaviors: Sequence[str]) -> dict[str, Measure]:
+def measures_of(measure: Measure | Mapping[str, Measure] | None, behaviors: Sequence[str]) -> dict[str, Measure]:
+    """A measure for each behavior.
+
+    Raises:
+        LensteerError: measures by name that are not those of the behaviors.
+    """
     if measure is None:
         return {}
     if not isinstance(measure, Mapping):

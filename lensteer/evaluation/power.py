@@ -19,12 +19,13 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Power:
-    """What an evaluation of a given size could see of one behavior.
+    """What an evaluation of a given size could see of one behavior, as a share of sentences or a measure's mean score.
 
     Attributes:
         behavior: whose sentences.
-        base: its share on the dev tasks, unsteered.
-        events: its sentences that are expected in the unsteered condition of the evaluation.
+        base: its share or mean score on the dev tasks, unsteered.
+        events: its sentences that are expected in the unsteered condition of the evaluation; NaN for scores, like
+            `tasks`.
         tasks: tasks that are expected to have at least one.
         design: by how much the variance of a share exceeds that of independent sentences.
         rise: the smallest share that pushing up would have to reach to be found in 80 % of the runs.
@@ -50,7 +51,7 @@ def power(
     With M sentences in each condition, shares p and q and a design effect d, the standard error of their difference is
     √(d (p(1−p) + q(1−q)) / M); a difference is found in 80 % of the runs if it is (z₁ + z₂) times that, z₁ of the
     two-sided level after Bonferroni's correction for `n_tests` and z₂ of the power. It is a plan, not a proof: rare
-    events are not Gaussian.
+    events are not Gaussian. Of scores, p(1−p) is their variance over chains, taken as the same steered.
 
     Args:
         records: of the unsteered condition.
@@ -64,6 +65,9 @@ def power(
     """
     from scipy.stats import norm
 
+    if records and records[0].scores:
+        z = float(norm.isf(LEVEL / 2 / (n_tests or 2 * len(behaviors))) + norm.isf(1 - POWER))
+        return [_power_of_scores(records, behavior, n_tasks * n_samples, z) for behavior in behaviors]
     sentences = sum(r.n_sentences for r in records)
     if not sentences:
         raise LensteerError(f"{len(records)} unsteered chains without a sentence: annotate longer chains")
@@ -95,6 +99,19 @@ def power(
             )
         )
     return found
+
+
+def _power_of_scores(records: Sequence[Record], behavior: str, n_chains: int, z: float) -> Power:
+    by_task: dict[str, list[float]] = {}
+    for r in records:
+        by_task.setdefault(r.task, []).append(r.scores[behavior])
+    values = np.array([value for scores in by_task.values() for value in scores])
+    base, variance = float(values.mean()), float(values.var(ddof=1)) if len(values) > 1 else math.nan
+    means = np.array([np.mean(scores) for scores in by_task.values()])
+    per_task = len(values) / len(means)
+    design = max(1.0, float(means.var(ddof=1)) * per_task / variance) if len(means) > 1 and variance > 0 else 1.0
+    gap = z * math.sqrt(2 * design * variance / n_chains)
+    return Power(behavior, base, math.nan, math.nan, design, base + gap, base - gap, True)
 
 
 def _design(records: Sequence[Record], behavior: str) -> float:

@@ -209,8 +209,33 @@ def generate_traces(
         prompt = models.chat_text(model, rewrite(task) if rewrite else task.prompt, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
-    numbers = (max_new_tokens, temperature, seed if temperature else None, *(() if top_p == 1 else (top_p,)))
-    runs = {id(plan): _run(model, plan, *numbers) for plan in own}
+    made = resume_jobs(model, jobs, sampling, path=path, progress=progress)
+    return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
+
+
+def resume_jobs(
+    model: TransformerBridge,
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    path: str | Path | None = None,
+    progress: bool = False,
+) -> list[Trace]:
+    """`run_jobs`, where batches that are in a file already are not made again.
+
+    Args:
+        model: the bridge; plans that are on apply.
+        jobs: as in `run_jobs`.
+        sampling: how chains are drawn.
+        path: JSONL file that each finished batch is appended to.
+        progress: show a bar.
+
+    Raises:
+        LensteerError: two tasks of one id with a path, or a file of another run.
+    """
+    top_p, temperature = sampling.top_p, sampling.temperature
+    numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
+    runs = {id(job.plan): _run(model, job.plan, *numbers, *(() if top_p == 1 else (top_p,))) for job in jobs}
     done = {} if path is None else _resume(Path(path), jobs, runs)
 
     def named(chains: Mapping[int, Trace]) -> dict[int, Trace]:
@@ -221,7 +246,7 @@ def generate_traces(
             append_lines(Path(path), (trace.to_json() for trace in named(fresh).values()))
 
     made = named(dict(enumerate(run_jobs(model, jobs, sampling, done=done, keep=keep, progress=progress))))
-    return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
+    return [made[i] for i in range(len(jobs))]
 
 
 def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:

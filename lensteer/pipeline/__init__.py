@@ -1,4 +1,7 @@
-"""A run on disk: its folder (`run`), chains and annotator (`chains`), stages (`stages`), cache vectors (`caching`)."""
+"""A run on disk: its folder (`run`), chains and annotators (`chains`), stages (`stages`), cache vectors (`cache`).
+
+The user's own functions are loaded in `own`.
+"""
 
 from lensteer.pipeline.cache import CacheFit, CacheRun, cache_fit, cache_run
 from lensteer.pipeline.chains import annotators_of, fit_annotator, read_chains, with_masks

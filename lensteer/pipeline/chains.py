@@ -1,10 +1,11 @@
-"""A run's chains and its annotators: generated or brought along, labeled by whom, and how far that can be trusted."""
+"""A run's chains and its annotators: generated, brought along or from pairs, labeled by whom, and how good that is."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from lensteer.annotation import (
     read_published,
     rules,
 )
+from lensteer.contrast import Pair, Text, complete_pairs, load_pairs
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl
+from lensteer.files import read_jsonl, write_atomically
+from lensteer.pipeline.own import is_own, load_own
 from lensteer.pipeline.run import Run
 from lensteer.traces import Trace, load_traces
 
@@ -70,6 +73,44 @@ def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
     return traces
 
 
+def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
+    """The run's contrastive pairs with completions on both sides, and the pairs as its vectors are fitted on them.
+
+    Where completions are missing the model writes them, once. Pairs that say where they are read, such as repeng's, are
+    fitted as they came.
+
+    Raises:
+        LensteerError: pairs that cannot be read or encoded, or no answer at all.
+    """
+    c = run.config
+    assert c.pairs is not None
+    given = load_pairs(c.pairs, c.pair_format)
+    if all(text.answered for pair in given for text in (pair.positive, pair.negative)):
+        return given, given
+    path = run.path("pairs.jsonl")
+    if not path.exists():
+        written = complete_pairs(
+            run.model,
+            given,
+            max_new_tokens=c.train_tokens,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            seed=c.seed,
+            batch_size=c.batch_size,
+            path=run.path("answers.jsonl"),
+            progress=run.progress,
+        )
+        write_atomically(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in written))
+    completed = [_pair(values) for _, values in read_jsonl(path)]
+    return completed, given if all(pair.position is not None for pair in given) else completed
+
+
+def _pair(values: dict[str, Any]) -> Pair:
+    for side in ("positive", "negative"):
+        values[side] = Text(**{**values[side], "completion_ids": tuple(values[side]["completion_ids"])})
+    return Pair(**values)
+
+
 def annotators_of(run: Run) -> dict[str, Annotator]:
     """The run's annotators by name, ready to be called. A judge says how much it will ask before it asks."""
     return {name: _annotator(run, name) for name in run.annotators}
@@ -78,10 +119,11 @@ def annotators_of(run: Run) -> dict[str, Annotator]:
 def with_masks(annotators: Mapping[str, Annotator]) -> dict[str, Annotator]:
     """The same, and the first one again with cue words masked, and with as many random words masked.
 
-    A grammar's words are its own, and a judge would have to be asked again: they are not.
+    The cue words are those of English reasoning, so a grammar's chains and the user's own labels are not masked. A
+    judge would have to be asked again.
     """
-    first, annotator = next(iter(annotators.items()))
-    if annotator is grammar or isinstance(annotator, Judge):
+    first, annotator = next(iter(annotators.items()), ("", None))
+    if annotator is None or annotator is grammar or is_own(first) or isinstance(annotator, Judge):
         return dict(annotators)
     blind = {f"{first}, {CUES_MASKED}": masking(annotator)}
     return {**annotators, **blind, f"{first}, {RANDOM_MASKED}": masking(annotator, control=True)}
@@ -92,6 +134,8 @@ def _annotator(run: Run, name: str) -> Annotator:
         path = str(run.config.classifier or run.path(CLASSIFIER))
         needs_model = SentenceClassifier.load(path).layer is not None
         return SentenceClassifier.load(path, run.model if needs_model else None)
+    if is_own(name):
+        return load_own(name)
     if name == "judge":
         return Judge(cache=run.path("judge"), announce=_announce if run.progress else None, progress=run.progress)
     return grammar if name == "grammar" else rules
@@ -123,8 +167,9 @@ def trust(run: Run, given: Sequence[Trace]) -> dict[str, Any]:
     A classifier that was fitted on these very labels is judged on questions that it was not fitted on, and, where the
     chains are of several files, also without the file that it is judged on.
     """
-    found: dict[str, Any] = {"name": run.annotators[0], "names": list(run.annotators), "against": None}
-    labeled = [trace for trace in given if trace.spans]
+    found: dict[str, Any] = {"name": next(iter(run.annotators), None), "names": list(run.annotators), "against": None}
+    # What pairs say is of whole texts: it judges no annotator of sentences.
+    labeled = [] if run.config.pairs else [trace for trace in given if trace.spans]
     files = [i for i, n in enumerate(run.stages["traces"].get("files", ())) for _ in range(n)]
     sources = [file for file, trace in zip(files, given, strict=True) if trace.spans] if files else []
     for name in run.annotators:

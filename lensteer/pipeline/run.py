@@ -19,11 +19,15 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
+from lensteer.annotation import check_labels
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
+from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
+from lensteer.evaluation.conditions import Measure
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
+from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
 from lensteer.positions import (
     PositionScope,
     everywhere,
@@ -62,8 +66,14 @@ class RunConfig:
         tasks: "builtin", "organism", or a JSONL file.
         chains: files of chains to use instead of generating any: traces, or the published annotation format. Labels
             that they come with are kept and fit the vectors.
-        annotators: of `ANNOTATORS`, for generated text, the first of which is tested. () is what fits: the grammar for
-            the organism's tasks; for others a classifier that is fitted on labels that came along, and the rules.
+        pairs: a file of contrastive pairs, or the name of a written set, to fit the vectors on instead of on chains;
+            `behaviors` are then the concepts that the pairs name, unless others are asked for. See `load_pairs`.
+        pair_format: of that file; None: the first entry decides.
+        annotators: of `ANNOTATORS`, or FILE.py:NAME for one of your own, for generated text, the first of which is
+            tested. () is what fits: the grammar for the organism's tasks; none where there is a measure, and pairs or
+            chains; for others a classifier that is fitted on labels that came along, and the rules.
+        measure: FILE.py:NAME of a function from a trace to a number, higher for more of the behavior; where there is
+            one, its mean is what is tested.
         classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
         behaviors: that are steered.
         layers: one for all behaviors, or one for each; () lets scores, or else the middle layer, decide.
@@ -99,7 +109,10 @@ class RunConfig:
     device: str | None = None
     tasks: str = "builtin"
     chains: tuple[str, ...] = ()
+    pairs: str | None = None
+    pair_format: str | None = None
     annotators: tuple[str, ...] = ()
+    measure: str | None = None
     classifier: str | None = None
     behaviors: tuple[str, ...] = STEERED
     layers: tuple[int, ...] = ()
@@ -188,13 +201,14 @@ DEMO_REAL = replace(
 
 @dataclass
 class Run:
-    """A run's folder, open."""
+    """A run's folder, open. `files` are digests of the user's own files, so that a changed one is noticed."""
 
     folder: Path
     config: RunConfig
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     model_id: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
     progress: bool = False
     announce: Callable[[str], object] = field(default=lambda line: None, repr=False, compare=False)
 
@@ -208,10 +222,13 @@ class Run:
             progress: show bars.
 
         Raises:
-            LensteerError: the folder holds another run or something else, or nothing while no config is given; or a
-                config that some stage would refuse.
+            LensteerError: the folder holds another run or something else, or nothing while no config is given; a
+                config that some stage would refuse; or a file of pairs or of the user's own functions that has changed.
         """
         folder = Path(folder)
+        if config is not None and config.pairs is not None and config.behaviors == STEERED:
+            labels = dict.fromkeys(pair.label for pair in load_pairs(config.pairs, config.pair_format))
+            config = replace(config, behaviors=tuple(labels))
         manifest = folder / MANIFEST
         if not manifest.exists():
             if config is None:
@@ -220,6 +237,7 @@ class Run:
                 raise LensteerError(f"{str(folder)!r} is no run of lensteer: give a new or an empty folder")
             run = Run(folder, config, progress=progress)
             run.check()
+            run.files = {str(path): digest_of(path) for path in run.own_files}
             return run
         try:
             values = json.loads(manifest.read_text(encoding="utf-8"))
@@ -231,7 +249,8 @@ class Run:
                 )
             tuples = ("coefficients", "chains", "annotators", "behaviors", "layers")
             stored = RunConfig(**{**found, **{name: tuple(found[name]) for name in tuples}})
-            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]), progress)
+            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]))
+            run.files, run.progress = dict(values.get("files", {})), progress
         except LensteerError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -241,6 +260,11 @@ class Run:
             raise LensteerError(
                 f"{str(folder)!r} holds another run, with {other}: give another folder, or the same options"
             )
+        for path, digest in run.files.items():
+            if Path(path).exists() and digest_of(path) != digest:
+                raise LensteerError(
+                    f"{path!r} has changed since {str(folder)!r} was begun: give another folder, or the file as it was"
+                )
         return run
 
     @property
@@ -250,9 +274,32 @@ class Run:
             return self.config.annotators
         if self.config.tasks == "organism":
             return ("grammar",)
+        if self.config.measure and (self.config.pairs or self.config.chains):
+            return ()
         if self.config.chains or self.config.classifier:
             return ("classifier", "rules") if set(self.config.behaviors) <= set(BEHAVIORS) else ("classifier",)
         return ("rules",)
+
+    @property
+    def own_files(self) -> list[Path]:
+        """Files of the user's own functions and pairs.
+
+        Raises:
+            LensteerError: there is none of such a name.
+        """
+        c = self.config
+        named = [name for name in (*c.annotators, c.measure) if name is not None and is_own(name)]
+        pairs = [Path(c.pairs)] if c.pairs is not None and Path(c.pairs).is_file() else []
+        return [*pairs, *map(file_of, named)]
+
+    @cached_property
+    def measure(self) -> Measure | None:
+        """The user's own measure, if there is one.
+
+        Raises:
+            LensteerError: it cannot be loaded.
+        """
+        return None if self.config.measure is None else load_own(self.config.measure)
 
     @property
     def margins(self) -> Margins:
@@ -268,14 +315,18 @@ class Run:
         """Refuse now what a stage would refuse only after hours.
 
         Raises:
-            LensteerError: an unknown scope, window or kind of negatives, an impossible number, tasks that lack a split.
+            LensteerError: an unknown scope, window or kind of negatives, an impossible number, tasks that lack a split,
+                or pairs or functions of the user's own that cannot be used.
         """
         c = self.config
+        self._check_pairs()
         if c.scope not in SCOPES:
             raise LensteerError(f"no scope {c.scope!r}: choose one of {sorted(SCOPES)}")
         for name in self.annotators:
-            if name not in ANNOTATORS:
-                raise LensteerError(f"no annotator {name!r}: choose of {list(ANNOTATORS)}")
+            if name not in ANNOTATORS and not is_own(name):
+                raise LensteerError(
+                    f"no annotator {name!r}: choose of {list(ANNOTATORS)}, or write FILE.py:NAME for your own"
+                )
         if len(set(self.annotators)) < len(self.annotators):
             raise LensteerError(f"annotators {list(self.annotators)}: give each once")
         if "classifier" in self.annotators and not c.classifier and not c.chains:
@@ -293,7 +344,7 @@ class Run:
                 raise LensteerError(f"no file {path!r}: give one that exists")
         if c.dtype not in DTYPES:
             raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(DTYPES)}")
-        if {"grammar", "rules"}.intersection(self.annotators):
+        if {"grammar", "rules"}.intersection(self.annotators) and not (c.measure and (c.pairs or c.chains)):
             for label in c.behaviors:
                 check_behavior(label, BEHAVIORS)
         if not c.behaviors or len(c.layers) not in (0, 1, len(c.behaviors)):
@@ -321,8 +372,38 @@ class Run:
         check_unit(c.unit)
         Recipe(c.window, c.negatives)
         self.sampling(c.n_samples)
-        for split in SPLITS:
+        for split in SPLITS[1:] if c.pairs else SPLITS:
             self.tasks(split)
+        self._check_own()
+
+    def _check_pairs(self) -> None:
+        """Pairs, what stands beside them, and what measures their effect."""
+        c = self.config
+        if c.pairs is not None:
+            if c.chains:
+                raise LensteerError(
+                    f"pairs {c.pairs!r} and chains {list(c.chains)}: vectors are fitted on one or the other, give one"
+                )
+            if not c.measure and not c.annotators:
+                raise LensteerError(
+                    f"pairs {c.pairs!r} without a measure: give --measure FILE.py:NAME, a function that scores what "
+                    "the model writes, or an --annotator that knows the labels"
+                )
+            labels = list(dict.fromkeys(pair.label for pair in load_pairs(c.pairs, c.pair_format)))
+            if odd := [label for label in c.behaviors if label not in labels]:
+                raise LensteerError(f"behaviors {odd} are not in the pairs {c.pairs!r}, which have {labels}")
+        elif c.pair_format is not None:
+            raise LensteerError(f"pair_format={c.pair_format!r} without pairs: give --pairs, too")
+
+    def _check_own(self) -> None:
+        """The user's own functions, each tried on a made-up chain."""
+        c, task = self.config, self.tasks("test")[0]
+        for name in filter(is_own, self.annotators):
+            if c.measure is None:
+                check_labels(load_own(name), c.behaviors)
+            try_annotator(name, task)
+        if c.measure is not None:
+            try_measure(c.measure, task)
 
     def write(self) -> None:
         """Write the manifest."""
@@ -332,6 +413,7 @@ class Run:
             "model": self.model_id,
             "stages": self.stages,
             "notes": self.notes,
+            **({"files": self.files} if self.files else {}),
         }
         write_atomically(self.folder / MANIFEST, json.dumps(values, indent=1))
 

@@ -18,6 +18,7 @@ from lensteer.annotation import Annotator, annotate_report
 from lensteer.attribution import LayerScores, attribute
 from lensteer.attribution.overlap import EmbeddingOverlap, embedding_overlap
 from lensteer.attribution.selection import SelectedLayers, select_layers
+from lensteer.contrast import fit_directions, pair_traces
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     BASE,
@@ -42,6 +43,7 @@ from lensteer.pipeline.chains import (
     annotators_of,
     fit_own_classifier,
     judged_on_its_questions,
+    pairs_of,
     read_chains,
     trust,
     with_masks,
@@ -80,8 +82,10 @@ def load_results(run: Run) -> RunResults:
     if reference is not None and (
         reference["model.weights"] != run.model_id["weights"]
         or reference.get("evaluation.coefficient_unit") != run.config.unit
+        or run.config.pairs
+        or run.config.measure
     ):
-        reference = None  # another model's figures, or coefficients in another unit
+        reference = None  # another model's figures, coefficients in another unit, or other behaviors or measures
     return RunResults(
         title=f"Steering {run.model_id['name']}",
         model=run.model_id,
@@ -149,6 +153,11 @@ def _traces(run: Run) -> dict[str, Any]:
     c = run.config
     for layer in c.layers:
         models.check_layer(run.model, layer)
+    if c.pairs:
+        completed, _ = pairs_of(run)
+        traces = pair_traces(run.model, completed)
+        save_traces(traces, run.path("traces.jsonl"))
+        return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces)}
     if c.chains:
         traces = read_chains(c.chains, run.model)
         fit_own_classifier(run, traces)
@@ -171,10 +180,16 @@ def _traces(run: Run) -> dict[str, Any]:
 
 
 def _annotate(run: Run) -> dict[str, Any]:
-    """Labels that the chains came with are kept; the first annotator labels chains that have none."""
+    """Labels that the chains came with, as those of pairs do, are kept; the first annotator labels the others."""
     traces = load_traces(run.path("traces.jsonl"))
     given = [trace for trace in traces if trace.spans]
-    found, reports = annotate_report([t for t in traces if not t.spans], next(iter(annotators_of(run).values())))
+    rest = [trace for trace in traces if not trace.spans]
+    if rest and not run.annotators:
+        raise LensteerError(
+            f"{len(rest)} of the {len(traces)} chains of {list(run.config.chains)} came without labels, and vectors "
+            "are fitted on labels: give an --annotator beside the measure"
+        )
+    found, reports = annotate_report(rest, next(iter(annotators_of(run).values()))) if rest else ([], [])
     fresh = iter(found)
     annotated = [trace if trace.spans else next(fresh) for trace in traces]
     if not any(trace.spans for trace in annotated):
@@ -200,10 +215,12 @@ def _annotate(run: Run) -> dict[str, Any]:
 
 def _vectors(run: Run) -> dict[str, Any]:
     c = run.config
-    traces = load_traces(run.path("annotated.jsonl"))
-    n_controls = max(c.n_score_controls, c.n_controls)
-    options: dict[str, Any] = dict(window=c.window, negatives=c.negatives, n_controls=n_controls, seed=c.seed)
-    vectors = fit_vectors(run.model, traces, **options)
+    options: dict[str, Any] = dict(n_controls=max(c.n_score_controls, c.n_controls), seed=c.seed)
+    if c.pairs:
+        vectors = fit_directions(run.model, pairs_of(run)[1], **options)
+    else:
+        traces = load_traces(run.path("annotated.jsonl"))
+        vectors = fit_vectors(run.model, traces, window=c.window, negatives=c.negatives, **options)
     if not set(c.behaviors) & set(vectors.labels):
         raise LensteerError(
             f"the chains have sentences of {list(vectors.labels)} only, and of none that is steered "
@@ -212,7 +229,8 @@ def _vectors(run: Run) -> dict[str, Any]:
     for label in c.behaviors:
         n = vectors.counts.get(label, 0)
         if n < FEW_SPANS:
-            words = "has no sentence in the chains and is left out" if not n else f"rests on {n} sentences only"
+            words = f"rests on {n} {'pairs' if c.pairs else 'sentences'} only"
+            words = words if n else "has no sentence in the chains and is left out"
             run.note(f"{label} {words}: {FEW_SPANS} or more are wanted for a vector.")
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
@@ -263,7 +281,8 @@ def _select(run: Run) -> dict[str, Any]:
         scope=SCOPES[c.scope],
         unit=c.unit,
         sampling=run.sampling(c.dev_samples),
-        annotator=annotators,
+        annotator=annotators or None,
+        measure=run.measure,
         quality=c.quality // 2,
         seed=c.seed,
         path=run.path("coefficients.jsonl"),
@@ -296,7 +315,8 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
         run.tasks("dev"),
         [Condition(BASE, kind="unsteered")],
         sampling,
-        annotator=annotators,
+        annotator=annotators or None,
+        measures={} if run.measure is None else dict.fromkeys(labels, run.measure),
         path=run.path("plan.jsonl"),
         progress=run.progress,
     )
@@ -309,7 +329,7 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = {
         "coefficients": len(run.tasks("dev")) * c.dev_samples * (1 + 2 * len(labels) * len(c.coefficients)),
-        "own": c.n_test * c.n_samples * (1 + 3 * len(labels)),
+        "own": c.n_test * c.n_samples * (1 + 2 * len(labels) + sum(label in BASELINE_PROMPTS for label in labels)),
         "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_controls * len(POOLS) * n_layers,
     }
     minutes = sum(chains.values()) * per_chain / rate / 60
@@ -320,6 +340,13 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
         f"{rate:.0f} tokens/s"
     )
     for p in found:
+        if run.measure is not None:
+            run.announce(
+                f"plan: {p.behavior}: the mean score is {p.base:.3g} unsteered, of scores from "
+                f"{min(r.scores[p.behavior] for r in base):.3g} to {max(r.scores[p.behavior] for r in base):.3g}; a "
+                f"rise to {p.rise:.3g} or a fall to {p.fall:.3g} would be found in 8 of 10 runs"
+            )
+            continue
         down = "a fall can be tested" if p.down else "too rare for a fall to be tested"
         rise = "no rise" if math.isnan(p.rise) else f"a rise to {p.rise:.1%}"
         run.announce(
@@ -363,7 +390,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
         n_controls=c.n_controls,
         control_samples=c.control_samples,
         sampling=run.sampling(c.n_samples),
-        annotator=with_masks(annotators_of(run)),
+        annotator=with_masks(annotators_of(run)) or None,
+        measure=run.measure,
         margins=run.margins,
         quality=c.quality,
         seed=c.seed,
@@ -374,9 +402,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
     evaluation.save(run.path("evaluation.json"))
     _examples(run, evaluation, examples, first)
     chains = sum(condition.chains for condition in evaluation.conditions)
-    shown = [
-        f"{e.behavior}/{e.kind}" for e in evaluation.effects if e.shown and e.unit == "sentences" and not e.annotator
-    ]
+    tested = [e for e in evaluation.effects if e.unit == evaluation.unit and not e.annotator]
+    shown = [f"{e.behavior}/{e.kind}" for e in tested if e.shown]
     return {"chains": chains, "shown": shown}
 
 
@@ -385,7 +412,7 @@ def _examples(
 ) -> None:
     """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; none was picked."""
     rises = sorted(
-        (e for e in evaluation.effects if e.kind == "up" and e.unit == "sentences" and not e.annotator),
+        (e for e in evaluation.effects if e.kind == "up" and e.unit == evaluation.unit and not e.annotator),
         key=lambda e: -e.change.value,
     )
     lines = []

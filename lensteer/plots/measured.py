@@ -58,7 +58,13 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
             band = dict(type="rect", fillcolor=CONTROL_BAND, line=dict(width=0))
             figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
-            x=left + 1.5, y=1, yref="paper", yanchor="bottom", text=f"<b>{label}</b>", showarrow=False, font_size=12
+            x=left + (1.5 if (label, "words") in known else 1),
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=f"<b>{label}</b>",
+            showarrow=False,
+            font_size=12,
         )
         figure.add_bar(
             x=[left + 1],
@@ -114,7 +120,9 @@ def _bounds(found: Estimate) -> dict[str, Any]:
 
 
 def coefficients(found: ChosenCoefficients) -> go.Figure:
-    """Each behavior's share, and how much of its margin the text uses, against the signed coefficient."""
+    """Each behavior's share or mean score, and how much of its margin the text uses, by signed coefficient."""
+    scored = found.unit == "score"
+    quantity, of = ("mean score", "score") if scored else ("share of sentences", "of sentences")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.6, 0.4])
     labels = list(dict.fromkeys(d.behavior for d in found.curve))
     for label in labels:
@@ -128,18 +136,18 @@ def coefficients(found: ChosenCoefficients) -> go.Figure:
         chosen = {-found.down.get(label, 0.0), found.up.get(label, 0.0)} - {0.0}
         why = ["" if d.text is None else d.text.why or "text within its margins" for d in points]
         strain = [0.0 if d.text is None else min(d.text.strain, STRAIN_SHOWN) for d in points]
-        for row, values, of in ((1, [d.share for d in points], "of sentences"), (2, strain, "of the margin")):
-            line = curve(label, steps, values, hover.replace("{}", of), why)
+        for row, values, what in ((1, [d.share for d in points], of), (2, strain, "of the margin")):
+            line = curve(label, steps, values, hover.replace("{}", what), why)
             figure.add_trace(line.update(showlegend=row == 1), row=row, col=1)
             ends = [(label, c, v) for c, v in zip(steps, values, strict=True) if c in chosen]
             figure.add_trace(rings(ends), row=row, col=1)
     figure.add_trace(key("chosen coefficient", "circle-open", INK), row=1, col=1)
     figure.add_hline(y=1, line=dict(color=MUTED, dash="dash", width=1), row=2, col=1)
     figure.update_xaxes(title_text=f"coefficient ({UNIT_WORDS[found.coefficient_unit]})", row=2, col=1)
-    figure.update_yaxes(title_text="share of sentences", tickformat=".0%", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text=quantity, tickformat="" if scored else ".0%", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="margin used<br>by the text", rangemode="tozero", row=2, col=1)
     about = "dashed: the text is worse than unsteered by the whole of some margin, and counts as broken"
-    title = f"How strong: share and text on {found.n_tasks} dev tasks<br><sup>{about}</sup>"
+    title = f"How strong: {'score' if scored else 'share'} and text on {found.n_tasks} dev tasks<br><sup>{about}</sup>"
     return finish(figure, title, 560)
 
 

@@ -6,6 +6,7 @@ the page and `summary.json` cannot disagree.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lensteer import plots
-from lensteer.behaviors import in_order
+from lensteer.behaviors import BEHAVIORS, in_order
 from lensteer.evaluation.results import SHOWN
 from lensteer.report.summary import Example, RunResults, condition_key, kind_key, summary
 from lensteer.traces import Trace
@@ -35,6 +36,14 @@ STYLES: dict[str, tuple[str, float]] = {
     "thousandths": ("{:.3f}", 1),
 }
 NOTHING = Markup("–")
+
+#: Kinds of control vectors, in words: of vectors from labeled sentences, and from pairs.
+CONTROL_NAMES = {
+    "isotropic": "random direction",
+    "covariance_matched": "the spans' covariance",
+    "shuffled": "shuffled labels",
+}
+PAIR_CONTROL_NAMES = CONTROL_NAMES | {"covariance_matched": "the pairs' covariance", "shuffled": "shuffled sides"}
 
 
 class Figures:
@@ -107,22 +116,31 @@ def render(results: RunResults) -> str:
     Every number in its text is one of `summary(results)`. Text of models and users is escaped.
     """
     f = Figures(summary(results))
-    evaluation = results.evaluation
+    evaluation, from_pairs = results.evaluation, bool(results.config.get("pairs"))
+    scored = evaluation.unit == "score"
     not_shown = {kind: [v for v in f.part(f"shown.n_{kind}") if v != SHOWN] for kind in ("up", "down")}
     template = _environment().get_template("page.html.j2")
     return template.render(
         results=results,
         evaluation=evaluation,
         f=f,
+        unit=evaluation.unit,
+        scored=scored,
+        prompted=any(effect.kind == "prompted" for effect in evaluation.effects),
+        from_pairs=from_pairs,
+        reasoning=not from_pairs and not scored and set(results.layers) <= set(BEHAVIORS),
+        control_names=PAIR_CONTROL_NAMES if from_pairs else CONTROL_NAMES,
         reference=None if results.reference is None else Figures(results.reference, "reference."),
         labels=in_order(f.part("traces.spans")),
         not_shown={kind: verdicts for kind, verdicts in not_shown.items() if verdicts},
+        graded=any(math.isfinite(condition.accuracy.value) for condition in evaluation.conditions),
         conditions=[condition for condition in evaluation.conditions if condition.kind != "control"],
         control_groups=_distinct(
             (condition.layer, condition.pool) for condition in evaluation.conditions if condition.kind == "control"
         ),
         pools=_distinct(control.pool for effect in evaluation.effects for control in effect.controls),
         tasks=_by_task(results.examples),
+        labeled=any(example.trace.spans for example in results.examples) or not scored,
         plotly=Markup(get_plotlyjs()),
     )
 

@@ -263,13 +263,11 @@ def _effects(evaluation: Evaluation) -> dict[str, Any]:
         all(evaluation.verdict(label, kind) == SHOWN for kind in KINDS) for label in evaluation.behaviors
     )
     found["shown.n_tested"] = sum(
-        not math.isnan(e.p_holm) for e in evaluation.effects if _primary(e.unit, e.annotator) and e.kind in KINDS
+        not math.isnan(e.p_holm)
+        for e in evaluation.effects
+        if e.unit == evaluation.unit and not e.annotator and e.kind in KINDS
     )
     return found
-
-
-def _primary(unit: str, annotator: str) -> bool:
-    return unit == "sentences" and not annotator
 
 
 def _conditions(evaluation: Evaluation) -> dict[str, Any]:
