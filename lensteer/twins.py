@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +75,21 @@ def _attention() -> str:
     return "lensteer_sdpa"
 
 
+@contextmanager
+def _unhooked(model: TransformerBridge) -> Iterator[None]:
+    """Take off what stands at hook points and before the forward: a plan may be on when a twin is first asked for."""
+    modules = [*model.hook_dict.values(), model.original_model]
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    saved = [(module, kind, dict(getattr(module, kind))) for module in modules for kind in kinds]
+    try:
+        for module, kind, _ in saved:
+            getattr(module, kind).clear()
+        yield
+    finally:
+        for module, kind, hooks in saved:
+            getattr(module, kind).update(hooks)
+
+
 def _build_twin(model: TransformerBridge) -> nn.Module | None:
     original = model.original_model
     if not hasattr(getattr(original, "model", None), "rotary_emb"):
@@ -89,7 +106,7 @@ def _build_twin(model: TransformerBridge) -> nn.Module | None:
         return None
     twin.eval()
     ids = torch.arange(min(8, int(model.cfg.d_vocab)), device=models.device(model))[None]
-    with torch.inference_mode():
+    with torch.inference_mode(), _unhooked(model):
         ours, theirs = model(ids), twin(input_ids=ids).logits
     close = torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
     return twin if close or original.dtype != torch.float32 else None

@@ -240,6 +240,17 @@ def test_offsets_of_a_sentencepiece_like_tokenizer(ids, strips):
 # --- the plain twin ------------------------------------------------------------------------------
 
 
+def test_a_twin_is_found_where_it_is_first_asked_for_under_a_plan(tiny_checkpoint, random_direction):
+    """The check against the bridge must not see what the plan adds; its hooks are there again afterwards."""
+    model = models.load_model(tiny_checkpoint("qwen3"))
+    ids = torch.arange(8)[None]
+    with SteeringPlan(random_direction(model), 1, 4.0).on(model):
+        before = model(ids)
+        assert twins.plain_twin(model) is not None
+        assert torch.equal(model(ids), before)
+    assert not torch.allclose(model(ids), before, atol=1e-2)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
 def test_the_twin_shares_storage_and_gives_the_bridges_logits(family, tiny_model):
     model = tiny_model(family)
