@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import lensteer as ls
 from lensteer import models, twins
+from lensteer.steering import SteeringPlan
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
 BOS = {"qwen2": False, "llama": True, "qwen3": False, "gemma3": True}
