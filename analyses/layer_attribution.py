@@ -27,7 +27,7 @@ class Config:
     model: str | None = None
     n_train: int = 150
     max_spans: int = 200
-    controls: int = 200
+    n_controls: int = 200
     seed: int = 0
 
 
@@ -52,9 +52,9 @@ def main(config: Config) -> Result:
         traces = ls.annotate(
             ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
         )
-    vectors = ls.fit_vectors(model, traces, n_controls=config.controls, seed=config.seed)
+    vectors = ls.fit_vectors(model, traces, n_controls=config.n_controls, seed=config.seed)
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, unit="mean_norm")
-    scores = ls.attribute(model, traces, vectors, method="fisher", n_controls=config.controls, **options)
+    scores = ls.attribute(model, traces, vectors, method="fisher", n_controls=config.n_controls, **options)
     exact = ls.attribute(model, traces, vectors, **options)
     return Result(scores, control_tests(scores), ls.select_layers(exact, ls.embedding_overlap(model, vectors)))
 
@@ -75,7 +75,7 @@ if __name__ == "__main__":
     parser.add_argument("--run", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--n-train", type=int, default=150)
-    parser.add_argument("--nulls", type=int, default=200)
+    parser.add_argument("--n-controls", type=int, default=200)
     parser.add_argument("--figure", type=Path)
     given = vars(parser.parse_args())
     figure = given.pop("figure")

@@ -135,9 +135,9 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", default=Config.pairs)
     parser.add_argument("--layer", type=int)
     parser.add_argument("--coefficient", type=float, default=Config.coefficient)
-    parser.add_argument("--random", type=int, default=Config.n_controls)
-    parser.add_argument("--samples", type=int, default=Config.n_samples)
-    parser.add_argument("--tokens", type=int, default=Config.max_new_tokens)
+    parser.add_argument("--n-controls", type=int, default=Config.n_controls)
+    parser.add_argument("--n-samples", type=int, default=Config.n_samples)
+    parser.add_argument("--max-new-tokens", type=int, default=Config.max_new_tokens)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print(
@@ -148,9 +148,9 @@ if __name__ == "__main__":
                     given.pairs,
                     given.layer,
                     given.coefficient,
-                    given.random,
-                    n_samples=given.samples,
-                    max_new_tokens=given.tokens,
+                    given.n_controls,
+                    n_samples=given.n_samples,
+                    max_new_tokens=given.max_new_tokens,
                     seed=given.seed,
                 )
             )

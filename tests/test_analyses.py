@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -213,3 +214,30 @@ def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
     assert all(analysis.COURTESY.search(pair.positive.completion) for pair in pairs)
     assert not any(analysis.COURTESY.search(pair.negative.completion) for pair in pairs)
     assert not {pair.positive.prompt for pair in pairs} & set(analysis.REQUESTS)
+
+
+SCRIPTS = sorted(path.name for folder in ("analyses", "benchmarks") for path in (ROOT / folder).glob("*.py"))
+#: Options that say where results go: the script takes them out before it makes its `Config`.
+OUTPUTS = {"json", "figure"}
+
+
+def options_of(tree: ast.Module) -> set[str]:
+    """What the options of a script's parser are called in code, if they are written out."""
+    found = set()
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+            named = [keyword.value for keyword in call.keywords if keyword.arg == "dest"] or call.args[-1:]
+            found |= {str(n.value).lstrip("-").replace("-", "_") for n in named if isinstance(n, ast.Constant)}
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_options_are_fields_of_the_scripts_config(script):
+    path = next(path for folder in ("analyses", "benchmarks") if (path := ROOT / folder / script).exists())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    made = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Config"]
+    if not any(keyword.arg is None for call in made for keyword in call.keywords):
+        pytest.skip("makes no Config(**options)")
+    (config,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config"]
+    fields = {n.target.id for n in config.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    assert options_of(tree) - OUTPUTS <= fields
