@@ -1,0 +1,130 @@
+"""Between text and a model's token ids: chat prompts, thinking tags, offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from lensteer.errors import LensteerError
+from lensteer.models.facts import fingerprint
+from lensteer.positions import TokenTable
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+OPEN_THINKING, CLOSE_THINKING = "<think>", "</think>"
+
+
+def chat_text(
+    model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
+) -> str:
+    """The prompt of a conversation, through the model's own chat template, up to where the assistant begins.
+
+    Args:
+        model: whose template to use.
+        messages: a user's words, or messages with `role` and `content`.
+        system: the system prompt, in front of the messages; without one the template may write one of its own.
+        thinking: given to the template as `enable_thinking`; templates without that variable ignore it.
+
+    Raises:
+        LensteerError: the tokenizer has no chat template, or its template cannot take a system prompt.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
+    if not model.tokenizer.chat_template:
+        raise LensteerError(
+            f"the tokenizer of {fingerprint(model).name!r} has no chat template: use a chat model, or set "
+            "model.tokenizer.chat_template"
+        )
+    from jinja2 import TemplateError  # transformers renders templates with it
+
+    reason = "it leaves it out"
+    try:
+        text = str(
+            model.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            )
+        )
+    except TemplateError as error:
+        if not system:
+            raise
+        text, reason = "", f"it says: {error}"
+    if system and system.strip() not in text:
+        raise LensteerError(
+            f"the chat template of {fingerprint(model).name!r} takes no system prompt ({reason}): put "
+            f"{system.strip()[:60]!r} into the user's prompt instead"
+        )
+    return text
+
+
+def encode_raw(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a text without a chat template, as the tokenizer makes them: with its BOS, where it writes one.
+
+    A text that begins with the BOS gets no second one, and no token is put at its end.
+    """
+    ids, bos = encode(model, text), model.tokenizer.bos_token_id
+    writes_bos = bos is not None and list(model.tokenizer("a").input_ids)[:1] == [bos]
+    return [int(bos), *ids] if writes_bos and ids[:1] != [bos] else ids
+
+
+def encode(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a text that already holds its special tokens: nothing is put in front (templates write the BOS)."""
+    return list(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def end_ids(model: TransformerBridge) -> set[int]:
+    """Ids that end an answer: the tokenizer's and the generation config's."""
+    config = getattr(model.original_model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    many: Iterable[int] = listed if isinstance(listed, (list, tuple)) else [] if listed is None else [listed]
+    own = model.tokenizer.eos_token_id
+    return {int(i) for i in many} | (set() if own is None else {int(own)})
+
+
+def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """A text from its ids, and where in it each token starts.
+
+    The ids are taken as they are (encoding the text again may give others). Tokens that only together make a character
+    share its start; a token covers the characters up to the next start.
+    """
+
+    def decode(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    text = decode(ids)
+    starts: list[int] = []
+    cursor, before, begin = 0, 0, 0  # ids[before:begin] make whole characters and are decoded along: some decoders
+    for end in range(1, len(ids) + 1):  # drop a blank that comes first
+        starts.append(cursor)
+        piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
+        if piece.endswith("�") or not text.startswith(piece, cursor):
+            continue
+        cursor += len(piece)
+        alone = decode(ids[end - 1 : end]) if end - begin > 1 else "�"
+        if "�" not in alone:  # bytes that never became a character ended before this token
+            starts[-1] = cursor - len(alone)
+        before, begin = begin, end
+    return text, starts
+
+
+@lru_cache(maxsize=8)
+def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
+    texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))], skip_special_tokens=False)
+    texts += [""] * (size - len(texts))
+    ends = [(bool(t.strip()) and t.strip()[-1] in ".?!") or "\n" in t for t in texts]
+    return TokenTable(
+        torch.tensor([t.strip() == OPEN_THINKING for t in texts]),
+        torch.tensor([t.strip() == CLOSE_THINKING for t in texts]),
+        torch.tensor(ends),
+    )
+
+
+def token_table(model: TransformerBridge) -> TokenTable:
+    """Facts about the model's vocabulary, worked out once per tokenizer."""
+    return _table(model.tokenizer, int(model.cfg.d_vocab))
