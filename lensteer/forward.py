@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -39,6 +39,7 @@ def left_padded(
         rows: token ids.
         prompt_lengths: how many of each row's ids are the prompt; None: all of them.
     """
+    models.check_length(model, [len(row) for row in rows])
     width = max(map(len, rows))
     return _context(
         model,
@@ -50,6 +51,7 @@ def left_padded(
 
 def right_padded(model: TransformerBridge, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Context:
     """Rows of token ids that begin together. What a causal model makes of the padding after a row concerns no row."""
+    models.check_length(model, [len(row) for row in rows])
     width = max(map(len, rows))
     ids = [list(row) + [0] * (width - len(row)) for row in rows]
     return _context(model, ids, [0] * len(rows), prompt_lengths)
@@ -116,6 +118,13 @@ class Forward:
         self.slots = _slots(model, rows, text)
         self._seen = text
 
+    def steered(self) -> Bool[Tensor, " batch"]:
+        """Which rows a plan of their own edits."""
+        found = self.edits.rows(len(self.text.ids)).to(self.text.ids.device)
+        for row, *_ in self.slots:
+            found[row] = True
+        return found
+
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep some of the rows, of the cache, too, if there is anything in it."""
         text = self.text
@@ -159,6 +168,8 @@ class Forward:
             Logits, `[batch, kept, d_vocab]`; after a stop what is left of the residual stream.
         """
         end = self.text.ids.shape[1] if end is None else end
+        if (switching := models.length_limits(self.model).switching) is not None and end > switching:
+            models.forget_frequencies(self.runner)
         self._seen = replace(self.text, ids=self.text.ids[:, :end])
         position = self._seen.position
         return call(
@@ -303,6 +314,7 @@ def forced_logits(
         return []
     start, keep = max(map(len, prompts)), max(map(len, responses))
     ids = [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)]
+    models.check_length(model, [len(p) + len(r) - 1 for p, r in zip(prompts, responses, strict=True)])
     text = left_padded(model, prompts)
     whole = torch.tensor(ids, device=text.ids.device)[:, :-1]  # the last token predicts nothing
     forward = Forward(model, replace(text, ids=whole), plans)

@@ -139,14 +139,15 @@ class SharedCache:
             difference: The measure of the noise floor.
 
         Raises:
-            LensteerError: A layer that keeps its past in another way, a steering plan that is on, or logits that
-                are not finite.
+            LensteerError: A layer that keeps its past in another way, a steering plan that is on, a text longer than
+                the model's positions, or logits that are not finite.
         """
         if active_plans(model):
             raise LensteerError(
                 "a steering plan is on: rows do not stand where the plan would look for them; "
                 "leave `with plan.on(model)` before attributing"
             )
+        models.check_length(model, [len(ids)], cached=True)
         self.model, self._difference = model, difference
         self._windows = _windows(model)
         fused = model.original_model.dtype in TOLERATED and not foreign_hooks(model)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, left_padded
-from lensteer.steering import Plan, foreign_hooks
+from lensteer.steering import Plan, active_plans, foreign_hooks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -163,6 +163,7 @@ def decode(
             raise LensteerError(f"{len(given)} {name} for {len(rows)} prompts: give one per prompt")
     if not rows:
         return
+    models.check_length(model, [len(row) for row in rows], new=max_new_tokens)
     cache = DynamicCache()
     cache.layers = [Buffered() for _ in range(models.n_layers(model))]
     forward = Forward(model, left_padded(model, rows, prompt_lengths), plans, cache=cache)
@@ -173,6 +174,7 @@ def decode(
     noise = None
     if temperature and seeds is not None:
         noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
+    steered = forward.steered() | bool(active_plans(model))
     alike = not foreign_hooks(model)  # such a hook may tell rows apart; ours will be on it, too
     with forward.hooked():
         for step in range(max_new_tokens):
@@ -181,7 +183,7 @@ def decode(
                 logits = forward.run(end - 1, end, keep=1)[:, -1].float()
             else:
                 logits = _prefilled(forward, rows, plans, alike)
-            _check(logits, numbers, step)
+            _check(logits, numbers, step, steered, model)
             if noise is None:
                 new = logits.argmax(-1)
             else:
@@ -232,12 +234,23 @@ def _prefilled(
     return forward.run(width - 1, width, keep=1)[:, -1].float()
 
 
-def _check(logits: Float[Tensor, "batch d_vocab"], numbers: Int[Tensor, " batch"], step: int) -> None:
+def _check(
+    logits: Float[Tensor, "batch d_vocab"],
+    numbers: Int[Tensor, " batch"],
+    step: int,
+    steered: Bool[Tensor, " row"],
+    model: TransformerBridge,
+) -> None:
     low, high = logits.aminmax(dim=1)  # both NaN where any logit is
     finite = torch.isfinite(low) & torch.isfinite(high)
     if not finite.all():
         row = int(numbers[~finite][0])
-        raise LensteerError(f"the logits of row {row} are not finite at step {step}: lower the coefficient")
+        where, dtype = f"the logits of row {row} are not finite at step {step}", model.original_model.dtype
+        if steered[row]:
+            raise LensteerError(f"{where}: lower the coefficient")
+        raise LensteerError(
+            f"{where}, unsteered: {dtype} does not hold this model's activations; load it in another dtype"
+        )
 
 
 def nucleus(p: Float[Tensor, "batch d_vocab"], mass: float) -> Float[Tensor, "batch d_vocab"]:

@@ -25,6 +25,7 @@ from lensteer.models.facts import (
     n_layers,
     resid_hook,
 )
+from lensteer.models.length import check_length, forget_frequencies, length_limits
 from lensteer.models.loading import ORGANISM, load_model, out_of_memory
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ModelId",
     "chat_text",
     "check_layer",
+    "check_length",
     "context_length",
     "d_model",
     "decode_offsets",
@@ -44,6 +46,8 @@ __all__ = [
     "end_ids",
     "final_norm_gain",
     "fingerprint",
+    "forget_frequencies",
+    "length_limits",
     "load_model",
     "n_layers",
     "out_of_memory",

@@ -246,6 +246,13 @@ class Edits:
                 found |= group.scope.mask(context)[:, :columns].any(1) & (group.coefficient != 0)
         return found
 
+    def rows(self, n: int) -> Bool[Tensor, " batch"]:
+        """Which of `n` rows have any edit with a coefficient."""
+        found = torch.zeros(n, dtype=torch.bool)
+        for group in (group for groups in self.groups.values() for group in groups):
+            found |= (group.coefficient != 0).cpu()
+        return found
+
     def keep(self, rows: Tensor) -> Edits:
         """The same for some of the rows."""
         return Edits(
