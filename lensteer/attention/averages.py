@@ -17,7 +17,7 @@ def averaged(
     Args:
         values: sums of each trace.
         weights: what each is out of; 0 where a trace has nothing.
-        seed: of the resamples.
+        seed: for the resamples.
 
     Returns:
         Estimate, low and high. NaN where nothing has weight; the ends also where fewer than two traces have.

@@ -142,7 +142,7 @@ class PairSums:
         Args:
             layers: of the sums' layer axis.
             steered: the same traces in the same order under a plan; the result is then the change.
-            seed: of the bootstrap.
+            seed: for the bootstrap.
         """
         n, counts = len(self.labels), torch.stack(self.counts)
         askers = torch.stack(self.askers).sum(0)
@@ -189,7 +189,7 @@ def behavior_attention(
         plan: then everything is the change that this steering makes on the same tokens.
         layers: all by default.
         batch_size: traces per forward.
-        seed: of the bootstrap.
+        seed: for the bootstrap.
 
     Raises:
         LensteerError: no trace has two sentences, or what `stream_attention` raises.

@@ -85,7 +85,7 @@ class ReceiverHeads(Result):
 
         Args:
             heads: (layer, head); the five top ones by default.
-            seed: of the bootstrap over traces.
+            seed: for the bootstrap over traces.
 
         Returns:
             A data frame with behavior, received, low, high and n (sentences).
@@ -137,7 +137,7 @@ def receiver_heads(
         layers: all by default.
         nearest: later sentences nearer than so many do not count.
         batch_size: traces per forward.
-        seed: of the bootstrap.
+        seed: for the bootstrap.
 
     Raises:
         LensteerError: no trace is long enough, or what `stream_attention` and `received` raise.

@@ -125,7 +125,7 @@ def attribute(
         layers: Which to score, all that `vectors` has by default.
         max_spans: Score at most so many spans per behavior, drawn at random.
         keep_cells: Keep the value of every span and layer in the result.
-        seed: Of all draws, the bootstrap's included.
+        seed: For all draws, the bootstrap's included.
         memory: Bytes that one forward's rows may take, roughly.
         progress: Show a progress bar over traces.
 

@@ -163,7 +163,7 @@ class Request:
         share: P(a sentence is of the behavior | its first token), for the signed estimator.
         samples: Tokens to draw at each position, for the sampled one.
         max_spans: The limit on the cases of a behavior, if there was one.
-        seed: Of all draws.
+        seed: For all draws.
         memory: Bytes that one forward's rows may take, roughly.
     """
 

@@ -79,7 +79,7 @@ def contrastive_pairs(
         neighbors: Examples at random, or those nearest to the question by TF-IDF of its words or by the mean of the
             model's token embeddings.
         thinking: Whether the template opens `<think>`.
-        seed: Of all draws.
+        seed: For all draws.
 
     Raises:
         LensteerError: Fewer records than a prompt needs, an impossible number, an unknown style or kind of neighbors.

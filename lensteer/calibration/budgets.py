@@ -210,7 +210,7 @@ def calibrate(
         max_rounds: limit on the search.
         max_coefficient: limit on the coefficient, in `unit`.
         max_new_tokens: per rollout.
-        seed: of the sampling.
+        seed: for the sampling.
         batch_size: rollouts that run together.
         memory: bytes of a teacher-forced pass, roughly.
 
@@ -281,7 +281,7 @@ def calibrate_many(
         max_rounds: of the search; when they are spent, the nearest measured coefficient is the result.
         max_coefficient: the largest to try, without its sign.
         max_new_tokens: per rollout.
-        seed: of the sampling; a prompt has the same random numbers under every plan and at every coefficient.
+        seed: for the sampling; a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
         progress: show a bar over rounds.

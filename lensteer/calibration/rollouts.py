@@ -92,7 +92,7 @@ def rollout_kl(
         prompts: tasks with distinct ids, or token ids.
         plans: what is compared with leaving the model alone.
         max_new_tokens: per rollout.
-        seed: of the sampling: a prompt has the same random numbers under every plan and at every coefficient.
+        seed: for the sampling: a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
         cost: counts "forwards", and tokens "generated" and "forced", if given.

@@ -218,7 +218,7 @@ def fit_directions(
         site: where in each block; steering acts on resid_post, so others are for study.
         n_controls: random vectors of each kind, from the same pass; see `Controls`.
         n_bootstrap: replicates on resampled pairs, from the same pass.
-        seed: of controls and replicates.
+        seed: for controls and replicates.
         batch_size: texts per forward.
         thinking: whether the template opens `<think>`, where it has that choice.
 
