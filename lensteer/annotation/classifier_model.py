@@ -151,8 +151,8 @@ class Linear:
         found = features(chains, self.vocabulary, weights, residuals)
         if found.shape[1] != self.coefficients.shape[1]:
             raise LensteerError(
-                f"the classifier has {self.coefficients.shape[1]} coefficients per label for {found.shape[1]} features: "
-                "it is damaged or of another version, train it again"
+                f"the classifier has {self.coefficients.shape[1]} coefficients per label for {found.shape[1]} features:"
+                " it is damaged or of another version, train it again"
             )
         return np.asarray(found @ self.coefficients.T) + self.intercept
 

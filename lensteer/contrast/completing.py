@@ -50,7 +50,7 @@ def complete_pairs(
         max_new_tokens: per answer.
         temperature: 0 is greedy.
         top_p: as in `generate_traces`.
-        seed: for all draws; each prompt has a seed of its own.
+        seed: for all draws; each prompt has its own seed.
         batch_size: answers that are made together.
         thinking: whether the template opens `<think>`, where it has that choice.
         path: JSONL file that each finished batch of answers is appended to; batches already in it are not made again.
