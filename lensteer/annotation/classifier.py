@@ -202,7 +202,7 @@ def fit_classifier(
     Args:
         traces: annotated; those without spans are left out.
         model: with `layer`, to read its residual stream as well as the text; give the model that generated the chains.
-        layer: where it is read.
+        layer: to read.
         abstain: below this probability a sentence is `UNPARSED`.
         seed: for the folds.
         config: of features and training.

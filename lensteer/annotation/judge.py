@@ -154,7 +154,7 @@ class Judge(Connection):
         if client.failure:
             raise LensteerError(
                 f"the judge {self.model!r} at {self.base_url}: {client.failure}. {len(done)} of {len(talks)} parts are "
-                f"done and kept in {self.replies.folder}: the same call goes on from there"
+                f"done and kept in {self.replies.folder}: the same call resumes from there"
             )
         labels: list[dict[int, str]] = [{} for _ in traces]
         remarks: list[list[Remark]] = [[] for _ in traces]
@@ -239,7 +239,7 @@ class JudgeScore(Connection):
         polite = JudgeScore("How polite is the answer?", model="gpt-4o-mini")
         ls.evaluate(model, tasks, vectors, layers, measure=polite)
 
-    The judge sees the task and the whole response, thinking included. Model, server, key, reply cache, retries and time
+    The judge gets the task and the whole response, thinking included. Model, server, key, reply cache, retries and time
     limit are those of `Connection`.
 
     Attributes:

@@ -222,7 +222,7 @@ def score_question(about: str, trace: Trace, *, complaint: str = "") -> Messages
 
     Args:
         about: a question about the response, such as "How polite is the answer?".
-        trace: the chain; the judge sees its task and its whole response, thinking included.
+        trace: the chain; the judge gets its task and its whole response, thinking included.
         complaint: what was wrong with an earlier answer; empty for none.
     """
     task = trace.task.prompt

@@ -135,7 +135,7 @@ def attribute(
 
     Raises:
         LensteerError: An unknown option, behavior or layer; vectors or traces of another model; no span to
-            average over; fewer controls than asked for; numbers that are not finite; an unsupported attention.
+            average over; fewer controls than requested; numbers that are not finite; an unsupported attention.
     """
     _check_choice("method", method, list(METHODS))
     how = METHODS[method]

@@ -130,7 +130,7 @@ def _run(
     measure: Measure,
     memory: int,
 ) -> Float[Tensor, "coefficient case layer"]:
-    """Run every wanted (coefficient, case, layer) as a chain of its own and sum `measure` over its positions."""
+    """Run every wanted (coefficient, case, layer) as a separate chain and sum `measure` over its positions."""
     # Chains over the same positions are adjacent, so that few unedited ones are run twice.
     windows, window = torch.stack([begin, end], 1).unique(dim=0, return_inverse=True)
     lengths = windows[:, 1] - windows[:, 0]

@@ -102,7 +102,7 @@ class Method:
         power: They grow with the coefficient to this power; None if each coefficient is run.
         spans: Which onsets it averages over by default.
         coefficient_unit: Of the vectors by default; one of `UNITS`.
-        windows: Those that it supports.
+        windows: The supported ones.
         linear: Whether a vector enters as a dot product with gradients, so that control vectors are nearly free.
         sampled: Whether it draws tokens.
     """

@@ -306,7 +306,7 @@ def calibrate_many(
         if not plan.coefficient:
             raise LensteerError(
                 f"the plan for {plan.direction.label!r} at layer {plan.layer} has coefficient 0: give one with the "
-                "wanted sign, about as large as expected"
+                "sign to steer with, about as large as expected"
             )
     began, cost = time.perf_counter(), Counter[str]()
     searches = [Search(budget, tolerance, abs(plan.coefficient), max_coefficient) for plan in plans]

@@ -21,7 +21,7 @@ class Commands(TyperGroup):
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as stop:
-            typer.echo("\nstopped; the same command goes on from here", err=True)
+            typer.echo("\nstopped; the same command resumes from here", err=True)
             raise typer.Exit(130) from stop
 
 

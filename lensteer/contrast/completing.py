@@ -70,7 +70,7 @@ def complete_pairs(
     jobs: dict[Text, Job] = {}
     for text in dict.fromkeys(texts):
         prompt, encoded = encode_text(model, text, thinking=thinking)
-        name = hashlib.sha256(repr(encoded.ids).encode()).hexdigest()  # gives each prompt a seed of its own
+        name = hashlib.sha256(repr(encoded.ids).encode()).hexdigest()  # gives each prompt its own seed
         jobs[text] = Job(Task(name, "pairs", "train", text.prompt), 0, prompt, encoded.ids)
     order = sorted(jobs, key=lambda text: len(jobs[text].prompt_ids))
     sampling = Sampling(1, temperature, seed, max_new_tokens, batch_size, top_p=top_p)
