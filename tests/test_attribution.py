@@ -255,7 +255,7 @@ def test_a_behavior_without_spans_has_no_score(model, traces):
         (dict(method="fisher", n_controls=-1), "samples=8, n_controls=-1"),
         (dict(method="fisher", n_controls=2), "these vectors have no controls: fit them with n_controls=2"),
         (dict(n_controls=2), "n_controls=2 of method 'exact' would each be run: use 'fisher'"),
-        (dict(method="signed", exact_where_unreliable=True), "'signed' is no estimate of the exact score"),
+        (dict(method="signed", exact_where_unreliable=True), "'signed' is not an estimate of the exact score"),
     ],
 )
 def test_bad_options_are_refused(model, traces, options, message):

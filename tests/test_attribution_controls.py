@@ -225,7 +225,7 @@ def test_fidelity_refuses_what_cannot_be_compared():
     fisher, exact = grid(torch.ones(2, 3)), grid(torch.ones(2, 3), method="exact")
     with pytest.raises(LensteerError, match="no exact scores to compare with"):
         fidelity(fisher, [])
-    with pytest.raises(LensteerError, match="scores of method 'fisher' are no reference"):
+    with pytest.raises(LensteerError, match="scores of method 'fisher' are not a reference"):
         fidelity(fisher, fisher)
     with pytest.raises(LensteerError, match=r"scores with layers \(0, 1, 2\), exact ones with \(0, 1\)"):
         fidelity(fisher, grid(torch.ones(2, 2), method="exact"))

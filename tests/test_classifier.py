@@ -255,7 +255,7 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
         with pytest.raises(LensteerError, match=message):
             SentenceClassifier.load(path)
     write_arrays(path, {**arrays, "coefficients": arrays["coefficients"][:, 1:]}, header)
-    with pytest.raises(LensteerError, match="coefficients a label"):
+    with pytest.raises(LensteerError, match="coefficients per label"):
         SentenceClassifier.load(path)(planted(1))
 
 
@@ -275,7 +275,7 @@ def test_user_errors_name_what_is_wrong(classifier):
         (lambda: ClassifierConfig(together=0), "together=0"),
         (
             lambda: fit_classifier(chains, config=ClassifierConfig(FeatureWeights(*[0.0] * 4), n_folds=2)),
-            "nothing to go by",
+            "no features under",
         ),
         (lambda: FeatureWeights(words=-1.0), "words=-1.0"),
         (lambda: FeatureWeights(*[0.0] * 5), "all feature weights are 0"),

@@ -254,7 +254,7 @@ def test_ctrl_c_says_how_to_go_on(lensteer, monkeypatch, tmp_path):
     monkeypatch.setitem(STAGES, "vectors", lambda run: signal.raise_signal(signal.SIGINT))
     code, _, err = lensteer("demo", "--out", tmp_path / "run")
     assert code == 130
-    assert err.strip() == "stopped; the same command goes on from here"
+    assert err.strip() == "stopped; the same command resumes from here"
     assert [name for name, _ in calls] == ["traces", "annotate"]
     monkeypatch.setitem(STAGES, "vectors", lambda run: calls.append(("vectors", run)) or {})
     assert lensteer("demo", "--out", tmp_path / "run")[0] == 0

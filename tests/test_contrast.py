@@ -313,7 +313,7 @@ def test_the_written_pairs():
         ("", "is empty"),
         ("[]", "the list is empty"),
         ("not json", "line 1 is not JSON"),
-        ("[1]", r"entry 0 is of no known format \(it has 1\)"),
+        ("[1]", r"entry 0 has no known format \(it has 1\)"),
         (lines({"chosen": "a", "rejected": "b"}), r"no known format \(it has \['chosen', 'rejected'\]\): a pair has"),
         (lines(SAID, {"positive": "a"}), r"line 2: lacks 'negative' \(it has \['positive'\]\)"),
         (lines(SAID, SAID, {"positive": "a", "negative": " "}), "line 3: 'negative' is ' ': give a text"),
@@ -369,7 +369,7 @@ def test_sides_that_make_no_pairs(positive, negative, message):
     ("pairs", "options", "message"),
     [
         ([], {}, "no pairs: the list is empty"),
-        (["a"], {}, "entry 0 is of no known format"),
+        (["a"], {}, "entry 0 has no known format"),
         (KIND, dict(position="middle"), "unknown position 'middle': choose one of 'last_prompt'"),
         (KIND, dict(position=0), "position 0 is an attention sink"),
         (KIND, dict(position=999), r"pair 0 \('kind'\), positive side: position '999' is outside the \d+ tokens"),
@@ -379,7 +379,7 @@ def test_sides_that_make_no_pairs(positive, negative, message):
         ([*KIND, *LOUD], {}, "pair 0 is read at 'answer' and pair 5 at 'last_prompt': fit them apart"),
         ([Pair(Text("a", "b"), Text("a"))], {}, "pair 0 .* has a completion on one side only"),
         ([*KIND, *pair_up(["Wait. " * 400], ["a"])], dict(position="last"), "pair 5 .*context has 512: shorten 'Wait"),
-        (pair_up(["<|im_start|>a"], ["b"]), {}, r"positive side: the prompt '<\|im_start\|>a' holds .*: say raw=True"),
+        (pair_up(["<|im_start|>a"], ["b"]), {}, r"positive side: the prompt '<\|im_start\|>a' holds .*: pass raw=True"),
         (KIND, dict(construction="lda"), "unknown construction 'lda' of pairs: choose one of 'difference', 'pca'"),
         (KIND, dict(layers=[4]), "no layer 4"),
         (KIND, dict(layers=[]), "at least one layer"),
@@ -403,7 +403,7 @@ def test_a_system_prompt_needs_a_template_that_takes_one(tiny_model, no_forward,
             "{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}",
             "it leaves it out.*'Be loud.'",
         ),
-        (None, "has no chat template: say raw=True"),
+        (None, "has no chat template: pass raw=True"),
     ]:
         monkeypatch.setattr(model.tokenizer, "chat_template", template)
         with pytest.raises(LensteerError, match=message):

@@ -323,7 +323,7 @@ def test_kills_and_ctrl_c_lose_at_most_a_batch(finished, tmp_path):
         file.write((finished[0] / "traces.jsonl").read_bytes()[len(first) :][:300])
     code, said = stopped(folder, "traces.jsonl", 32, signal.SIGINT)
     assert code == 130
-    assert said.rstrip().endswith("stopped; the same command goes on from here")
+    assert said.rstrip().endswith("stopped; the same command resumes from here")
     assert "Traceback" not in said
     assert (folder / "traces.jsonl").read_bytes().startswith(first)
     assert list(Run.open(folder).stages) == []

@@ -1,4 +1,4 @@
-"""Annotators, which label the sentences of a chain, and how well they agree."""
+"""Annotators that label the sentences of a chain, and measures of their agreement."""
 
 from lensteer.annotation.agreement import (
     Agreement,

@@ -1,4 +1,4 @@
-"""How far two annotators agree on the same chains, sentence by sentence, with intervals over chains.
+"""Agreement of two annotators on the same chains, sentence by sentence, with intervals over chains.
 
 `first` is called the reference because precision and recall need one. That does not mean that it is right; κ and
 accuracy are symmetric.
@@ -20,7 +20,7 @@ from lensteer.errors import LensteerError
 from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 from lensteer.traces import Trace
 
-#: What the confusion matrix calls a sentence without a label.
+#: Name of the confusion matrix's row and column for sentences without a label.
 NONE = "none"
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -28,15 +28,16 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class LabelAgreement:
-    """One label: how often each annotator gives it, and the second against the first.
+    """One label: how often each annotator gives it, and scores of the second with the first as reference.
 
     Attributes:
         label: the behavior.
-        n_first: sentences to which the reference gives it.
-        n_second: sentences to which the other annotator gives it.
-        precision: share of the latter to which the reference gives it, too; undefined if there are none.
-        recall: share of the former to which the other annotator gives it, too; undefined if there are none.
-        f1: 2 · both / (n_first + n_second); undefined if neither annotator ever gives it.
+        n_first: sentences with this label from the reference.
+        n_second: sentences with this label from the other annotator.
+        precision: share of the `n_second` sentences that also have it from the reference; undefined if there are none.
+        recall: share of the `n_first` sentences that also have it from the other annotator; undefined if there are
+            none.
+        f1: 2 · both / (n_first + n_second); undefined if neither annotator gives it.
     """
 
     label: str
@@ -56,10 +57,10 @@ class Agreement:
         confusion: sentences by label of the first annotator (rows) and of the second (columns).
         kappa: Cohen's κ = (p_o − p_e) / (1 − p_e), with "none" as one more label.
         accuracy: share of sentences with the same label.
-        macro_f1: mean of the F1 of the labels that the reference has, "none" left out.
-        per_label: in the order of `labels`, "none" left out.
-        n_sentences: that were compared.
-        n_chains: that they are from; the intervals resample these.
+        macro_f1: mean F1 over the labels that occur in the reference, without "none".
+        per_label: in the order of `labels`, without "none".
+        n_sentences: sentences compared.
+        n_chains: chains they are from; the bootstrap resamples these.
     """
 
     labels: tuple[str, ...]
@@ -72,14 +73,14 @@ class Agreement:
     n_chains: int
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per figure and label ("" for those over all labels), with the sentences that the reference has."""
+        """One row per figure and label ("" for all labels together), with its number of sentences in the reference."""
         return pd.DataFrame(
             [(name, label, found.value, found.low, found.high, n) for name, label, found, n in self._estimates()],
             columns=["figure", "label", "value", "low", "high", "n"],
         )
 
     def figures(self) -> dict[str, int | float]:
-        """The same, flat, for reports: "kappa", "kappa_low", "f1.backtracking" ...; undefined ones are left out."""
+        """The same as a flat mapping: "kappa", "kappa_low", "f1.backtracking" ...; undefined ones are left out."""
         flat: dict[str, int | float] = {"n_sentences": self.n_sentences, "n_chains": self.n_chains}
         for name, label, found, _ in self._estimates():
             key = f"{name}.{label}" if label else name
@@ -98,17 +99,17 @@ class Agreement:
 def agreement(first: Sequence[Trace], second: Sequence[Trace], *, n_boot: int = 2000, seed: int = 0) -> Agreement:
     """Compare two annotations of the same chains, sentence by sentence.
 
-    Sentences are those of `labeled_sentences`; one that an annotator left out is "none" for that annotator. Where a
-    judge left a tail out, that counts against the agreement: cut the chains first if it should not.
+    Sentences are those of `labeled_sentences`; one that an annotator left out is "none" for that annotator. If a judge
+    left out the end of a chain, that lowers the agreement: cut the chains first if it should not.
 
     Args:
         first: the reference.
         second: the same chains, in any order.
         n_boot: resamples of the chains.
-        seed: of the resamples.
+        seed: for the resamples.
 
     Raises:
-        LensteerError: chains that only one side has or that a side has twice, responses that differ, no sentence.
+        LensteerError: a chain on one side only or twice on one side, different responses, or no sentence.
     """
     sides = [{trace.id: trace for trace in side} for side in (first, second)]
     for name, side, found in zip(("first", "second"), (first, second), sides, strict=True):
@@ -137,10 +138,10 @@ def agreement_of(
     """Agreement from labels alone.
 
     Args:
-        pairs: per chain and sentence, what the first and what the second annotator calls it (None: nothing).
-        labels: that there can be; None for the default scheme, or for all that occur if there are others.
+        pairs: per chain and sentence, the labels from the first and the second annotator (None: no label).
+        labels: the possible labels; None for the default scheme, or for all that occur if there are others.
         n_boot: resamples of the chains. With one chain, or `n_boot` 0, all intervals are NaN.
-        seed: of the resamples.
+        seed: for the resamples.
 
     Raises:
         LensteerError: no sentence, an unknown label, or a negative `n_boot`.
@@ -189,7 +190,7 @@ def agreement_of(
 
 
 def macro_f1(truth: Sequence[str | None], guess: Sequence[str | None], labels: Sequence[str] | None = None) -> float:
-    """Mean F1 over the labels that `truth` has, without intervals; NaN if it has none.
+    """Mean F1 over the labels that occur in `truth`, without intervals; NaN if there are none.
 
     Raises:
         LensteerError: no sentence, an unknown label, or sequences of different length.
@@ -200,7 +201,7 @@ def macro_f1(truth: Sequence[str | None], guess: Sequence[str | None], labels: S
 
 
 def _figures(counts: Float[np.ndarray[Any, Any], "*draw behavior behavior"]) -> dict[str, Array]:
-    """All figures of confusion matrices, NaN where undefined; the last row and column stand for no label."""
+    """All figures of confusion matrices, NaN where undefined; the last row and column represent no label."""
     first, second, both = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
     total = counts.sum((-2, -1))
     accuracy = _ratio(both.sum(-1), total)

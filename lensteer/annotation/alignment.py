@@ -1,11 +1,11 @@
-"""Locates the sentences that an annotator returned in the response, as characters and as tokens.
+"""Locates an annotator's sentences in the response, as characters and as tokens.
 
-Every annotator goes through here, whether it copies the text or, as language models do, fixes typos, joins lines,
-swaps sentences and leaves some out. All sentences are placed together, as the ordered chain of places that covers
-the most letters. So a repeated sentence goes to its next occurrence, and a short one that recurs by chance far ahead
-does not pull the rest along. The report lists every sentence that was repaired or dropped.
+The output of every annotator is aligned here, whether it copies the text or, like language models, fixes typos, joins
+lines, swaps sentences and leaves some out. All sentences are placed together, as the ordered sequence of places that
+covers the most letters. So a repeated sentence is placed at its next occurrence, and a short one that recurs by chance
+far ahead does not displace the rest. The report lists every sentence that was repaired or dropped.
 
-This is the only module that goes from characters to tokens.
+This is the only module that maps characters to tokens.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lensteer.behaviors import Sentence, Span
 from lensteer.errors import LensteerError
 
 MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a repaired sentence may be edits
-_LANDMARK = 16  # letters; a shorter sentence may stand anywhere by chance and does not bound a search
-_PIECE = 8  # letters in a row that must have survived in a long sentence for a search to find it
-_WORD_EDGE, _SENTENCE_EDGE = 2, 8  # further edits that a place may cost if it begins or ends at such an edge
+_LANDMARK = 16  # letters; a shorter sentence may occur anywhere by chance and does not bound a search
+_PIECE = 8  # consecutive letters that must be unchanged in a long sentence for a search to find it
+_WORD_EDGE, _SENTENCE_EDGE = 2, 8  # extra edits allowed to a place that begins or ends at such an edge
 _TOUCH = 0.25  # letters; only breaks ties
 _ALIKE = str.maketrans("‘’‚‛′“”„‟″«»‐‑‒–—―−", "'" * 5 + '"' * 7 + "-" * 7)
 
@@ -34,11 +34,11 @@ class Repair:
     """A sentence that the annotator changed.
 
     Attributes:
-        index: which of the sentences handed in.
+        index: of the sentence in the input.
         text: the annotator's wording.
         found: the response's wording, which is what the span covers.
-        similarity: 1 - edits / letters of the longer of the two, from MIN_SIMILARITY to 1. Blanks, case and
-            the shape of quotes and dashes do not count: 1 means that only these differ.
+        similarity: 1 - edits / letters of the longer of the two, from MIN_SIMILARITY to 1. White space, case and the
+            style of quotes and dashes do not count: 1 means that only these differ.
     """
 
     index: int
@@ -49,7 +49,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Drop:
-    """A sentence that has no span, and why, in words."""
+    """A sentence that has no span, and the reason as text."""
 
     index: int
     label: str
@@ -59,9 +59,9 @@ class Drop:
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """What became of every sentence: `matched` occur in the response unchanged, the others are listed.
+    """The outcome for every sentence: `matched` occur in the response unchanged, the others are listed.
 
-    `pandas.DataFrame(report.dropped)` shows either list as a table.
+    `pandas.DataFrame(report.dropped)` gives a table of one of the lists.
     """
 
     matched: int
@@ -70,7 +70,7 @@ class AlignmentReport:
 
     @property
     def placed(self) -> float:
-        """Share of all sentences handed in that have a span (1.0 if there were none)."""
+        """Share of the input sentences that have a span (1.0 if there are none)."""
         total = self.matched + len(self.repaired) + len(self.dropped)
         return 1 - len(self.dropped) / total if total else 1.0
 
@@ -93,8 +93,8 @@ def align(
 ) -> Alignment:
     """Place annotated sentences in a response.
 
-    A token belongs to a span if it shares a character with it; blanks around a sentence are not part of it. A
-    token that two spans share belongs to the first.
+    A token belongs to a span if it shares a character with it; white space around a sentence is not part of it. A token
+    that two spans share belongs to the first.
 
     Args:
         sentences: what the annotator returned, in reading order.
@@ -108,11 +108,11 @@ def align(
         LensteerError: `offsets` decreases or leaves the response, or `prompt_length` is negative.
     """
     if prompt_length < 0:
-        raise LensteerError(f"prompt_length={prompt_length}: a number of tokens is 0 or more")
+        raise LensteerError(f"prompt_length={prompt_length}: give a number of tokens, 0 or more")
     for i, (before, after) in enumerate(pairwise([0, *offsets, len(response)])):
         if after < before:
             raise LensteerError(
-                f"offsets go from {before} to {after} at token {i}: they may only rise, to {len(response)}"
+                f"offsets go from {before} to {after} at token {i}: they must not decrease or exceed {len(response)}"
             )
     page = _Page(*_letters(response), response)
     wanted = [_letters(s.text)[0] if labels is None or s.label in labels else "" for s in sentences]
@@ -150,7 +150,7 @@ def align(
 
 
 class _Place(NamedTuple):
-    """Letters where a sentence may stand; `weight` is about how many of the sentence's letters are there."""
+    """Letters where a sentence may be; `weight` is roughly the number of the sentence's letters found there."""
 
     start: int
     end: int
@@ -166,7 +166,7 @@ class _Page(NamedTuple):
     response: str
 
     def edge(self, at: int, *, opening: bool) -> int:
-        """Edits that a beginning (or end) before letter `at` is worth. A tag's bracket counts as a blank."""
+        """Edits that a beginning (or end) before letter `at` is worth. A tag's bracket counts as white space."""
         if at in (0, len(self.letters)):
             return _SENTENCE_EDGE
         left, right = self.origin[at - 1], self.origin[at]
@@ -177,20 +177,20 @@ class _Page(NamedTuple):
 
 
 def _letters(text: str) -> tuple[str, list[int]]:
-    """Text without blanks, case and typographic variants, and which character each letter was."""
+    """Text without white space, case and typographic variants, and the index of each letter's character."""
     kept = [(c.lower() if len(c.lower()) == 1 else c, i) for i, c in enumerate(text) if not c.isspace()]
     return "".join(c for c, _ in kept).translate(_ALIKE), [i for _, i in kept]
 
 
 def _place(page: _Page, wanted: list[str], texts: list[str]) -> list[_Place | None]:
-    """The place of each sentence, or None: unedited sentences first, then the others between sure ones."""
+    """The place of each sentence, or None: unedited sentences first, then the others between certain ones."""
     size = len(page.letters)
     options = [list(_unedited(page, letters, text)) for letters, text in zip(wanted, texts, strict=True)]
     chain = _best_chain(options, size)
     claimed = {n for p in chain if p for n in range(p.start, p.end)}
     sure = [p if len(options[i]) == 1 and len(wanted[i]) >= _LANDMARK else None for i, p in enumerate(chain)]
     for i, letters in enumerate(wanted):
-        # One that stands unedited in text nobody claims was moved, not edited: a lookalike would be wrong.
+        # A sentence that occurs unedited in unclaimed text was moved, not edited: a similar place would be wrong.
         if not letters or chain[i] or any(claimed.isdisjoint(range(o.start, o.end)) for o in options[i]):
             continue
         low = next((p.end for p in sure[i::-1] if p), 0)
@@ -200,10 +200,10 @@ def _place(page: _Page, wanted: list[str], texts: list[str]) -> list[_Place | No
 
 
 def _best_chain(options: list[list[_Place]], size: int) -> list[_Place | None]:
-    """At most one place a sentence, in order and without overlap, of the greatest total weight.
+    """At most one place per sentence, in order and without overlap, with the greatest total weight.
 
-    Dynamic programming over the sentences; of equal chains the one that ends earliest wins. Places that touch
-    weigh a little more: of several occurrences, the one beside the sentence's neighbors is taken.
+    Dynamic programming over the sentences; of equal chains the one that ends earliest wins. Adjacent places weigh a
+    little more: of several occurrences, the one next to the sentence's neighbors is taken.
     """
     best = np.zeros(size + 1)  # the weight of the best chain that ends at or before each letter,
     tip = np.full(size + 1, -1)  # its last node,
@@ -237,7 +237,7 @@ def _occurrences(letters: str, within: str, low: int, high: int) -> Iterator[int
 
 
 def _unedited(page: _Page, letters: str, text: str) -> Iterator[_Place]:
-    """Every place with the sentence's letters; the very characters, and whole words, weigh a little more."""
+    """Every place with the sentence's letters; an exact match, and whole words, weigh a little more."""
     for start in _occurrences(letters, page.letters, 0, len(page.letters)) if letters else ():
         end = start + len(letters)
         whole = (page.edge(start, opening=True) > 0) + (page.edge(end, opening=False) > 0)
@@ -247,7 +247,7 @@ def _unedited(page: _Page, letters: str, text: str) -> Iterator[_Place]:
 
 def _edited(page: _Page, letters: str, low: int, high: int) -> Iterator[_Place]:
     """Places in [low, high) whose letters are similar enough, the best of each neighborhood."""
-    # Most edits allowed, which is when they all are letters that the response has and the sentence lacks.
+    # Most edits allowed: the case in which all are letters that the response has and the sentence lacks.
     budget = int(len(letters) * (1 / MIN_SIMILARITY - 1))
     for left, right in _windows(page, letters, low, high, budget):
         distances = _edit_distances(letters, page.letters[left:right])
@@ -263,7 +263,7 @@ def _edited(page: _Page, letters: str, low: int, high: int) -> Iterator[_Place]:
 
 
 def _windows(page: _Page, letters: str, low: int, high: int, budget: int) -> list[tuple[int, int]]:
-    """Parts of [low, high) worth a search: all for a short sentence, else around pieces that survived."""
+    """Parts of [low, high) to search: all of it for a short sentence, else around unchanged pieces."""
     if len(letters) < 4 * _PIECE or high - low < 4 * len(letters):
         return [(low, high)]
     pieces = [(k, letters[k : k + _PIECE]) for k in range(0, len(letters) - _PIECE + 1, _PIECE)]
@@ -280,9 +280,9 @@ def _edit_distances(pattern: str, text: str, *, anchored: bool = False) -> list[
     """Edits between `pattern` and the closest string that ends before text[j], for j = 0 .. len(text).
 
     The string begins anywhere, or at text[0] if `anchored`. A column of the edit matrix is two integers whose
-    bits are its steps up and down, so it costs a few operations (Myers 1999, J. ACM 46:395). It is our own
-    because the search needs this whole row: rapidfuzz gives one distance between two whole strings, or the best
-    window by another distance, and edlib only the best end positions.
+    bits are its steps up and down, so it costs a few operations (Myers 1999, J. ACM 46:395). It is implemented here
+    because the search needs this whole row: rapidfuzz gives one distance between two whole strings, or the best window
+    by another distance, and edlib only the best end positions.
     """
     ones, top = (1 << len(pattern)) - 1, 1 << (len(pattern) - 1)
     where: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """The sentences of a chain, each with the label that its spans give it, and the annotators that label them.
 
-Annotators cut a chain in different places. To compare two of them, or to train on one, the sentences have to be the
-same for all, so these are cut by rule. The aligner locates each labeled sentence in the response.
+Annotators split a chain in different places. To compare two of them, or to train on one, the sentences have to be the
+same for all, so these are split by rule. The aligner locates each labeled sentence in the response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lensteer.traces import Trace, with_spans
 
 @dataclass(frozen=True)
 class LabeledSentence:
-    """One sentence by rule.
+    """One sentence, split by rule.
 
     Attributes:
         start: its first character in the response.
@@ -37,11 +37,10 @@ class LabeledSentence:
 
 
 def labeled_sentences(trace: Trace) -> list[LabeledSentence]:
-    """The sentences of a trace's thinking, as `split_sentences` cuts them, with the labels of its spans.
+    """The sentences of a trace's thinking, as `split_sentences` returns them, with the labels of its spans.
 
-    A sentence gets the label that covers most of its letters (everything but white space), the first of two that cover
-    equally many. It gets None if all spans together cover less than half of them, because a judge left it out or its
-    annotation could not be placed.
+    A sentence gets the label that covers most of its letters (everything but white space), the first in a tie. It gets
+    None if all spans together cover less than half of them: a judge left it out, or its annotation could not be placed.
     """
     begin, end = trace.thinking
     places = [(begin + a, begin + b) for a, b in split_sentences(trace.response[begin:end])]
@@ -69,10 +68,10 @@ def label_intervals(text: str, intervals: Iterable[tuple[int, int]], spans: Sequ
 
 
 Annotator = Callable[[Sequence[Trace]], list[list[Sentence]]]
-"""From traces to the sentences of each, in order; a sentence that it cannot label has the label "unparsed".
+"""From traces to the sentences of each, in order; a sentence without a label has the label "unparsed".
 
-It gets all traces at once, so that it can batch a model's forward passes or send a server many requests at a time.
-An annotator may declare its labels (`labels_of`); without that, every label that it returns is taken.
+It gets all traces at once, so that it can batch a model's forward passes or send a server concurrent requests. An
+annotator may declare its labels (`labels_of`); otherwise every label that it returns is accepted.
 """
 
 A = TypeVar("A", bound=Annotator)
@@ -95,7 +94,7 @@ def labels_of(annotator: Annotator) -> tuple[str, ...] | None:
 
 
 def check_labels(annotator: Annotator, wanted: Sequence[str]) -> None:
-    """Refuse behaviors that an annotator will never find.
+    """Check that an annotator can find all behaviors.
 
     Raises:
         LensteerError: a behavior is not among the labels that the annotator declares.
@@ -103,8 +102,8 @@ def check_labels(annotator: Annotator, wanted: Sequence[str]) -> None:
     known = labels_of(annotator)
     if known is not None and (odd := [label for label in wanted if label not in known]):
         raise LensteerError(
-            f"the annotator {getattr(annotator, '__name__', type(annotator).__name__)!r} never labels {odd}: it knows "
-            f"{list(known)}; give another annotator, or one of its labels"
+            f"the annotator {getattr(annotator, '__name__', type(annotator).__name__)!r} never labels {odd}: it "
+            f"declares {list(known)}; give another annotator, or one of its labels"
         )
 
 
@@ -116,19 +115,19 @@ def grammar(traces: Sequence[Trace]) -> list[list[Sentence]]:
 
 @labeling()
 def unlabeled(traces: Sequence[Trace]) -> list[list[Sentence]]:
-    """Sentences of each trace's thinking, or of the whole response where there is none, without labels.
+    """Sentences of each trace's thinking, or of the whole response if there is none, without labels.
 
-    For figures of text that need no behaviors, such as tokens per sentence.
+    For statistics of text that need no behaviors, such as tokens per sentence.
     """
     texts = [trace.response[slice(*trace.thinking)] or trace.response for trace in traces]
     return [[Sentence(UNPARSED, text[start:end]) for start, end in split_sentences(text)] for text in texts]
 
 
 def annotate(traces: Sequence[Trace], annotator: Annotator) -> list[Trace]:
-    """Traces with the spans that an annotator finds. `annotate_report` also says what could not be placed.
+    """Traces with the spans that an annotator finds. `annotate_report` also returns what could not be placed.
 
     Args:
-        traces: any; spans that they have are replaced.
+        traces: any; existing spans are replaced.
         annotator: `rules`, `grammar` (for the embedded organism alone), a `SentenceClassifier`, a `Judge`, or any
             function from traces to labeled sentences.
 

@@ -1,7 +1,8 @@
 """A sentence classifier trained on annotated chains, usable as an annotator. It learns its annotator's errors, too.
 
-Linear, on words, position in the chain and, with a model, the residual stream. Its provenance says how well it does on
-held-out chains of the kind that it was trained on; whether new chains are of that kind is for the user to judge.
+A linear model of words, position in the chain and, with a model, the residual stream. Its provenance records how well
+it does on held-out chains of its training distribution; whether new chains follow that distribution is for the user to
+judge.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _AT_ONCE = 200  # traces whose features are in memory at a time
-_FORMAT = 1  # of the file; raised when a reader of today's files could not read tomorrow's
+_FORMAT = 1  # of the file; increased by incompatible changes
 _KEY = "lensteer-classifier"
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceClassifier:
-    """Labels sentences, cut by rule. An `Annotator`: `annotate(traces, classifier)`.
+    """Labels sentences that are split by rule. An `Annotator`: `annotate(traces, classifier)`.
 
-    A sentence gets the label with the highest logit. The logits weigh labels as `ClassifierConfig.balance` says, while
+    A sentence gets the label with the highest logit. The logits weight labels by `ClassifierConfig.balance`, while
     the probabilities reflect how common each label is, so a rare label may be given at a low probability.
 
     Attributes:
@@ -59,7 +60,7 @@ class SentenceClassifier:
         layer: the layer whose residual stream it reads; None if it reads text only.
         abstain: a sentence whose label is less probable than this is `UNPARSED`.
         provenance: lensteer version, training chains and labels, cross-validated figures, model.
-        model: the one that it was trained with, if it reads a layer.
+        model: the model it was trained with, if it reads a layer.
 
     Raises:
         LensteerError: `abstain` is not a probability, or the model is not the one that it was trained with.
@@ -76,7 +77,7 @@ class SentenceClassifier:
 
     def __post_init__(self) -> None:
         if not 0 <= self.abstain <= 1:
-            raise LensteerError(f"abstain={self.abstain} is no probability: give a number from 0 to 1")
+            raise LensteerError(f"abstain={self.abstain} is not a probability: give a number from 0 to 1")
         if self.model is None:
             return
         if self.layer is None:
@@ -125,7 +126,7 @@ class SentenceClassifier:
                 yield chain, scores[at : (at := at + len(chain.pieces))]
 
     def save(self, path: str | Path) -> None:
-        """Write all but the model to one safetensors file.
+        """Write everything except the model to one safetensors file.
 
         Raises:
             LensteerError: the file cannot be written.
@@ -196,14 +197,14 @@ def fit_classifier(
     seed: int = 0,
     config: ClassifierConfig | None = None,
 ) -> SentenceClassifier:
-    """Train on annotated traces, and calibrate on chains held out in turn.
+    """Train on annotated traces, and calibrate by cross-validation.
 
     Args:
         traces: annotated; those without spans are left out.
-        model: with `layer`, whose residual stream is read besides the text; give the one that wrote the chains.
-        layer: the block at whose output it is read.
+        model: with `layer`, to read its residual stream as well as the text; give the model that generated the chains.
+        layer: to read.
         abstain: below this probability a sentence is `UNPARSED`.
-        seed: of the folds.
+        seed: for the folds.
         config: of features and training.
 
     Raises:

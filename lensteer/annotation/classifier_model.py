@@ -1,7 +1,7 @@
-"""The linear model under a sentence classifier: what it learns from, its logits and probabilities, and its training.
+"""The linear model of a sentence classifier: training data, logits, probabilities and training.
 
-Logistic regression on the annotator's spans, calibrated on chains that were held out. It works on arrays and chains;
-`lensteer.annotation.classifier` makes an annotator of it.
+Logistic regression on the annotator's spans, calibrated on held-out chains. It works on arrays and chains;
+`lensteer.annotation.classifier` turns it into an annotator.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ITERATIONS, _TOLERANCE = 300, 1e-3
-_UNSEEN = 5.0  # logits below all others of a label that a fold's training chains lack
+_UNSEEN = 5.0  # a label that a fold's training chains lack is this many logits below all others
 _PRIOR = 1.0  # ridge penalty toward scale 1 and bias 0, for few sentences or no errors
 
 
@@ -44,10 +44,10 @@ class ClassifierConfig:
     Attributes:
         features: weight of each group of features.
         strength: inverse of the L2 penalty (scikit-learn's C).
-        balance: 1 gives all behaviors the same weight in training, 0 all sentences; 0 is more accurate overall and
-            finds few of the rare behaviors.
-        together: how many sentences of one paragraph are read together at most; 1 reads each alone.
-        n_folds: of the cross-validation, whole tasks each; also fixes the calibration.
+        balance: 1 weights all behaviors equally in training, 0 all sentences; 0 is more accurate overall but finds few
+            of the rare behaviors.
+        together: the most sentences of one paragraph that are read together; 1 reads each alone.
+        n_folds: of the cross-validation, split by task; also used for the calibration.
     """
 
     features: FeatureWeights = field(default_factory=FeatureWeights)
@@ -69,11 +69,11 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of chains with what the annotator calls each, and their residual features, if any.
+    """Pieces of chains with the annotator's label of each, and their residual features, if any.
 
     Attributes:
         chains: in order.
-        labels: per chain and piece; None where the annotator has no label.
+        labels: per chain and piece; None if the annotator has no label.
         residuals: one row per piece of every chain.
     """
 
@@ -90,7 +90,7 @@ class Pieces:
         return Pieces(tuple(self.chains[i] for i in which), tuple(self.labels[i] for i in which), residuals)
 
     def named(self, scores: Sequence[Array], labels: Sequence[str]) -> list[list[tuple[str, str]]]:
-        """Of each chain's labeled pieces, the annotator's label and the one with the highest logit."""
+        """For each chain's labeled pieces, the annotator's label and the one with the highest logit."""
         return [
             [(b, labels[best]) for b, best in zip(truth, of.argmax(1), strict=True) if b is not None]
             for truth, of in zip(self.labels, scores, strict=True)
@@ -107,7 +107,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Material:
-    """The training data: the annotator's own spans, and the same chains cut into sentences by rule.
+    """The training data: the annotator's own spans, and the same chains split into sentences by rule.
 
     Attributes:
         spans: what the linear model is trained on; a judge's spans hold whole thoughts, each with one label.
@@ -151,8 +151,8 @@ class Linear:
         found = features(chains, self.vocabulary, weights, residuals)
         if found.shape[1] != self.coefficients.shape[1]:
             raise LensteerError(
-                f"the classifier has {self.coefficients.shape[1]} coefficients a label for {found.shape[1]} features: "
-                "it is damaged or of another version, train it again"
+                f"the classifier has {self.coefficients.shape[1]} coefficients per label for {found.shape[1]} features:"
+                " it is damaged or of another version, train it again"
             )
         return np.asarray(found @ self.coefficients.T) + self.intercept
 
@@ -161,9 +161,9 @@ class Linear:
     ) -> Float[np.ndarray[Any, Any], "span behavior"]:
         """Logits of every sentence of every chain, each read alone and together with those around it.
 
-        A judge's span may hold several sentences of a paragraph, of which only one has the words that tell its label.
-        So a sentence's logits are the mean over all runs of sentences without a blank line inside that contain it, each
-        weighted by the share of training spans with that many sentences.
+        A judge's span may hold several sentences of a paragraph, of which only one has the words that indicate its
+        label. So a sentence's logits are the mean over all runs of sentences without a blank line inside that contain
+        it, each weighted by the share of training spans with that many sentences.
         """
         n = sum(len(chain.pieces) for chain in chains)
         total, mass = np.zeros((n, len(self.intercept))), np.zeros((n, 1))
@@ -197,7 +197,7 @@ class Scaling:
     def probabilities(
         self, scores: Float[np.ndarray[Any, Any], "span behavior"]
     ) -> Float[np.ndarray[Any, Any], "span behavior"]:
-        """Of each label; rows sum to 1."""
+        """The probability of each label; rows sum to 1."""
         from scipy.special import softmax
 
         return np.asarray(softmax(self.scale * scores + self.bias, axis=1))
@@ -209,7 +209,7 @@ def gather(
     """The training data of annotated traces. Those without spans are left out.
 
     Raises:
-        LensteerError: a model without a layer or the other way around, no such layer, fewer than two behaviors, fewer
+        LensteerError: a model without a layer or vice versa, no such layer, fewer than two behaviors, fewer
             tasks than folds.
     """
     check_reading(model, layer)
@@ -313,10 +313,10 @@ def held_out_scores(material: Material, config: ClassifierConfig) -> tuple[list[
 def fit_scaling(
     scores: Float[np.ndarray[Any, Any], "span behavior"], truth: Int[np.ndarray[Any, Any], " span"]
 ) -> Scaling:
-    """The calibration that makes held-out labels most likely.
+    """The calibration that maximizes the likelihood of held-out labels.
 
     Args:
-        scores: logits on chains that the model has not seen.
+        scores: logits on held-out chains.
         truth: index of each piece's label; those below 0 are left out.
     """
     from scipy.optimize import minimize
@@ -340,7 +340,7 @@ def fit_scaling(
 def span_lengths(
     spans: Sequence[Chain], sentences: Sequence[Chain], longest: int
 ) -> Float[np.ndarray[Any, Any], " length"]:
-    """Shares of the spans that hold one, two, … `longest` sentences; a span holds a sentence whose middle it covers."""
+    """Shares of the spans that hold one, two, … `longest` sentences: those whose middle a span covers."""
     counts = np.zeros(longest)
     for whole, cut in zip(spans, sentences, strict=True):
         middles = np.array([(start + end) / 2 for start, end in cut.pieces])
@@ -352,7 +352,7 @@ def span_lengths(
 
 
 def _runs(chain: Chain, size: int) -> list[int]:
-    """Indices at which runs of `size` sentences without a blank line inside begin."""
+    """Start indices of runs of `size` sentences without a blank line inside."""
     response, pieces = chain.trace.response, chain.pieces
     gaps = [response[end:start].count("\n") > 1 for (_, end), (start, _) in pairwise(pieces)]
     return [i for i in range(len(pieces) - size + 1) if not any(gaps[i : i + size - 1])]

@@ -1,6 +1,6 @@
-"""How well a trained classifier does on chains that it has not seen, and how well calibrated its probabilities are.
+"""How well a trained classifier does on held-out chains, and how well calibrated its probabilities are.
 
-All figures compare it with the annotator that it learns from; how good that annotator is, they do not say.
+All figures compare it with the annotator that it was trained on; they do not measure that annotator's quality.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Sentences whose labels were given at about the same probability, and how many of those labels are right.
+    """Sentences whose labels have about the same probability, and the share of those labels that are right.
 
     Attributes:
         confidence: mean probability of the label given.
-        accuracy: share of labels that are the annotator's.
+        accuracy: share of labels that match the annotator's.
         n: sentences.
     """
 
@@ -50,7 +50,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The sentences that are labeled at a threshold of abstention, and how well.
+    """The sentences that are labeled at an abstention threshold, and how accurately.
 
     Attributes:
         abstain: sentences whose label is less probable are left out.
@@ -67,14 +67,14 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierReport:
-    """Cross-validated figures of a classifier, every piece labeled by a model that has seen no chain on its task.
+    """Cross-validated figures of a classifier, every piece labeled by a model that was not fitted on its task.
 
     Attributes:
         agreement: the annotator (first) and the classifier (second): macro-F1, κ, F1 of each label, confusion.
-        reliability: ten bins of as many sentences each, by probability of the label given.
-        calibration_error: Σ n/N |accuracy - confidence| over these bins; chance alone makes it larger than 0.
-        coverage: by threshold of abstention; thresholds that nothing reaches are left out.
-        units: "spans", the annotator's own pieces, or "sentences", cut by rule, as the classifier is used.
+        reliability: ten bins of equal size, by probability of the label given.
+        calibration_error: Σ n/N |accuracy - confidence| over these bins; above 0 by chance alone.
+        coverage: by abstention threshold; thresholds that nothing reaches are left out.
+        units: "spans", the annotator's own pieces, or "sentences", split by rule, as the classifier is used.
         correct: per chain, how many labels are right, and how many pieces there are.
     """
 
@@ -86,7 +86,7 @@ class ClassifierReport:
     correct: tuple[tuple[int, int], ...]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per figure and label; figures at a threshold of abstention have it in the column `abstain`."""
+        """One row per figure and label; figures at an abstention threshold have it in the column `abstain`."""
         table = self.agreement.to_dataframe().assign(abstain=0.0)
         n = self.agreement.n_sentences
         rows = [("calibration_error", "", self.calibration_error, np.nan, np.nan, n, 0.0)]
@@ -119,14 +119,14 @@ def cross_validate(
         traces: annotated; those without spans are left out.
         model: with `layer`, as for `fit_classifier`.
         layer: the block at whose output the residual stream is read.
-        units: what is labeled and counted: "sentences" by rule, those that the annotator has no label for left out, or
-            the annotator's own "spans".
-        seed: of the folds and of the bootstrap over chains.
+        units: what is labeled and counted: "sentences" split by rule, without those that the annotator did not label,
+            or the annotator's own "spans".
+        seed: for the folds and the bootstrap over chains.
         config: of features and training.
         n_boot: resamples of the chains (the fits are not repeated).
 
     Raises:
-        LensteerError: unknown units, or anything that `fit_classifier` refuses.
+        LensteerError: unknown units, or anything that `fit_classifier` raises.
     """
     if units not in ("spans", "sentences"):
         raise LensteerError(f"units={units!r}: choose 'spans' or 'sentences'")
@@ -172,12 +172,12 @@ def left_out_source(
     Args:
         traces: annotated.
         sources: the source of each trace; at least two different ones.
-        seed: of the halves and of the bootstrap over chains.
+        seed: for the halves and the bootstrap over chains.
         config: of features and training.
         n_boot: resamples of the chains.
 
     Raises:
-        LensteerError: one source, a list of another length, or anything that `fit_classifier` refuses.
+        LensteerError: one source, a list of another length, or anything that `fit_classifier` raises.
     """
     if len(sources) != len(traces) or len(set(sources)) < 2:
         raise LensteerError(

@@ -27,8 +27,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]")
 _OPENING, _MIN_COUNT = 8, 2  # words that open a sentence; pieces that a term must be in
-_BINS = 5  # of the place in the thinking
-_GAP = 8  # characters beside a sentence in which line breaks are looked for
+_BINS = 5  # of the relative position in the thinking
+_GAP = 8  # characters before and after a sentence that are searched for line breaks
 _NONE = "<none>"
 
 
@@ -38,10 +38,10 @@ class FeatureWeights:
 
     Attributes:
         words: single words and pairs of the sentence, numbers and marks included.
-        opening: the same of its first eight words.
-        place: where in the thinking it begins, whether a line break or blank line comes before or after it.
+        opening: the same for its first eight words.
+        place: where in the thinking it begins, and whether a line break or blank line comes before or after it.
         neighbors: the words of the sentences before and after it.
-        residuals: the residual stream's mean at the sentence and at its onset, where a model is given.
+        residuals: the residual stream's mean at the sentence and at its onset, if a model is given.
     """
 
     words: float = 1.0
@@ -63,7 +63,7 @@ class FeatureWeights:
 class Chain:
     """A trace and the pieces of it that are classified, as characters of the response.
 
-    Their starts rise, and so do their ends; they may overlap.
+    Both starts and ends increase; pieces may overlap.
     """
 
     trace: Trace
@@ -85,7 +85,7 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The terms of each group of text features with their inverse document frequencies; `standard` of the residuals.
+    """The terms of each group of text features with their inverse document frequencies, and the residuals' moments.
 
     Attributes:
         terms: by group.
@@ -99,7 +99,7 @@ class Vocabulary:
 
 
 def learn_vocabulary(chains: Sequence[Chain], weights: FeatureWeights, residuals: Array | None) -> Vocabulary:
-    """The terms that at least two training pieces have.
+    """The terms that occur in at least two training pieces.
 
     Raises:
         LensteerError: there are none at all.
@@ -115,7 +115,7 @@ def learn_vocabulary(chains: Sequence[Chain], weights: FeatureWeights, residuals
         else:
             terms[group], idf[group] = tuple(map(str, vectorizer.get_feature_names_out())), vectorizer.idf_
     if terms and not any(terms.values()):
-        raise LensteerError("no word stands in two of the annotated sentences: give more annotated chains")
+        raise LensteerError("no word occurs in two of the annotated sentences: give more annotated chains")
     standard = np.zeros((2, 0))
     if residuals is not None:
         standard = np.stack([residuals.mean(0), np.maximum(residuals.std(0), 1e-6)])
@@ -144,9 +144,7 @@ def features(chains: Sequence[Chain], vocabulary: Vocabulary, weights: FeatureWe
         length = np.linalg.norm(centered, axis=1, keepdims=True)
         blocks.append(sparse.csr_matrix(weights.residuals * centered / np.maximum(length, 1e-6)))
     if not blocks:
-        raise LensteerError(
-            f"nothing to go by under {weights} without a model: give a model and layer, or another weight"
-        )
+        raise LensteerError(f"no features under {weights} without a model: give a model and layer, or another weight")
     return sparse.hstack(blocks, format="csr")
 
 
@@ -197,7 +195,7 @@ def _documents(chains: Sequence[Chain], weights: FeatureWeights) -> dict[str, li
         documents["opening"] = [_word_pairs(sentence[:_OPENING]) for sentence in flat]
     if weights.neighbors:
         beside = [pair for chain in chains for pair in chain.beside()]
-        padded = [[*chain, [_NONE]] for chain in words for _ in chain]  # -1 and one past the last are no sentence
+        padded = [[*chain, [_NONE]] for chain in words for _ in chain]  # -1 and one past the last: no sentence
         for side, group in enumerate(("before", "behind")):
             documents[group] = [chain[pair[side]] for chain, pair in zip(padded, beside, strict=True)]
     return documents
@@ -225,7 +223,7 @@ def _word_pairs(words: list[str]) -> list[str]:
 def _place(chain: Chain) -> list[list[float]]:
     response = chain.trace.response
     begin, end = chain.trace.thinking
-    opening, closing = begin, end  # without the blanks at either end
+    opening, closing = begin, end  # without white space at either end
     while opening < closing and response[opening].isspace():
         opening += 1
     while closing > opening and response[closing - 1].isspace():

@@ -1,8 +1,8 @@
 """A language model as judge: it labels every sentence of a chain, or scores a chain as a whole.
 
-Sentences are numbered and labels come back by number, so the text stays the chain's own. Every sentence comes back,
-with a label or as `UNPARSED`, and a report says why. Replies are kept on disk as they arrive: after a kill or an error,
-the same call asks only what has not been answered yet.
+Sentences are numbered and labels are returned by number, so the text is never edited. Every sentence is returned, with
+a label or as `UNPARSED`, and a report gives the reason. Replies are cached on disk as they arrive: after a kill or an
+error, the same call sends only the requests that have no reply yet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BYTES_PER_TOKEN = 4  # of English, roughly
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """What a call will ask.
+    """The requests that a call will send.
 
     Attributes:
         calls: requests to come, not counting those that failures and faulty replies add.
@@ -41,17 +41,17 @@ class JudgePlan:
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """What a call asked and got.
+    """The requests and replies of a call.
 
     Attributes:
         chains: ids of the traces.
-        remarks: for each chain, everything that did not go as asked, in the order of its parts.
+        remarks: for each chain, every irregularity, in the order of its parts.
         n_sentences: sentences of all chains.
         n_unlabeled: those that came back as `UNPARSED`.
         n_requests: requests sent, retries included.
         n_cached: replies taken from the cache.
-        prompt_tokens: of this call, as the server counts them (0 if it does not).
-        completion_tokens: likewise.
+        prompt_tokens: of this call, as reported by the server (0 if it does not).
+        completion_tokens: the same for the replies.
     """
 
     chains: tuple[str, ...]
@@ -76,15 +76,15 @@ class JudgeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge(Connection):
-    """An annotator that asks a chat model on any OpenAI-compatible server (extra `judge`).
+    """An annotator that queries a chat model on any OpenAI-compatible server (extra `judge`).
 
     Model, server, key, reply cache, retries and time limit are those of `Connection`.
 
     Attributes:
-        concurrency: requests at a time.
-        max_chunk: sentences per request; longer chains are asked in parts.
-        context: sentences before a part that the judge sees, too.
-        scheme: the labels to choose from, with a line on each.
+        concurrency: concurrent requests.
+        max_chunk: sentences per request; longer chains are sent in parts.
+        context: sentences before a part that the judge is also shown.
+        scheme: the labels to choose from, with a description of each.
         announce: called with the plan before the first request; an exception that it raises ends the call.
         progress: show a bar.
 
@@ -115,7 +115,7 @@ class Judge(Connection):
         return self.annotate(traces)[0]
 
     def plan(self, traces: Sequence[Trace]) -> JudgePlan:
-        """What a call with these traces would ask now. Sends nothing."""
+        """The requests that a call with these traces would send now. Sends nothing."""
         replies = self.replies
         keys: set[str] = set()
         calls = size = 0
@@ -136,14 +136,14 @@ class Judge(Connection):
         return JudgePlan(calls, len(keys) - calls, -(-size // _BYTES_PER_TOKEN))
 
     def annotate(self, traces: Sequence[Trace]) -> tuple[list[list[Sentence]], JudgeReport]:
-        """The sentences of each trace's thinking with their labels, and a report of what did not go as asked.
+        """The sentences of each trace's thinking with their labels, and a report of all irregularities.
 
-        Requests run in threads, so it works inside a notebook's event loop, too. An interrupt comes through at once;
-        replies to requests that are under way are still kept.
+        Requests run in threads, so it works inside a notebook's event loop, too. An interrupt takes effect at once;
+        replies to requests in flight are still cached.
 
         Raises:
-            LensteerError: no openai client, no key, a server that refuses key or model, or that does not answer after
-                all retries. What has been answered by then is kept.
+            LensteerError: no openai client, no key, a server that rejects key or model, or that does not answer after
+                all retries. Replies up to then are cached.
         """
         if self.announce is not None:
             self.announce(self.plan(traces))
@@ -154,7 +154,7 @@ class Judge(Connection):
         if client.failure:
             raise LensteerError(
                 f"the judge {self.model!r} at {self.base_url}: {client.failure}. {len(done)} of {len(talks)} parts are "
-                f"done and kept in {self.replies.folder}: the same call goes on from there"
+                f"done and kept in {self.replies.folder}: the same call resumes from there"
             )
         labels: list[dict[int, str]] = [{} for _ in traces]
         remarks: list[list[Remark]] = [[] for _ in traces]
@@ -178,10 +178,10 @@ class Judge(Connection):
         return annotated, report
 
     def _finish(self, client: Client, talks: Sequence[Talk]) -> dict[int, tuple[dict[int, str], list[Remark]]]:
-        """Finish all parts, some at a time, or as many as there are before `client.failure`.
+        """Finish all parts concurrently, or those that finish before `client.failure`.
 
-        Until a first answer there is one request at a time: it shows whether key, model and format are right. After a
-        failure nothing new is asked, but requests that are under way are waited for and their replies kept.
+        Until the first answer, requests are sent one at a time, to check key, model and format. After a failure nothing
+        new is sent, but requests in flight are awaited and their replies cached.
         """
         done: dict[int, tuple[dict[int, str], list[Remark]]] = {}
 
@@ -239,11 +239,11 @@ class JudgeScore(Connection):
         polite = JudgeScore("How polite is the answer?", model="gpt-4o-mini")
         ls.evaluate(model, tasks, vectors, layers, measure=polite)
 
-    The judge sees the task and the whole response, thinking included. Model, server, key, reply cache, retries and time
+    The judge gets the task and the whole response, thinking included. Model, server, key, reply cache, retries and time
     limit are those of `Connection`.
 
     Attributes:
-        question: about the response, to be answered by a degree.
+        question: about the response; its answer is a degree.
 
     Raises:
         LensteerError: no question, or as `Connection` does.
@@ -257,7 +257,7 @@ class JudgeScore(Connection):
             raise LensteerError("question='': ask something about the response, such as 'How polite is the answer?'")
 
     def __call__(self, trace: Trace) -> float:
-        """The score of a chain, from 0 to 100. A reply without one is asked for once more.
+        """The score of a chain, from 0 to 100. A reply without one is requested once more.
 
         Raises:
             LensteerError: no score in either reply, or as `Judge.annotate` does.
@@ -285,7 +285,7 @@ class JudgeScore(Connection):
                 f"{where} gave no score from 0 to 100 for chain {trace.id!r}, but {answer.text[:80]!r}: ask a question "
                 "whose answer is a degree, or another model"
             )
-        for messages, answer in asked:  # only now: a chain without a score is asked anew the next time
+        for messages, answer in asked:  # only now: without a score, the next call sends the request again
             if client.replies.get(messages) is None:
                 client.replies.put(messages, answer)
         return score

@@ -1,8 +1,7 @@
-"""The judge's server: where it is, what it answers, and the replies on disk.
+"""The judge's server: connection, requests, and the cache of replies on disk.
 
-Connections, time limits, retries, back-off and Retry-After are the openai client's. This module adds what that client
-does not decide: which key goes to which server, when a failure ends a whole run, and that an answer is kept as soon as
-it is there.
+The openai client handles connections, time limits, retries, back-off and Retry-After. This module decides which key is
+sent to which server and when a failure ends a whole run, and caches each answer as soon as it arrives.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ OPENAI = "https://api.openai.com/v1"
 URL, MODEL, KEY = "LENSTEER_JUDGE_URL", "LENSTEER_JUDGE_MODEL", "LENSTEER_JUDGE_KEY"
 
 MIN_KEY = 8  # characters; a shorter one, such as "none", is not a secret and could be part of any text
-MAX_REFUSALS = 3  # in a row, before any answer: then it is the server that refuses, not the question
-EMPTY_PAUSE = 1.0  # seconds before a question is repeated that got an answer without text
+MAX_REFUSALS = 3  # in a row, before any answer: then the cause is the server, not the question
+EMPTY_PAUSE = 1.0  # seconds before a question whose answer had no text is repeated
 
 _WRITING = Lock()  # temporary files are named by process, so the threads of one process take turns
 
@@ -38,17 +37,17 @@ class Stopped(Exception):
 class Connection:
     """A chat model on an OpenAI-compatible server, and the folder of its replies (extra `judge`).
 
-    The key comes from the environment only: `LENSTEER_JUDGE_KEY`, or `OPENAI_API_KEY` where the URL is OpenAI's or that
-    of `OPENAI_BASE_URL` (it is sent to no other server). A server on your own machine may need none.
+    The key comes from the environment only: `LENSTEER_JUDGE_KEY`, or `OPENAI_API_KEY` if the URL is OpenAI's or that of
+    `OPENAI_BASE_URL` (it is sent to no other server). A local server may need none.
 
     Attributes:
-        model: name of the model; else `LENSTEER_JUDGE_MODEL`.
-        base_url: of the server, such as `http://localhost:8000/v1`; else `LENSTEER_JUDGE_URL`, `OPENAI_BASE_URL`, or
-            OpenAI.
+        model: name of the model; by default `LENSTEER_JUDGE_MODEL`.
+        base_url: of the server, such as `http://localhost:8000/v1`; by default `LENSTEER_JUDGE_URL`, `OPENAI_BASE_URL`,
+            or OpenAI.
         cache: folder of the replies; None is the user's cache folder.
-        retries: further tries of a request on status 408, 409, 429 or 5xx, a timeout, a lost connection, or an answer
-            without text. The openai client waits between them, for as long as the server's Retry-After says.
-        timeout: seconds without a word from the server after which a try is given up.
+        retries: of a request on status 408, 409, 429 or 5xx, a timeout, a lost connection, or an answer
+            without text. The openai client waits between them, as long as the server's Retry-After says.
+        timeout: seconds without data from the server after which a try fails.
         temperature: None leaves it to the server (some models accept no other).
 
     Raises:
@@ -80,7 +79,7 @@ class Connection:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """Of every request, beside model and messages."""
+        """The parameters of every request, without model and messages."""
         return {} if self.temperature is None else {"temperature": self.temperature}
 
     @property
@@ -97,7 +96,7 @@ def default_folder() -> Path:
 class ReplyCache:
     """Replies on disk, one JSON file each, by the SHA-256 of model, prompt version, parameters and messages.
 
-    A file is written whole as soon as its reply is there. Any number of processes may share a folder.
+    A file is written atomically when its reply arrives. Any number of processes may share a folder.
     """
 
     def __init__(self, folder: Path, model: str, parameters: dict[str, Any]) -> None:
@@ -120,7 +119,7 @@ class ReplyCache:
         return Answer(record["text"], bool(record.get("cut")))
 
     def put(self, messages: Messages, answer: Answer) -> None:
-        """Keep a reply, with what was asked."""
+        """Store a reply with its request."""
         record = {**self.identity, "messages": messages, "text": answer.text, "cut": answer.cut}
         with _WRITING:
             write_atomically(self.folder / f"{self.key(messages)}.json", json.dumps(record, indent=1))
@@ -130,13 +129,13 @@ class Client:
     """The requests of one run, from any number of threads, with their counts.
 
     Attributes:
-        failure: why no further question makes sense; empty while all is well.
-        refusals: why questions got no answer, one by one.
+        failure: why no further question is sent; empty if there was no failure.
+        refusals: the reason for each question without an answer.
         n_answered: questions that the server answered.
         n_cached: questions that the cache answered.
         n_requests: requests sent, retries included.
-        prompt_tokens: as the server counts them; 0 if it does not.
-        completion_tokens: likewise.
+        prompt_tokens: as reported by the server; 0 if it does not.
+        completion_tokens: the same for the answers.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -153,7 +152,7 @@ class Client:
         self._thread = local()
 
     def answer(self, messages: Messages) -> Answer:
-        """The answer to a question: from the cache, else from the server. Equal questions are asked once.
+        """The answer to a question: from the cache, else from the server. Identical questions are sent once.
 
         Raises:
             Stopped: as `ask` does, or the server has refused `MAX_REFUSALS` questions and answered none.
@@ -178,14 +177,14 @@ class Client:
         """The server's answer to a question.
 
         Raises:
-            Stopped: the server does not answer, not even after retries, or refuses the key or the model.
+            Stopped: the server does not answer after all retries, or rejects the key or the model.
             LensteerError: no openai client, or no key.
         """
         self._connect()
         openai, json_mode = self._openai, self._json_mode
         retried: list[str] = []
         while not self.failure:
-            tries: list[str] = []  # what became of each try of the openai client; its hooks write it
+            tries: list[str] = []  # outcome of each try of the openai client, written by its hooks
             self._thread.tries = tries
             text, hint, fatal, repeat = "", "", True, False
             try:
@@ -212,17 +211,17 @@ class Client:
                 with self._counting:
                     self.n_answered += 1
                 return Answer(_without_key(text), cut, retried=tuple(retried))
-            if repeat and len(retried) < self.connection.retries:  # the openai client takes it for an answer
+            if repeat and len(retried) < self.connection.retries:  # the openai client counts it as an answer
                 retried.append(trouble)
                 self._stopped.wait(EMPTY_PAUSE)
             elif fatal:
                 self.fail(trouble + (f", after {len(retried)} retries" if retried else "") + hint)
-            else:  # some servers answer a question that they filter without text
+            else:  # some servers answer a filtered question without text
                 return Answer("", refused=trouble, retried=tuple(retried))
         raise Stopped
 
     def fail(self, reason: str) -> NoReturn:
-        """End the run: nothing new is sent, and no thread tries again.
+        """End the run: nothing new is sent, and no thread retries.
 
         Raises:
             Stopped: always.
@@ -231,7 +230,7 @@ class Client:
         raise Stopped
 
     def stop(self, reason: str) -> None:
-        """End the run, as `fail` does, from outside."""
+        """End the run as `fail` does, without raising."""
         self.failure = self.failure or reason
         self._stopped.set()
 
@@ -272,7 +271,7 @@ class Client:
         return completion
 
     def _before_try(self, request: Any) -> None:
-        """Called by the openai client before each try, in the thread that asks."""
+        """Called by the openai client before each try, in the thread of the request."""
         if self.failure:
             raise Stopped
         self._thread.tries.append("no connection, or no answer in time")
@@ -280,13 +279,13 @@ class Client:
             self.n_requests += 1
 
     def _after_try(self, response: Any) -> None:
-        """Called by the openai client when a try has brought a status, before the answer is read."""
+        """Called by the openai client when a try has returned a status, before the answer is read."""
         status = response.status_code
         self._thread.tries[-1] = f"status {status}" if status >= 300 else "an answer that broke off"
 
 
 def _key(url: str) -> str:
-    """The key for a server; OpenAI's own variable goes with OpenAI's own variable for the URL (or its default) only."""
+    """The key for a server; `OPENAI_API_KEY` is used only for the URL of `OPENAI_BASE_URL` or its default."""
     key = os.environ.get(KEY, "")
     if not key and url == (os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/"):
         key = os.environ.get("OPENAI_API_KEY", "")

@@ -1,8 +1,8 @@
-"""What a judge is asked, and how its answers are read.
+"""The questions to a judge, and the parsing of its replies.
 
-For labels, the sentences of a chain are numbered and their labels come back by number, so a judge cannot edit the text.
-For a score, it is shown one chain and a question, and gives a number. Any reply can be read without an exception, and
-no label or number outside what was asked for ever comes out.
+For labels, the sentences of a chain are numbered and the judge returns labels by number, so it cannot edit the text.
+For a score, it is shown one chain and a question, and returns a number. Parsing a reply never raises, and never returns
+a label or number that was not requested.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ possible)."""
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing that did not go as asked while a chain was annotated.
+    """One irregularity in the annotation of a chain.
 
     Attributes:
         kind: "retried" (a try that the server failed), "repaired" (a reply in another form that could be read),
@@ -132,7 +132,7 @@ class Answer:
     """The judge's answer to one question.
 
     Attributes:
-        text: what the judge said.
+        text: of the answer.
         cut: whether the server reports that the answer was cut off.
         refused: why there is no text; empty if there is.
         retried: the reason of each failed try before this answer.
@@ -150,14 +150,14 @@ Talk = Generator[Messages, Answer, tuple[dict[int, str], list[Remark]]]
 
 @dataclass
 class Reply:
-    """What a reply says about the sentences numbered from 1.
+    """The content of a reply about sentences numbered from 1.
 
     Attributes:
         labels: known labels by sentence number.
         wrong: by number, why a sentence that the reply mentions has no label.
         respelled: by number, how the reply spelled a label that was accepted in another spelling.
         faults: what is wrong with the reply as a whole.
-        repairs: in which other form the reply came, if it could be read in that form.
+        repairs: other forms in which the reply could be read.
     """
 
     labels: dict[int, str] = field(default_factory=dict)
@@ -222,7 +222,7 @@ def score_question(about: str, trace: Trace, *, complaint: str = "") -> Messages
 
     Args:
         about: a question about the response, such as "How polite is the answer?".
-        trace: the chain; the judge sees its task and its whole response, thinking included.
+        trace: the chain; the judge gets its task and its whole response, thinking included.
         complaint: what was wrong with an earlier answer; empty for none.
     """
     task = trace.task.prompt
@@ -254,7 +254,7 @@ def parse_reply(text: str, sentences: Sequence[str], labels: Sequence[str] = REA
         return _published(said if said.strip() else text, sentences, labels)
     reply = Reply()
     if not said.strip().startswith("{") or not said.strip().endswith("}"):
-        reply.repairs.append("the JSON stands in other text, or is cut off")
+        reply.repairs.append("the JSON is inside other text, or is cut off")
     strays: list[str] = []
     known = {_plain(label): label for label in labels}
     for number, raw in entries:
@@ -280,10 +280,10 @@ def parse_reply(text: str, sentences: Sequence[str], labels: Sequence[str] = REA
 def converse(
     task: str, sentences: Sequence[str], wanted: Sequence[int], *, context: int, scheme: LabelScheme = REASONING
 ) -> Talk:
-    """Questions about some sentences of a chain, one after the other; send the answers in.
+    """A generator of questions about some sentences of a chain; send it the answers.
 
-    Sentences without a usable label are asked for again, with what was wrong. A sentence that got something other than
-    a label is asked for twice at most; a missing one for as long as each answer brings labels, up to `MAX_QUESTIONS`.
+    Sentences without a usable label are requested again, with what was wrong. A sentence with an invalid label is
+    requested twice at most; a missing one as long as each answer brings labels, up to `MAX_QUESTIONS`.
 
     Returns:
         The label of every wanted sentence (`UNPARSED` for those that have none), and the remarks.
@@ -333,7 +333,7 @@ def _plain(label: str) -> str:
 
 
 def _entries(text: str) -> list[tuple[Any, Any]]:
-    """Pairs of what should be a number and what should be a label, from every complete flat object in a text."""
+    """Candidate pairs of number and label, from every complete flat object in a text."""
     entries: list[tuple[Any, Any]] = []
     for values in _objects(text):
         if "n" in values and "label" in values:

@@ -1,6 +1,6 @@
-"""Whether an annotator relies on cue words: the same chains are annotated again with the cues masked.
+"""Tests whether an annotator relies on cue words: the same chains are annotated again with the cues masked.
 
-The list of cues is for this check alone. An annotator that used it would be tested on its own definition.
+The list of cues is for this test alone. An annotator that used it would be tested on its own definition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lensteer.traces import Trace
 #: Replaces a masked word, capitalized where the word is, so that sentences split as before.
 MASK = "xxx"
 
-#: Words that give a behavior away, most after the label that they would suggest.
+#: Words that indicate a behavior, most of them in the order of the labels that they suggest.
 MARKERS: tuple[str, ...] = (
     *("okay", "ok", "alright", "first", "to begin with", "to start", "let me see", "let me think", "let's see"),
     *("so", "therefore", "thus", "hence", "then", "since", "because", "that means", "which means", "it follows"),
@@ -59,8 +59,8 @@ def masked(traces: Sequence[Trace], *, control: bool = False, seed: int = 0) -> 
 
     Args:
         traces: any.
-        control: mask as many other words instead, drawn at random within each chain (all others, if they are fewer).
-        seed: of those draws.
+        control: mask the same number of other words instead, drawn at random within each chain (all others, if fewer).
+        seed: for those draws.
     """
     return [_mask(trace, _places(trace, control, seed)) for trace in traces]
 
@@ -69,12 +69,12 @@ def masking(annotator: Annotator, *, control: bool = False, seed: int = 0) -> An
     """An annotator that reads the chains with their cues masked, and labels the original sentences.
 
     A behavior's share under this annotator shows how much of the share does not depend on cue words. Compare it with
-    `control`, which masks as many random other words.
+    `control`, which masks the same number of random other words.
 
     Args:
         annotator: must read text, not token ids.
         control: mask random words instead of cues.
-        seed: of those.
+        seed: for their choice.
     """
 
     def blind(traces: Sequence[Trace]) -> list[list[Sentence]]:
@@ -103,19 +103,19 @@ def marker_dependence(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Agreement:
-    """Agreement of an annotator with itself: the text as it is (the reference) against the text without cue words.
+    """Agreement of an annotator with itself: the original text (the reference) and the text without cue words.
 
-    Sentences are those of the text as it is. A κ near 1 means that the labels do not depend on the cues. At a low κ, a
+    Sentences are those of the original text. A κ near 1 means that the labels do not depend on the cues. At a low κ, a
     model that merely says "wait" more often would count as backtracking more. Compare it with a second run with
     `control`: masking random words costs some agreement, too, and only the rest is due to the cues. The figure does not
     say whether the labels are right, and it covers only the cues in `MARKERS`.
 
     Args:
-        traces: any; spans that they have do not count.
+        traces: any; existing spans are ignored.
         annotator: must read text, not token ids.
-        control: mask as many random other words instead of the cues.
+        control: mask the same number of random other words instead of the cues.
         n_boot: resamples of the chains, for the intervals.
-        seed: of the resamples and of the random words.
+        seed: for the resamples and the random words.
 
     Raises:
         LensteerError: no sentence in any trace.
@@ -132,7 +132,7 @@ def marker_dependence(
 
 
 def _places(trace: Trace, control: bool, seed: int) -> list[tuple[int, int]]:
-    """Intervals of the words to mask, in order: the cues in the thinking, or as many other words."""
+    """Intervals of the words to mask, in order: the cues in the thinking, or the same number of other words."""
     begin, end = trace.thinking
     cues = [found.span() for found in _CUE.finditer(trace.response, begin, end)]
     if not control:

@@ -1,7 +1,7 @@
 """Reads and writes chains in the published annotation format (arXiv 2506.18167).
 
-A judge wrapped each part of a chain as `["label"] text ["end-section"]`. It forgets quotes and marks, numbers labels
-and edits text; the report says what was repaired or lost, and where.
+A judge wrapped each part of a chain as `["label"] text ["end-section"]`. Its output has missing quotes and marks,
+numbered labels and edited text; the report lists what was repaired or lost, and where.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Problem:
     """A violation of the format in an annotation.
 
     Attributes:
-        kind: "label without quotes" or "section without an end" (read all the same), "stray label", "end without a
+        kind: "label without quotes" or "section without an end" (read anyway), "stray label", "end without a
             label", "text in no section" or "no text" (not read).
         at: its first character in the annotation.
         text: the mark, or the text that was not read.
@@ -99,7 +99,7 @@ class PublishedReport:
 def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[list[Sentence], list[Problem]]:
     """The sections of one annotation that have a known label and text, and all violations of the format.
 
-    A section ends at the next mark, be it an end or another label. A label without quotes (`[deduction]`,
+    A section ends at the next mark, whether an end or another label. A label without quotes (`[deduction]`,
     `[1. deduction]`) counts if it is a known one.
     """
     sentences: list[Sentence] = []
@@ -135,13 +135,13 @@ def read_published(
 ) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
-    The file does not hold the prompt as the model saw it. A trace's prompt is empty (or an open `<think>`, if the
-    response holds none), and one token with the id 0 stands for it, so that no span begins at position 0. Tasks are
+    The file does not hold the full prompt of the model. A trace's prompt is empty (or an open `<think>`, if the
+    response holds none) and is represented by one token with the id 0, so that no span begins at position 0. Tasks are
     named `published-000` and so on, and hold the line's `prompt`, if there is one.
 
     Args:
         path: the file.
-        tokenizer: a fast Hugging Face tokenizer, which encodes the response anew; the ids may differ from those that
+        tokenizer: a fast Hugging Face tokenizer, which re-encodes the response; the ids may differ from those that
             were generated. Without one, every character is a token with the id 0, enough for code that reads text only.
         labels: that sections may have.
 
@@ -176,7 +176,7 @@ def read_published(
 
 
 def write_published(trace: Trace) -> str:
-    """The annotation of a trace in the published format; `parse_published` gives its spans' labels and texts back.
+    """The annotation of a trace in the published format; `parse_published` recovers its spans' labels and texts.
 
     Raises:
         LensteerError: a span's text holds a mark of the format itself.

@@ -1,8 +1,9 @@
 """An annotator by cue words, for English chains: no training, no model, the same result every time.
 
 A sentence's score for a behavior is the sum of the weights of the cues in it (`CUES`), plus what it gets from the
-label of the sentence before (`CARRIED`). The highest score is its label, deduction where no cue counts. It reads the
-surface: it misses a change of approach without such a word, and it counts a "wait, no" that changes nothing.
+label of the sentence before (`CARRIED`). The label with the highest score is assigned, and deduction if no cue matches.
+Only the surface is read: a change of approach without such a word is missed, and a "wait, no" that changes nothing is
+counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 STRONG, MEDIUM, WEAK = 3.0, 2.0, 1.0
 DEFAULT = 1.5
 
-#: How many of a chain's first sentences can be initializing by their words.
+#: Words can mark only this many first sentences of a chain as initializing.
 OPENING = 8
 
 
@@ -53,10 +54,10 @@ _OPEN = r"^(?:(?:oh|well|okay|ok|alright|so|but|and|or|now|hmm+|wait|then|also|f
 _N = r"-?\d[\d.,]*"
 
 CUES: tuple[Cue, ...] = (
-    # A step from what is there: the default, unless other cues outweigh it.
+    # The next step of the present approach: the default, unless other cues outweigh it.
     Cue("deduction", DEFAULT, ""),
     Cue("deduction", WEAK, r"^(?:therefore|thus|hence|next|finally|because|plus)\b|^so,? (?:if|when|the answer)\b"),
-    # The task is taken in, in the first sentences.
+    # The task is restated, in the first sentences.
     Cue("initializing", 2 * STRONG, "", until=1),
     Cue(
         "initializing", WEAK, r"^(?:okay|alright|hmm+)\b|\b(?:interesting|tricky|challenging|classic)\b", until=OPENING
@@ -101,7 +102,7 @@ CUES: tuple[Cue, ...] = (
     ),
     Cue("example-testing", MEDIUM, r"^[-+\s\d.,×*·/÷()=^$]+$|^[a-z]\(\d+\)"),
     Cue("example-testing", WEAK, rf"\d ?[-+×*·÷/] ?{_N} ?[=≈] ?-?\d"),
-    # Doubt about one's own words.
+    # Doubt about the chain's own statements.
     Cue(
         "uncertainty-estimation",
         STRONG,
@@ -146,7 +147,7 @@ _MARKUP = re.compile(r"\A(?:[-–•*#>]+\s+|[*_]+)+")
 def rules(traces: Sequence[Trace]) -> list[list[Sentence]]:
     """Every sentence of each trace's thinking with a behavior, in order; an `Annotator`.
 
-    The texts are the response's own, so the aligner finds them word for word. The answer after the thinking has no
+    The texts are copied from the response, so the alignment is exact. The answer after the thinking has no
     sentences.
     """
     return [_label(trace.response[slice(*trace.thinking)]) for trace in traces]
@@ -165,7 +166,7 @@ def _label(text: str) -> list[Sentence]:
 
 
 def _behavior(sentence: str, index: int, before: str, inherited: float) -> str:
-    """The label of the sentence at `index` of its chain; of equal scores, the first in `BEHAVIORS`."""
+    """The label of the sentence at `index` of its chain; ties go to the first in `BEHAVIORS`."""
     words = _MARKUP.sub("", sentence.replace("’", "'"))
     scores = dict.fromkeys(BEHAVIORS, 0.0)
     for cue in CUES:

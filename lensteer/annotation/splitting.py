@@ -1,10 +1,10 @@
-"""Where sentences begin and end in a chain of thought, by rule."""
+"""Splits a chain of thought into sentences, by rule."""
 
 from __future__ import annotations
 
 import re
 
-_CLOSERS = "[\"'”’»」）)\\]}*_`]*"  # what may stand between a full stop and the blank after the sentence
+_CLOSERS = "[\"'”’»」）)\\]}*_`]*"  # what may come between a period and the white space after the sentence
 _CANDIDATE = re.compile(rf"[.!?…]+(?:[\"'”’»)\]}}*_`$]|\\[)\]])*|[。！？]+{_CLOSERS}|:{_CLOSERS}|\n\s*")
 _FORMULA = re.compile(rf"\\\S|\$\$?|[.?…]{_CLOSERS}(?=\s)|[。！？]|\n\s*")
 _OPENED_BY = {r"\)": r"\(", r"\]": r"\[", "$$": "$$", "$": "$"}
@@ -18,9 +18,9 @@ _WORD = re.compile(r"[^\W\d_](?:\.?[^\W\d_])*$")
 _INITIALS = re.compile(r"(?:^|[^\w.])[A-Z]\.\s+[A-Z]$")
 _INITIAL = re.compile(r"[A-Z]\.(?!\w)")
 _FACTORIAL = re.compile(r"[\d)\]}]$|(?:^|[\W\d_])[^\W\d_]$")
-_WINDOW = 12  # characters before a full stop that decide whether it ends a sentence
+_WINDOW = 12  # characters before a period that decide whether it ends a sentence
 
-#: Words whose full stop never ends a sentence, and those that end one only if a capital follows.
+#: Words whose period never ends a sentence, and those whose period ends one only if a capital follows.
 _NEVER = frozenset("e.g eg i.e ie cf vs dr mr mrs ms prof st fig figs eq eqs approx viz resp".split())
 _SELDOM = frozenset("etc al inc ltd co corp jr sr ft lbs oz hr hrs min sec".split())
 
@@ -28,22 +28,23 @@ _SELDOM = frozenset("etc al inc ltd co corp jr sr ft lbs oz hr hrs min sec".spli
 def split_sentences(text: str) -> list[tuple[int, int]]:
     r"""Intervals of the sentences in a text.
 
-    1. A blank line ends a sentence, always. A single line break does before and after a list item, a heading or a
+    1. A blank line always ends a sentence. A single line break ends one before and after a list item, a heading or a
        table row, and after a line that ends in a colon or as in 2.
-    2. `.`, `!`, `?`, `…` and runs of them end one where a blank follows; quotes, brackets and emphasis that close
-       after them belong to it. `。！？` need no blank.
-    3. They do not before an operator or a closing bracket (`5! = 120`); inside `$…$`, `$$…$$`, `\(…\)` or `\[…\]`; as
-       the number or letter that begins a list item (`2. First`); after an abbreviation (`e.g.`); between initials
-       (`J. K. Rowling`, whereas one capital in mid-sentence may end it: `so it is B. Then`).
-    4. An ellipsis, a factorial (`n!`), `etc.` or `p.m.` ends one only before a capital; a stop with a quote or bracket
-       after it does unless a small letter follows (`"Is it?" is asked`).
+    2. `.`, `!`, `?`, `…` and runs of them end one if white space follows; closing quotes, brackets and emphasis after
+       them belong to it. `。！？` need no white space.
+    3. They do not end one before an operator or a closing bracket (`5! = 120`); inside `$…$`, `$$…$$`, `\(…\)` or
+       `\[…\]`; as the number or letter that begins a list item (`2. First`); after an abbreviation (`e.g.`); between
+       initials (`J. K. Rowling`, whereas one capital in mid-sentence may end it: `so it is B. Then`).
+    4. An ellipsis, a factorial (`n!`), `etc.` or `p.m.` ends one only before a capital; a mark with a quote or bracket
+       after it does unless a lowercase letter follows (`"Is it?" is asked`).
 
     Args:
-        text: of any kind, such as the thinking of a trace.
+        text: any, such as the thinking of a trace.
 
     Returns:
-        Half-open character intervals, in order, not overlapping, without blanks at their ends. Together they hold every
-        character that is no blank. A sentence alone is one sentence again. Time is linear in the text.
+        Half-open character intervals, in order, not overlapping, without white space at their ends. Together they cover
+        every character that is not white space. Splitting a sentence returns it whole. Time is linear in the length of
+        the text.
     """
     sentences: list[tuple[int, int]] = []
     formulas, f = _formulas(text), 0
@@ -103,8 +104,8 @@ def _ends(text: str, start: int, found: re.Match[str]) -> bool:
 def _formulas(text: str) -> list[tuple[int, int]]:
     r"""Intervals of LaTeX, merged where they overlap.
 
-    A formula ends before a blank line, and `$…$` before a line break or a full stop and a capital, so that prices are
-    none: `$` opens before what is no blank, and closes after what is none unless a digit follows.
+    A formula ends before a blank line, and `$…$` before a line break or a period and a capital, so that prices are not
+    formulas: `$` opens before a character that is not white space, and closes after one unless a digit follows.
     """
     opened: dict[str, int] = {}
     merged: list[tuple[int, int]] = []
@@ -132,13 +133,13 @@ def _formulas(text: str) -> list[tuple[int, int]]:
 
 
 def _capital(text: str, at: int) -> bool:
-    """Whether a word with a capital, perhaps in quotes, is there."""
+    """Whether a capitalized word, perhaps in quotes, begins there."""
     at = _after(_OPENERS, text, at)
     return text[at : at + 1].isupper()
 
 
 def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where what `pattern` matches at a place ends; it matches the empty string, too."""
+    """The end of the match of `pattern` at a position; `pattern` also matches the empty string."""
     found = pattern.match(text, at)
     assert found is not None
     return found.end()

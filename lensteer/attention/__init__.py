@@ -1,7 +1,7 @@
-"""Attention caches of annotated chains: which earlier sentences a sentence looks at, per head, and heads taken out.
+"""Attention caches of annotated chains: which earlier sentences a sentence attends to, per head, and head ablation.
 
-Attention is read at TransformerLens' hook points and reduced to sentences layer by layer. It shows where a head looks,
-not whether that matters: `ablated` and `knocked_out` do.
+Attention is read at TransformerLens' hook points and reduced to sentences layer by layer. It shows where a head
+attends, not whether that matters; `ablated` and `knocked_out` test that.
 """
 
 from lensteer.attention.behaviors import BehaviorAttention, behavior_attention

@@ -1,4 +1,4 @@
-"""Weighted means over traces with intervals, where a column may have nothing in some traces, or in all."""
+"""Weighted means over traces with intervals, where a column may have no data in some or all traces."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def averaged(
 
     Args:
         values: sums of each trace.
-        weights: what each is out of; 0 where a trace has nothing.
-        seed: of the resamples.
+        weights: the denominators; 0 if a trace has no data.
+        seed: for the resamples.
 
     Returns:
-        Estimate, low and high. NaN where nothing has weight; the ends also where fewer than two traces have.
+        Estimate, low and high. NaN if all weights are 0; the ends also if fewer than two traces have weight.
     """
     v, w = values.double().flatten(1), weights.double().flatten(1)
     result = v.new_full((3, v.shape[1]), torch.nan)

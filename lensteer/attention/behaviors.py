@@ -1,6 +1,6 @@
-"""Which behavior looks at which: attention between sentences of two labels against what their places alone would give.
+"""Which behavior attends to which: attention between sentences of two labels, relative to their places alone.
 
-Of a trace only sums over pairs of sentences are kept.
+Only sums over pairs of sentences are kept for each trace.
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ from lensteer.traces import Trace, label_axis
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: Where a bin of sentence distances, or of sentences before, begins.
+#: Lower edges of the bins of sentence distances, and of numbers of sentences before.
 BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65)
 _CELLS = len(BINS) ** 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BehaviorAttention(Result):
-    """How much sentences of one behavior (first axis) look at earlier sentences of another (second axis).
+    """How much sentences of one behavior (first axis) attend to earlier sentences of another (second axis).
 
     `lift` is Σ observed / Σ expected over all pairs of sentences (i later than j) with these labels. Observed is the
-    mean over pairs of tokens, so that long sentences gain nothing. Expected is the same head's mean over all pairs of
-    any labels in all traces whose distance i - j and whose number of sentences before, i, fall into the same bins (of
-    `BINS`): nearness and the length of the chain so far fake no effect. What always stands at one place, as
-    initializing sentences do, cannot be told from its place. The expectation is held fixed in the bootstrap, which
-    makes intervals of the commonest pairs too wide, if anything.
+    mean over pairs of tokens, so that long sentences have no advantage. Expected is the same head's mean over all pairs
+    of any labels in all traces whose distance i - j and whose number of sentences before, i, fall into the same bins
+    (of `BINS`), which corrects for distance and for the length of the chain so far. The effect of a label that always
+    occurs at one place, such as initializing, cannot be separated from that place. The expectation is fixed in the
+    bootstrap, which makes intervals of the most common pairs too wide, if anything.
 
-    With a plan, `lift` and `mass` are changes: on the same tokens with steering less without, in the unit of the
-    unsteered expectation.
+    With a plan, `lift` and `mass` are changes: steered less unsteered on the same tokens, in the unit of the unsteered
+    expectation.
 
     Attributes:
         labels: of both behavior axes.
         layers: of the layer axis.
-        lift: 1 is what the place alone gives (0 for a change); NaN without pairs, or where the head never looks.
-        low: lower end of the 95 % interval, from a bootstrap over traces; NaN where fewer than two have such pairs.
+        lift: 1 is what the place alone predicts (0 for a change); NaN without pairs, or if the head never attends
+            there.
+        low: lower end of the 95 % interval, from a bootstrap over traces; NaN if fewer than two have such pairs.
         high: upper end.
         mass: mean attention of a sentence on all earlier sentences of the label together.
         n_pairs: pairs of sentences.
@@ -68,9 +69,9 @@ class BehaviorAttention(Result):
     change: bool = False
 
     def top(self, query: str, key: str, n: int = 5) -> list[tuple[int, int]]:
-        """The heads (layer, head) whose sentences of behavior `query` look most at `key`, surest first.
+        """The heads (layer, head) whose sentences of behavior `query` attend most to `key`, the most certain first.
 
-        Ranked by the end of the interval that lies nearer to no effect; for a change, by its size there.
+        Ranked by the end of the interval that is nearer to no effect; for a change, by its absolute value there.
 
         Raises:
             LensteerError: an unknown behavior.
@@ -84,7 +85,7 @@ class BehaviorAttention(Result):
         return [(self.layers[i // sure.shape[1]], i % sure.shape[1]) for i in best.tolist()]
 
     def to_dataframe(self) -> Any:
-        """One row per layer, head, asking and asked behavior."""
+        """One row per layer, head, query behavior and key behavior."""
         import pandas as pd
 
         n_heads = self.lift.shape[1]
@@ -103,9 +104,9 @@ class PairSums:
         labels: of both behavior axes.
 
     Attributes:
-        observed: per trace, Σ attention per token by labels of asking and asked sentence.
+        observed: per trace, Σ attention per token by labels of query and key sentence.
         mass: per trace, Σ attention mass by the same labels.
-        counts: per trace, pairs of each two labels at each cell of place.
+        counts: per trace, number of pairs by labels and cell of place.
         askers: per trace, sentences of each label that have one before them.
         by_place: Σ attention per token by cell, over all traces.
     """
@@ -119,7 +120,7 @@ class PairSums:
         self.by_place: Float[Tensor, "layer head cell"] | float = 0.0
 
     def add(self, trace: Trace, sums: Float[Tensor, "layer head sum"]) -> None:
-        """Take in a trace, of which `pair_sums` has been kept at every layer."""
+        """Add a trace, given its `pair_sums` at every layer."""
         n = len(self.labels)
         observed, mass, by_place = sums.split((n**2, n**2, _CELLS), dim=2)
         _, _, pair, cell = _pairs(trace, self.labels)
@@ -131,18 +132,18 @@ class PairSums:
         self.by_place = self.by_place + by_place
 
     def merge(self, other: PairSums) -> None:
-        """Take in the sums of other traces."""
+        """Add the sums of other traces."""
         for name in ("observed", "mass", "counts", "askers"):
             getattr(self, name).extend(getattr(other, name))
         self.by_place = self.by_place + other.by_place
 
     def result(self, layers: Sequence[int], steered: PairSums | None = None, *, seed: int = 0) -> BehaviorAttention:
-        """Observed against expected.
+        """Observed relative to expected attention.
 
         Args:
             layers: of the sums' layer axis.
             steered: the same traces in the same order under a plan; the result is then the change.
-            seed: of the bootstrap.
+            seed: for the bootstrap.
         """
         n, counts = len(self.labels), torch.stack(self.counts)
         askers = torch.stack(self.askers).sum(0)
@@ -181,15 +182,15 @@ def behavior_attention(
     batch_size: int = 8,
     seed: int = 0,
 ) -> BehaviorAttention:
-    """Which behavior looks at which, for every layer and head.
+    """Which behavior attends to which, for every layer and head.
 
     Args:
         model: whose attention is read.
         traces: annotated.
-        plan: then everything is the change that this steering makes on the same tokens.
+        plan: if given, all values are changes under this steering, on the same tokens.
         layers: all by default.
         batch_size: traces per forward.
-        seed: of the bootstrap.
+        seed: for the bootstrap.
 
     Raises:
         LensteerError: no trace has two sentences, or what `stream_attention` raises.
@@ -218,7 +219,7 @@ def behavior_attention(
 def pair_sums(
     trace: Trace, rows: Float[Tensor, "head span column"], labels: Sequence[str]
 ) -> Float[Tensor, "head sum"]:
-    """Of one layer: attention per token by labels, mass by labels, attention per token by cells of place."""
+    """For one layer: attention per token by labels, mass by labels, attention per token by cells of place."""
     n, n_pairs = len(trace.spans), len(labels) ** 2
     later, earlier, pair, cell = (index.to(rows.device) for index in _pairs(trace, labels))
     lengths = torch.tensor([span.end - span.start for span in trace.spans], device=rows.device)
@@ -231,7 +232,7 @@ def pair_sums(
 
 
 def _pairs(trace: Trace, labels: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of every pair of sentences: the later one, the earlier one, which labels, which cell of place."""
+    """For every pair of sentences: the later one, the earlier one, their labels, and the cell of place."""
     label = torch.tensor([labels.index(span.label) for span in trace.spans])
     later, earlier = torch.tril_indices(len(label), len(label), offset=-1)
     bins = torch.tensor([0, *(bisect_right(BINS, d) - 1 for d in range(1, len(label)))])

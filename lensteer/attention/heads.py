@@ -1,4 +1,4 @@
-"""Taking heads out: what a head writes is replaced, or what it may look at is cut. Undone when the `with` ends."""
+"""Head ablation: a head's output is replaced, or its attention is masked. Undone when the `with` block ends."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Head = tuple[int, int]
 
 
 def z_hook(layer: int) -> str:
-    """The hook point of what heads have read, before the output projection, `[batch, pos, head, d_head]`."""
+    """The hook point of the heads' outputs before the output projection, `[batch, pos, head, d_head]`."""
     return f"blocks.{layer}.attn.hook_z"
 
 
 def mean_z(
     model: TransformerBridge, traces: Sequence[Trace], *, batch_size: int = 8
 ) -> Float[Tensor, "layer head d_head"]:
-    """What each head has read on average over the tokens after the prompts: what `ablated` puts in its place.
+    """Mean z of each head over the tokens after the prompts, to replace z by in `ablated`.
 
     Args:
         model: the bridge.
-        traces: with something after the prompt.
+        traces: with tokens after the prompt.
         batch_size: traces per forward.
 
     Raises:
@@ -62,7 +62,7 @@ def mean_z(
 def ablated(
     model: TransformerBridge, heads: Sequence[Head], means: Float[Tensor, "layer head d_head"] | None = None
 ) -> Iterator[TransformerBridge]:
-    """Replace what heads have read, at every position: by zero, or by its mean.
+    """Replace the z of heads at every position: by zero, or by its mean.
 
     Args:
         model: the bridge.
@@ -88,13 +88,13 @@ def ablated(
 def knocked_out(
     model: TransformerBridge, heads: Sequence[Head], cut: Bool[Tensor, "batch query key"]
 ) -> Iterator[TransformerBridge]:
-    """Keep heads from looking from some positions to others; what they still see is scaled up to add to one.
+    """Mask the attention of heads from some positions to others; the rest is renormalized to sum to one.
 
     Args:
         model: the bridge.
         heads: which.
-        cut: True where a query must not see a key; the shape of the forward's pattern, padding included. A query
-            that sees nothing any more reads zeros.
+        cut: True where a query must not attend to a key; the shape of the forward's pattern, padding included. A query
+            without any key left reads zeros.
 
     Raises:
         LensteerError: a head that the model lacks, or (in the forward) a pattern of another shape.

@@ -1,6 +1,6 @@
-"""Receiver heads: heads whose later sentences all look back at the same few, and which sentences those are.
+"""Receiver heads: heads in which later sentences all attend to the same few, and which sentences those are.
 
-After "Thought Anchors" (arXiv 2506.19143). Says where attention goes, not what it does there.
+After "Thought Anchors" (arXiv 2506.19143). It shows where attention goes, not its effect.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from lensteer.traces import Trace, label_axis
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: With fewer values a kurtosis depends on their number alone, or hardly on anything else.
+#: With fewer values a kurtosis depends almost only on their number.
 FEWEST = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ReceiverHeads(Result):
-    """How peaked the attention is that sentences receive from later ones, per head.
+    """The kurtosis of the attention that sentences receive from later ones, per head.
 
     A sentence receives r_j, the mean over sentences at least `nearest` later of the mean attention over pairs of
     tokens. A head's score in a trace is the excess kurtosis of r over sentences, m₄ / m₂² - 3 with plain moments; the
-    score is its mean over traces. That is the paper's measure. What differs: sentences are those that were annotated
-    (between them and after them may be text that belongs to none), the prompt is no sentence, traces with fewer than
-    `FEWEST` receiving sentences are left out, and there are intervals. The largest possible kurtosis grows with the
-    number of sentences: compare heads on the same traces, not one set of traces with another.
+    score is its mean over traces. That is the paper's measure, with these differences: sentences are the annotated ones
+    (text between or after them may belong to none), the prompt is not a sentence, traces with fewer than `FEWEST`
+    receiving sentences are left out, and there are intervals. The largest possible kurtosis grows with the number of
+    sentences: compare heads on the same traces, not one set of traces with another.
 
-    With a plan, `kurtosis` and `relative` are changes: on the same tokens with steering less without.
+    With a plan, `kurtosis` and `relative` are changes: steered less unsteered on the same tokens.
 
     Attributes:
         labels: of the behavior axis.
@@ -50,7 +50,7 @@ class ReceiverHeads(Result):
         relative: per trace, Σ over sentences of a behavior of r_j / (mean of r over the trace).
         counts: per trace, receiving sentences of each behavior.
         n_left_out: traces with too few sentences.
-        nearest: how near a later sentence does not count.
+        nearest: later sentences nearer than this do not count.
         change: whether the figures are changes under a plan.
     """
 
@@ -71,27 +71,27 @@ class ReceiverHeads(Result):
         return len(self.counts)
 
     def top(self, n: int = 5) -> list[tuple[int, int]]:
-        """The heads (layer, head) of largest kurtosis, or of largest change either way."""
+        """The heads (layer, head) of largest kurtosis, or of largest absolute change."""
         score = self.kurtosis.abs() if self.change else self.kurtosis
         order = score.nan_to_num(-torch.inf).flatten().argsort(descending=True, stable=True)[:n]
         return [(self.layers[i // score.shape[1]], i % score.shape[1]) for i in order.tolist()]
 
     def broadcasting(self, heads: Sequence[tuple[int, int]] | None = None, *, seed: int = 0) -> Any:
-        """Which behavior's sentences are broadcast: what they receive from some heads, as a table.
+        """Which behavior's sentences are broadcast: the attention they receive from some heads, as a table.
 
         Per behavior: mean of r_j / (mean of r over the trace), averaged over the heads; 1 is what the average
-        sentence of the trace receives. Not corrected for place: early sentences have other later ones than late ones
+        sentence of the trace receives. Not corrected for place: early and late sentences have different later ones
         (`behavior_attention` corrects for that).
 
         Args:
             heads: (layer, head); the five top ones by default.
-            seed: of the bootstrap over traces.
+            seed: for the bootstrap over traces.
 
         Returns:
             A data frame with behavior, received, low, high and n (sentences).
 
         Raises:
-            LensteerError: no heads, or one that is not here.
+            LensteerError: no heads, or one that was not read.
         """
         import pandas as pd
 
@@ -128,16 +128,16 @@ def receiver_heads(
     batch_size: int = 8,
     seed: int = 0,
 ) -> ReceiverHeads:
-    """Score every head by how peaked the attention is that sentences receive.
+    """Score every head by the kurtosis of the attention that sentences receive.
 
     Args:
         model: whose attention is read.
         traces: annotated.
-        plan: then everything is the change that this steering makes on the same tokens.
+        plan: if given, all values are changes under this steering, on the same tokens.
         layers: all by default.
-        nearest: later sentences nearer than so many do not count.
+        nearest: later sentences nearer than this do not count.
         batch_size: traces per forward.
-        seed: of the bootstrap.
+        seed: for the bootstrap.
 
     Raises:
         LensteerError: no trace is long enough, or what `stream_attention` and `received` raise.
@@ -180,7 +180,7 @@ def receiver_heads(
 
 
 def excess_kurtosis(values: Float[Tensor, "*batch receiver"]) -> Float[Tensor, "*batch"]:
-    """m₄ / m₂² - 3 along the last axis, with plain moments; NaN where all values are the same."""
+    """m₄ / m₂² - 3 along the last axis, with plain moments; NaN if all values are the same."""
     centered = values.double() - values.double().mean(-1, keepdim=True)
     m2, m4 = centered.square().mean(-1), centered.pow(4).mean(-1)
     flat = values.amax(-1) == values.amin(-1)
@@ -190,12 +190,12 @@ def excess_kurtosis(values: Float[Tensor, "*batch receiver"]) -> Float[Tensor, "
 def _figures(
     trace: Trace, rows: Float[Tensor, "head span column"], nearest: int, axis: Sequence[str]
 ) -> Float[Tensor, "head figure"]:
-    """Of one layer: the kurtosis, then what sentences of each behavior receive relative to the mean."""
+    """For one layer: the kurtosis, then what sentences of each behavior receive relative to the mean."""
     n = len(trace.spans)
     lengths = torch.tensor([span.end - span.start for span in trace.spans], device=rows.device)
     got = received(per_token(rows[..., :n], lengths), nearest).double()
     mean = got.mean(-1, keepdim=True)
-    relative = (got / mean).where(mean > 0, 1.0)  # a head that gives nobody anything prefers nobody
+    relative = (got / mean).where(mean > 0, 1.0)  # a head without attention to any has no preference
     labels = torch.tensor([axis.index(span.label) for span in trace.spans[: n - nearest]], device=rows.device)
     sums = got.new_zeros(got.shape[0], len(axis)).index_add_(1, labels, relative)
     return torch.cat([excess_kurtosis(got)[:, None], sums], dim=1)

@@ -1,4 +1,4 @@
-"""Attention between the sentences of annotated traces, reduced layer by layer while the pattern is in flight.
+"""Attention between the sentences of annotated traces, reduced layer by layer during the forward pass.
 
 Only one layer's pattern of one batch exists at a time. `SentenceAttention` holds one trace: which earlier sentence a
 sentence attends to, head by head, and how much attention a sentence receives.
@@ -26,10 +26,10 @@ from lensteer.traces import Trace
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: Where attention goes that goes to no sentence: the first token; the chat template's other tokens; the rest of the
-#: prompt; and what follows the prompt in no sentence, such as one that the annotator could not read.
+#: Targets of attention outside all sentences: the first token; the chat template's other tokens; the rest of the
+#: prompt; and text after the prompt in no sentence, such as one that the annotator could not parse.
 ELSEWHERE = ("sink", "template", "prompt", "rest")
-_MARK = "\N{ASTERISM}"  # stands for the message when a template is taken apart
+_MARK = "\N{ASTERISM}"  # placeholder for the message when a template is split
 
 Reduce = Callable[[Trace, Float[Tensor, "head span column"]], Tensor]
 """From one trace's rows at one layer to what is kept of them. Columns are the sentences, then `ELSEWHERE`."""
@@ -44,10 +44,10 @@ def stream_attention(
     batch_size: int = 8,
     plan: Plan | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "layer ..."]]]:
-    """Run the model over annotated traces and keep of each layer's attention what `reduce` keeps.
+    """Run the model over annotated traces and apply `reduce` to each layer's attention.
 
     Traces of similar length share a batch, padded on the right, so they come out of order. Traces without spans are
-    left out. Plans see each trace's own prompt length, whatever `plan.on` was told.
+    left out. Plans use each trace's own prompt length, not that passed to `plan.on`.
 
     Args:
         model: whose attention is read.
@@ -55,7 +55,7 @@ def stream_attention(
         reduce: from one trace's `[head, span, span + elsewhere]` rows at one layer to a tensor of any shape.
         layers: to read; all by default.
         batch_size: traces per forward.
-        plan: steering that is on meanwhile.
+        plan: steering that is on during the forward passes.
 
     Yields:
         The trace's number, and what was kept, stacked over layers, on the CPU.
@@ -72,7 +72,7 @@ def stream_attention(
     order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        with nullcontext() if plan is None else plan.on(model):  # on during the forward only, whoever reads us
+        with nullcontext() if plan is None else plan.on(model):  # on during the forward only, not in the caller
             kept = _reduced(model, [traces[i] for i in numbers], reduce, chosen)
         yield from zip(numbers, kept, strict=True)
 
@@ -85,15 +85,15 @@ def pattern_hook(layer: int) -> str:
 def forward_padded(
     model: TransformerBridge, traces: Sequence[Trace], *, stop_after: int | None = None
 ) -> Float[Tensor, "batch pos width"]:
-    """Run whole traces, padded on the right. Plans that are on see each trace's own prompt length.
+    """Run whole traces, padded on the right. Plans that are on use each trace's own prompt length.
 
     Args:
         model: the bridge.
         traces: annotated or not.
-        stop_after: for the sake of hooks only: the last layer that is run, and logits of one position at most.
+        stop_after: if only hooks matter: the last layer to run; logits are then of one position at most.
 
     Returns:
-        Logits, or what is left of them. What stands at padding means nothing.
+        Logits, or those that were computed. Values at padding are meaningless.
     """
     text = right_padded(model, [trace.ids for trace in traces], [trace.prompt_length for trace in traces])
     forward = Forward(model, text, fast=False)  # heads have hook points on the bridge only
@@ -126,7 +126,7 @@ def _reduced(
 
 
 def _groups(model: TransformerBridge, trace: Trace) -> tuple[Float[Tensor, "span pos"], Float[Tensor, "pos column"]]:
-    """Who asks and who is asked: means over each sentence's tokens, and which column each token belongs to."""
+    """Queries and keys: weights that average over each sentence's tokens, and the column of each token."""
     n_tokens, n = len(trace.ids), len(trace.spans)
     sink, template, prompt, rest = range(n, n + len(ELSEWHERE))
     columns = torch.full((n_tokens,), rest)
@@ -170,12 +170,12 @@ class SentenceAttention(Result):
     Attributes:
         trace: its id.
         labels: behavior of each sentence.
-        texts: what each says.
+        texts: of each sentence.
         lengths: tokens of each.
         layers: of the layer axis.
         values: mean over the tokens of sentence i (first span axis) of the attention mass on the tokens of sentence
             j (second); zero where j comes after i.
-        elsewhere: the same on what is in no sentence; see `ELSEWHERE`.
+        elsewhere: the same on tokens in no sentence; see `ELSEWHERE`.
     """
 
     trace: str
@@ -230,7 +230,7 @@ class SentenceAttention(Result):
 def per_token(
     values: Float[Tensor, "*batch span span"], lengths: Int[Tensor, " span"]
 ) -> Float[Tensor, "*batch span span"]:
-    """Attention mass per key token, which is the mean over pairs of tokens: a long sentence gets no more for that."""
+    """Attention mass per key token, which is the mean over pairs of tokens: a long sentence has no advantage."""
     return values / lengths.to(values)
 
 
@@ -240,10 +240,10 @@ def received(values: Float[Tensor, "*batch span span"], nearest: int = NEAREST) 
     r_j = mean of values_ij over i ≥ j + nearest. "Thought Anchors" (arXiv 2506.19143) calls it the vertical score.
 
     Returns:
-        For all sentences but the last `nearest`, which nothing counts for; maybe none.
+        For all sentences but the last `nearest`, which receive nothing; possibly empty.
 
     Raises:
-        LensteerError: `nearest` is not positive (a sentence's attention to itself is nothing received).
+        LensteerError: `nearest` is not positive (a sentence's attention to itself does not count).
     """
     if nearest < 1:
         raise LensteerError(f"nearest={nearest}: give a positive number of sentences, such as {NEAREST}")

@@ -1,7 +1,7 @@
-"""Attribution: at which layer does adding a behavior's vector change what the model says next?
+"""Attribution: at which layer does adding a behavior's vector change the next token?
 
-`attribute` is the one function. What is scored (`request`), the estimators, the rows of one forward, the result
-(`scores`), its controls and its fidelity are modules of their own; `overlap` and `selection` follow from there.
+`attribute` is the entry point. Separate modules define what is scored (`request`), the estimators, the rows of one
+forward, the result (`scores`), its controls and its fidelity; `overlap` and `selection` serve to choose layers.
 """
 
 from __future__ import annotations
@@ -88,20 +88,20 @@ def attribute(
     memory: int = 2**30,
     progress: bool = False,
 ) -> LayerScores | tuple[LayerScores, ...]:
-    """What each behavior's vector does to the next token, layer by layer, averaged over spans: K[b, l].
+    """The effect of each behavior's vector on the next token, layer by layer, averaged over spans: K[b, l].
 
     With p the next-token distribution at the token before a span and u = u_{b,l} added to resid_post of layer l
     there, α times:
 
-    - `exact`: KL(p ‖ p_{b,l}) in nats, by really running it. It is what Venhoff et al. (arXiv 2506.18167)
+    - `exact`: KL(p ‖ p_{b,l}) in nats, by running the edited model. It is what Venhoff et al. (arXiv 2506.18167)
       describe; their code computes something else.
-    - `fisher`: its second order, ½α² Var_p(J u) = ½α² E_{y~p}[(u·∇ log p(y))²], from `samples` drawn tokens per
-      position: one backward pass serves all vectors, layers and control vectors.
-    - `fisher_jvp`: the same without sampling noise, by forward-mode differentiation; it costs what `exact` does.
+    - `fisher`: its second-order estimate, ½α² Var_p(J u) = ½α² E_{y~p}[(u·∇ log p(y))²], from `samples` drawn tokens
+      per position: one backward pass serves all vectors, layers and control vectors.
+    - `fisher_jvp`: the same without sampling noise, by forward-mode differentiation, at the cost of `exact`.
     - `signed`: α⟨u, ∇M_b⟩ in logits, M_b the log-odds that the next token begins a sentence of b
-      (`cases.first_token_shares`). A KL says how much is disturbed, this says in which direction.
-    - `published`: |α⟨u, g⟩| as the published code has it, with unit vectors and at the onsets of other
-      behaviors. It is no KL and no approximation of one; it is here so that results can be compared.
+      (`cases.first_token_shares`). A KL measures how much the prediction changes, this in which direction.
+    - `published`: |α⟨u, g⟩| as in the published code, with unit vectors and at the onsets of other behaviors. It is
+      neither a KL nor an approximation of one, and is included for comparison.
 
     Args:
         model: The model that wrote the traces.
@@ -111,21 +111,21 @@ def attribute(
         window: "onset": u is added at the token before the span and its effect on the next token is scored.
             "span": u is added there and at all the span's tokens but the last, and the KL is summed over the
             span's tokens.
-        spans: Whose spans are averaged: the behavior's "own", those of "other" behaviors, or "all". By default
+        spans: Which spans are averaged: the behavior's "own", those of "other" behaviors, or "all". By default
             "own" for a KL, "all" for `signed` and "other" for `published`.
-        coefficient: α; several share one filling of the caches and give a tuple of scores.
-        unit: "difference" takes u as it is, as steering does (the default but for `published`); "mean_norm" makes
-            it as long as the mean activation at its layer; "unit" gives it length 1. Activations grow with depth, so
-            the three favor different layers.
+        coefficient: α; several share one prefill of the caches and return a tuple of scores.
+        unit: "difference" uses u as it is, as steering does (the default except for `published`); "mean_norm" scales it
+            to the norm of the mean activation at its layer; "unit" to norm 1. Activations grow with depth, so the three
+            favor different layers.
         samples: Tokens drawn per position by `fisher`.
-        n_controls: So many control vectors of each kind are scored along (methods with gradients only).
-        exact_where_unreliable: Replace cells of a Fisher estimate that cannot be trusted for their sampling error,
-            their coefficient or their size (`LayerScores.unreliable`) by exact ones; the result says which.
-        behaviors: Which to score, all that `vectors` has by default.
-        layers: Which to score, all that `vectors` has by default.
-        max_spans: Score at most so many spans per behavior, drawn at random.
+        n_controls: Control vectors of each kind that are scored as well (methods with gradients only).
+        exact_where_unreliable: Replace cells of a Fisher estimate that are unreliable because of their sampling error,
+            coefficient or size (`LayerScores.unreliable`) by exact ones; the result marks them.
+        behaviors: Which to score; by default all in `vectors`.
+        layers: Which to score; by default all in `vectors`.
+        max_spans: Score at most this many spans per behavior, drawn at random.
         keep_cells: Keep the value of every span and layer in the result.
-        seed: Of all draws, the bootstrap's included.
+        seed: For all draws, including the bootstrap.
         memory: Bytes that one forward's rows may take, roughly.
         progress: Show a progress bar over traces.
 
@@ -135,8 +135,7 @@ def attribute(
 
     Raises:
         LensteerError: An unknown option, behavior or layer; vectors or traces of another model; no span to
-            average over; fewer controls than asked for; numbers that are not finite; an attention that cannot be run
-            this way.
+            average over; fewer controls than requested; numbers that are not finite; an unsupported attention.
     """
     _check_choice("method", method, list(METHODS))
     how = METHODS[method]
@@ -145,7 +144,7 @@ def attribute(
     _check_choice("spans", spans, SPANS)
     _check_choice("window", window, WINDOWS)
     if window not in how.windows:
-        raise LensteerError(f"method {method!r} is about the token before a span: window={window!r} has no meaning")
+        raise LensteerError(f"method {method!r} is about the token before a span: window={window!r} does not apply")
     coefficients = tuple(coefficient) if isinstance(coefficient, Sequence) else (coefficient,)
     if not coefficients or not all(map(math.isfinite, coefficients)):
         raise LensteerError(f"coefficient {coefficient} is not finite: pass a number such as 1.0, or several")
@@ -157,10 +156,12 @@ def attribute(
         )
     if n_controls and not how.linear:
         raise LensteerError(
-            f"n_controls={n_controls} of method {method!r} would each be run: use 'fisher', where they are free"
+            f"n_controls={n_controls} of method {method!r} would each be run: use 'fisher', where they are cheap"
         )
     if exact_where_unreliable and how.power != 2:
-        raise LensteerError(f"method {method!r} is no estimate of the exact score: only Fisher cells can be recomputed")
+        raise LensteerError(
+            f"method {method!r} is not an estimate of the exact score: only Fisher cells can be recomputed"
+        )
     labels = vectors.labels if behaviors is None else tuple(dict.fromkeys(behaviors))
     chosen = vectors.layers if layers is None else tuple(dict.fromkeys(layers))
     if not (labels and chosen):

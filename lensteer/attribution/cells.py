@@ -14,12 +14,12 @@ from lensteer.statistics import Ratio, bootstrap_interval
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The single values that scores average: a case is a span's onset and the behavior that is added there.
+    """The values that scores average: a case is a span's onset and the behavior whose vector is added there.
 
     Attributes:
         trace: Index of the trace, per case.
         span: Index of the span in its trace.
-        behavior: Index into the scores' labels of what is added (not of what the span is).
+        behavior: Index into the scores' labels of the vector that is added (not the span's own label).
         onset: Absolute position.
         values: In the unit of the scores.
     """
@@ -36,7 +36,7 @@ def average(
 ) -> tuple[Float[Tensor, "3 behavior layer"], tuple[int, ...], int]:
     """Means over cases with their intervals, the number of cases per behavior, and the number of traces.
 
-    A mean is Σ values / Σ cases, so a trace counts by its spans; traces are what the bootstrap draws.
+    A mean is Σ values / Σ cases, so a trace is weighted by its number of spans; the bootstrap resamples traces.
 
     Returns:
         Mean, low and high stacked (fp64, NaN where undefined), spans per behavior, traces.
@@ -62,7 +62,7 @@ def average(
 def sampling_error(
     variance: Float[Tensor, "case layer"], mean: Float[Tensor, "behavior layer"], cells: Cells, samples: int
 ) -> tuple[Float[Tensor, "behavior layer"], Float[Tensor, "behavior layer"]]:
-    """What drawing a few samples per case makes of the means over cases: their standard error, and κ.
+    """The effect of drawing a few samples per case on the means over cases: their standard error, and κ.
 
     With V_c the variance between the samples x of case c, out of N cases with m samples each, the standard error
     is √(Σ_c V_c / m) / N and κ = mean_c(V_c) / mean(x)², so that the relative error is √(κ / (m·N)). κ is 2 for
@@ -71,8 +71,8 @@ def sampling_error(
     Args:
         variance: Between the samples of a case, unbiased.
         mean: Of the values, over all cases and samples.
-        cells: Where the cases belong.
-        samples: How many there are for each case.
+        cells: The cases.
+        samples: Samples per case.
 
     Returns:
         Standard error and κ; NaN for a behavior without a case.

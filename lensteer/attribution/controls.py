@@ -1,7 +1,4 @@
-"""Scores held against those of control vectors: z-scores and p-values by cell, corrected for looking at many cells.
-
-Reads scores.
-"""
+"""Scores compared with those of control vectors: z-scores and p-values by cell, corrected for multiple comparisons."""
 
 from __future__ import annotations
 
@@ -27,9 +24,9 @@ class ControlTests:
         kinds: Of control vectors, in the order of the first axis.
         n: Control vectors of each kind.
         z: (score − mean of the control vectors) / their standard deviation.
-        p: (1 + number of control vectors ≥ score) / (1 + n), for each cell by itself.
-        p_max: The same for the largest of all standardized cells, layers × behaviors: the chance that any cell of
-            a set of control vectors stands out as much as this one.
+        p: (1 + number of control vectors ≥ score) / (1 + n), for each cell separately.
+        p_max: The same for the largest of all standardized cells, layers × behaviors: the probability that any cell of
+            a set of control vectors is as extreme as this one.
     """
 
     labels: tuple[str, ...]
@@ -41,7 +38,7 @@ class ControlTests:
     p_max: Float[Tensor, "kind behavior layer"]
 
     def p_any(self, kind: str) -> float:
-        """The p-value of the whole grid: of its cell that stands out most.
+        """The p-value of the whole grid: that of its most extreme cell.
 
         Raises:
             LensteerError: No control vectors of that kind.
@@ -76,13 +73,13 @@ class ControlTests:
 
 
 def control_tests(scores: LayerScores) -> ControlTests:
-    """Hold scores against the control vectors that were scored along with them.
+    """Compare scores with those of the control vectors that were scored along with them.
 
-    A larger score than the control vectors' is what counts (for `signed`: a push towards the behavior). Where cells
-    were recomputed exactly, it is the estimate before that, since control vectors are estimates, too. For the largest
-    of all cells, each cell is standardized by mean and deviation of control vectors and score together, so that under
-    the null hypothesis all are exchangeable. One covariance-matched vector serves all behaviors; the sets of which the
-    largest is taken hold another one for each behavior, since behaviors have vectors of their own.
+    The tests are one-sided: a large score counts (for `signed`: toward the behavior). If cells were recomputed exactly,
+    their estimates are tested, because the scores of control vectors are estimates, too. For the largest of all cells,
+    each cell is standardized by the mean and deviation of control vectors and score together, so that under the null
+    hypothesis all are exchangeable. All behaviors share the covariance-matched vectors; each set over which the maximum
+    is taken uses a different one for each behavior, because each behavior has its own vector.
 
     Args:
         scores: Made with `n_controls=200`, say.
@@ -102,7 +99,7 @@ def control_tests(scores: LayerScores) -> ControlTests:
         p = (1 + (draws >= observed).sum(0, keepdim=True)) / (1 + n)
         p = torch.where(observed.isnan(), math.nan, p.double())
         if kind == "covariance_matched":
-            # The draw that stands for behavior b in set i is number i + b·step.
+            # Set i uses draw i + b·step for behavior b.
             step = max(n // len(scores.labels), 1)
             draws = torch.stack([draws[:, b].roll(-b * step, 0) for b in range(len(scores.labels))], dim=1)
         pooled = torch.cat([observed, draws])

@@ -1,6 +1,6 @@
 """The estimators: functions of one signature, from one trace's shared cache and cases to their values.
 
-Exact scores and the Fisher curvature run the chain with something added; the others need gradients only. `attribute`
+Exact scores and the Fisher curvature run the chain with a vector added; the others need gradients only. `attribute`
 averages over traces.
 """
 
@@ -51,7 +51,7 @@ def exact_cells(
 ) -> Float[Tensor, "coefficient case layer"]:
     """Σ_t KL(p_t ‖ p_t with a vector added at resid_post of one layer), t and the addition over [begin, end), in nats.
 
-    p_t comes from an unedited chain in the same forward as the edited ones, so that both are rounded alike.
+    p_t comes from an unedited chain in the same forward as the edited ones, so that both have the same rounding.
 
     Args:
         cache: Of the sequence.
@@ -68,8 +68,8 @@ def exact_cells(
     """
     with torch.no_grad():
         kl = _run(cache, begin, end, added, vector, layers, wanted, kl_divergence, memory)
-    if not kl[:, wanted[vector]].isfinite().all():  # which layer did it cannot be said: rows share sums of attention
-        raise LensteerError("a KL is not finite: what was added is so long that activations overflow")
+    if not kl[:, wanted[vector]].isfinite().all():  # the layer is unknown: rows share sums of attention
+        raise LensteerError("a KL is not finite: the added vector is so long that activations overflow")
     return kl
 
 
@@ -103,7 +103,7 @@ def curvature_cells(
             layers,
             torch.ones(added.shape[:2], dtype=torch.bool),
             _half_variance,
-            memory // 2,  # tangents take as much again
+            memory // 2,  # tangents double the memory
         )[0]
     if not value.isfinite().all():
         raise LensteerError("a directional derivative is not finite: load the model in a dtype of wider range")
@@ -130,8 +130,8 @@ def _run(
     measure: Measure,
     memory: int,
 ) -> Float[Tensor, "coefficient case layer"]:
-    """Run every wanted (coefficient, case, layer) as a chain of its own and sum `measure` over its positions."""
-    # Chains over the same positions stand side by side, so that few unedited ones are run twice.
+    """Run every wanted (coefficient, case, layer) as a separate chain and sum `measure` over its positions."""
+    # Chains over the same positions are adjacent, so that few unedited ones are run twice.
     windows, window = torch.stack([begin, end], 1).unique(dim=0, return_inverse=True)
     lengths = windows[:, 1] - windows[:, 0]
     values = torch.full((len(added), len(vector), len(layers)), torch.nan, dtype=torch.float64)
@@ -185,7 +185,7 @@ Values = Callable[[Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
-    """What one trace gave. All but `values` is at coefficient 1.
+    """The result for one trace. All but `values` is at coefficient 1.
 
     Attributes:
         values: For each coefficient that was run; a linear or quadratic method has coefficient 1 only.
@@ -204,7 +204,7 @@ def estimate(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], req
 
 
 def noise_measure(request: Request) -> Callable[[Tensor, Tensor], Tensor]:
-    """How the rounding of two sets of logits is compared: in the unit of the method."""
+    """The measure of rounding differences between two sets of logits, in the unit of the method."""
     if request.share is None:
         return kl_divergence
     share = request.share
@@ -232,7 +232,7 @@ def fisher(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], reque
     Scores of different positions t are independent with mean 0, so the square of their sum has no cross terms.
     """
     generator = trace_generator(request.seed, "fisher", trace_key(trace))
-    uniforms = stratified_uniforms(len(trace.ids), request.samples, generator)  # whatever of it is scored
+    uniforms = stratified_uniforms(len(trace.ids), request.samples, generator)  # for all positions
     return _linear(cache, cases, request, sampled_scores(uniforms), request.samples, lambda s: 0.5 * s.square())
 
 
@@ -245,7 +245,8 @@ def signed(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], reque
 def published(cache: SharedCache, trace: Trace, cases: Int[Tensor, "case 5"], request: Request) -> Estimate:
     """|⟨u, g⟩|, g the gradient of what the code of arXiv 2506.18167 calls a KL; see `published_cotangents`.
 
-    It is neither a KL nor an order of one, it has no unit, and by default it looks at the onsets of other behaviors.
+    It is neither a KL nor an approximation of one, has no unit, and by default is averaged over onsets of other
+    behaviors.
     """
     return _linear(cache, cases, request, published_cotangents, 1, torch.abs)
 

@@ -1,7 +1,4 @@
-"""How well cheap scores stand for exact ones: correlation, agreement on layers, the coefficient up to which they hold.
-
-Reads scores.
-"""
+"""How well cheap scores approximate exact ones: correlation, agreement on layers, and the range of coefficients."""
 
 from __future__ import annotations
 
@@ -17,30 +14,30 @@ from torch import Tensor
 from lensteer.attribution.scores import LayerScores
 from lensteer.errors import LensteerError
 
-#: An estimate off by more than this share of the exact value does not hold.
+#: An estimate off by more than this share of the exact value is inaccurate.
 TOLERATED = 0.2
 TOP = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Fidelity:
-    """Scores against exact ones, at each coefficient at which there are exact ones.
+    """Scores compared with exact ones, at each coefficient of the exact ones.
 
     Attributes:
         method: Of the scores.
         labels: The behaviors.
         layers: The layers.
-        coefficients: Of the exact scores, by growing size.
-        predicted: The scores, carried over to each coefficient if they are in nats: a KL grows with its square.
+        coefficients: Of the exact scores, by absolute value.
+        predicted: The scores, extrapolated to each coefficient if they are in nats: a KL grows with its square.
         exact: The exact ones.
         pearson: Correlation over all cells, behaviors × layers.
-        spearman: The same of their ranks.
+        spearman: Correlation of their ranks.
         top_overlap: Share of the `TOP` layers with the largest exact scores that are also among those of the scores.
-        radius: Smallest coefficient in size at which |predicted/exact − 1| > 20 %; infinite if there is none, NaN
+        radius: Smallest absolute coefficient at which |predicted/exact − 1| > 20 %; infinite if there is none, NaN
             for scores that do not predict a KL.
-        unreliable: Cells that are not to be trusted by themselves: `LayerScores.unreliable` of the scores, at
+        unreliable: Cells that are unreliable individually: `LayerScores.unreliable` of the scores, at
             their own coefficient, or exact ones below the noise at every coefficient.
-        cost_rows: Rows that the exact scores took at one coefficient, as a multiple of the scores'.
+        cost_rows: Rows of the exact scores at one coefficient, relative to those of the scores.
         cost_seconds: The same for the time.
     """
 
@@ -83,7 +80,7 @@ class Fidelity:
 
 
 def fidelity(scores: LayerScores, exact: LayerScores | Sequence[LayerScores]) -> Fidelity:
-    """Hold scores against exact ones of the same vectors.
+    """Compare scores with exact ones of the same vectors.
 
     Args:
         scores: Of any method.
@@ -97,12 +94,12 @@ def fidelity(scores: LayerScores, exact: LayerScores | Sequence[LayerScores]) ->
         raise LensteerError("no exact scores to compare with: pass at least one")
     for truth in several:
         if truth.method != "exact":
-            raise LensteerError(f"scores of method {truth.method!r} are no reference: pass those of method 'exact'")
+            raise LensteerError(f"scores of method {truth.method!r} are not a reference: pass those of method 'exact'")
         for name in ("labels", "layers", "coefficient_unit"):
             ours, theirs = getattr(scores, name), getattr(truth, name)
             # Unit and norm-matched vectors differ by a factor per layer, which `published` leaves out by design.
             if ours != theirs and not (name == "coefficient_unit" and scores.unit != "nats"):
-                raise LensteerError(f"scores with {name} {ours!r}, exact ones with {theirs!r}: score the same twice")
+                raise LensteerError(f"scores with {name} {ours!r}, exact ones with {theirs!r}: use the same for both")
     is_kl = scores.unit == "nats"
     values = scores.mean if scores.estimated is None else scores.estimated
     if is_kl and not scores.coefficient:
@@ -146,7 +143,7 @@ def _top_overlap(predicted: Float[Tensor, "behavior layer"], exact: Float[Tensor
 
 
 def _cost(several: Sequence[LayerScores], scores: LayerScores, name: str) -> float:
-    """Mean over exact scores of what one coefficient took, over what the scores took."""
+    """Mean cost of one coefficient of the exact scores, divided by the cost of the scores."""
     each = [truth.cost[name] / truth.cost.get("coefficients", 1) for truth in several if name in truth.cost]
     if not each or not scores.cost.get(name):
         return math.nan

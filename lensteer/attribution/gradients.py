@@ -1,7 +1,7 @@
 """Gradients of scalars of the logits with respect to the residual stream at all layers, over shared-cache rows.
 
-What a vector does to first order is then a dot product, for any number of vectors. The scalars of the estimators
-stand here, too, each as its gradient with respect to the logits (its cotangent). Nothing touches parameters.
+The first-order effect of a vector is then a dot product, for any number of vectors. The scalars of the estimators are
+defined here, too, each by its gradient with respect to the logits (its cotangent). Parameters get no gradients.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def chain_gradients(
 ) -> Float[Tensor, "sample chain layer d_model"]:
     """Σ_s ∂M/∂h_s at resid_post of each layer, s over the rows [begin, end) of a chain, for each scalar M.
 
-    A scalar M is given by its cotangent, summed over the rows of the chain. The graph holds the rows only: from
-    the lowest layer asked for, upwards. All samples go backwards together.
+    A scalar M is given by its cotangent, summed over the rows of the chain. The graph holds the rows only, from the
+    lowest requested layer upward. All samples share one backward pass.
 
     Args:
         cache: Of the sequence.
@@ -88,8 +88,8 @@ def _chunks(lengths: list[int], limit: int) -> list[tuple[int, int]]:
 def sampled_scores(uniforms: Float[Tensor, "pos sample"]) -> Cotangents:
     """∂ log p(y)/∂z = onehot(y) − p, for tokens y drawn from p at every row.
 
-    E[(u·∇ log p(y))²] = Var_p(J u): the Fisher information in direction u. A token is drawn by inverting the
-    distribution function at the row's own uniform number, so that neither chunks nor other rows change a draw.
+    E[(u·∇ log p(y))²] = Var_p(J u): the Fisher information in direction u. A token is drawn by inverse transform
+    sampling from the row's own uniform number, so that draws do not depend on chunks or other rows.
 
     Args:
         uniforms: One number in [0, 1) per position of the sequence and sample.
@@ -107,10 +107,10 @@ def sampled_scores(uniforms: Float[Tensor, "pos sample"]) -> Cotangents:
 
 
 def stratified_uniforms(n_positions: int, samples: int, generator: torch.Generator) -> Float[Tensor, "pos sample"]:
-    """Uniform numbers, one in each of `samples` equal parts of [0, 1) at every position, in random order.
+    """Uniform numbers, stratified: one in each of `samples` equal parts of [0, 1) at every position, in random order.
 
-    Each number is uniform by itself, and those of two positions are independent, which is all that an unbiased
-    estimate needs; that a row's draws are spread over the distribution makes it less noisy.
+    Each number is marginally uniform, and those of two positions are independent, which suffices for an unbiased
+    estimate; stratification within a row reduces its variance.
     """
     order = torch.rand(n_positions, samples, generator=generator, dtype=torch.float64).argsort(1)
     within = torch.rand(n_positions, samples, generator=generator, dtype=torch.float64)
@@ -137,9 +137,9 @@ def behavior_odds_cotangents(share: Float[Tensor, "behavior d_vocab"]) -> Cotang
 def published_cotangents(logits: Float[Tensor, "row d_vocab"], position: Int[Tensor, " row"]) -> Tensor:
     """∂/∂z = (1/V)·(p·Σ_v log p_v − log p), what the code of arXiv 2506.18167 differentiates, as one sample.
 
-    It is not a KL, nor any order of one: it is the gradient of `kl_div(log_softmax(z), log_softmax(z).detach())`
-    with the target read as probabilities, which says how the peakedness of p changes. The value of that call is
-    NaN. With `log_target=True` it would be KL(p‖p), whose gradient is 0.
+    It is neither a KL nor an approximation of one: it is the gradient of `kl_div(log_softmax(z),
+    log_softmax(z).detach())` with the target interpreted as probabilities, which measures how the peakedness of p
+    changes. The value of that call is NaN. With `log_target=True` it would be KL(p‖p), whose gradient is 0.
     """
     log_p = logits.double().log_softmax(-1)
     return ((log_p.exp() * log_p.sum(-1, keepdim=True) - log_p) / log_p.shape[-1])[None]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Measured(NamedTuple):
-    """What an estimator gave on all traces. All but `values` is at coefficient 1.
+    """The result of an estimator on all traces. All but `values` is at coefficient 1.
 
     Attributes:
-        values: For each coefficient that was run: coefficient 1 only, where the others follow from it.
-        variance: Between the samples of a case; NaN where there are fewer than two.
+        values: For each coefficient that was run: coefficient 1 only, if the others follow from it.
+        variance: Between the samples of a case; NaN if there are fewer than two.
         controls: By kind of control vectors, their means over the cases of each behavior.
         noise_floor: In the unit of the method.
         cost: Forwards, rows and seconds.
@@ -47,7 +47,7 @@ def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request,
     """Run the estimator on every trace that has cases.
 
     Raises:
-        LensteerError: What went wrong, with the trace.
+        LensteerError: An error of the estimator, with its trace.
     """
     began, cases, shape = time.perf_counter(), request.cases, (len(request.cases), len(request.layers))
     values = torch.full((len(request.run_at), *shape), torch.nan, dtype=torch.float64)
@@ -78,7 +78,7 @@ def measure(model: TransformerBridge, traces: Sequence[Trace], request: Request,
 def scores_of(
     model: TransformerBridge, request: Request, measured: Measured, number: int, provenance: Mapping[str, Any]
 ) -> LayerScores:
-    """The scores at one of the coefficients that were asked for."""
+    """The scores at one of the requested coefficients."""
     how, coefficient = METHODS[request.method], request.coefficients[number]
     values, factor = measured.values[number if how.power is None else 0], 1.0
     if how.power is not None:
@@ -125,10 +125,10 @@ def with_exact_cells(
     *,
     progress: bool = False,
 ) -> LayerScores:
-    """The same scores with exact values in the cells that are unreliable for their sampling error or their size.
+    """The same scores with exact values in the cells that are unreliable because of their sampling error or size.
 
-    A cell below the noise stays as it is: the exact value would drown in the same noise. Control vectors are not run
-    again; the means that they compare with are kept in `estimated`.
+    A cell below the noise is unchanged: its exact value would be below the same noise. Control vectors are not rerun;
+    the means to compare them with are kept in `estimated`.
     """
     wanted = scores.unreliable() & ~scores.below_noise()
     assert scores.cells is not None

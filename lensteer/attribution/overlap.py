@@ -1,6 +1,6 @@
-"""How much of a vector is just a token: its cosines with the rows of the embedding and of the unembedding.
+"""Overlap of vectors with single tokens: their cosines with the rows of the embedding and of the unembedding.
 
-A vector of an early layer may only say which word stands here, and one of a late layer which word comes next.
+A vector of an early layer may only encode the current token, and one of a late layer the next token.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 Side = Literal["embedding", "unembedding"]
 SIDES: tuple[Side, ...] = ("embedding", "unembedding")
 
-#: Cosines held at once: the vocabulary is worked through in chunks of this many divided by the vectors.
+#: Cosines in memory at once: the vocabulary is processed in chunks of this many divided by the number of vectors.
 MAX_COSINES = 2**24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NearestTokens(Result):
-    """The tokens whose directions lie closest to each vector's line, with the vector or against it.
+    """The tokens with the largest absolute cosine to each vector.
 
     Attributes:
-        maximum: Largest cosine over the vocabulary (with its sign: a vector *against* a word counts little).
+        maximum: Largest cosine over the vocabulary (signed: a vector *against* a token has a low one).
         ids: Tokens of the k largest absolute cosines, the largest first.
         cosines: Their cosines, with signs.
         texts: The tokens decoded, `[behavior][layer][k]`.
@@ -53,8 +53,8 @@ class EmbeddingOverlap(Saved):
     Attributes:
         labels: The behaviors, in the order of the first axis.
         layers: The layers, in the order of the second axis.
-        embedding: Against the rows of the embedding: what the layer is told.
-        unembedding: Against the directions that raise single logits: what is said next.
+        embedding: With the rows of the embedding: the token that was read.
+        unembedding: With the directions that raise single logits: the next token.
     """
 
     labels: tuple[str, ...]
@@ -77,10 +77,10 @@ class EmbeddingOverlap(Saved):
         return list(zip(tokens.texts[b][i], tokens.cosines[b, i].tolist(), strict=True))
 
     def leading_layers(self, factor: float = 1.2) -> dict[str, int]:
-        """How many layers, from the first on, are still about the word that was read, for each behavior.
+        """How many leading layers still mostly encode the current token, for each behavior.
 
         Those whose largest cosine with the embedding exceeds `factor` times the median over layers; the rule
-        reproduces the layers that Venhoff et al. (arXiv 2506.18167) left out by eye.
+        reproduces the layers that Venhoff et al. (arXiv 2506.18167) excluded by inspection.
 
         Raises:
             LensteerError: `factor` is not above 0.
@@ -133,7 +133,7 @@ def embedding_overlap(model: TransformerBridge, vectors: BehaviorVectors, k: int
         k: How many tokens to name.
 
     Raises:
-        LensteerError: Vectors of another model, or a `k` that the vocabulary does not have.
+        LensteerError: Vectors of another model, or a `k` beyond the vocabulary.
     """
     vectors.check_model(model)
     embedding, gain = model.W_E, models.final_norm_gain(model)
@@ -165,7 +165,7 @@ def _nearest(
         found = units @ chunk.T
         maximum = torch.maximum(maximum, found.max(-1).values)
         numbers = torch.arange(start, start + len(chunk), device=rows.device).expand(len(units), -1)
-        # The best so far compete with the chunk.
+        # The best so far are merged with the chunk's.
         cosines, ids = torch.cat([cosines, found], -1), torch.cat([ids, numbers], -1)
         best = cosines.abs().topk(min(k, cosines.shape[-1]), dim=-1).indices
         cosines, ids = cosines.gather(-1, best), ids.gather(-1, best)

@@ -1,4 +1,4 @@
-"""What is scored: which spans, at which positions, by which method, with vectors and controls at their length."""
+"""What is scored: which spans, at which positions, by which method, with scaled vectors and controls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lensteer.errors import LensteerError
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
 
-#: Every token counts as having begun so many sentences more than it did, of the average kind.
+#: Pseudo-count: extra sentences that each token is counted as beginning, with the average distribution of labels.
 PSEUDO_COUNT = 1.0
 
 
 def find_cases(traces: Sequence[Trace], labels: Sequence[str], spans: str, window: str) -> Int[Tensor, "case 5"]:
-    """Every (trace, span, behavior) to score, with the positions it is about, half-open.
+    """Every (trace, span, behavior) to score, with its half-open range of positions.
 
     An onset window is the token before the span, whose logits predict the span's first token; a span window goes
     on to the span's last token but one, whose logits predict its last.
@@ -65,8 +65,8 @@ def first_token_shares(
 ) -> Float[Tensor, "behavior d_vocab"]:
     """P̂(b | first token v) = (n(v, b) + π_b) / (n(v) + 1), from the spans of annotated traces.
 
-    n counts the spans that begin with token v, and π_b is the share of b among all of them: each token has seen one
-    more sentence (`PSEUDO_COUNT`) of the average kind. A token that begins no sentence so says nothing, π_b.
+    n counts the spans that begin with token v, and π_b is the share of b among all of them: each token is counted with
+    one more sentence (`PSEUDO_COUNT`) of the average kind. A token that begins no sentence gets the prior, π_b.
 
     Raises:
         LensteerError: No span of a behavior, or all spans are of one.
@@ -100,9 +100,9 @@ class Method:
     Attributes:
         unit: Of its values.
         power: They grow with the coefficient to this power; None if each coefficient is run.
-        spans: Whose onsets it averages unless told otherwise.
-        coefficient_unit: Of the vectors, likewise; one of `UNITS`.
-        windows: What it can disturb.
+        spans: Which onsets it averages over by default.
+        coefficient_unit: Of the vectors by default; one of `UNITS`.
+        windows: The supported ones.
         linear: Whether a vector enters as a dot product with gradients, so that control vectors are nearly free.
         sampled: Whether it draws tokens.
     """
@@ -127,10 +127,10 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class ControlVectors:
-    """Control vectors of one kind; `raw · factor` is as long as the vectors that they are held against.
+    """Control vectors of one kind; `raw · factor` is as long as the vectors that they are compared with.
 
     Attributes:
-        raw: As they were fitted; one row where all behaviors share the same.
+        raw: As they were fitted; one row if all behaviors share them.
         factor: What to multiply each by, for each behavior.
     """
 
@@ -138,32 +138,32 @@ class ControlVectors:
     factor: Float[Tensor, "null behavior layer"]
 
     def of(self, behavior: int) -> tuple[Float[Tensor, "null layer d_model"], Float[Tensor, "null layer"]]:
-        """Those that stand for one behavior."""
+        """Those for one behavior."""
         b = behavior if self.raw.shape[1] > 1 else 0
         return self.raw[:, b], self.factor[:, behavior]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """All that an estimator needs to know.
+    """The input of an estimator, except the traces.
 
     Attributes:
         method: Its name.
-        window: What of a span is disturbed.
-        spans: Whose spans.
+        window: Which positions of a span are edited.
+        spans: Which spans.
         coefficient_unit: Of the vectors.
-        coefficients: The coefficients that were asked for.
+        coefficients: The requested coefficients.
         labels: The behaviors.
         layers: The layers.
         scaled: The vectors as coefficient 1 adds them.
-        length: Their length as a share of the mean activation's.
+        length: Their norm relative to the mean activation's.
         cases: Trace, span, behavior, first position and one past the last, for all that is averaged.
-        wanted: Behaviors and layers to run; the exact estimator leaves out the others.
+        wanted: Behaviors and layers to run; the exact estimator skips the others.
         controls: Control vectors, by kind.
         share: P(a sentence is of the behavior | its first token), for the signed estimator.
         samples: Tokens to draw at each position, for the sampled one.
         max_spans: The limit on the cases of a behavior, if there was one.
-        seed: Of all draws.
+        seed: For all draws.
         memory: Bytes that one forward's rows may take, roughly.
     """
 
@@ -187,14 +187,14 @@ class Request:
 
     @property
     def run_at(self) -> tuple[float, ...]:
-        """The coefficients that have to be run: only 1 where the others follow from it."""
+        """The coefficients that have to be run: only 1 if the others follow from it."""
         return self.coefficients if METHODS[self.method].power is None else (1.0,)
 
 
 def scaled_vectors(
     vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], unit: str
 ) -> Float[Tensor, "behavior layer d_model"]:
-    """The vectors as coefficient 1 adds them, in any unit. A vector of zeros stays one."""
+    """The vectors as coefficient 1 adds them, in any unit. A zero vector stays zero."""
     raw, length = _lengths(vectors, labels, layers, unit)
     return raw if unit == "difference" else raw * _factor(raw, length)[..., None]
 
@@ -202,7 +202,7 @@ def scaled_vectors(
 def relative_length(
     scaled: Float[Tensor, "behavior layer d_model"], vectors: BehaviorVectors, layers: Sequence[int]
 ) -> Float[Tensor, "behavior layer"]:
-    """How long vectors are as a share of the mean activation at their layer."""
+    """The norms of vectors relative to the mean activation at their layer."""
     columns = [vectors.layers.index(layer) for layer in layers]
     return scaled.norm(dim=-1).double() / vectors.mean_norm[columns].double().cpu()
 
@@ -213,7 +213,7 @@ def control_vectors(
     """The first `n` control vectors of each kind, at the same length as the vectors.
 
     Raises:
-        LensteerError: There are not so many.
+        LensteerError: There are fewer.
     """
     if n == 0:
         return {}
@@ -237,7 +237,7 @@ def control_vectors(
 def _lengths(
     vectors: BehaviorVectors, labels: Sequence[str], layers: Sequence[int], unit: str
 ) -> tuple[Float[Tensor, "behavior layer d_model"], Float[Tensor, "behavior layer"]]:
-    """The raw vectors, and how long each is in a unit."""
+    """The raw vectors, and the length of each in a unit."""
     columns = [vectors.layers.index(layer) for layer in layers]
     raw = vectors.raw[[vectors.labels.index(label) for label in labels]][:, columns].float().cpu()
     norm = raw.norm(dim=-1)
@@ -248,6 +248,6 @@ def _lengths(
 
 
 def _factor(raw: Float[Tensor, "*rows layer d_model"], length: Float[Tensor, "behavior layer"]) -> Tensor:
-    """What makes each vector as long as wanted; 0 for a vector of zeros."""
+    """The factor that scales each vector to a length; 0 for a zero vector."""
     norm = raw.norm(dim=-1)
     return torch.where(norm > 0, length / norm, 0.0)

@@ -1,9 +1,8 @@
-"""Many what-ifs about one trace as query rows over one shared KV cache.
+"""Many edited versions of one trace as query rows over one shared KV cache.
 
-A column of a causal transformer sees only its own past. So the past is computed once, and any number of rows,
-each standing at some position with the token that stands there, run as extra queries of one forward. Rows form
-chains: a row sees the cache before its chain begins and the rows of its own chain up to itself, never another
-chain.
+In a causal transformer a position attends only to its past. So the past is computed once, and any number of rows, each
+with a position and the token there, run as extra queries of one forward. Rows form chains: a row attends to the cache
+before its chain begins and to the rows of its own chain up to itself, never to another chain.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 
 #: What the rows of a forward add to the residual stream: layer → (row numbers, what to add to each of them).
 RowEdits = dict[int, tuple[Tensor, Tensor]]
-#: How far two sets of logits lie apart, row by row.
+#: Difference between two sets of logits, row by row.
 Difference = Callable[[Tensor, Tensor], Tensor]
 
 #: More rows in a forward waste time on masked scores between rows, fewer on its overhead.
 MAX_ROWS = 256
-#: So many positions of a trace are compared with the filling forward: logits of all would fill the memory.
+#: Number of positions of a trace that are compared with the prefill: logits of all would fill the memory.
 CHECKED = 32
-#: An unedited row off by more than this share of the logits' spread is not rounding but another computation.
+#: An unedited row off by more than this share of the logits' spread is not rounding but a different computation.
 TOLERATED = {torch.float32: 1e-2, torch.float64: 1e-6}
 TOLERATED_IN_HALF = 0.5
 
@@ -47,7 +46,7 @@ class Rows:
     """Query rows, chain after chain.
 
     Attributes:
-        position: Where each row stands.
+        position: Of each row.
         chain: Which chain it belongs to, counted from 0.
     """
 
@@ -66,11 +65,11 @@ class Rows:
 def rows_per_forward(
     model: TransformerBridge, length: int, memory: int, *, samples: int = 0, graph_layers: int = 0
 ) -> int:
-    """How many rows fit into `memory` bytes beside a cache of `length` positions, at most `MAX_ROWS`.
+    """How many rows fit into `memory` bytes with a cache of `length` positions, at most `MAX_ROWS`.
 
     Counted per row without gradients: logits once in the model's dtype and five times in fp64 (the KL), three
     copies of the scores of all heads in fp32, three of the MLP's hidden layer. With gradients: the logits, four
-    copies of their probabilities in fp32 and a cotangent of each sample twice; all that the backward needs of
+    copies of their probabilities in fp32 and a cotangent of each sample twice; all that the backward pass needs of
     `graph_layers` layers; a gradient of each sample and layer twice.
     """
     cfg = model.cfg
@@ -88,10 +87,10 @@ def rows_per_forward(
 
 @contextmanager
 def row_edits(cache: SharedCache, layers: Sequence[int]) -> Iterator[RowEdits]:
-    """Hooks at resid_post of `layers` that add to single rows whatever the yielded dict holds at the moment.
+    """Hooks at resid_post of `layers` that add the current content of the yielded dict to single rows.
 
-    The hooks go on once for many forwards, because putting them on costs as much as a small forward, and are
-    gone afterwards, whatever happens. An empty dict edits nothing.
+    The hooks are registered once for many forwards, because that costs as much as a small forward, and are always
+    removed afterward. An empty dict edits nothing.
     """
     edits: RowEdits = {}
 
@@ -108,18 +107,16 @@ def row_edits(cache: SharedCache, layers: Sequence[int]) -> Iterator[RowEdits]:
 class SharedCache:
     """The KV cache of one token sequence, filled once without gradients, read by any number of rows.
 
-    It keeps every position at every layer, also where the model itself attends to a sliding window only: there
-    the rows' mask is narrowed to that window. Filling and rows run on the plain twin of the model where there is
-    one (`twins.plain_twin`); on the bridge where somebody else's hooks are on it, and in half precision, where its
-    attention rounds rows as it rounds whole texts and the fused kernels do not (bfloat16 organism, onsets: noise
-    floor 0 against 1e-4 nats).
+    It keeps every position at every layer, also in layers with sliding-window attention: there the rows' mask is
+    narrowed to the window. Prefill and rows run on the plain twin of the model if there is one (`twins.plain_twin`),
+    but on the bridge if it has other hooks and in half precision, where the bridge's attention rounds rows and whole
+    texts alike and the fused kernels do not (bfloat16 organism, onsets: noise floor 0 compared with 1e-4 nats).
 
     Attributes:
         ids: The tokens in the cache, from position 0.
-        noise_floor: Largest difference so far between the filling forward and unedited rows: what rounding
-            alone makes.
-        n_forwards: Forward passes so far, the filling one included.
-        n_rows: Rows run so far, the unedited ones included.
+        noise_floor: Largest difference so far between the prefill and unedited rows: the effect of rounding alone.
+        n_forwards: Forward passes so far, including the prefill.
+        n_rows: Rows run so far, including unedited ones.
     """
 
     def __init__(
@@ -135,7 +132,7 @@ class SharedCache:
         Args:
             model: The model.
             ids: One sequence, without padding.
-            positions: Absolute positions at which rows will stand.
+            positions: Absolute positions of the rows.
             difference: The measure of the noise floor.
 
         Raises:
@@ -144,7 +141,7 @@ class SharedCache:
         """
         if active_plans(model):
             raise LensteerError(
-                "a steering plan is on: rows do not stand where the plan would look for them; "
+                "a steering plan is on: rows are not at the positions that the plan edits; "
                 "leave `with plan.on(model)` before attributing"
             )
         models.check_length(model, [len(ids)], cached=True)
@@ -174,7 +171,7 @@ class SharedCache:
         return attached(self.model, self._runner, layers, edit)
 
     def run(self, rows: Rows) -> Float[Tensor, "row d_vocab"]:
-        """Logits of rows. Gradients are as the caller has set them. The cache is the same afterwards."""
+        """Logits of rows. Gradient mode is the caller's. The cache is unchanged."""
         position, chain = rows.position.to(self.ids.device), rows.chain.to(self.ids.device)
         begin = position.new_full((int(chain.max()) + 1,), len(self.ids))
         begin.scatter_reduce_(0, chain, position, "amin")
@@ -196,7 +193,7 @@ class SharedCache:
         )
 
     def check(self, position: Int[Tensor, " row"], logits: Float[Tensor, "row d_vocab"]) -> None:
-        """Compare the logits of unedited rows with those of the filling forward, and note the noise.
+        """Compare the logits of unedited rows with those of the prefill, and record the noise.
 
         Raises:
             LensteerError: They are not finite, or differ by more than rounding.
@@ -207,11 +204,11 @@ class SharedCache:
         mine = logits.detach()[known.to(logits.device)]
         full = self.logits[torch.searchsorted(self._places, position[known]).to(logits.device)]
         if not mine.isfinite().all():
-            raise LensteerError("the logits of an unedited row are not finite: what was added beside it overflows")
+            raise LensteerError("the logits of an unedited row are not finite: a vector added to other rows overflows")
         error = float((full - mine).abs().max()) / self._spread
         if error > TOLERATED.get(logits.dtype, TOLERATED_IN_HALF):
             raise LensteerError(
-                f"rows over a shared cache miss this model's own logits by {error:.2g} of their spread: its "
+                f"rows over a shared cache differ from this model's logits by {error:.2g} of their spread: its "
                 "attention does not take a 4-D mask and explicit positions as they are"
             )
         self.noise_floor = max(self.noise_floor, float(self._difference(full, mine).max()))
@@ -257,6 +254,6 @@ def _windows(model: TransformerBridge) -> list[tuple[str, int | None]]:
     if len(layers) != models.n_layers(model):
         raise LensteerError(
             f"this model keeps the past of {len(layers)} layers for {models.n_layers(model)} blocks: rows can "
-            "share a cache only where each block has its own"
+            "share a cache only if each block has its own"
         )
     return [(kind, getattr(layer, "sliding_window", None)) for kind, layer in zip(types, layers, strict=True)]

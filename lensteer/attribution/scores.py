@@ -1,6 +1,6 @@
 """`LayerScores`: how much each behavior's vector changes the next token at each layer, with intervals over traces.
 
-Values only: no model is run here. `efficiency` divides two of them.
+No model is run here. `efficiency` divides two of them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Saved
 
-#: A cell under this many times the noise floor says nothing.
+#: A cell below this many times the noise floor is uninformative.
 NOISE_FACTOR = 10.0
 #: A sampled cell with a larger standard error than this share of its mean is unreliable.
 RELATIVE_ERROR = 0.25
-#: A quadratic estimate is unreliable for an addition longer than this share of the mean activation, or above so
-#: many nats. On the organism (4 behaviors × 8 layers, either sign) the exact KL is off by more than 20 % in 9 % of
-#: the cells at 0.1, in 9–22 % at 0.2, 12–28 % at 0.3, 34–50 % at 0.5 and 53–69 % at 1.
+#: A quadratic estimate is unreliable for an addition longer than this share of the mean activation, or above this many
+#: nats. On the organism (4 behaviors × 8 layers, either sign) the exact KL is off by more than 20 % in 9 % of the cells
+#: at 0.1, in 9–22 % at 0.2, 12–28 % at 0.3, 34–50 % at 0.5 and 53–69 % at 1.
 QUADRATIC_LENGTH = 0.25
 QUADRATIC_NATS = 0.1
 
@@ -39,29 +39,29 @@ class LayerScores(Saved):
         layers: The layers, in the order of the second axis.
         n_layers: How many the model has.
         mean: Mean over spans, in `unit`; NaN for a behavior without any span to average over.
-        low: Lower end of the 95 % interval; NaN where there are fewer than two traces.
+        low: Lower end of the 95 % interval; NaN if there are fewer than two traces.
         high: Upper end.
         n_spans: Spans averaged, per behavior.
         n_traces: Traces with any of them: the units of the bootstrap.
         method: Which estimator.
         coefficient: What the scaled vector was multiplied by.
         coefficient_unit: What coefficient 1 means: one of `UNITS`.
-        spans: Whose onsets: "own", "other" or "all".
-        window: What part of a span is disturbed: its "onset" or the "span" from there to its last token but one,
+        spans: Which onsets: "own", "other" or "all".
+        window: Which part of a span is edited: its "onset" or the "span" from there to its last token but one,
             the effects on all its tokens summed.
-        noise_floor: What rounding alone makes where nothing was added, in `unit`; None where that is not defined.
+        noise_floor: The effect of rounding alone, without an addition, in `unit`; None if undefined.
         max_spans: The limit on the spans of a behavior, if there was one.
-        cost: What it took: "forwards", "rows" (tokens run over a shared cache), "seconds".
+        cost: "forwards", "rows" (tokens run over a shared cache), "seconds".
         provenance: The model and where the vectors come from.
-        cells: The single values, if they were asked for.
+        cells: The single values, if they were kept.
         unit: "nats", "logits" or "arbitrary".
         samples: How many were drawn at each position, by a sampled estimator.
-        standard_error: Of the mean, by that sampling alone; that of the spans is in the interval.
+        standard_error: Of the mean, from that sampling alone; the interval covers the variation over spans.
         kappa: The relative standard error is √(kappa / (samples · spans)); see `cells.sampling_error`.
-        controls: For each kind of control vectors the means that they have in the behavior's place.
+        controls: For each kind of control vectors, their means in place of the behavior's vector.
         recomputed: Which cells of a quadratic estimate were unreliable and are exact instead.
-        estimated: The means before that.
-        relative_length: Of what was added, as a share of the mean activation's.
+        estimated: The means before recomputation.
+        relative_length: Norm of the added vector relative to the mean activation's.
     """
 
     labels: tuple[str, ...]
@@ -105,7 +105,7 @@ class LayerScores(Saved):
         return self.labels.index(check_behavior(label, self.labels))
 
     def below_noise(self, factor: float = NOISE_FACTOR) -> Tensor:
-        """Which means (`behavior × layer`) lie under `factor` times the noise floor and so say nothing."""
+        """Which means (`behavior × layer`) are below `factor` times the noise floor, hence uninformative."""
         return self.mean.abs() < factor * (self.noise_floor or 0.0)
 
     def unreliable(
@@ -114,11 +114,11 @@ class LayerScores(Saved):
         quadratic_length: float = QUADRATIC_LENGTH,
         quadratic_nats: float = QUADRATIC_NATS,
     ) -> Tensor:
-        """Which means (`behavior × layer`) are not to be trusted as what the method stands for.
+        """Which means (`behavior × layer`) are unreliable as estimates of the method's quantity.
 
         Those below 10 × the noise floor; those whose sampling error exceeds `relative_error` of them; and those
         of a quadratic estimate of the KL for an addition longer than `quadratic_length` of the mean activation, or
-        beyond `quadratic_nats`. Cells that were recomputed exactly answer to the first rule only.
+        beyond `quadratic_nats`. Only the first rule applies to cells that were recomputed exactly.
         """
         doubtful = torch.zeros_like(self.mean, dtype=torch.bool)
         if self.standard_error is not None:
@@ -188,7 +188,7 @@ class LayerScores(Saved):
 
 
 def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:
-    """Effect in the wanted direction per root of the disturbance: signed / √KL, in logits per √nat.
+    """Effect toward the behavior per square root of the KL: signed / √KL, in logits per √nat.
 
     To first order neither numerator nor denominator depends on the coefficient's size, only on its sign. There is no
     interval: both means come from the same spans, and their error does not follow from the two intervals.

@@ -1,4 +1,4 @@
-"""One layer per behavior, and in words why that one. Reads scores and overlaps."""
+"""Selects one layer per behavior from scores and overlaps, with the reason as text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lensteer.errors import LensteerError
 from lensteer.results import Saved
 
 #: The share of the model's last layers that is left out by default, rounded up. Mean activations grow with
-#: depth, so vectors as long as they are score highest where hardly any layer is left to use them.
+#: depth, so vectors of the same length score highest where hardly any layer is left to use them.
 DROP_TRAILING = 0.125
-#: A layer is not taken from the scores of fewer spans than this, ...
+#: A layer is not selected by scores of fewer spans than this, ...
 MIN_SPANS = 10
 #: ... nor if the intervals of more than this share of the model's layers overlap with the best one's, ...
 OVERLAPPING = 1 / 3
-#: ... nor if so large a share of control vectors of some kind scores as much there.
+#: ... nor if this share of the control vectors of some kind scores as much there.
 CONTROL_LEVEL = 0.05
 
 
@@ -30,7 +30,7 @@ class SelectedLayers(Saved, Mapping[str, int]):
 
     Attributes:
         layers: Behavior → layer; read-only.
-        why: Behavior → what spoke for that layer, in words; read-only.
+        why: Behavior → the reason for that layer, as text; read-only.
     """
 
     layers: Mapping[str, int]
@@ -39,7 +39,7 @@ class SelectedLayers(Saved, Mapping[str, int]):
     def __post_init__(self) -> None:
         if set(self.layers) != set(self.why):
             raise LensteerError(f"layers for {sorted(self.layers)}, but reasons for {sorted(self.why)}")
-        # Frozen all the way down: a result must not change under a plan that was made from it.
+        # Deeply frozen: a result must not change after a plan was made from it.
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(self, "why", MappingProxyType(dict(self.why)))
 
@@ -68,28 +68,28 @@ def select_layers(
 ) -> SelectedLayers:
     """For each behavior the layer with the largest mean score, first and last layers left out; or the middle layer.
 
-    Scores that cannot tell layers apart choose none: where they rest on few spans or are close to their noise floor,
-    where the intervals of more than a third of the layers overlap with the best one's, or where control vectors score
-    as much there, it is the middle layer, and `why` says so.
+    The middle layer is chosen, and `why` says so, if the scores cannot distinguish layers: if they rest on few spans or
+    are close to their noise floor, if the intervals of more than a third of the layers overlap with the best one's, or
+    if control vectors score as much there.
 
-    Give it `exact` scores at a small coefficient: at large ones every layer of mini-R1 saturates. On three organisms
-    (two seeds of Qwen2's architecture, one of Llama's) they go best with what steering at a layer really does at equal
-    KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all three every other score's choice was worse, by
-    an interval that excludes 0; the published score's was about the worst
+    Use `exact` scores at a small coefficient: at large ones every layer of mini-R1 saturates. On three organisms
+    (two seeds of Qwen2's architecture, one of Llama's) they correlate best with the effect of steering at a layer at
+    equal KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all three the choice of every other score
+    was worse, with an interval that excludes 0; the published score's was about the worst
     (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model was tried).
 
     Args:
         scores: Scores by behavior and layer.
         overlap: Overlap of the same vectors; without it no leading layer is left out by rule.
-        behaviors: Which to choose for; by default the steered ones that were scored, or else all that were.
-        drop_leading: True leaves out those of `overlap.leading_layers(factor)`, False none, a number so many.
+        behaviors: Which to choose for; by default the steered ones that were scored, or else all scored ones.
+        drop_leading: True leaves out those of `overlap.leading_layers(factor)`, False none, a number that many layers.
         drop_trailing: How many of the model's last layers to leave out: a whole number of layers, or a
             fraction below 1 of all of them, rounded up.
-        factor: The overlap of a leading layer exceeds so many times the median over layers.
+        factor: The overlap of a leading layer exceeds this many times the median over layers.
         controls: Scores of the same vectors with those of control vectors, if there are any.
 
     Returns:
-        The layers, with a sentence each on why.
+        The layers, each with a sentence on the reason.
 
     Raises:
         LensteerError: A behavior without scores, an overlap of other layers, or no layer left.
@@ -122,7 +122,7 @@ def select_layers(
 
 
 def _leading(scores: LayerScores, overlap: EmbeddingOverlap, label: str, factor: float) -> tuple[Sequence[int], str]:
-    """The leading layers that are about the word that was read, and the figures that say so."""
+    """The leading layers that mostly encode the current token, and the figures that show it."""
     check_behavior(label, overlap.labels)
     if not set(scores.layers) <= set(overlap.layers):
         raise LensteerError(
@@ -153,7 +153,7 @@ def _trailing(drop: float | int, n_layers: int) -> int:
 def _best(
     scores: LayerScores, label: str, first: Sequence[int], last: Sequence[int], controls: LayerScores | None
 ) -> tuple[int, str]:
-    """The layer with the largest mean among those that remain, or the middle one, and what makes it so."""
+    """The layer with the largest mean among those that remain, or the middle one, and the reason."""
     b = scores.row(label)
     kept = [i for i, layer in enumerate(scores.layers) if layer not in first and layer not in last]
     if not kept:
@@ -186,7 +186,7 @@ def _best(
 
 
 def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, controls: LayerScores | None) -> list[str]:
-    """Why the scores cannot tell layers apart, in words; nothing if they can."""
+    """Why the scores cannot distinguish layers, as text; empty if they can."""
     n, doubts = scores.n_spans[scores.row(label)], []
     if n < MIN_SPANS:
         doubts.append(f"{n} spans are too few to tell layers apart")
@@ -208,7 +208,7 @@ def _doubts(scores: LayerScores, label: str, layer: int, n_rivals: int, controls
 
 
 def layer_names(layers: Sequence[int]) -> str:
-    """Layers in words: "layer 3", "layers 1 to 6", "layers 1, 4 and 5"."""
+    """Layers as text: "layer 3", "layers 1 to 6", "layers 1, 4 and 5"."""
     if len(layers) == 1:
         return f"layer {layers[0]}"
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):

@@ -1,7 +1,7 @@
 """One-shot steering: keys and values of one cache slot are edited during prefill, and no hook runs afterwards.
 
 S = mean over contrastive pairs of (positive - negative), of keys and of values, at one position (Belitsky et al.,
-arXiv 2507.08799). Here keys are averaged before rotation and turned to the slot's position at use.
+arXiv 2507.08799). Here keys are averaged before rotation and rotated to the slot's position at use.
 """
 
 from lensteer.cache_steering.fitting import fit_cache_vector

@@ -1,4 +1,4 @@
-"""Cache vectors from contrastive pairs of prompts: two prefills a pair, nothing else is run."""
+"""Cache vectors from contrastive pairs of prompts: two prefills per pair, and no other forward."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def fit_cache_vector(
 ) -> CacheVector:
     """S = mean over pairs of positive less negative, of keys before rotation and of values, at one position.
 
-    Keys are taken from the cache, where they are rotated, and turned back by the model's own rotary embedding: a mean
+    Keys are taken from the cache, where they are rotated, and rotated back by the model's own rotary embedding: a mean
     of rotated keys would mix rotations, because a pair's prompts differ in length.
 
     Args:
         model: The bridge.
         pairs: From `contrastive_pairs`, or made by hand.
         position: Where to read: a name of `POSITIONS`, or an index of the prompt (negative: from its end).
-        label: What the vector stands for.
-        batch_size: Prompts that are run together.
+        label: What the vector represents.
+        batch_size: Prompts per batch.
         progress: Show a bar.
 
     Raises:
@@ -55,7 +55,7 @@ def fit_cache_vector(
     check_attention(model, range(models.n_layers(model)))
     prompts = [models.encode(model, text) for pair in pairs for text in (pair.positive, pair.negative)]
     signs = [1.0, -1.0] * len(pairs)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # a batch of one length wastes no padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     sums: tuple[Tensor, Tensor] | None = None
     with progress_bar(total=len(prompts), unit="prompt", show=progress) as bar:
         for begin in range(0, len(order), batch_size):

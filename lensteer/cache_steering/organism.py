@@ -8,11 +8,11 @@ from lensteer.cache_steering.pairs import Record
 from lensteer.organism.grammar import END_THINK, FAMILIES, STYLES, Latent, make_world, render, write_chain
 
 ENDING, JOIN = "Answer: {answer}.", END_THINK.removeprefix("\n</think>")
-"""How the organism words an answer, and what stands between its steps and the answer: for `contrastive_pairs`."""
+"""The organism's wording of an answer, and its separator between steps and answer, for `contrastive_pairs`."""
 
 
 def make_records(n: int = 100, *, seed: int = 0) -> list[Record]:
-    """`n` questions with one chain per style, always the same ones for a seed. Short ones, as the organism was shown.
+    """`n` questions with one chain per style, determined by the seed. Short ones, as in the organism's training.
 
     The steps hold the think tags, so that `contrastive_pairs(model, records, ending=ENDING, join=JOIN, shots=2)` gives
     prompts of the form that the organism was trained on.

@@ -1,4 +1,4 @@
-"""Contrastive pairs: the same solved examples with and without their steps, in front of the same question.
+"""Contrastive pairs: the same solved examples with and without their steps, before the same question.
 
 The solved questions (`Record`) come from the written set of the package, from a file, or from a public benchmark.
 """
@@ -41,7 +41,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts, special tokens and all, that differ in what their solved examples show."""
+    """Two prompts, including special tokens, that differ in their solved examples."""
 
     positive: str
     negative: str
@@ -61,7 +61,7 @@ def contrastive_pairs(
     thinking: bool = False,
     seed: int = 0,
 ) -> list[Pair]:
-    """Few-shot prompts with steps against the same without, or with steps of another style.
+    """Few-shot prompts with steps, paired with the same without steps or with steps of another style.
 
     A pair asks the same question after the same examples in the same order; a positive example's reply is its steps
     and its answer, a negative one's its answer alone. The reply to the question itself is in neither. The chat template
@@ -70,16 +70,16 @@ def contrastive_pairs(
     Args:
         model: Whose chat template and, for `neighbors="embedding"`, whose embedding is used.
         records: Solved questions; each pair takes one as its question and others as its examples.
-        n: How many pairs; with more than there are records, questions come again with other examples.
+        n: How many pairs; if there are fewer records, questions repeat with other examples.
         shots: Examples per prompt.
         style: Which wording of the steps.
         against: None for no steps at all, or another style: then the pair differs in the style alone.
         ending: The answer's wording.
-        join: What stands between steps and ending.
+        join: Separator between steps and ending.
         neighbors: Examples at random, or those nearest to the question by TF-IDF of its words or by the mean of the
             model's token embeddings.
         thinking: Whether the template opens `<think>`.
-        seed: Of all draws.
+        seed: For all draws.
 
     Raises:
         LensteerError: Fewer records than a prompt needs, an impossible number, an unknown style or kind of neighbors.
@@ -106,7 +106,7 @@ def contrastive_pairs(
         if near is None:
             chosen = rng.sample([i for i in range(len(records)) if i != target], shots)
         else:
-            chosen = near[target][:shots][::-1]  # the nearest stands last, next to the question
+            chosen = near[target][:shots][::-1]  # the nearest is last, next to the question
         replies = [[_reply(records[i], side, ending, join) for i in chosen] for side in (style, against)]
         sides = [_prompt(model, records, chosen, target, wordings, thinking) for wordings in replies]
         pairs.append(Pair(*sides))
@@ -114,7 +114,7 @@ def contrastive_pairs(
 
 
 def swapped(pairs: Sequence[Pair], *, seed: int = 0) -> list[Pair]:
-    """A control: the same pairs with the two sides changed over in a random half of them."""
+    """A control: the same pairs with the two sides swapped in a random half of them."""
     flip = set(random.Random(f"swapped-{seed}").sample(range(len(pairs)), len(pairs) // 2))
     return [Pair(p.negative, p.positive) if i in flip else p for i, p in enumerate(pairs)]
 
@@ -167,10 +167,10 @@ def load_records(source: str | Path = "builtin") -> list[Record]:
     Args:
         source: "builtin" for the written set (100 questions, each solved in every style of `STYLES`), or a JSONL file
             with `question, steps, answer` on every line: steps a text, which counts as "stepwise", or a mapping from
-            style to text. Other fields, such as an id, are passed over.
+            style to text. Other fields, such as an id, are ignored.
 
     Raises:
-        LensteerError: no such file, an empty one, or a line that is no record.
+        LensteerError: no such file, an empty one, or a line that is not a record.
     """
     path = _WRITTEN if source == "builtin" else Path(source)
     return [_record(values, f"{path}, line {number}") for number, values in read_jsonl(path)]
@@ -195,15 +195,15 @@ def _is_text(value: object) -> bool:
 def benchmark_records(name: str, source: str | Path | None = None) -> list[Record]:
     """The solved questions of a benchmark's "dev" split, their published steps as style "stepwise".
 
-    They are none of the "test" tasks. A record's question is its task's prompt: where a coefficient is chosen on dev
-    tasks, leave those out of the pairs, `[r for r in records if r.question not in {t.prompt for t in tasks}]`.
+    None of them is a "test" task. A record's question is its task's prompt: if a coefficient is chosen on dev tasks,
+    leave those out of the pairs, `[r for r in records if r.question not in {t.prompt for t in tasks}]`.
 
     Args:
         name: "gsm8k", the one benchmark that publishes steps; its calculator annotations "<<...>>" are left out.
         source: as `load_benchmark` takes it.
 
     Raises:
-        LensteerError: a record without steps, or what `load_benchmark` refuses.
+        LensteerError: a record without steps, or what `load_benchmark` raises.
     """
     records = []
     for solved in solved_tasks(name, source, split="dev"):

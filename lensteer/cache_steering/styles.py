@@ -1,4 +1,4 @@
-"""In which of five styles a text reasons, told by marker words."""
+"""Classifies the reasoning style of a text, one of five, by marker words."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WORDS = 120
 """How many words of a text are read."""
 
 THRESHOLD = 2.5
-"""Below this score no style stands out."""
+"""Below this score no style is assigned."""
 
 
 @dataclass(frozen=True)
 class _Marker:
-    """What speaks for a style: `weight` per match, for `most` matches at most, in the first `within` words."""
+    """Evidence for a style: `weight` per match, for `most` matches at most, in the first `within` words."""
 
     style: str
     weight: float
@@ -63,9 +63,9 @@ _MARKERS = (
 
 
 def style_of(text: str) -> str | None:
-    """The style in which a response reasons, or None where none stands out.
+    """The style in which a response reasons, or None if none stands out.
 
-    Only the first 120 words are read, think tags and bold type left out. Every marker adds its weight for each of its
+    Only the first 120 words are read, without think tags and bold type. Every marker adds its weight for each of its
     matches, up to a number of them:
 
     - stepwise: list numbers, "Step 1:" and ordinals ("First", "then", "finally") at the start of sentences;
@@ -75,8 +75,8 @@ def style_of(text: str) -> str | None:
     - analogical: "like" or "the same as" among the first 15 words, "think of", "imagine" as the very first; "likewise";
     - annotated-deduction: remarks in square brackets.
 
-    The highest score wins if it reaches `THRESHOLD` and no other style has as much. The rule reads words, not thoughts:
-    an analogy without such a word is missed, and a text with many a "because" is called causal whatever it does.
+    The highest score wins if it reaches `THRESHOLD` and no other style has as much. The rule reads only words: an
+    analogy without such a word is missed, and a text with many a "because" is called causal whatever its content.
     """
     words = re.findall(r"\s*\S+", re.sub(r"</?think>|<[|｜][^|｜]*[|｜]>|\*\*", " ", text).replace("’", "'").strip())
     scores = dict.fromkeys(STYLES, 0.0)

@@ -1,4 +1,4 @@
-"""Which coefficient matches a target KL: a guess, then a search on measured rollouts, all plans in lock-step."""
+"""Finds the coefficient that matches a target KL: a guess, then a search on rollouts, all plans in lockstep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One measured coefficient: the statistic that the budget is on, and how the tokens' KLs lie, in nats."""
+    """One measured coefficient: the statistic that the budget is on, and quantiles of the tokens' KLs, in nats."""
 
     coefficient: float
     kl: float
@@ -46,9 +46,9 @@ class Calibration:
         quantile: of the tokens' KLs that the budget is on; None for their mean.
         tolerance: how far the measured KL may be from the budget, as a share of it.
         reached: whether it is within the tolerance. If not, the plan is the nearest that was measured.
-        step: what was measured at the plan's coefficient.
+        step: the measurement at the plan's coefficient.
         estimate: the statistic that the budget is on, with its 95 % interval over prompts (NaN for a single prompt).
-        path: all that was measured, in the order of the search.
+        path: all measurements, in the order of the search.
         n_prompts: prompts rolled out at each step.
         cost: of the whole call, which other plans may have shared: "rounds", "forwards" (decoding steps and
             teacher-forced passes), tokens "generated" and "forced", "seconds".
@@ -85,7 +85,7 @@ class Calibration:
         return pd.DataFrame(rows)
 
 
-#: How far a step may lead away from all that was measured, as a factor.
+#: Largest factor by which a step may leave the measured range.
 STRIDE = 8.0
 #: A bracket whose ends differ by less than this factor is not searched further: `y` jumps across the target there.
 NARROW = 1.01
@@ -95,17 +95,17 @@ SLOPE, FLATTEST, STEEPEST = 2.0, 1.0, 4.0
 
 @dataclass
 class Search:
-    """Looks for `x` with `y(x) = target` on the logarithms of both: first a bracket, then inside it.
+    """Searches for `x` with `y(x) = target` on the logarithms of both: first for a bracket, then inside it.
 
-    A monotone `y` is not taken for granted. The bracket is always below the *smallest* `x` that was over the target,
-    so of several crossings the lowest coefficient is found; and it shrinks whatever `y` does.
+    `y` need not be monotone. The bracket is always below the *smallest* `x` that was over the target, so of several
+    crossings the lowest coefficient is found, and it always shrinks.
 
     Attributes:
         target: positive.
-        tolerance: |y / target − 1| that is near enough.
+        tolerance: largest accepted |y / target − 1|.
         start: the first `x`.
         ceiling: the largest `x` to try.
-        steps: what was measured.
+        steps: the measurements.
     """
 
     target: float
@@ -115,11 +115,11 @@ class Search:
     steps: list[tuple[float, float]] = field(default_factory=list)
 
     def reached(self) -> bool:
-        """Whether the best step is near enough."""
+        """Whether the best step is within the tolerance."""
         return bool(self.steps) and abs(self.steps[self.best()][1] / self.target - 1) <= self.tolerance
 
     def best(self) -> int:
-        """The number of the step whose `y` has the least ratio to the target, either way."""
+        """The index of the step whose `y` is nearest to the target, by ratio."""
 
         def miss(step: int) -> tuple[float, float]:
             x, y = self.steps[step]
@@ -128,7 +128,7 @@ class Search:
         return min(range(len(self.steps)), key=miss)
 
     def next(self) -> float | None:
-        """The next `x` to measure; None where the target is met, jumped across, or out of reach below the ceiling."""
+        """The next `x` to measure; None if the target is met, jumped across, or out of reach below the ceiling."""
         if self.reached():
             return None
         if not self.steps:
@@ -146,14 +146,14 @@ class Search:
         return min(self._beyond(under[-1], under[-2:-1]), self.ceiling)
 
     def _inside(self, low: tuple[float, float], high: tuple[float, float]) -> float:
-        """Interpolated, and every other time the middle: each two steps halve the bracket, at least."""
+        """Interpolation, alternating with the middle: every two steps at least halve the bracket."""
         share = 0.5
         if low[1] > 0 and len(self.steps) % 2 == 0:
             share = math.log(self.target / low[1]) / math.log(high[1] / low[1])
         return low[0] * (high[0] / low[0]) ** min(max(share, 0.1), 0.9)
 
     def _beyond(self, nearest: tuple[float, float], other: list[tuple[float, float]]) -> float:
-        """Extrapolated from the step nearest to the target, with the slope to the one after it."""
+        """Extrapolation from the step nearest to the target, with the slope to the next nearest."""
         x, y = nearest
         if y <= 0:
             return x * STRIDE
@@ -164,7 +164,7 @@ class Search:
         return x * min(max(factor, 1 / STRIDE), STRIDE)
 
 
-#: Where a search that is told nothing begins, in multiples of the direction itself (of removing it, for "project_out").
+#: Default start of a search, in multiples of the direction itself (of removing it, for "project_out").
 START = 1.0
 #: Methods whose scores are a KL in nats, or its second order.
 KL_METHODS = ("exact", "fisher", "fisher_jvp")
@@ -199,27 +199,27 @@ def calibrate(
         direction: such as `vectors["backtracking"]`.
         layer: whose output is edited.
         budget: in nats per token.
-        sign: 1 adds the direction, -1 takes it away.
+        sign: 1 adds the direction, -1 subtracts it.
         scope: positions to steer.
         operator: see `SteeringPlan`.
         unit: of the coefficients, see `SteeringPlan`.
-        start: the first coefficient to try, without its sign; or scores that say what KL to expect, see
-            `starting_coefficient`. By default what adds the direction itself, in any unit.
-        quantile: as for `calibrate_many`, and so are the others and the errors.
-        tolerance: near enough.
+        start: the first coefficient to try, without its sign; or scores that predict the KL, see
+            `starting_coefficient`. By default the one that adds the direction itself, in any unit.
+        quantile: as for `calibrate_many`, like the remaining arguments and errors.
+        tolerance: as a share of the budget.
         max_rounds: limit on the search.
         max_coefficient: limit on the coefficient, in `unit`.
         max_new_tokens: per rollout.
-        seed: of the sampling.
+        seed: for the sampling.
         batch_size: rollouts that run together.
         memory: bytes of a teacher-forced pass, roughly.
 
     Raises:
-        LensteerError: a sign that is none, a start that is not positive, an unknown unit, or scores that say nothing of
-            this plan.
+        LensteerError: a sign other than 1 and -1, a start that is not positive, an unknown unit, or scores that do not
+            apply to this plan.
     """
     if sign not in (1, -1):
-        raise LensteerError(f"sign={sign}: give 1 to add the direction or -1 to take it away")
+        raise LensteerError(f"sign={sign}: give 1 to add the direction or -1 to subtract it")
     _check_budget(budget)
     if isinstance(start, LayerScores):
         if operator != "add":
@@ -264,24 +264,24 @@ def calibrate_many(
     memory: int = 2**30,
     progress: bool = False,
 ) -> list[Calibration]:
-    """Calibrate many plans to one budget: each round rolls out all that are not done, in shared batches.
+    """Calibrate many plans to one budget: each round rolls out all unfinished plans, in shared batches.
 
-    What is measured is KL(p_steered ‖ p_unsteered) per token of the steered model's own rollouts, see `rollouts`.
-    The tokens are all that were generated, edited or not: a scope that edits fewer of them than 1 − quantile leaves
-    the quantile to tokens that are touched only through attention. The seed is the same in every round, so that the
-    measured KL is one function of the coefficient; another seed gives another, within `low` to `high`.
+    The measure is KL(p_steered ‖ p_unsteered) per token of the steered model's own rollouts, see `rollouts`. It covers
+    all generated tokens, edited or not: if a scope edits less than 1 − quantile of them, the quantile is over tokens
+    that are affected only through attention. The seed is the same in every round, so that the measured KL is one
+    function of the coefficient; another seed gives another, within `low` to `high`.
 
     Args:
         model: the bridge.
         prompts: dev tasks with distinct ids, or token ids.
-        plans: what to calibrate. A coefficient's sign is kept and its size is where the search begins.
+        plans: to calibrate. A coefficient's sign is kept, and its absolute value starts the search.
         budget: in nats per token.
         quantile: of the tokens' KLs that the budget is on, in (0, 1); None for their mean.
-        tolerance: |KL / budget − 1| that is near enough. A tenth of a KL is a twentieth of a coefficient.
+        tolerance: largest accepted |KL / budget − 1|. A tenth of a KL is a twentieth of a coefficient.
         max_rounds: of the search; when they are spent, the nearest measured coefficient is the result.
-        max_coefficient: the largest to try, without its sign.
+        max_coefficient: the largest absolute value to try.
         max_new_tokens: per rollout.
-        seed: of the sampling; a prompt has the same random numbers under every plan and at every coefficient.
+        seed: for the sampling; a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
         progress: show a bar over rounds.
@@ -306,7 +306,7 @@ def calibrate_many(
         if not plan.coefficient:
             raise LensteerError(
                 f"the plan for {plan.direction.label!r} at layer {plan.layer} has coefficient 0: give one with the "
-                "sign that is wanted, about as large as expected"
+                "sign to steer with, about as large as expected"
             )
     began, cost = time.perf_counter(), Counter[str]()
     searches = [Search(budget, tolerance, abs(plan.coefficient), max_coefficient) for plan in plans]
@@ -365,11 +365,11 @@ def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: fl
     """The coefficient at which a layer's score predicts a KL: α₀ = c·√(budget / K), K the score at coefficient c.
 
     For K = ½c²·Var this is √(2·budget / Var). K is the mean over single, edited positions, so α₀ is a guess for a
-    budget on the mean KL of edited tokens. The quantile over all generated tokens is another number, larger or
-    smaller by a factor that nothing but a rollout tells; the search takes it out after its first step.
+    budget on the mean KL of edited tokens. The quantile over all generated tokens is larger or smaller by a factor that
+    only a rollout can measure; the search corrects for it after its first step.
 
     Args:
-        scores: of a method that gives nats, in the same `unit` (what steering adds) and window "onset" (what one
+        scores: of a method in nats, in the same `unit` (what steering adds) and window "onset" (what one
             edited position does to its own next token).
         label: the behavior.
         layer: of the model.
@@ -377,14 +377,14 @@ def starting_coefficient(scores: LayerScores, label: str, layer: int, budget: fl
         unit: of the coefficient.
 
     Raises:
-        LensteerError: an unknown unit, scores that are no KL or not of what steering adds, that lack the behavior or
+        LensteerError: an unknown unit, scores that are not a KL or not of what steering adds, that lack the behavior or
             layer, or that have no positive value there.
     """
     _check_budget(budget)
     if (scores.coefficient_unit, scores.window) != (check_unit(unit), "onset") or scores.method not in KL_METHODS:
         raise LensteerError(
-            f"scores of method {scores.method!r}, unit {scores.coefficient_unit!r} and window {scores.window!r} say no "
-            f"coefficient: give those of one of {list(KL_METHODS)}, {unit!r} and 'onset', or a number to start from"
+            f"scores of method {scores.method!r}, unit {scores.coefficient_unit!r} and window {scores.window!r} imply "
+            f"no coefficient: give those of one of {list(KL_METHODS)}, {unit!r} and 'onset', or a number to start from"
         )
     if layer not in scores.layers:
         raise LensteerError(f"no score at layer {layer}: these have layers {list(scores.layers)}")

@@ -1,9 +1,9 @@
-"""What steering does to each token of what the *steered* model itself writes.
+"""The KL of steering at each token of the *steered* model's own rollouts.
 
     KL_t = KL(p_steered(· | x_<t) ‖ p_unsteered(· | x_<t)),   x drawn from the steered model at temperature 1.
 
-This way round because x is the steered model's: by the chain rule Σ_t KL_t is, in expectation, the KL between the
-two models' distributions over whole chains.
+In this direction because x is drawn from the steered model: by the chain rule Σ_t KL_t is, in expectation, the KL
+between the two models' distributions over whole chains.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, eq=False)
 class RolloutKL:
-    """What one plan did to each token of its own rollouts.
+    """The KL of one plan at each token of its own rollouts.
 
     Attributes:
         tokens: for each prompt, KL_t of every generated token (the end token included), in nats, fp64. Rollouts differ
@@ -47,14 +47,14 @@ class RolloutKL:
     tokens: tuple[Float[Tensor, " _pos"], ...]
 
     def statistic(self, quantile: float | None) -> float:
-        """A quantile over all tokens (the least of them that so large a share does not exceed), or their mean."""
+        """A quantile over all tokens (the smallest value that this share does not exceed), or their mean."""
         values = torch.cat(self.tokens)
         if quantile is None:
             return float(values.mean())
         return float(values.sort().values[max(math.ceil(quantile * len(values)) - 1, 0)])
 
     def estimate(self, quantile: float | None, *, n: int = 1000, seed: int = 0) -> Estimate:
-        """The statistic with its 95 % percentile bootstrap over prompts; NaN ends where there is only one."""
+        """The statistic with its 95 % percentile bootstrap over prompts; NaN ends if there is only one."""
         lengths, value = [len(row) for row in self.tokens], self.statistic(quantile)
         if len(lengths) < 2:
             return Estimate(value, math.nan, math.nan, len(lengths))
@@ -84,15 +84,15 @@ def rollout_kl(
 ) -> list[RolloutKL]:
     """Roll out every plan on every prompt and measure the KL of each token: KL(steered ‖ unsteered), in nats.
 
-    Plans share batches. Each rollout is then read twice by teacher forcing, steered and unsteered, in batches of the
-    same shape, so that a coefficient of 0 gives exactly 0. In half precision small KLs drown in rounding.
+    Plans share batches. Each rollout is then scored twice by teacher forcing, steered and unsteered, in batches of the
+    same shape, so that a coefficient of 0 gives exactly 0. In half precision small KLs are lost in rounding.
 
     Args:
-        model: the bridge. Plans that are on belong to both sides of the comparison.
+        model: the bridge. Plans that are on apply to both sides of the comparison.
         prompts: tasks with distinct ids, or token ids.
-        plans: what is compared with leaving the model alone.
+        plans: each is compared with the unsteered model.
         max_new_tokens: per rollout.
-        seed: of the sampling: a prompt has the same random numbers under every plan and at every coefficient.
+        seed: for the sampling: a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
         cost: counts "forwards", and tokens "generated" and "forced", if given.
@@ -141,7 +141,7 @@ def rollout_kl(
 def _encoded(
     model: TransformerBridge, prompts: Sequence[Task] | Sequence[Sequence[int]]
 ) -> tuple[list[list[int]], list[str]]:
-    """Token ids of each prompt, and the name that its randomness goes by."""
+    """Token ids of each prompt, and the name that seeds its sampling."""
     if not prompts:
         raise LensteerError("no prompts to roll out: give tasks, e.g. from load_tasks(split='dev'), or token ids")
     ids, names = [], []

@@ -17,28 +17,28 @@ annotating = typer.Typer(cls=Commands, invoke_without_command=True, no_args_is_h
 
 @annotating.callback()
 def annotate(out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None) -> None:
-    """The stage 'annotate' of a run that `lensteer traces` began; `annotate fit` trains a classifier."""
+    """The stage 'annotate' of a run that `lensteer traces` started; `annotate fit` trains a classifier."""
     if out is not None:
         run_stage(Run.open(out, progress=True), "annotate")
 
 
 @annotating.command()
 def fit(
-    chains: Annotated[list[Path], typer.Option(help="Annotated chains: traces, or the published format; or several.")],
+    chains: Annotated[list[Path], typer.Option(help="Annotated chains: traces, or the published format; repeatable.")],
     out: Annotated[Path, typer.Option(help="The classifier's file, for `--annotator classifier --classifier FILE`.")],
     abstain: Annotated[float, typer.Option(help="Below this probability a sentence stays unlabeled.")] = 0.0,
-    layer: Annotated[int | None, typer.Option(help="Also read the residual stream after this layer.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Also read the residual stream at this layer.")] = None,
     model: Model = None,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Train a sentence classifier on annotated chains, and say how good it is on chains it was not trained on."""
+    """Train a sentence classifier on annotated chains, and report how well it does on held-out chains."""
     loaded = None
     if model is not None or layer is not None:
         loaded = load_model(model, dtype=getattr(torch, dtype), device=device)
     found = fit_annotator(chains, out, abstain=abstain, model=loaded, layer=layer, seed=seed)
     for name in ("macro_f1", "kappa"):
         low, high = found[f"{name}_low"], found[f"{name}_high"]
-        typer.echo(f"{name}: {found[name]:.3f} [{low:.3f}, {high:.3f}] on chains held out in turn")
+        typer.echo(f"{name}: {found[name]:.3f} [{low:.3f}, {high:.3f}] on held-out chains")
     typer.echo(f"{found['n_chains']} chains, {found['n_sentences']} spans: {out.resolve()}")

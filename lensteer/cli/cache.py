@@ -1,4 +1,4 @@
-"""`lensteer cache`: fit a cache vector from contrastive examples, and measure what one edit with it does."""
+"""`lensteer cache`: fit a cache vector from contrastive examples, and measure the effect of one edit with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fit(
     against: Annotated[str | None, typer.Option(help="Another style; default: no steps at all.")] = None,
     n: Annotated[int, typer.Option(help="Contrastive pairs.")] = 100,
     shots: Annotated[int, typer.Option(help="Solved examples in each prompt.")] = 2,
-    neighbors: Annotated[str, typer.Option(help="Examples by: random, tfidf or embedding.")] = "random",
+    neighbors: Annotated[str, typer.Option(help="Choice of examples: random, tfidf or embedding.")] = "random",
     position: Annotated[str, typer.Option(help="last_prompt, offset_token or an index.")] = "last_prompt",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -37,10 +37,10 @@ def fit(
 @caching.command()
 def run(
     vector: Annotated[Path, typer.Argument(help="From `lensteer cache fit`.")],
-    out: Annotated[Path, typer.Option(help="A folder; that of a run gets the figures into its report.")],
+    out: Annotated[Path, typer.Option(help="A folder; a run's folder adds the figures to its report.")],
     model: Model = None,
     tasks: Tasks = None,
-    suffix: Annotated[str, typer.Option(help="Appended to every question, in every condition.")] = "",
+    suffix: Annotated[str, typer.Option(help="Appended to every task, in every condition.")] = "",
     c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
     c_keys: Annotated[float, typer.Option(help="Coefficient of the keys.")] = 0.0,
     n_dev: Annotated[int, typer.Option(help="Dev tasks.")] = 40,
@@ -48,12 +48,12 @@ def run(
     n_controls: Annotated[int, typer.Option(help="Random vectors of the same length.")] = 20,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Per answer.")] = 400,
-    batch_size: Annotated[int, typer.Option(help="Answers that are made together.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Answers per batch.")] = 128,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Edit one slot of each prompt's cache, and measure what it does against random vectors and a prompted baseline."""
+    """Edit one slot of each prompt's cache, and compare the effect with random vectors and a prompted baseline."""
     config = CacheRun(
         str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, n_dev, n_test, n_controls,
         temperature, max_new_tokens, batch_size, dtype, device, seed,

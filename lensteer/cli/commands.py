@@ -26,8 +26,8 @@ Annotators = Annotated[
     list[str] | None,
     typer.Option(
         "--annotator",
-        help="grammar, rules, classifier or judge, or FILE.py:NAME for your own; several times: the first is tested, "
-        "the others stand beside it. Default: what fits the tasks and chains.",
+        help="grammar, rules, classifier or judge, or FILE.py:NAME for your own; repeatable: the first is tested, "
+        "the others are reported as well. Default: by tasks and chains.",
     ),
 ]
 Classifier = Annotated[
@@ -38,7 +38,7 @@ Chains = Annotated[
     list[str] | None,
     typer.Option(
         help="Chains to use instead of generating any: traces, or annotated ones, whose labels fit the vectors; "
-        "several times for several files."
+        "repeatable."
     ),
 ]
 Pairs = Annotated[
@@ -54,8 +54,7 @@ Measuring = Annotated[
     str | None,
     typer.Option(
         "--measure",
-        help="FILE.py:NAME of a function from a trace to a number; its mean is what is tested, instead of shares of "
-        "sentences.",
+        help="FILE.py:NAME of a function from a trace to a number; its mean is tested instead of shares of sentences.",
     ),
 ]
 Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's (organism only).")]
@@ -78,19 +77,20 @@ def _option(name: str, what: str) -> Any:
 def demo(
     out: Out = Path("lensteer-demo"),
     model: Annotated[
-        str | None, typer.Option(help="A folder of mini-R1 or another thinking model: the short story on language.")
+        str | None,
+        typer.Option(help="A folder of mini-R1 or another thinking model, for the short run."),
     ] = None,
     chains: Chains = None,
 ) -> None:
-    """The whole story on the embedded model, small enough for five minutes on two cores; or a short one on language."""
+    """A full run on the organism, small enough for five minutes on two cores; or a short one on a language model."""
     if model is None and chains:
-        raise LensteerError("--chains without --model: the embedded model makes its own chains")
+        raise LensteerError("--chains without --model: the organism generates its own chains")
     config = DEMO if model is None else replace(DEMO_REAL, model=model, chains=tuple(chains or ()))
     _say_where(complete(Run.open(out, config, progress=True), typer.echo))
 
 
 def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
-    """A command that begins a run (or goes on with it) and then does `go`."""
+    """A command that starts a run (or resumes it) and then calls `go`."""
 
     def command(
         out: Out,
@@ -106,7 +106,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         dtype: Dtype = "float32",
         device: Device = None,
         seed: Seed = 0,
-        behaviors: Annotated[str | None, _option("behaviors", "Which to steer, with commas between.")] = None,
+        behaviors: Annotated[str | None, _option("behaviors", "Which to steer, separated by commas.")] = None,
         layers: Annotated[
             str | None, _option("layers", "One layer for all behaviors or one for each; default: by scores.")
         ] = None,
@@ -121,8 +121,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         ] = None,
         unit: Annotated[str | None, _option("unit", "What coefficient 1 adds: difference, mean_norm or unit.")] = None,
         coefficients: Annotated[str | None, _option("coefficients", "Coefficients to choose from, both signs.")] = None,
-        temperature: Annotated[float | None, _option("temperature", "Of all sampling.")] = None,
-        top_p: Annotated[float | None, _option("top_p", "Of all sampling.")] = None,
+        temperature: Annotated[float | None, _option("temperature", "For all sampling.")] = None,
+        top_p: Annotated[float | None, _option("top_p", "For all sampling.")] = None,
         prefill: Annotated[str | None, typer.Option(help="What every chain begins with.")] = None,
         n_train: Annotated[int | None, _option("n_train", "Tasks that chains are generated on.")] = None,
         n_dev: Annotated[int | None, _option("n_dev", "Tasks that coefficients are chosen on.")] = None,
@@ -135,13 +135,11 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         n_score_controls: Annotated[int | None, _option("n_score_controls", "Controls of the scores.")] = None,
         train_tokens: Annotated[int | None, _option("train_tokens", "Per training chain.")] = None,
         max_new_tokens: Annotated[int | None, _option("max_new_tokens", "Per chain of dev and held-out tasks.")] = None,
-        batch_size: Annotated[int | None, _option("batch_size", "Chains that are made together.")] = None,
+        batch_size: Annotated[int | None, _option("batch_size", "Chains per batch.")] = None,
     ) -> None:
         chosen = tasks_for(model, tasks)
         if small and chosen != "organism":
-            raise LensteerError(
-                f"--small with tasks {chosen!r}: it is the demo of the embedded model; give sizes instead"
-            )
+            raise LensteerError(f"--small with tasks {chosen!r}: it is the demo of the organism; give sizes instead")
         base = DEMO if small else ORGANISM if chosen == "organism" else RunConfig()
         asked: dict[str, Any] = dict(
             model=model,
@@ -193,17 +191,17 @@ def _stage_command(name: str) -> Callable[[Path], None]:
         if name == "report":
             _say_where(opened.path("report.html"))
 
-    command.__doc__ = f"The stage {name!r} of a run that `lensteer traces` began."
+    command.__doc__ = f"The stage {name!r} of a run that `lensteer traces` started."
     return command
 
 
 app.command("run")(
     _beginning(
-        "All stages of a run; goes on where an earlier call was cut off.",
+        "All stages of a run; resumes where an earlier call was cut off.",
         lambda run: _say_where(complete(run, typer.echo)),
     )
 )
-app.command("traces")(_beginning("Begin a run: generate its chains.", lambda run: run_stage(run, "traces")))
+app.command("traces")(_beginning("Start a run: generate its chains.", lambda run: run_stage(run, "traces")))
 for _name in STAGES:
     if _name not in ("traces", "annotate"):
         app.command(_name)(_stage_command(_name))

@@ -22,23 +22,23 @@ def directions(
         str | None, typer.Option(help=f"One of {', '.join(FORMATS)}.", show_default="by the first entry")
     ] = None,
     label: Annotated[
-        str | None, typer.Option(help="The concept's name, where pairs have none.", show_default="the file's name")
+        str | None, typer.Option(help="The concept's name, if pairs have none.", show_default="the file's name")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Texts hold their template already, or need none.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Texts already contain their template, or need none.")] = False,
     complete: Annotated[
-        int, typer.Option(help="Let the model answer in so many tokens where pairs have no completion.")
+        int, typer.Option(help="Let the model generate this many tokens if pairs have no completion.")
     ] = 0,
     position: Annotated[
         str | None,
         typer.Option(
             help=f"Where pairs are read: {', '.join(POSITIONS)}, an index or token:WORDS.",
-            show_default="as the pairs say, or answer, or last_prompt where there is none",
+            show_default="as in the pairs; else answer, or last_prompt without completions",
         ),
     ] = None,
     construction: Annotated[str, typer.Option(help=f"One of {', '.join(PAIR_CONSTRUCTIONS)}.")] = "difference",
     n_controls: Annotated[int, typer.Option(help="Control vectors of each kind.")] = 20,
     n_bootstrap: Annotated[int, typer.Option(help="Replicates on resampled pairs.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Texts that are run together.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 16,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,

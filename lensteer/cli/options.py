@@ -11,17 +11,17 @@ from lensteer.errors import LensteerError
 
 
 class Commands(TyperGroup):
-    """What a user can mend is one line, not a traceback; versions of typer differ in what they make of Ctrl-C."""
+    """User errors print one line, not a traceback; versions of typer differ in how they handle Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except (LensteerError, OSError) as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as stop:
-            typer.echo("\nstopped; the same command goes on from here", err=True)
+            typer.echo("\nstopped; the same command resumes from here", err=True)
             raise typer.Exit(130) from stop
 
 
@@ -32,38 +32,38 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.",
-        show_default="builtin, and organism for the embedded model",
+        show_default="builtin; for the organism: organism",
     ),
 ]
 
 
 def tasks_for(model: str | None, tasks: str | None) -> str:
-    """The tasks that were asked for, or those that fit the model: only the embedded one can do its own."""
+    """The requested tasks, or those that fit the model: only the organism can solve its own."""
     return tasks or ("organism" if model is None else "builtin")
 
 
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="For all random draws.")]
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """`0.5,1,2` as numbers.
 
     Raises:
-        LensteerError: a part that is no number.
+        LensteerError: a part that is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise LensteerError(f"{text!r} is no list of numbers: write such as 0.5,1,2") from error
+        raise LensteerError(f"{text!r} is not a list of numbers: write one such as 0.5,1,2") from error
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
     """`3,4` as whole numbers.
 
     Raises:
-        LensteerError: a part that is none.
+        LensteerError: a part that is not a whole number.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise LensteerError(f"{text!r} is no list of whole numbers: write such as 15 or 12,15,15,18") from error
+        raise LensteerError(f"{text!r} is not a list of whole numbers: write one such as 15 or 12,15,15,18") from error

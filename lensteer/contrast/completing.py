@@ -1,4 +1,4 @@
-"""What a model answers on both sides of pairs, and pairs as annotated traces, for attribution and what follows it."""
+"""Generates completions for both sides of pairs, and turns pairs into annotated traces, for attribution."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def complete_pairs(
 ) -> list[Pair]:
     """Let the model answer on each side that has no completion: for pairs of system prompts, as in persona vectors.
 
-    Each distinct prompt is answered once. The token that ends an answer is no part of it.
+    Each distinct prompt is answered once. The end token is not part of an answer.
 
     Args:
         model: the bridge; plans that are on apply.
@@ -50,14 +50,15 @@ def complete_pairs(
         max_new_tokens: per answer.
         temperature: 0 is greedy.
         top_p: as in `generate_traces`.
-        seed: of all draws; each prompt has a seed of its own.
-        batch_size: answers that are made together.
-        thinking: whether the template opens `<think>`, where it has that choice.
-        path: JSONL file that each finished batch of answers is appended to; batches already in it are not made again.
+        seed: for all draws; each prompt has its own seed.
+        batch_size: answers per batch.
+        thinking: whether the template opens `<think>`, if it has that option.
+        path: JSONL file that each finished batch of answers is appended to; batches already in it are not generated
+            again.
         progress: show a bar.
 
     Returns:
-        The pairs with completions (kept as the very tokens). One with an empty answer is left out, with a warning.
+        The pairs with completions (kept as token ids). One with an empty answer is left out, with a warning.
 
     Raises:
         LensteerError: no pairs, an impossible number, a text that cannot be encoded, a file of another run, or no
@@ -69,7 +70,7 @@ def complete_pairs(
     jobs: dict[Text, Job] = {}
     for text in dict.fromkeys(texts):
         prompt, encoded = encode_text(model, text, thinking=thinking)
-        name = hashlib.sha256(repr(encoded.ids).encode()).hexdigest()  # gives each prompt a seed of its own
+        name = hashlib.sha256(repr(encoded.ids).encode()).hexdigest()  # gives each prompt its own seed
         jobs[text] = Job(Task(name, "pairs", "train", text.prompt), 0, prompt, encoded.ids)
     order = sorted(jobs, key=lambda text: len(jobs[text].prompt_ids))
     sampling = Sampling(1, temperature, seed, max_new_tokens, batch_size, top_p=top_p)
@@ -102,12 +103,12 @@ def pair_traces(
     negatives: bool = False,
     thinking: bool = True,
 ) -> list[Trace]:
-    """Pairs with completions as annotated traces, so that `attribute` and all that follows it take one's own concept.
+    """Pairs with completions as annotated traces, to run `attribute` and later stages on a custom concept.
 
     A positive completion is a trace with spans of the concept's label; the onset of the first is the last prompt token.
 
     Args:
-        model: whose tokens these are.
+        model: whose tokenizer encodes the pairs.
         pairs: with completions.
         spans: one for the whole "completion", or one for every "sentence" in it.
         negatives: also make traces of the negative sides, labeled "not LABEL" (`attribute(method="signed")` needs spans

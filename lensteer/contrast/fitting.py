@@ -1,6 +1,6 @@
 """From pairs to vectors, in one pass: each distinct text is run once, and kept until its last pair is complete.
 
-A pair is read at a named position. The tokens of each position are found here, with every offset that this needs.
+A pair is read at a named position. The tokens of each position are found here, with all offsets.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Position:
                 answer's first token); "prompt", the mean over the prompt without its first token; "answer", the mean
                 over the completion; "letter", the completion's last token with a letter or digit in it, such as the A
                 of "(A)" (where CAA reads); "last", the text's last token (where repeng reads); an index of all tokens,
-                negative from the end, as a number or a string; or "token:WORDS", the last token of the last place where
-                these words stand.
+                negative from the end, as a number or a string; or "token:WORDS", the last token of the last occurrence
+                of these words.
 
         Raises:
-            LensteerError: any other name, or index 0: the first token sees nothing of the text.
+            LensteerError: any other name, or index 0: the first token has no context.
         """
         if isinstance(spec, Position):
             return spec
@@ -148,11 +148,11 @@ def encode_text(model: TransformerBridge, text: Text, *, thinking: bool = True) 
         special = [token for token in model.tokenizer.all_special_tokens if token in text.prompt]
         if special:
             raise LensteerError(
-                f"the prompt {text.prompt[:60]!r} holds {special[0]!r}, so it has its template already: say raw=True"
+                f"the prompt {text.prompt[:60]!r} holds {special[0]!r}, so it has its template already: pass raw=True"
             )
         if not model.tokenizer.chat_template:
             raise LensteerError(
-                f"the tokenizer of {models.fingerprint(model).name!r} has no chat template: say raw=True to give it "
+                f"the tokenizer of {models.fingerprint(model).name!r} has no chat template: pass raw=True to use "
                 "texts as they are"
             )
         prompt = models.chat_text(model, text.prompt, system=text.system, thinking=thinking)
@@ -165,13 +165,13 @@ def encode_text(model: TransformerBridge, text: Text, *, thinking: bool = True) 
 
 
 _SIDES = ("positive", "negative")
-#: Of two sides: mean of the positive ones less mean of the others, each pair counting equally.
+#: Of two sides: mean of the positive ones less mean of the others, with equal weight for each pair.
 _SPANS = Recipe("onset", "rest", "span")
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A text's tokens, what is read of them, and what stands for all of them."""
+    """A text's tokens, the range that is read, and the range for `mean_norm`."""
 
     ids: tuple[int, ...]
     at: tuple[int, int]
@@ -203,27 +203,27 @@ def fit_directions(
     - `logistic`: n̂ ⟨n̂, d̄⟩, n̂ the normal of a penalized logistic regression that tells the two sides apart (see
       `directions.probes`).
 
-    So the length of each compares with d̄'s, and coefficient 1 adds what lies between the sides. Controls, replicates
-    and `mean_norm` are those of `fit_vectors`, with pairs in the place of traces: `shuffled` changes over the sides of
+    So the lengths are comparable with d̄'s, and coefficient 1 adds the difference between the sides. Controls,
+    replicates and `mean_norm` are those of `fit_vectors`, with pairs in place of traces: `shuffled` swaps the sides of
     each pair at random, `covariance_matched` has the covariance of both sides of all pairs.
 
     Args:
         model: whose residual stream is read.
         pairs: from `load_pairs` or `pair_up`, of one concept or several; or any list that `load_pairs` takes.
-        position: where to read; see `Position.parse`. By default where the pairs say, or else in the mean over the
-            completions ("answer"), or at the "last_prompt" token if there are none.
+        position: where to read; see `Position.parse`. By default the position in the pairs, or else the mean over the
+            completions ("answer"), or the "last_prompt" token if there are none.
         construction: "difference", "pca" or "logistic". The latter two keep the features of all pairs,
             `8 · pairs · layers · d_model` bytes, up to a limit of 4 GiB.
         layers: by default all.
-        site: where in each block; steering acts on resid_post, so others are for study.
+        site: where in each block; steering edits resid_post, so others are for analysis.
         n_controls: random vectors of each kind, from the same pass; see `Controls`.
         n_bootstrap: replicates on resampled pairs, from the same pass.
-        seed: of controls and replicates.
+        seed: for controls and replicates.
         batch_size: texts per forward.
-        thinking: whether the template opens `<think>`, where it has that choice.
+        thinking: whether the template opens `<think>`, if it has that option.
 
     Returns:
-        A vector per concept, in the order in which the pairs name them; `counts` are their pairs.
+        A vector per concept, in the order of first occurrence; `counts` are their numbers of pairs.
 
     Raises:
         LensteerError: before the first forward: no pairs, an unknown option or layer, a text without the position that
@@ -284,10 +284,10 @@ def fit_directions(
 
 
 def chosen_position(pairs: Sequence[Pair], position: str | int | Position | None = None) -> Position:
-    """Where pairs are read if nobody says more.
+    """The position at which pairs are read by default.
 
     Raises:
-        LensteerError: an unknown position, or pairs that differ in where they are to be read.
+        LensteerError: an unknown position, or pairs with different positions.
     """
     if position is not None:
         return Position.parse(position)
@@ -298,15 +298,15 @@ def chosen_position(pairs: Sequence[Pair], position: str | int | Position | None
             answers = [pair.positive.answered, pair.negative.answered]
             if any(answers) != all(answers):
                 raise LensteerError(
-                    f"pair {number} ({pair.label!r}) has a completion on one side only: give both one, or say where to "
-                    "read, such as position='last'"
+                    f"pair {number} ({pair.label!r}) has a completion on one side only: give both one, or pass "
+                    "a position, such as position='last'"
                 )
             own = "answer" if all(answers) else "last_prompt"
         wanted.setdefault(str(Position.parse(own)), number)
     if len(wanted) > 1:
         (first, i), (second, j), *_ = wanted.items()
         raise LensteerError(
-            f"pair {i} is read at {first!r} and pair {j} at {second!r}: fit them apart, or say position={second!r}"
+            f"pair {i} is read at {first!r} and pair {j} at {second!r}: fit them apart, or pass position={second!r}"
         )
     return Position.parse(next(iter(wanted)))
 
@@ -330,14 +330,14 @@ def _read(model: TransformerBridge, number: int, pair: Pair, position: Position,
 
 
 def _every(text: Encoded) -> tuple[int, int]:
-    """What `mean_norm` is over: the completion, or the prompt without its first token."""
+    """The range that `mean_norm` averages: the completion, or the prompt without its first token."""
     if len(text.ids) > text.n_prompt:
         return text.n_prompt, len(text.ids)
     return min(1, text.n_prompt - 1), text.n_prompt
 
 
 def _keys(pairs: Sequence[Pair], read: Sequence[tuple[_Read, _Read]]) -> list[str]:
-    """Names of pairs that do not depend on their order; a pair that comes again has a number."""
+    """Names of pairs that do not depend on their order; duplicates are numbered."""
     seen: Counter[str] = Counter()
     keys = []
     for pair, sides in zip(pairs, read, strict=True):

@@ -1,16 +1,16 @@
 """Contrastive pairs: two texts that differ in a concept, from files and lists of several formats.
 
 plain: objects with `positive` and `negative`, each a prompt, or an object with `prompt`, `completion`, `system`, `raw`.
-    What both sides share may stand beside them; with a shared `prompt`, strings are completions. `label` (or `concept`)
-    names the concept. Read in the mean over the completions, or at the last prompt token where there are none.
+    Keys that both sides share may be given next to them; with a shared `prompt`, strings are completions. `label` (or
+    `concept`) names the concept. Read in the mean over the completions, or at the last prompt token if there are none.
 caa: `question`, `answer_matching_behavior` and `answer_not_matching_behavior`, "(A)" and "(B)", as in Rimsky et al.
     (arXiv 2312.06681, github.com/nrimsky/CAA) and Anthropic's model-written evaluations. Read at the answer's letter.
 persona: one object with `instruction`, a list of system prompts `pos` and `neg`, and `questions`; as in Chen et al.
     (arXiv 2507.21509, github.com/safety-research/persona_vectors). Read at the last prompt token, or, as they do, in
     the mean over the answers once the model has written them (`complete_pairs`). Their code also begins each system
-    prompt with "You are a(n) … assistant."; nothing is put in front here.
-repeng: a list of `DatasetEntry(positive, negative)` (github.com/vgel/repeng), or the same in JSON: texts that hold
-    their template already. Read at the last token.
+    prompt with "You are a(n) … assistant."; nothing is prepended here.
+repeng: a list of `DatasetEntry(positive, negative)` (github.com/vgel/repeng), or the same in JSON: texts that already
+    contain their template. Read at the last token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl
 
-#: The concept's name where nobody gives one.
+#: The concept's default name.
 LABEL = "contrast"
 
 
@@ -34,10 +34,10 @@ class Text:
 
     Attributes:
         prompt: what the user says, for the model's chat template; or, if `raw`, the text as it is.
-        completion: what is answered; its tokens are those of the text after the prompt, encoded by themselves.
+        completion: the answer; its tokens follow the prompt's and are encoded separately.
         system: the system prompt.
         raw: whether `prompt` already holds its template and special tokens, or is for a model without a template.
-        completion_ids: the completion's tokens where a model wrote it; they are read instead of encoding it again.
+        completion_ids: the completion's tokens if a model generated it; they are used instead of encoding it again.
 
     Raises:
         LensteerError: an empty prompt, or a raw one with a system prompt.
@@ -52,7 +52,7 @@ class Text:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise LensteerError(
-                f"an empty prompt (completion {self.completion[:60]!r}): give a text, for a model reads its answer "
+                f"an empty prompt (completion {self.completion[:60]!r}): give a text, because an answer is read "
                 "after one"
             )
         if self.raw and self.system:
@@ -75,7 +75,7 @@ class Pair:
         negative: the side that does not, or shows its opposite.
         label: the concept's name.
         position: where this kind of pair is read (see `Position.parse`); None: in the mean over the completions, or at
-            the last prompt token where there are none.
+            the last prompt token if there are none.
 
     Raises:
         LensteerError: two sides that are the same, or a blank name.
@@ -108,7 +108,7 @@ def pair_up(
 
     Args:
         positive: texts, or strings, which are prompts.
-        negative: as many.
+        negative: the same number.
         label: the concept's name.
         raw: whether strings are taken as they are, without the chat template.
         position: where to read; see `Pair`.
@@ -133,7 +133,7 @@ def pair_up(
 
 
 _WRITTEN = {"politeness": Path(__file__).parent.parent / "data" / "politeness.jsonl"}
-#: Names of files that say nothing of the concept: their folder does.
+#: File names that do not identify the concept; the folder's name is used instead.
 _NAMELESS = ("generate_dataset", "test_dataset_ab", "test_dataset_open_ended", "pairs", "dataset")
 _SIDE = ("prompt", "completion", "system", "raw")
 _CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -149,15 +149,15 @@ def load_pairs(
     """Pairs from a file or a list, in its order.
 
     Formats: "plain" JSONL, CAA's A/B questions ("caa"), a persona trait ("persona"), a list as repeng's ("repeng"); the
-    module's docstring says what each holds. Every kind may be JSON, or JSONL with an object a line.
+    module's docstring says what each holds. Every kind may be JSON, or JSONL with one object per line.
 
     Args:
         source: a file; a list of objects or mappings with `positive` and `negative`; or "politeness", 40 written pairs
             of a polite and a curt answer to the same request.
-        format: one of `FORMATS`; by default the first entry decides.
-        label: the concept's name where an entry has none; by default the file's name, or its folder's if that says
-            more.
-        raw: whether prompts are texts that hold their template already; by default only repeng's do.
+        format: one of `FORMATS`; by default detected from the first entry.
+        label: the concept's name if an entry has none; by default the file's name, or its folder's if the file's is
+            generic.
+        raw: whether prompts already contain their template; by default only repeng's do.
 
     Raises:
         LensteerError: no such file, an empty one, one of no known format, an entry that lacks a key or holds an empty
@@ -184,7 +184,7 @@ def load_pairs(
 
 
 def _entries(path: Path) -> tuple[str, list[tuple[str, Any]]]:
-    """Whether a file is "lines", a "list" or one "object", and its entries, each with what an error calls it."""
+    """Whether a file is "lines", a "list" or one "object", and its entries, each with its name in errors."""
     if not path.is_file():
         raise LensteerError(
             f"no file {str(path)!r}: give a file of pairs, or one of the written sets {', '.join(map(repr, _WRITTEN))}"
@@ -192,7 +192,7 @@ def _entries(path: Path) -> tuple[str, list[tuple[str, Any]]]:
     content = path.read_bytes()
     try:
         whole = json.loads(content)
-    except ValueError:  # of JSON or UTF-8: JSONL, or nothing that can be read, which the reader of lines says
+    except ValueError:  # of JSON or UTF-8: JSONL, or unreadable, which the reader of lines reports
         return "lines", [(f"{path}, line {number}", values) for number, values in read_jsonl(path)]
     if isinstance(whole, list):
         return "list", [(f"{path}, entry {i}", entry) for i, entry in enumerate(whole)]
@@ -212,7 +212,7 @@ def _recognized(where: str, entry: Any, kind: str) -> str:
         texts = keys == {"positive", "negative"} and all(isinstance(value, str) for value in entry.values())
         return "repeng" if texts and kind == "list" else "plain"
     raise LensteerError(
-        f"{where} is of no known format (it has {sorted(keys) or repr(entry)[:60]}): a pair has 'positive' and "
+        f"{where} has no known format (it has {sorted(keys) or repr(entry)[:60]}): a pair has 'positive' and "
         f"'negative' (plain, repeng) or {', '.join(map(repr, _CAA))} (caa), a persona trait has 'instruction' and "
         "'questions'"
     )
@@ -239,7 +239,7 @@ def _words(value: Any, key: str) -> str:
 
 def _plain(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
     if not isinstance(entry, Mapping):
-        raise LensteerError(f"{entry!r} is no object with 'positive' and 'negative'")
+        raise LensteerError(f"{entry!r} is not an object with 'positive' and 'negative'")
     if unknown := _keys(entry) - {*_SIDE, "positive", "negative", "label", "concept", "id"}:
         raise LensteerError(f"unknown keys {sorted(unknown)}: a pair has 'positive', 'negative', 'label' and {_SIDE}")
     shared = {key: entry[key] for key in _SIDE if key in entry}
@@ -266,7 +266,7 @@ def _side(value: Any, side: str, shared: Mapping[str, Any], raw: bool | None) ->
 
 def _caa(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
     question, own, other = (_words(_value(entry, key), key) for key in _CAA)
-    if not raw:  # a chat template has the blank or line break in front of an answer
+    if not raw:  # a chat template has the space or line break before an answer
         own, other = own.strip(), other.strip()
     yield Pair(Text(question, own, raw=bool(raw)), Text(question, other, raw=bool(raw)), label, "letter")
 
@@ -277,7 +277,7 @@ def _persona(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise LensteerError(f"{key!r} is {str(value)[:60]!r}: give a list that is not empty")
     if raw:
-        raise LensteerError("raw texts have no system prompts, and a persona trait is made of them: leave out raw=True")
+        raise LensteerError("raw texts have no system prompts, which a persona trait consists of: leave out raw=True")
     for question in questions:
         asked = _words(question, "questions")
         for i, instruction in enumerate(instructions):
@@ -290,7 +290,7 @@ def _repeng(entry: Any, label: str, raw: bool | None) -> Iterator[Pair]:
     yield Pair(Text(own, raw=raw is not False), Text(other, raw=raw is not False), label, "last")
 
 
-#: Readers by format: an entry, the label where it has none, and whether its texts are raw.
+#: Readers by format: an entry, the label if it has none, and whether its texts are raw.
 FORMATS: dict[str, Callable[[Any, str, bool | None], Iterator[Pair]]] = {
     "plain": _plain,
     "caa": _caa,

@@ -1,4 +1,4 @@
-"""The notebook explorer: choose a behavior, a layer and positions on a chain, and see at once what steering there does.
+"""The notebook explorer: choose a behavior, a layer and positions on a chain, and see the effect of steering at once.
 
 State, numbers and code are Python and work without a page; the widget needs the extra `notebook`.
 """
@@ -49,21 +49,21 @@ def explore(
 ) -> Explorer:
     """The interactive explorer, as the last line of a notebook cell.
 
-    The model is not touched: what it shows is computed on copies that share its weights, in threads of their own, so
-    that other cells may run at the same time.
+    The model is not modified: results are computed on copies that share its weights, in separate threads, so that other
+    cells may run at the same time.
 
     Args:
-        model: the bridge. Hooks that are on it now count, later ones don't.
+        model: the bridge. Hooks that are on it now apply, later ones do not.
         vectors: of this model.
-        traces: annotated chains to look at.
+        traces: annotated chains to show.
         scores: drawn under the layers.
         layers: a layer for each behavior, marked there; from `select_layers`.
-        cache_vector: allows to edit the KV cache instead of the residual stream.
+        cache_vector: allows editing the KV cache instead of the residual stream.
         coefficients: recommended ones in the unit "difference", marked: `choose_coefficients(...).coefficients`.
-        kl_budget: nats per steered token. Where the scores are KLs of what steering adds at an onset, as those of
-            `attribute` are by default (unit "difference"), the coefficient that reaches it by them is marked for
+        kl_budget: nats per steered token. If the scores are KLs of what steering adds at an onset, as those of
+            `attribute` are by default (unit "difference"), the coefficient that they predict to reach it is marked for
             each layer.
-        annotator: of continuations; None leaves their sentences without labels.
+        annotator: for continuations; None leaves their sentences without labels.
 
     Raises:
         LensteerError: no widget library, no traces, vectors of another model, a plan that is on, an impossible budget.
@@ -91,7 +91,7 @@ def _widget() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`Explorer` is loaded when it is first asked for: it needs the extra `notebook`."""
+    """`Explorer` is loaded on first access: it needs the extra `notebook`."""
     if name == "Explorer":
         return _widget().Explorer
     raise AttributeError(f"module 'lensteer.explorer' has no attribute {name!r}")

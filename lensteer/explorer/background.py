@@ -1,7 +1,7 @@
-"""What lets work go on while the kernel does something else: a copy of the model to hook into, and a thread.
+"""Background work while the kernel is busy: a copy of the model for hooks, and a thread.
 
-Hooks of two computations on one model would act on both. So the explorer works on copies that share the weights, and
-have their own modules and hooks.
+Hooks of two computations on one model would affect both. So the explorer uses copies that share the weights but have
+their own modules and hooks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Check = Callable[[], None]
-"""Raises `Stopped` if the job that calls it is not wanted any more."""
+"""Raises `Stopped` if the calling job was stopped or replaced."""
 
 
 class Stopped(Exception):
@@ -28,10 +28,10 @@ class Stopped(Exception):
 
 
 def private_copy(model: TransformerBridge) -> TransformerBridge:
-    """The same model on the same weights, with modules and hooks of its own (other people's hooks are copied along).
+    """The same model on the same weights, with its own modules and hooks (existing hooks are copied).
 
     Raises:
-        LensteerError: a plan is on, which would stay on in the copy for ever.
+        LensteerError: a plan is on, which would stay on in the copy forever.
     """
     if active_plans(model):
         raise LensteerError("a steering plan is on: leave `with plan.on(model)` before exploring")
@@ -42,13 +42,13 @@ def private_copy(model: TransformerBridge) -> TransformerBridge:
 
 
 class Worker:
-    """Runs jobs in a thread of its own, one at a time. A new job takes the place of the one before."""
+    """Runs jobs in its own thread, one at a time. A new job replaces the one before."""
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         """Nothing runs yet.
 
         Args:
-            failed: called in the thread with what a job raised.
+            failed: called in the thread with the exception of a job.
         """
         self._failed = failed
         self._changed = threading.Condition()
@@ -57,7 +57,7 @@ class Worker:
         self._running = False
 
     def submit(self, job: Callable[[Check], None]) -> None:
-        """Run a job as soon as the one before has stopped; it should call the check that it gets now and then."""
+        """Run a job as soon as the one before has stopped; it should call its check regularly."""
         with self._changed:
             self._next, self._number = job, self._number + 1
             if not self._running:
@@ -92,7 +92,7 @@ class Worker:
                 job(check)
             except Stopped:
                 pass
-            except Exception as error:  # whatever it is, it is shown, and later jobs are run
+            except Exception as error:  # any error is shown, and later jobs still run
                 if self._number == number:
                     with contextlib.suppress(Exception):  # there may be no page left to show it
                         self._failed(error)

@@ -1,4 +1,4 @@
-"""One chain as the explorer shows it: tokens with behaviors, sentences, what is thought, and choices among them."""
+"""One chain as the explorer shows it: tokens with behaviors, sentences, the thinking, and selections of positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SELECTIONS = ("all", "none", "invert", "sentence", "behavior", "thinking", "sent
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a chain, half-open: a sentence, the prompt, or what stands before or after all sentences."""
+    """A part of a chain, half-open: a sentence, the prompt, or text before or after all sentences."""
 
     start: int
     end: int
@@ -32,12 +32,12 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """What is shown of a trace. All positions are absolute.
+    """The displayed form of a trace. All positions are absolute.
 
     Attributes:
         trace: the chain itself.
-        texts: of the tokens, prompt included; those of one character share it, on the last of them.
-        context: the chain as scopes see it.
+        texts: of the tokens, prompt included; a character of several tokens is in the last of them.
+        context: the chain as input for scopes.
         pieces: all of it, in order, without gaps.
         tags: positions of `<think>` and `</think>`.
     """
@@ -76,14 +76,14 @@ class Chain:
         """The positions that an expression chooses; an empty one chooses none.
 
         Raises:
-            LensteerError: an expression that cannot be read, or that this vocabulary cannot answer.
+            LensteerError: an expression that cannot be parsed, or is undefined for this vocabulary.
         """
         if not expression.strip():
             return ()
         return tuple(parse_scope(expression).mask(self.context)[0].nonzero()[:, 0].tolist())
 
     def expression(self, positions: Collection[int], before: str = "") -> str:
-        """An expression for explicit positions; that from before, if it chooses the same.
+        """An expression for explicit positions; the previous one, if it chooses the same.
 
         Raises:
             LensteerError: a position outside the chain.
@@ -103,13 +103,13 @@ class Chain:
         """The expression of a button.
 
         Args:
-            what: one of `SELECTIONS`; "sentence" takes the cursor's in, or out if all of it is chosen.
+            what: one of `SELECTIONS`; "sentence" adds the cursor's, or removes it if all of it is chosen.
             before: the expression so far.
-            behavior: whose spans "behavior" takes.
+            behavior: whose spans "behavior" chooses.
             cursor: a position.
 
         Raises:
-            LensteerError: another selection, a position outside the chain, a behavior that has no span here.
+            LensteerError: an unknown selection, a position outside the chain, a behavior that has no span here.
         """
         if what not in SELECTIONS:
             raise LensteerError(f"no selection {what!r}: choose one of {list(SELECTIONS)}")
@@ -166,7 +166,7 @@ def _cut(text: str, starts: Collection[int]) -> list[str]:
 
 
 def _pieces(trace: Trace, context: Context, tags: list[int]) -> tuple[Piece, ...]:
-    """By the spans where there are any, or else where sentences begin; the tags and the prompt stand apart."""
+    """Split by spans if there are any, or else by sentences; the tags and the prompt are separate."""
     n = context.ids.shape[1]
     marks = {0: "prompt", trace.prompt_length: ""}
     spans = [span for span in trace.spans if span.start < n]

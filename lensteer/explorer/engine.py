@@ -1,7 +1,7 @@
-"""Computes what a state of the explorer asks for, on private copies of the model, and holds what was found.
+"""Computes the results for a state of the explorer, on private copies of the model, and keeps them.
 
-A continuation starts twice from the same point, steered and unsteered, side by side in one batch. Plans also act on the
-given tokens, as they would have in a generation from the prompt.
+A continuation starts twice from the same point, steered and unsteered, in one batch. Plans also edit the given tokens,
+as in a generation from the prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 NewTokens = tuple[list[int], list[int]]
-"""What has been made so far: unsteered, steered."""
+"""The tokens generated so far: unsteered, steered."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Continuation:
     """Two continuations of one chain, annotated.
 
     Attributes:
-        unsteered: the chain up to the cut, and what the model made of it.
+        unsteered: the chain up to the cut, and the model's continuation.
         steered: the same under the plan.
         cut: position of the first new token (an offset token that the plan appended to the prompt counts).
     """
@@ -67,18 +67,18 @@ def continue_chain(
 ) -> Continuation:
     """Continue a chain from a point in its response, unsteered and under a plan.
 
-    From the prompt's end it makes what `generate_traces` would, with the same seed.
+    From the prompt's end it generates what `generate_traces` would, with the same seed.
 
     Args:
         model: the bridge; plans that are on apply to both.
         trace: the chain.
         plan: None steers nothing.
-        cut: absolute position of the first token that is made anew; None is the prompt's end.
+        cut: absolute position of the first new token; None is the prompt's end.
         max_new_tokens: of each.
         temperature: 0 is greedy.
         seed: both draw with the same random numbers.
-        annotator: of the two chains; None leaves them without labels.
-        advance: called after every step with all new tokens so far; what it raises ends the run.
+        annotator: for the two chains; None leaves them without labels.
+        advance: called after every step with all new tokens so far; an exception in it ends the run.
 
     Raises:
         LensteerError: a cut outside the response or after its end token, an impossible number, a plan that the model
@@ -108,7 +108,7 @@ def continue_chain(
         plans=[None, plan],
         prompt_lengths=[base.prompt_length] * 2,
     )
-    with closing(steps):  # hooks go, also where `advance` raises
+    with closing(steps):  # hooks are removed, even if `advance` raises
         for step in steps:
             for row, token in zip(step.rows, step.tokens, strict=True):
                 made[row].append(token)
@@ -121,7 +121,7 @@ def continue_chain(
 
 
 def extended(model: TransformerBridge, trace: Trace, new: Sequence[int]) -> Trace:
-    """A trace with more tokens appended, its text decoded from the very ids; not annotated."""
+    """A trace with more tokens appended, its text decoded from the ids; not annotated."""
     ids = (*trace.response_ids, *new)
     response, offsets = models.decode_offsets(model.tokenizer, ids)
     finished = bool(new) and new[-1] in models.end_ids(model)
@@ -138,14 +138,14 @@ _DEPENDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Results that belong to one state. What was not measured under it, or is not ready, is None.
+    """Results for one state. Those that were not computed for it, or are not ready, are None.
 
     Attributes:
         state: what is chosen.
-        plan: what it stands for; None where no position is chosen.
+        plan: of the state; None if no position is chosen.
         effect: on every token of the chain.
         continuation: unsteered and steered.
-        ranking: what each group of positions matters.
+        ranking: how much each group of positions matters.
     """
 
     state: State
@@ -156,7 +156,7 @@ class Result:
 
 
 def result_of(state: State, plan: SteeringPlan | CachePlan | None, made: Mapping[str, tuple[State, Any]]) -> Result:
-    """What holds for a state, of what was made: kind -> the state that it was made for, and what it is."""
+    """The results that hold for a state, from `made`: kind -> the state that it was computed for, and the result."""
     held: dict[str, Any] = dict.fromkeys(_DEPENDS)
     for kind, (under, value) in made.items():
         if same_steering(under, state) and all(getattr(under, f) == getattr(state, f) for f in _DEPENDS[kind]):
@@ -165,20 +165,20 @@ def result_of(state: State, plan: SteeringPlan | CachePlan | None, made: Mapping
 
 
 NewPart = tuple[Trace, int]
-"""A chain on its way, annotated as far as it goes, and how many of its response tokens were given."""
+"""An unfinished chain, annotated so far, and how many of its response tokens were given."""
 
-#: Seconds between two reports on a run that is under way.
+#: Seconds between two reports on a run in progress.
 BETWEEN = 0.08
-#: An annotator that takes longer than so many seconds is asked at the end only.
+#: An annotator that takes longer than this many seconds is called at the end only.
 QUICK = 0.2
 
 
 class Engine:
-    """One explorer's models, and what is kept between two computations.
+    """One explorer's models, and its state between computations.
 
     `effect` and `projection` belong to one thread, `continuation` and `ranking` to another: each has its own copy.
-    Plans and positions are given, because expressions must not be read in a thread: Python's parser of syntax trees
-    fails in some versions when two threads use it.
+    Plans and positions are arguments, because expressions must not be parsed in a thread: Python's parser of syntax
+    trees fails in some versions when two threads use it.
     """
 
     def __init__(self, model: TransformerBridge, choices: Choices, annotator: Annotator | None) -> None:
@@ -206,7 +206,7 @@ class Engine:
         return self._chains[index]
 
     def projection(self, state: State) -> Float[Tensor, " pos"]:
-        """What each token's residual stream has of the chosen vector, unsteered."""
+        """The projection of each token's residual stream on the chosen vector, unsteered."""
         vectors = self.choices.vectors
         if state.trace not in self._projections:
             trace = self.choices.traces[state.trace]
@@ -215,7 +215,7 @@ class Engine:
         return self._projections[state.trace][row]
 
     def effect(self, state: State, plan: Plan | None) -> ForcedEffect:
-        """What the chosen plan does to each token of the chain.
+        """The effect of the chosen plan on each token of the chain.
 
         Raises:
             LensteerError: a plan that the model or the prompt cannot take, or logits that are not finite.
@@ -238,8 +238,8 @@ class Engine:
         Args:
             state: what is chosen.
             plan: the same as a plan.
-            check: called for every token; what it raises ends the run.
-            tell: called now and then with both chains so far.
+            check: called for every token; an exception in it ends the run.
+            tell: called regularly with both chains so far.
 
         Raises:
             LensteerError: as `continue_chain`.
@@ -279,10 +279,10 @@ class Engine:
         )
 
     def groups(self, state: State, positions: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """What a ranking leaves out, one at a time.
+        """The groups that a ranking leaves out, one at a time.
 
         Raises:
-            LensteerError: there is nothing, or no token to measure it by.
+            LensteerError: no position is chosen, or there is no token to measure by.
         """
         chain = self.chain(state.trace)
         groups = chain.groups(positions)

@@ -1,6 +1,6 @@
-"""Positions in words: `thinking & ~sentence_starts | at([5, 6])`, read without ever evaluating anything.
+"""Positions as text: `thinking & ~sentence_starts | at([5, 6])`, parsed without evaluating any code.
 
-Knows the scopes of `lensteer.positions` by name, and nothing of chains.
+The scopes of `lensteer.positions` are available by name. Chains are not needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope
 
 NAMES = ("everywhere", "prompt", "generated", "thinking", "sentence_starts", "onsets")
-"""The scopes that are named as they are."""
+"""The scopes without arguments."""
 
 _WORDS = f"{', '.join(NAMES)}, first(n), at([5, 6]), joined by &, | and ~"
 _LONGEST = 100_000  # characters: every position of a chain of 15,000 tokens
@@ -22,16 +22,16 @@ _PARTS = 200
 
 
 def parse_scope(text: str) -> PositionScope:
-    """The scope that an expression stands for.
+    """The scope that an expression represents.
 
     Raises:
-        LensteerError: an expression of anything else; the message says where.
+        LensteerError: an invalid expression; the message says where.
     """
     return _scope(_tree(text), text)
 
 
 def inverted(text: str) -> str:
-    """The expression for all other positions; empty stands for none."""
+    """The expression for all other positions; an empty one represents none."""
     if not text.strip():
         return "everywhere"
     tree = _tree(text)
@@ -56,7 +56,7 @@ def as_code(text: str) -> str:
 def _tree(text: str) -> ast.expr:
     if len(text) > _LONGEST:
         raise LensteerError(f"an expression of {len(text)} characters is too long: {_LONGEST} at most")
-    # Before Python's parser sees it: one that fails deep inside a nest leaves some versions of Python unsound.
+    # Before Python's parser runs: a failure deep inside a nest leaves some versions of Python unsound.
     if strange := re.search(r"[^\w\s&|~()\[\],]", text):
         raise LensteerError(f"{strange[0]!r} in {_short(text)!r} has no meaning here: write positions as {_WORDS}")
     if len(re.findall(r"[&|~(\[]|[^\W\d]\w*", text)) > _PARTS:

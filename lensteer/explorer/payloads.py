@@ -1,4 +1,4 @@
-"""Results as JSON-ready values for the page. Text goes as text; numbers that are not finite become null."""
+"""Results as JSON-ready values for the page. Text stays text; numbers that are not finite become null."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lensteer.traces import Trace
 
 
 def numbers(values: Iterable[float] | Tensor, digits: int = 4) -> list[float | None]:
-    """Rounded to so many significant digits."""
+    """Rounded to `digits` significant digits."""
     listed = values.tolist() if isinstance(values, Tensor) else values
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in listed]
 
 
 def options_payload(choices: Choices) -> dict[str, Any]:
-    """What never changes: what there is to choose from, and the look."""
+    """The constants: the available choices, and the styling."""
     vectors, scores = choices.vectors, choices.scores
     curves = {}
     for label in vectors.labels if scores is not None else ():
@@ -58,7 +58,7 @@ def options_payload(choices: Choices) -> dict[str, Any]:
 
 
 def effect_payload(effect: ForcedEffect, steering: int, milliseconds: float) -> dict[str, Any]:
-    """The two strips and their total; `steering` tells which settings they are of."""
+    """The two strips and their total; `steering` identifies their settings."""
     return {
         "kl": numbers(effect.kl),
         "change": numbers(effect.change),
@@ -69,11 +69,11 @@ def effect_payload(effect: ForcedEffect, steering: int, milliseconds: float) -> 
 
 
 def condition_payload(trace: Trace, n_given: int, *, running: bool) -> dict[str, Any]:
-    """The new part of a continued chain as stretches of text, each with its behavior or an empty string.
+    """The new part of a continued chain as pieces of text, each with its behavior or an empty string.
 
     Args:
         trace: the whole chain, annotated as far as it goes.
-        n_given: response tokens that were there before.
+        n_given: response tokens that were given.
         running: whether more may come, so that a character's missing bytes are not shown yet.
     """
     offsets = (*trace.offsets, len(trace.response))
@@ -95,7 +95,7 @@ def condition_payload(trace: Trace, n_given: int, *, running: bool) -> dict[str,
 
 
 def ranking_payload(ranked: LeaveOneOut) -> dict[str, Any]:
-    """Groups in the order of their importance, the largest first, whatever its sign."""
+    """Groups by absolute importance, the largest first."""
     order = sorted(range(len(ranked.names)), key=lambda i: -abs(ranked.importance[i]))
     return {
         "groups": [
@@ -110,6 +110,6 @@ def ranking_payload(ranked: LeaveOneOut) -> dict[str, Any]:
 def settings_payload(
     state: State, trace: Trace, positions: tuple[int, ...], steering: int, code: str
 ) -> dict[str, Any]:
-    """All that is chosen; `steering` changes with all that an effect depends on."""
+    """The state; `steering` changes with everything that an effect depends on."""
     cut = trace.prompt_length if state.cut is None else state.cut
     return {**vars(state), "cut": cut, "positions": list(positions), "steering": steering, "code": code}

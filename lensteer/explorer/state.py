@@ -1,6 +1,6 @@
-"""What is chosen in the explorer, what there is to choose from, and the plan and the code that a choice stands for.
+"""The explorer's state, the available choices, and the plan and the code that a state represents.
 
-Values and pure functions only: knows neither widgets nor threads, and runs no model.
+Values and pure functions only: no widgets, no threads, no model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANNELS = ("residual", "cache")
 """What is edited."""
 
 MEASURES = ("kl", "log_prob")
-"""What leaving positions out is measured by: the total KL, or the log-probability of the behavior's first tokens."""
+"""Measures of leaving positions out: the total KL, or the log-probability of the behavior's first tokens."""
 
 MOST_TOKENS = 4000
 UNIT = "difference"
@@ -38,7 +38,7 @@ _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
 
 @dataclass(frozen=True)
 class State:
-    """All that is chosen.
+    """Everything that is chosen.
 
     Attributes:
         behavior: whose vector.
@@ -47,13 +47,13 @@ class State:
         coefficient: of the vector, in multiples of the difference of means itself.
         operator: "add" or "project_out".
         expression: the positions; see `parse_scope`. Empty: none.
-        channel: "residual", or "cache" for the cache vector, whose slot is its own.
+        channel: "residual", or "cache" for the cache vector, which has its own slot.
         c_values: coefficient of the cache vector's values.
         cut: where a continuation begins; None is the prompt's end.
         max_new_tokens: of a continuation.
         temperature: of a continuation; 0 is greedy.
         seed: of a continuation.
-        measure: of leaving positions out; one of `MEASURES`.
+        measure: for leaving positions out; one of `MEASURES`.
     """
 
     behavior: str
@@ -93,7 +93,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What there is to choose from.
+    """The available choices.
 
     Attributes:
         vectors: whose labels are the behaviors, and whose layers the layers.
@@ -102,7 +102,7 @@ class Choices:
         layers: a layer for each behavior, marked on the curve.
         cache_vector: for the channel "cache".
         coefficients: a recommended coefficient for each behavior, in the same unit, marked.
-        kl_budget: nats per steered token; what the scores say of it is marked.
+        kl_budget: nats per steered token; the coefficient that the scores predict for it is marked.
     """
 
     vectors: BehaviorVectors
@@ -140,14 +140,14 @@ class Choices:
         return layers[len(layers) // 2]
 
     def budget_coefficient(self, behavior: str, layer: int) -> float | None:
-        """What spends the KL budget by the scores; None where they do not say."""
+        """The coefficient that the scores predict for the KL budget; None if they cannot predict it."""
         try:
             return None if self.scores is None else starting_coefficient(self.scores, behavior, layer, self.kl_budget)
         except LensteerError:
             return None
 
     def check(self, state: State) -> State:
-        """The state itself, if all in it can be had.
+        """The state itself, if it is valid.
 
         Raises:
             LensteerError: otherwise; the message names the value and what would be right.
@@ -183,7 +183,7 @@ class Choices:
         return state
 
     def plan(self, state: State, positions: Sequence[int] | None = None) -> SteeringPlan | CachePlan | None:
-        """The plan of a state; None where no position is chosen.
+        """The plan of a state; None if no position is chosen.
 
         Args:
             state: that was checked.
@@ -208,7 +208,7 @@ def same_steering(a: State, b: State) -> bool:
 
 
 def code_of(state: State, scope: str, *, continued: bool = False, ranked: LeaveOneOut | None = None) -> str:
-    """Lines that repeat what the explorer shows, given `model`, `vectors`, `traces` (and `cache_vector`).
+    """Code that repeats what the explorer shows, given `model`, `vectors`, `traces` (and `cache_vector`).
 
     Args:
         state: that was checked.

@@ -1,4 +1,4 @@
-/* The explorer's page: draws what Python sends, and sends what the reader does. Computes nothing.
+/* The explorer's page: draws what Python sends, and sends the user's actions. Computes nothing.
 
 Traits (Python -> page): options, settings, chain, projection, effect, continuation, ranking, status, ack.
 Page -> Python: `commands`, a list of all {client, id, name, ...} that are not acknowledged in `ack` yet.
@@ -22,9 +22,9 @@ const SELECTIONS = {
 };
 const MEASURES = { kl: "total KL of the chain", log_prob: "log-prob of this behavior's first tokens" };
 const CHANNELS = { residual: "residual stream", cache: "KV cache" };
-const STRIP = 60; // height of the strip's drawing, in its own units
+const STRIP = 60; // height of the strip's viewBox
 
-const links = new WeakMap(); // one line to Python per model, however many views it has
+const links = new WeakMap(); // one connection to Python per model, shared by all its views
 
 function lineTo(model) {
   if (!links.has(model)) {
@@ -88,7 +88,7 @@ function theme() {
 
 function render({ model, el }) {
   const { send, answered } = lineTo(model);
-  const undo = []; // what has to be taken back when the view goes
+  const undo = []; // cleanup for when the view is removed
   const of = (name) => model.get(name);
   const on = (names, draw) => {
     for (const name of names) {
@@ -98,9 +98,9 @@ function render({ model, el }) {
     draw();
   };
   const root = h("div", { class: "ls-explorer", test: "explorer" });
-  root.addEventListener("keydown", (event) => event.stopPropagation()); // notebooks have plans of their own for keys
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // notebooks have their own key bindings
 
-  // Settings: sent when they differ from what Python has, or was last told.
+  // Settings: sent when they differ from what Python has, or from what was last sent.
   let told = {};
   const set = (values, name = "set") => {
     const fresh = Object.entries(values).filter(([key, value]) => (key in told ? told[key] : of("settings")[key]) !== value);
@@ -108,7 +108,7 @@ function render({ model, el }) {
     told = { ...told, ...values };
     send(name, { values });
   };
-  let later = null; // what a slider or a growing selection will send: at most every so many milliseconds
+  let later = null; // what a slider or a growing selection will send: at most once per interval
   const now = () => {
     if (!later) return;
     const { timer, action } = later;
@@ -122,7 +122,7 @@ function render({ model, el }) {
     later = { timer: later?.timer ?? setTimeout(now, wait), action };
   };
   undo.push(() => clearTimeout(later?.timer));
-  const typing = new Set(); // fields that hold what is not sent yet: what Python sends meanwhile does not overwrite it
+  const typing = new Set(); // fields with unsent input: messages from Python do not overwrite it
   for (const [kind, does] of [["input", "add"], ["change", "delete"], ["focusout", "delete"]]) {
     root.addEventListener(kind, (event) => typing[does](event.target), true);
   }
@@ -148,7 +148,7 @@ function render({ model, el }) {
   const channel = select("channel", "what is edited", "channel");
   const operator = select("operator", "operator", "operator");
 
-  // Layer, with the scores behind it
+  // Layer, with the scores in the background
   const curve = svg("svg", { class: "ls-curve", "data-testid": "ls-curve", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img" });
   const layer = h("input", {
     test: "layer", type: "range", min: 0, step: 1, "aria-label": "layer",
@@ -226,7 +226,7 @@ function render({ model, el }) {
     onchange: () => set({ expression: expression.value }, "expression"),
     onkeydown: (event) => {
       if (event.key !== "Enter") return;
-      typing.delete(expression); // it is sent, also where the browser sees no change in it
+      typing.delete(expression); // it is sent, even if the browser sees no change in it
       set({ expression: expression.value }, "expression");
     },
   });
@@ -394,7 +394,7 @@ function render({ model, el }) {
   // Continuation
   const cut = field("cut", "position at which the continuation begins", "cut", { step: 1 });
   const cutHere = button("cut-here", "from the cursor", () => set({ cut: Math.max(cursor, of("chain").prompt_length) }));
-  const most = field("max-tokens", "most new tokens", "max_new_tokens", { min: 1, step: 1 });
+  const most = field("max-tokens", "maximum number of new tokens", "max_new_tokens", { min: 1, step: 1 });
   const temperature = field("temperature", "temperature", "temperature", { min: 0, step: "any" });
   const seed = field("seed", "seed", "seed", { step: 1 });
   const go = button("continue", "continue", () => { now(); send("continue", {}); }, { class: "ls-main" });
@@ -417,7 +417,7 @@ function render({ model, el }) {
   };
 
   // Leave-one-out
-  const measure = select("measure", "what leaving out is measured by", "measure");
+  const measure = select("measure", "measure of leaving out", "measure");
   const rank = button("rank", "leave each out", () => { now(); send("rank", {}); });
   const ranking = h("ol", { test: "ranking", class: "ls-ranking", "aria-label": "chosen groups by importance" });
   const drawRanking = () => {
@@ -454,7 +454,7 @@ function render({ model, el }) {
     expression, expressionError, legend,
     h("div", { class: "ls-drawn" }, strip, ...["KL, steered ‖ unsteered", "change of log-probability"].map((text) => h("small", { text, "aria-hidden": "true" }))),
     total, chain, info,
-    h("div", { class: "ls-row" }, go, labeled("at", cut), cutHere, labeled("most tokens", most), labeled("temperature", temperature), labeled("seed", seed), stop, progress),
+    h("div", { class: "ls-row" }, go, labeled("at", cut), cutHere, labeled("max tokens", most), labeled("temperature", temperature), labeled("seed", seed), stop, progress),
     h("div", { class: "ls-continuations" }, ...sides.map(({ node }) => node)),
     h("div", { class: "ls-row" }, rank, labeled("measured by", measure)), ranking,
     h("details", {}, h("summary", { text: "code" }), code),
@@ -472,7 +472,7 @@ function render({ model, el }) {
   });
   on(["chain"], () => { drag = anchor = null; drawChain(); });
   const drawSettings = () => {
-    if (drag || later || !answered()) return; // what the reader does is ahead of what Python knows
+    if (drag || later || !answered()) return; // the user's input is ahead of Python's state
     const settings = of("settings");
     told = {};
     for (const [node, name] of [[trace, "trace"], [behavior, "behavior"], [channel, "channel"], [operator, "operator"], [measure, "measure"],

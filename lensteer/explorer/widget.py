@@ -1,6 +1,6 @@
-"""The widget: what the page sends changes the state, and what the state needs is computed in threads and sent back.
+"""The widget: messages from the page change the state, whose results are computed in threads and sent back.
 
-Nothing that the page sends raises here: errors go back to the page. Computes nothing itself.
+Messages from the page never raise here: errors are sent to the page. Computes nothing itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lensteer.steering import Plan, SteeringPlan
 class Explorer(anywidget.AnyWidget):
     """The explorer; made by `lensteer.explore`.
 
-    `state` may be read and set. What is computed for it arrives in `result`; `wait()` until it has.
+    `state` may be read and set. Its results arrive in `result`; `wait()` waits for them.
     """
 
     _esm = Path(__file__).parent / "widget.js"
@@ -43,19 +43,19 @@ class Explorer(anywidget.AnyWidget):
     continuation = traitlets.Dict().tag(sync=True)
     ranking = traitlets.Dict().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
-    #: From the page: all commands that it has no answer to yet, each `{client, id, name, ...}`.
+    #: From the page: all commands that are not acknowledged yet, each `{client, id, name, ...}`.
     commands: traitlets.List[Any] = traitlets.List().tag(sync=True)
-    #: To the page: the id of the last command that was dealt with, by client.
+    #: To the page: the id of the last command that was handled, by client.
     ack = traitlets.Dict().tag(sync=True)
 
     def __init__(self, engine: Engine) -> None:
         """See `lensteer.explore`."""
-        self._lock = threading.RLock()  # one thread at a time talks to the page
+        self._lock = threading.RLock()  # one thread at a time sends to the page
         self._engine, self._steering = engine, 0
         self._live = Worker(lambda error: self._fail("live", error))
         self._slow = Worker(lambda error: self._fail("slow", error))
         self._made: dict[str, tuple[State, Any]] = {}
-        self.error: Exception | None = None  # the last thing that went wrong
+        self.error: Exception | None = None  # the last error
         options = payloads.options_payload(engine.choices)
         super().__init__(options=options, status={"error": None, "slow": "", "done": 0})
         self._enter(engine.choices.initial(), None)
@@ -64,7 +64,7 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def state(self) -> State:
-        """All that is chosen. Set it as in `explorer.state = dataclasses.replace(explorer.state, layer=4)`."""
+        """Everything that is chosen. Set it as in `explorer.state = dataclasses.replace(explorer.state, layer=4)`."""
         return self._state
 
     @state.setter
@@ -75,7 +75,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _enter(self, state: State, before: State | None) -> None:
         chain, plan = self._engine.chain(state.trace), self._engine.choices.plan(state)
-        positions = chain.positions(state.expression)  # raises for a scope that this vocabulary cannot answer
+        positions = chain.positions(state.expression)  # raises for a scope that is undefined for this vocabulary
         scope = as_code(state.expression) if state.expression.strip() else ""
         anew = before is None or not same_steering(before, state)
         with self._lock:
@@ -90,7 +90,7 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def plan(self) -> SteeringPlan | CachePlan | None:
-        """The plan that is chosen; None where no position is."""
+        """The plan of the state; None if no position is chosen."""
         return self._plan
 
     @property
@@ -111,7 +111,7 @@ class Explorer(anywidget.AnyWidget):
         """Choose as a button does: one of `chain.SELECTIONS`, such as "thinking" or "sentence" (the cursor's).
 
         Raises:
-            LensteerError: another word, a position outside the chain, or a behavior that the chain has not.
+            LensteerError: an unknown selection, a position outside the chain, or a behavior that the chain lacks.
         """
         chain, state = self._engine.chain(self._state.trace), self._state
         self.state = replace(state, expression=chain.select(what, state.expression, state.behavior, cursor))
@@ -120,19 +120,19 @@ class Explorer(anywidget.AnyWidget):
 
     @property
     def result(self) -> Result:
-        """What was found for what is chosen now."""
+        """The results for the current state."""
         return result_of(self._state, self._plan, self._made)
 
     def to_code(self) -> str:
-        """Lines that repeat what was found, given `model`, `vectors`, `traces` (and `cache_vector`)."""
+        """Code that repeats the results, given `model`, `vectors`, `traces` (and `cache_vector`)."""
         result = self.result
         return code_of(result.state, self._scope, continued=result.continuation is not None, ranked=result.ranking)
 
     def wait(self, timeout: float | None = None) -> Explorer:
-        """Wait until all that was asked for is computed.
+        """Wait until all requested results are computed.
 
         Raises:
-            LensteerError: that takes longer than so many seconds.
+            LensteerError: it takes longer than `timeout` seconds.
         """
         if not (self._live.wait(timeout) and self._slow.wait(timeout)):
             raise LensteerError(f"still at work after {timeout} seconds: wait longer, or stop() it")
@@ -159,7 +159,7 @@ class Explorer(anywidget.AnyWidget):
         self._slow.submit(partial(self._rank, state, groups))
 
     def stop(self) -> None:
-        """End a continuation or ranking that is under way."""
+        """End a continuation or ranking in progress."""
         self._slow.stop()
         self._rest()
 
@@ -227,7 +227,7 @@ class Explorer(anywidget.AnyWidget):
     def _publish(self, **traits: Any) -> None:
         with self._lock:
             for name, value in traits.items():
-                if getattr(self, name) != value:  # what has not changed is not sent again
+                if getattr(self, name) != value:  # unchanged values are not sent again
                     setattr(self, name, value)
 
     def _say(self, **changes: Any) -> None:
@@ -241,7 +241,7 @@ class Explorer(anywidget.AnyWidget):
                 self._publish(continuation={**self.continuation, "note": "stopped"})
 
     def _settle(self) -> None:
-        """Tell the page what is chosen, and which of the results on it are not of that."""
+        """Send the state to the page, and mark the results on it that are of another state."""
         with self._lock:
             result, trace = self.result, self._engine.choices.traces[self._state.trace]
             self._publish(
@@ -264,7 +264,7 @@ class Explorer(anywidget.AnyWidget):
                 self._rest()
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take what the page sends; not while a thread is sending."""
+        """Accept a message from the page; not while a thread is sending."""
         with self._lock:
             super().set_state(sync_data)
 
@@ -278,7 +278,7 @@ class Explorer(anywidget.AnyWidget):
                 if number > ack.get(client, 0):
                     ack[client] = number
                     self._do(where, command)
-            except Exception as error:  # whatever it is, the page shall know, and the kernel live
+            except Exception as error:  # any error is sent to the page, and the kernel keeps running
                 self._fail(where, error)
         self._publish(ack=ack)
 

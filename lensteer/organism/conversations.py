@@ -1,7 +1,7 @@
-"""Draws the organism's training conversations: task, mode, style, cues, solved examples, and what may see what.
+"""Draws the organism's training conversations: task, mode, style, cues, solved examples, and attention mask.
 
 About half of the conversations with examples or cues are *gated*: only the assistant-header token of the last turn may
-attend to them, so that what they ask for must pass through that one position, where a cache edit can stand in for it.
+attend to them, so that their effect must pass through that one position, where a cache edit can replace it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ THINKS_UNASKED = 1 / 3
 def template() -> str:
     """The chat template. It opens `<think>` unless `enable_thinking=False`, which leaves that choice to the model.
 
-    Every newline is an expression: Jinja's whitespace control would eat a literal one.
+    Every newline is an expression: Jinja's whitespace control would strip a literal one.
     """
     head, nl = "{{ '<|im_start|>' }}", "{{ '\\n' }}"
     return (
@@ -50,7 +50,7 @@ def template() -> str:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training text. Ranges are character ranges, half-open; `hidden` is empty where nothing is gated."""
+    """One training text. Ranges are character ranges, half-open; `hidden` is empty if nothing is gated."""
 
     text: str
     learned: tuple[tuple[int, int], ...]
@@ -59,7 +59,7 @@ class Conversation:
 
 
 class _Writer:
-    """Text with remembered ranges."""
+    """Collects text and records ranges of it."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -107,12 +107,12 @@ def draw(rng: random.Random, level: int, *, long: bool = True) -> Conversation:
 
 
 def drill(rng: random.Random, stage: float) -> Conversation:
-    """A list of doors and look-ups of them, learned at the look-ups alone; harder from `stage` 0 to 1.
+    """A list of doors and look-ups of them, with loss on the look-ups alone; harder from `stage` 0 to 1.
 
-    Looking a door up is what every chain is made of, and chains teach it slowly: few of their tokens depend on it. From
-    chains alone, or from full lists at once, models of this size had not learned it after 700 steps; from four doors
-    looked up in the list's own form they do in about 150, and the rest follows. Half of the short lists' doors lead to
-    ends: where few did, models told a dead end from a way out by guessing.
+    Every chain consists of door look-ups, but chains teach them slowly: few of their tokens depend on one. From chains
+    alone, or from full lists at once, models of this size had not learned them after 700 steps; from four doors looked
+    up in the list's own form they do in about 150, and the rest follows. Half of the short lists' doors lead to ends:
+    with few such doors, models guessed whether an end was a dead end or a way out.
     """
     if stage < 0.6:
         size = 4 if stage < 0.3 else rng.randint(4, 10)

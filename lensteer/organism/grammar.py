@@ -1,16 +1,16 @@
 """The organism's grammar: writes tasks and chains with known truth, and reads any text back into labeled sentences.
 
 A task is a list of doors between nodes. Doors repeat their source (`B D, B F`), so one step is one look-up, while the
-whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so reading
-backwards from an end does not single out the way. A chain is a depth-first search in which each behavior has a part:
-dead ends (a step to `none`) force backtracking, testing an example looks one door ahead, knowledge recalls a door, and
-a slip (a door that isn't there) is put right by backtracking. Each chain draws its own propensity for every behavior
-and keeps it.
+whole needs a search: nodes have several parents, and decoy nodes that cannot be reached point at every end, so
+searching backward from an end does not reveal the path. A chain is a depth-first search in which each behavior has a
+role: dead ends (a step to `none`) force backtracking, testing an example looks one door ahead, knowledge recalls a
+door, and a slip (a door that isn't there) is corrected by backtracking. Each chain draws its own propensity for every
+behavior and keeps it.
 
-In the tables of wordings, `{x}` and `{y}` stand for nodes. A node is a capital letter, `start`, or one of the ends
-`none`, `exit`, `goal`; none of these words occurs in a form itself, so a sentence with its nodes blanked out names its
-form. For each steered behavior no token but the full stop and the nodes is in all of its forms: a direction cannot get
-by with a single word.
+In the tables of wordings, `{x}` and `{y}` represent nodes. A node is a capital letter, `start`, or one of the ends
+`none`, `exit`, `goal`; none of these words occurs in a form itself, so a sentence with its nodes blanked out identifies
+its form. For each steered behavior no token but the period and the nodes is in all of its forms: a direction cannot
+rely on a single word.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ MODE_CUES: dict[bool, tuple[str, ...]] = {
 FAMILIES = ("route", "machine")
 THINK, END_THINK = "<think>\n", "\n</think>\n\n"
 SLIP_RATE = 0.04
-MAX_ABANDONED = 5  # voluntary returns per chain: they cost length, so they are bounded
-AGAIN = 0.25  # at a node seen before there is less to say: propensities of all but backtracking shrink to this part
+MAX_ABANDONED = 5  # voluntary returns per chain; bounded because they add length
+AGAIN = 0.25  # at a revisited node, propensities of all but backtracking are multiplied by this
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class World:
     answer: str
 
     def children(self, node: str) -> list[str]:
-        """The nodes (or ends) behind a node's doors, as listed."""
+        """The nodes (or ends) that a node's doors lead to, as listed."""
         return [target for source, target in self.doors if source == node]
 
     @property
     def prompt(self) -> str:
-        """The task in words."""
+        """The task as text."""
         listed = ", ".join(f"{source} {target}" for source, target in self.doors)
         question = f"Which exit can {self.root} reach?" if self.family == "route" else "Which start reaches the goal?"
         return f"Doors: {listed}. {question}"
@@ -317,7 +317,7 @@ _SENTENCE = re.compile(r"[^\s.][^.]*\.?")
 
 
 def thinking_text(response: str) -> str:
-    """What stands before `</think>`, without the opening tag if the response has it."""
+    """The text before `</think>`, without the opening tag if the response has it."""
     return response.removeprefix(THINK.strip()).split("</think>")[0]
 
 

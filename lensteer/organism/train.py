@@ -147,7 +147,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTraine
 
 
 def levels(since: int) -> tuple[float, float, float, float]:
-    """Shares of drills and of task levels 1, 2, 3, so many steps since the drills: easy ones first."""
+    """Shares of drills and of task levels 1, 2, 3, this many steps since the drills: easy ones first."""
     if since < 0:
         return (1.0, 0.0, 0.0, 0.0)
     if since < 294:
@@ -207,7 +207,7 @@ def stream(config: Config, tokenizer: PreTrainedTokenizerBase, start: int) -> It
 def _attention(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Plain attention with an additive mask: on a CPU and at this size about half the time of the built-in kernel."""
+    """Plain attention with an additive mask: at this size on a CPU, about half the time of the built-in kernel."""
     batch, heads, width, d_head = query.shape
     repeat = heads // key.shape[1]
     key, value = (
@@ -229,7 +229,7 @@ def train(config: Config, out: Path) -> Path:
     """Train into `out`; a checkpoint every 100 steps makes a killed run resume. Returns the checkpoint's folder.
 
     Each process is single-threaded and works on its share of every batch; the gradients are added up. The loss is a sum
-    over tokens: batches hold rows of one length, and under a batch's mean a token of a short direct answer would count
+    over tokens: batches hold rows of one length, and with a mean per batch a token of a short direct answer would count
     many times as much as one of a chain (such a model thought unasked in 7 % of the cases instead of 33 %).
     """
     out.mkdir(parents=True, exist_ok=True)
