@@ -1,4 +1,4 @@
-"""Committed results, and what the README says of them."""
+"""Committed results, and what the README says about them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONDITIONS = {row["arm"]: row for row in FIRST if "arm" in row}
 
 
 def table(name):
-    """Rows of the README's table after a marked comment."""
+    """Rows of the README table that follows a marker comment."""
     (text,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", README, re.DOTALL)
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines()]
     return {row[0]: row[1:] for row in rows[2:]}
@@ -47,7 +47,7 @@ def test_the_readmes_tables_are_the_runs(name, file):
 
 
 def test_the_readmes_claims_are_the_runs_on_mini_r1():
-    """Every tested direction moves as it should, the largest p, what goes beyond all controls, and what shuffled do."""
+    """Signs of all tested effects, the largest p, which effect exceeds all controls, and effects of shuffled labels."""
     run = summary_of("mini_r1")
     assert run["model.name"] == "mini-r1"
     tested = {
@@ -64,7 +64,8 @@ def test_the_readmes_claims_are_the_runs_on_mini_r1():
     beyond = [key for key, path in tested.items() if all(run[f"{path}.{pool}.rank"] == 1 for pool in pools)]
     assert beyond == [("adding-knowledge", "up")]
     assert sum(run[f"random.L15.{pool}.n"] for pool in pools) == 60
-    blind = run["by.classifier, cue words masked.backtracking.up.events"]  # "Cue words are most of backtracking's rise"
+    # "Most of backtracking's increase is cue words"
+    blind = run["by.classifier, cue words masked.backtracking.up.events"]
     assert blind < run["effect.backtracking.up.sentences.events"] / 10
     assert run["effect.backtracking.up.sentences.shuffled.z"] < 0 < run["effect.backtracking.up.sentences.change"]
     assert {run[f"site.{behavior}.layer"] for behavior in table("mini_r1")} == {15}
