@@ -1,4 +1,4 @@
-"""The only door to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
+"""The only interface to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
 
 Layer `l` is 0-based and means the residual stream at the output of block `l`.
 """
@@ -53,7 +53,7 @@ def load_model(
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise LensteerError(f"{source!r} is a folder without config.json: give the folder of a Hugging Face checkpoint")
     try:
-        with _no_bar() if name_or_path is None else nullcontext():  # it is there at once
+        with _no_bar() if name_or_path is None else nullcontext():  # it loads at once
             model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
         if out_of_memory(error):
@@ -72,7 +72,7 @@ def load_model(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of a device, ran out."""
+    """Whether an error says that host or device memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -81,7 +81,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without the bar that Hugging Face shows while it loads weights."""
+    """Hide the bar that Hugging Face shows while it loads weights."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -104,7 +104,7 @@ def d_model(model: TransformerBridge) -> int:
 
 
 def device(model: TransformerBridge) -> torch.device:
-    """Where the model's inputs belong."""
+    """The device for the model's inputs."""
     return next(iter(model.parameters())).device
 
 
@@ -136,7 +136,7 @@ def resid_hook(layer: int, site: str = "resid_post") -> str:
 
 @dataclass(frozen=True)
 class ModelId:
-    """What tells one model from another. Hashes are the first 16 hex digits of SHA-256.
+    """The identity of a model. Hashes are the first 16 hex digits of SHA-256.
 
     `weights` covers the final norm and the first embedding rows, rounded to bfloat16: enough to tell checkpoints apart,
     and the same for one checkpoint loaded in different dtypes.
@@ -161,7 +161,7 @@ class ModelId:
 
 
 def fingerprint(model: TransformerBridge) -> ModelId:
-    """Who this model is."""
+    """The model's identity."""
     tokenizer, config = model.tokenizer, model.original_model.config
     parts = [final_norm_gain(model), model.W_E[:64]]
     raw = b"".join(p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes() for p in parts)
@@ -178,7 +178,7 @@ def fingerprint(model: TransformerBridge) -> ModelId:
 
 @lru_cache(maxsize=8)
 def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
-    """Of a whole tokenizer, kept, because writing out a large one takes seconds; added tokens change its size."""
+    """Digest of a tokenizer, cached because serializing a large one takes seconds; added tokens change its size."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return _digest((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
 
@@ -205,16 +205,16 @@ def final_norm_gain(model: TransformerBridge) -> Tensor:
 def chat_text(
     model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
 ) -> str:
-    """The prompt of a conversation, through the model's own chat template, up to where the assistant begins.
+    """The prompt of a conversation, formatted with the model's chat template, up to the assistant's turn.
 
     Args:
         model: whose template to use.
-        messages: a user's words, or messages with `role` and `content`.
-        system: the system prompt, in front of the messages; without one the template may write one of its own.
-        thinking: given to the template as `enable_thinking`; templates without that variable ignore it.
+        messages: a user's message as text, or messages with `role` and `content`.
+        system: the system prompt, before the messages; without one the template may insert a default.
+        thinking: passed to the template as `enable_thinking`; templates without that variable ignore it.
 
     Raises:
-        LensteerError: the tokenizer has no chat template, or its template cannot take a system prompt.
+        LensteerError: the tokenizer has no chat template, or its template does not support a system prompt.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -227,7 +227,7 @@ def chat_text(
         )
     from jinja2 import TemplateError  # transformers renders templates with it
 
-    reason = "it leaves it out"
+    reason = "it ignores it"
     try:
         text = str(
             model.tokenizer.apply_chat_template(
@@ -247,9 +247,9 @@ def chat_text(
 
 
 def encode_raw(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a text without a chat template, as the tokenizer makes them: with its BOS, where it writes one.
+    """Token ids of a text without a chat template, as the tokenizer makes them: with a BOS if it adds one.
 
-    A text that begins with the BOS gets no second one, and no token is put at its end.
+    A text that begins with the BOS gets no second one, and no token is appended.
     """
     ids, bos = encode(model, text), model.tokenizer.bos_token_id
     writes_bos = bos is not None and list(model.tokenizer("a").input_ids)[:1] == [bos]
@@ -257,14 +257,14 @@ def encode_raw(model: TransformerBridge, text: str) -> list[int]:
 
 
 def context_length(model: TransformerBridge) -> int | None:
-    """The most tokens that the model's positions are made for; None where its configuration does not say."""
+    """The model's maximum context length in tokens; None if its configuration does not say."""
     config = model.original_model.config
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return None if longest is None else int(longest)
 
 
 def encode(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a text that already holds its special tokens: nothing is put in front (templates write the BOS)."""
+    """Token ids of a text that already holds its special tokens: nothing is prepended (templates add the BOS)."""
     return list(model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -278,9 +278,9 @@ def end_ids(model: TransformerBridge) -> set[int]:
 
 
 def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """A text from its ids, and where in it each token starts.
+    """The text of token ids, and where in it each token starts.
 
-    The ids are taken as they are (encoding the text again may give others). Tokens that only together make a character
+    The ids are decoded as they are (re-encoding the text may give others). Tokens that only together form a character
     share its start; a token covers the characters up to the next start.
     """
 
@@ -289,8 +289,8 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
 
     text = decode(ids)
     starts: list[int] = []
-    cursor, before, begin = 0, 0, 0  # ids[before:begin] make whole characters and are decoded along: some decoders
-    for end in range(1, len(ids) + 1):  # drop a blank that comes first
+    cursor, before, begin = 0, 0, 0  # ids[before:begin] form whole characters and are decoded along: some decoders
+    for end in range(1, len(ids) + 1):  # drop a leading space
         starts.append(cursor)
         piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
         if piece.endswith("�") or not text.startswith(piece, cursor):
@@ -316,5 +316,5 @@ def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
 
 
 def token_table(model: TransformerBridge) -> TokenTable:
-    """Facts about the model's vocabulary, worked out once per tokenizer."""
+    """Facts about the model's vocabulary, computed once per tokenizer."""
     return _table(model.tokenizer, int(model.cfg.d_vocab))
