@@ -70,8 +70,8 @@ class RunConfig:
             `behaviors` are then by default the concepts that the pairs name. See `load_pairs`.
         pair_format: of that file; None: detected from the first entry.
         annotators: for generated text: of `ANNOTATORS`, or FILE.py:NAME for your own; the first one is tested. () is
-            the default: the grammar for the organism's tasks; none with a measure and pairs or chains; else the rules,
-            after a classifier if the chains have labels to fit it on.
+            the default: the grammar for the organism's tasks; none with a measure and pairs or chains; with chains or
+            `classifier`, the classifier, then the rules if they cover the behaviors; else the rules.
         measure: FILE.py:NAME of a function from a trace to a number, higher for more of the behavior; if given, its
             mean is tested.
         classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
