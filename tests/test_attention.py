@@ -588,7 +588,7 @@ def test_the_heat_map_shows_one_head_with_behaviors_on_both_axes(tiny_model):
     assert {m.marker.color for m in marks} == {plots.color(label) for label in attention.labels}
     assert sum(len(m.x) for m in marks) == 12  # every sentence on both axes
     assert "on prompt" in marks[0].customdata[0]
-    assert "sentence looked at" in figure.layout.xaxis.title.text
+    assert "key sentence" in figure.layout.xaxis.title.text
     assert "head 1 of layer 2" in figure.layout.title.text
     with pytest.raises(LensteerError, match="no head 7 of layer 2"):
         plots.sentence_attention(attention, 2, 7)
@@ -613,7 +613,7 @@ def test_head_maps_show_scores_with_their_intervals(tiny_model, random_direction
     with pytest.raises(LensteerError, match="receiver heads have one score each"):
         plots.head_map(receivers, ("backtracking", "deduction"))
     for pair in (None, ("backtracking", "musing")):
-        with pytest.raises(LensteerError, match="give who asks and who is asked"):
+        with pytest.raises(LensteerError, match="give query and key behavior"):
             plots.head_map(behaviors, pair)
 
 
