@@ -609,7 +609,7 @@ def test_head_maps_show_scores_with_their_intervals(tiny_model, random_direction
     assert f"n = {int(behaviors.n_pairs[BACK, 1])} pairs" in figure.data[0].customdata[0][0]
     assert figure.data[0].zmax == -figure.data[0].zmin  # no effect, a logarithm of 0, is in the middle
     change = receiver_heads(model, traces, plan=SteeringPlan(random_direction(model), 0))
-    assert plots.head_map(change).layout.title.text.startswith("How steering changes how peaked")
+    assert plots.head_map(change).layout.title.text.startswith("Change under steering: kurtosis")
     with pytest.raises(LensteerError, match="receiver heads have one score each"):
         plots.head_map(receivers, ("backtracking", "deduction"))
     for pair in (None, ("backtracking", "musing")):

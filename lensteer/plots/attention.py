@@ -106,7 +106,7 @@ def head_map(
         n = f"n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
         title = f"attention from {pair[0]} to {pair[1]}"
     if found.change:
-        name, bar, title = f"change of {name}", f"change of<br>{bar}", f"how steering changes {title}"
+        name, bar, title = f"change of {name}", f"change of<br>{bar}", f"change under steering: {title}"
     rows = [
         [f"{_number(v)}<br>95 % interval {_number(lo)} to {_number(hi)}<br>{n}" for v, lo, hi in zip(*row, strict=True)]
         for row in zip(score.tolist(), low.tolist(), high.tolist(), strict=True)
