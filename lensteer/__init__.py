@@ -142,7 +142,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """`plots` and `explore` are loaded when they are first asked for: plotly takes a while."""
+    """Import `plots` and `explore` on first access: plotly is slow to import."""
     if name == "plots":
         return _import_module("lensteer.plots")
     if name == "explore":

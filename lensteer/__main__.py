@@ -1,4 +1,4 @@
-"""`python -m lensteer` is the command line."""
+"""`python -m lensteer` runs the command line."""
 
 from lensteer.cli import main
 

@@ -1,3 +1,3 @@
-"""The version, where nothing needs to be imported to read it."""
+"""The version, in a module without imports."""
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
-"""Which of the steered positions matter: a chain under teacher forcing, and plans with one group of positions left out.
+"""Which steered positions matter: plans with one group of positions left out, under teacher forcing.
 
 KL_t     = KL(p_steered(. | x_<t) || p_unsteered(. | x_<t))
 change_t = log p_steered(x_t | x_<t) - log p_unsteered(x_t | x_<t)
 
-Each plan is really run, and the unsteered pass is kept. The importance of a group is how much of the effect is missing
-without it. Importances do not add up: two groups that do the same are both unimportant.
+Each plan is actually run, and the unsteered pass is reused. The importance of a group is the effect that is lost
+without it. Importances do not add up: two redundant groups are both unimportant.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ForcedEffect(Result):
-    """What a plan does to each token of a given response.
+    """The effect of a plan on each token of a given response.
 
     Attributes:
         prompt_length: absolute position of the response's first token.
-        kl: KL(steered || unsteered) of the distributions that each token stands for, in nats.
+        kl: KL(steered || unsteered) of the distributions that predict each token, in nats.
         change: log-probability of the token itself, steered less unsteered, in nats.
     """
 
@@ -72,17 +72,17 @@ class ForcedEffect(Result):
         return pd.DataFrame({"position": positions, "kl": self.kl.numpy(), "change": self.change.numpy()})
 
 
-#: So many plans run together at most: each has its own mask, so more of them cost more than they save.
+#: Maximum number of plans per forward: each has its own mask, so larger batches cost more than they save.
 MAX_ROWS = 8
-#: So many tokens of them together: enough to fill a forward, few enough to be stopped soon.
+#: Maximum number of tokens per forward: enough for full speed, few enough to interrupt quickly.
 MAX_TOKENS = 4096
-#: And so many logits, which are held in single precision (1 GiB).
+#: Maximum number of logits per forward, which are kept in single precision (1 GiB).
 MAX_LOGITS = 2**28
 
 
 @dataclass(frozen=True, eq=False)
 class _Unsteered:
-    """The pass that others are compared with, and what it was made under."""
+    """The pass that others are compared with, and the plans it ran under."""
 
     runner: nn.Module
     plans: list[Plans]
@@ -91,10 +91,10 @@ class _Unsteered:
 
 
 class ForcedChain:
-    """A chain whose unsteered pass is kept: a plan then costs only what comes after the first token it changes.
+    """A chain with its unsteered pass cached: a plan only recomputes what follows the first token it changes.
 
-    The numbers are those of `generation.forced_logits`, steered against unsteered. Plans and hooks that are on belong
-    to both sides. Weights that are changed in place are not noticed.
+    The numbers are those of `generation.forced_logits`, steered against unsteered. Plans and hooks that are on apply to
+    both sides. In-place changes of weights are not detected.
     """
 
     def __init__(self, model: TransformerBridge, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> None:
@@ -119,14 +119,14 @@ class ForcedChain:
 
     @staticmethod
     def of(model: TransformerBridge, trace: Trace, prefill: str = "") -> ForcedChain:
-        """The chain of a trace, with a text such as a cache plan's offset token after its prompt if it isn't there."""
+        """The chain of a trace; `prefill`, such as a cache plan's offset token, is added to its prompt if missing."""
         there = trace.prefill.endswith(prefill)
         prompt = trace.prompt_ids if there else models.encode(model, trace.prompt + prefill)
         return ForcedChain(model, prompt, trace.response_ids)
 
     @property
     def rows(self) -> int:
-        """How many plans run together."""
+        """Number of plans per forward."""
         length = self.ids.shape[1]
         logits = (length - self.prompt_length) * int(self.model.cfg.d_vocab)
         return max(1, min(MAX_ROWS, MAX_TOKENS // length, MAX_LOGITS // logits))
@@ -137,7 +137,7 @@ class ForcedChain:
         return Context(self.ids.expand(n_rows, -1), zeros, zeros + self.prompt_length, models.token_table(self.model))
 
     def first_changed(self, plan: Plan | None) -> int:
-        """The first position whose residual a plan may change; the chain's length where it changes nothing."""
+        """The first position whose residual a plan may change; the chain's length if it changes nothing."""
         if plan is None:
             return self.ids.shape[1]
         if plan.slots:
@@ -146,15 +146,15 @@ class ForcedChain:
         return min((int(found[0]) for found in chosen if len(found)), default=self.ids.shape[1])
 
     def effect(self, plan: Plan | None) -> ForcedEffect:
-        """What a plan does. `effects` for one."""
+        """The effect of one plan; see `effects`."""
         return self.effects([plan])[0]
 
     @torch.inference_mode()
     def effects(self, plans: Sequence[Plan | None]) -> list[ForcedEffect]:
-        """What each plan does, `rows` of them in one forward; None changes nothing.
+        """The effect of each plan, `rows` plans per forward; None changes nothing.
 
         Raises:
-            LensteerError: a plan that the model or the prompt cannot take, or logits that are not finite.
+            LensteerError: a plan that does not fit the model or the prompt, or logits that are not finite.
         """
         runner, rows = choose_runner(self.model, plans, len(plans))
         base = self._unsteered(runner)
@@ -175,7 +175,7 @@ class ForcedChain:
             logits = self._run(base.runner, rows, begin, cache)
         made = []
         for first, row in zip(firsts, logits, strict=True):
-            skip = max(first + 1 - self.prompt_length, 0)  # exactly 0 in front, whatever the batch has rerun
+            skip = max(first + 1 - self.prompt_length, 0)  # exactly 0 before it, even if the batch reran these
             kl, change = torch.zeros(2, n, dtype=torch.float64)
             targets = self.ids[0, self.prompt_length + skip :]
             step = max(1, 2**22 // row.shape[-1])
@@ -197,14 +197,14 @@ class ForcedChain:
             cache = DynamicCache()
             logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)[0]
             if not logits.isfinite().all():
-                raise LensteerError("the model's own logits are not finite here: load it in another dtype")
+                raise LensteerError("the model's own logits are not finite: load it in another dtype")
             self._kept = kept = _Unsteered(runner, on, cache, logits)
         return kept
 
     def _run(
         self, runner: nn.Module, rows: Sequence[Plan | None], begin: int, cache: DynamicCache
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits for the response's tokens, or for those after `begin`, over a cache that holds what is before."""
+        """Logits for the response's tokens, or for those after `begin`, over a cache of the tokens before."""
         width, length = self.ids.shape[1] - 1, self.prompt_length  # the last token predicts nothing
         forward = Forward(self.model, self.context(len(rows)), cache=cache, chosen=(runner, rows))
         with forward.hooked():
@@ -213,7 +213,7 @@ class ForcedChain:
 
 
 def _beginning(cache: DynamicCache, length: int, n_rows: int) -> DynamicCache:
-    """A cache of the first positions, for several rows; what is appended to it leaves the other one alone."""
+    """A cache of the first positions, for several rows; appending to it leaves the original unchanged."""
     made = DynamicCache()
     made.layers = []
     for stored in cache.layers:
@@ -225,17 +225,17 @@ def _beginning(cache: DynamicCache, length: int, n_rows: int) -> DynamicCache:
 
 
 def forced_effect(model: TransformerBridge, trace: Trace, plan: Plan) -> ForcedEffect:
-    """What a plan does to each token of a trace's response; a cache plan's offset token is appended to both prompts.
+    """A plan's effect on each token of a trace's response; a cache plan's offset token is appended to both prompts.
 
     Raises:
-        LensteerError: a plan that the model or the prompt cannot take, or logits that are not finite.
+        LensteerError: a plan that does not fit the model or the prompt, or logits that are not finite.
     """
     return ForcedChain.of(model, trace, plan.prefill).effect(plan)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut(Result):
-    """How much each group of positions matters for what a plan does to a chain.
+    """How much of a plan's effect on a chain is due to each group of positions.
 
     Attributes:
         names: of the groups.
@@ -255,7 +255,7 @@ class LeaveOneOut(Result):
 
     @property
     def importance(self) -> tuple[float, ...]:
-        """What each group is missed by: the full effect less that without it."""
+        """For each group, the full effect less the effect without it."""
         return tuple(self.full - without for without in self.without)
 
     def to_dataframe(self) -> Any:
@@ -275,17 +275,17 @@ def leave_one_out(
     targets: Sequence[int] | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> LeaveOneOut:
-    """Leave each group of positions out of a plan once, and measure what is left of its effect.
+    """Leave each group of positions out of a plan in turn, and measure the remaining effect.
 
     Args:
         model: the bridge.
-        trace: the chain; a `ForcedChain` lends its unsteered pass.
+        trace: the chain; the unsteered pass of a `ForcedChain` is reused.
         plan_of: the plan at given absolute positions, such as
             `lambda positions: SteeringPlan(direction, layer=4, scope=at(positions))`.
-        groups: name -> absolute positions; the whole plan is at all of them. A sentence each, say.
+        groups: name -> absolute positions, such as those of one sentence; the whole plan steers all of them.
         targets: positions of the tokens whose changes of log-probability, summed, are the effect; by default the
             effect is the total KL of all tokens.
-        advance: called with the number of groups that each step has measured.
+        advance: called after each step with the number of groups measured.
 
     Raises:
         LensteerError: no group, an empty one, a position or target outside the chain.

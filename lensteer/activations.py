@@ -24,19 +24,19 @@ from lensteer.traces import Trace
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: The published code reads at most so many tokens from a span's first one on.
+#: The published code averages at most this many tokens from the start of a span.
 PUBLISHED_TOKENS = 10
-#: Tokens of one forward, padding included: more than a processor's cache holds are slower, not faster.
+#: Tokens per forward, padding included: batches that exceed the CPU cache are slower, not faster.
 MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which positions stand for a span: their mean activation is the span's.
+    """Which positions represent a span: their mean activation is the span's.
 
     Attributes:
         kind: "onset", "span" or "published".
-        radius: how far an onset window reaches to either side.
+        radius: number of positions of an onset window on either side.
     """
 
     kind: str
@@ -70,12 +70,11 @@ class Window:
     def bounds(self, span: Span, n_tokens: int) -> tuple[int, int]:
         """The window as a half-open range of absolute positions.
 
-        It may reach into the prompt (the first span's onset is the prompt's last token), but never holds
-        position 0, which is the BOS or another attention sink, with massive activations; and it ends with the
-        trace.
+        It may extend into the prompt (the first span's onset is the prompt's last token), but never includes position
+        0, which is the BOS or another attention sink with massive activations. It ends with the trace.
 
         Raises:
-            LensteerError: nothing is left, because the span's onset is position 0.
+            LensteerError: the window is empty because the span's onset is position 0.
         """
         onset = span.onset
         if self.kind == "onset":
@@ -100,8 +99,8 @@ class TraceFeatures:
     "All tokens" are the thinking tokens: from the start of the first span to the end of the last.
 
     Attributes:
-        index: of the trace among those that were passed.
-        key: names the trace whatever its place; it seeds what is random about the trace.
+        index: of the trace in the input.
+        key: identifies the trace regardless of its index, and seeds its random draws.
         labels: of the spans.
         layers: of the layer axis.
         spans: mean activation of each span under each window.
@@ -137,7 +136,7 @@ def stream_features(
     Args:
         model: whose residual stream is read.
         traces: annotated.
-        windows: which positions stand for a span; see `Window.parse`.
+        windows: which positions represent a span; see `Window.parse`.
         layers: to read; all by default.
         site: where in each block; see `models.SITES`.
         batch_size: traces per forward, fewer where they are long (`MAX_TOKENS`).
@@ -189,18 +188,18 @@ def stream_means(
 ) -> Iterator[tuple[int, Float[Tensor, "row layer d_model"]]]:
     """Run the model once over each text and yield its mean activations over ranges of positions, batch by batch.
 
-    Texts of similar length share a batch, padded on the right, so they come out of order. What is yielded is a view of
-    its batch's means: clone what is to be kept.
+    Texts of similar length share a batch, padded on the right, so they come out of order. Results are views of their
+    batch's means: clone what you keep.
 
     Args:
         model: whose residual stream is read.
         texts: token ids, special tokens and all.
-        prompt_lengths: how many of each text's ids are its prompt, as the scopes of plans that are on see it.
-        ranges: half-open ranges of each text's positions; each is a row of what is yielded for it.
+        prompt_lengths: number of prompt tokens of each text, for the scopes of plans that are on.
+        ranges: half-open ranges of each text's positions; each is a row of the text's result.
         layers: to read; all by default.
         site: where in each block; see `models.SITES`.
         batch_size: texts per forward, fewer where they are long (`MAX_TOKENS`).
-        name: what an error calls a text, by its number.
+        name: from a text's number to its name in error messages.
 
     Yields:
         The number of a text, and a mean per range, on the CPU, in single precision.
@@ -231,7 +230,7 @@ def stream_means(
 
 
 def _checked_layers(model: TransformerBridge, layers: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
-    """The layers that were asked for, if the model has them all."""
+    """The requested layers, if the model has them all."""
     chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
     if not chosen or batch_size < 1:
         raise LensteerError(f"layers={layers!r}, batch_size={batch_size}: give at least one of each")
@@ -241,7 +240,7 @@ def _checked_layers(model: TransformerBridge, layers: Sequence[int] | None, batc
 
 
 def trace_key(trace: Trace) -> str:
-    """A name of the trace that does not depend on its place: its task, and a hash of its tokens."""
+    """A name of the trace that does not depend on its index: its task, and a hash of its tokens."""
     return f"{trace.task.id}|{hashlib.sha256(repr(list(trace.ids)).encode()).hexdigest()[:16]}"
 
 
@@ -265,7 +264,7 @@ def _averaged(
     layers: tuple[int, ...],
     site: str,
 ) -> Float[Tensor, "batch row layer d_model"]:
-    """Means over positions of each layer's residual stream, taken in its hook: no activations pile up."""
+    """Means over positions of each layer's residual stream, computed in its hook, so that no activations accumulate."""
     text = right_padded(model, texts, prompt_lengths)
     means: dict[int, Tensor] = {}
 

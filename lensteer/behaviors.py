@@ -1,4 +1,4 @@
-"""What sentences can be labeled as, and where in a chain a labeled sentence is.
+"""The labels of sentences, and the location of a labeled sentence in a chain.
 
 Any label works everywhere. The six published behaviors of reasoning chains are the default scheme.
 """
@@ -15,11 +15,11 @@ class LabelScheme:
 
     Attributes:
         labels: their names, in the order of every behavior axis.
-        descriptions: one line on each, which a judge is told.
-        steered: the labels that are steered and evaluated unless others are asked for; () means all.
+        descriptions: one line on each, for a judge's prompt.
+        steered: the labels that are steered and evaluated by default; () means all.
 
     Raises:
-        LensteerError: no label, a name twice or empty or reserved, a description missing, an unknown steered label.
+        LensteerError: no label, a duplicate, empty or reserved name, a missing description, an unknown steered label.
     """
 
     labels: tuple[str, ...]
@@ -46,7 +46,7 @@ class LabelScheme:
             object.__setattr__(self, "steered", self.labels)
 
 
-#: What an annotator calls a sentence that it could not read. Never the label of a `Span`, but such sentences
+#: The label of a sentence that an annotator could not read. Never the label of a `Span`, but such sentences
 #: stay in every denominator.
 UNPARSED = "unparsed"
 
@@ -56,7 +56,7 @@ def check_behavior(label: str, known: Collection[str]) -> str:
 
     Args:
         label: The name to check.
-        known: The names that would be right, in the order in which the message lists them.
+        known: The valid names, in the order in which the message lists them.
 
     Raises:
         LensteerError: `label` is not among them; the message lists them all.
@@ -102,7 +102,7 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def axis_of(labels: Iterable[str]) -> tuple[str, ...]:
-    """The behavior axis for spans with these labels: the default scheme if it has them all, else what occurs."""
+    """The behavior axis for spans with these labels: the default scheme if it has them all, else those that occur."""
     found = in_order(labels)
     return found if set(found).difference(BEHAVIORS) else BEHAVIORS
 

@@ -1,12 +1,12 @@
-"""The one exception that lensteer raises for what a user did.
+"""The one exception that lensteer raises for user errors.
 
 Broken invariants of lensteer itself are `AssertionError`s.
 """
 
 
 class LensteerError(ValueError):
-    """Something a user passed cannot work.
+    """The user passed something invalid.
 
-    The message repeats the offending value and says what would be right. It is a `ValueError`, so that code
-    which catches those keeps working.
+    The message repeats the offending value and says what is valid. It is a `ValueError`, so code that catches those
+    keeps working.
     """

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSONL by whole lines, tensors with a JSON header in safetensors."""
+"""File I/O: atomic writes, JSONL, and safetensors with a JSON header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lensteer.errors import LensteerError
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file that at every moment is either the old one or the new one, complete."""
+    """Write a file atomically: at any moment it is either the complete old one or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,7 +30,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines and have them on disk before returning."""
+    """Append lines and flush them to disk before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(line + "\n" for line in lines))
@@ -39,7 +39,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def drop_cut_line(path: Path) -> bool:
-    """Drop a last line that a kill has cut short; returns whether the file has any whole line."""
+    """Drop an incomplete last line that a kill left; return whether the file has any complete line."""
     if not path.exists():
         return False
     data = path.read_bytes()
@@ -50,15 +50,15 @@ def drop_cut_line(path: Path) -> bool:
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a JSONL file; blank lines are passed over.
+    """Numbered objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        LensteerError: no such file, no line in it, or a line that is no JSON object.
+        LensteerError: a missing or empty file, or a line that is not a JSON object.
     """
     if not path.is_file():
         raise LensteerError(f"no file {str(path)!r}: give a JSONL file, one object a line")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # no other line break of Unicode counts
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # not at Unicode's other line breaks
         if not line.strip():
             continue
         try:
@@ -73,12 +73,12 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-#: Raised when a reader of today's files could not read tomorrow's.
+#: Incremented when the format changes incompatibly.
 FORMAT = 1
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a file, whole or not at all.
+    """Write a file atomically.
 
     Raises:
         LensteerError: the file cannot be written.

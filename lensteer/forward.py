@@ -1,6 +1,6 @@
-"""The one place where a model is run on text: what goes in, what runs it, which plans act, what the cache holds.
+"""The one place where a model runs on text: its input, what runs it, which plans apply, what is cached.
 
-A text is a `Context`: token ids, the padding in front of each row, and where each row's prompt ends. Every caller says
+A text is a `Context`: token ids, the padding before each row, and where each row's prompt ends. Every caller specifies
 all of it, so a plan that is on means the same in every function. `forced_logits` is the simplest caller.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Read = Callable[[int, Float[Tensor, "batch pos d_model"]], object]
-"""Called with a layer and the residual stream at its output, as it is after all edits there."""
+"""Called with a layer and the residual stream at its output, after all edits."""
 
 
 def left_padded(
@@ -50,7 +50,7 @@ def left_padded(
 
 
 def right_padded(model: TransformerBridge, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Context:
-    """Rows of token ids that begin together. What a causal model makes of the padding after a row concerns no row."""
+    """Rows of token ids that begin together. In a causal model, padding after a row does not affect it."""
     models.check_length(model, [len(row) for row in rows])
     width = max(map(len, rows))
     ids = [list(row) + [0] * (width - len(row)) for row in rows]
@@ -67,10 +67,9 @@ def _context(
 def choose_runner(
     model: TransformerBridge, plans: Sequence[Plan | None] | None, n: int, *, fast: bool = True
 ) -> tuple[nn.Module, list[Plan | None]]:
-    """What runs `n` rows, and what it has to do to each: the plain twin does not have the hooks of plans that are on.
+    """The runner of `n` rows, and each row's plan: the plain twin does not have the hooks of plans that are on.
 
-    The plain twin (`twins.plain_twin`) runs where there is one, `fast` allows it, and nobody else's hooks are on the
-    bridge.
+    The plain twin (`twins.plain_twin`) runs if there is one, `fast` allows it, and no foreign hooks are on the bridge.
     """
     rows: list[Plan | None] = list(plans or [None] * n)
     twin = twins.plain_twin(model) if fast and not foreign_hooks(model) else None
@@ -81,12 +80,12 @@ def choose_runner(
 
 
 class Forward:
-    """A model about to run on a batch of text, with each row's plan and the plans that are on laid out.
+    """A forward over a batch of text, with each row's plan and the plans that are on.
 
     Attributes:
-        text: the batch; a decode loop replaces it by a longer one.
+        text: the batch; a decode loop replaces it with a longer one.
         edits: of residuals, row by row.
-        cache: that passes fill and read; None keeps nothing.
+        cache: filled and read by each pass; None: no cache.
     """
 
     def __init__(
@@ -102,15 +101,15 @@ class Forward:
         """Nothing is run yet.
 
         Args:
-            model: the bridge. Plans that are on apply to all rows; foreign hooks fire, and cost speed.
+            model: the bridge. Plans that are on apply to all rows; foreign hooks fire, but slow it down.
             text: the batch.
-            plans: one per row, None for a row that is left alone.
+            plans: one per row, None for a row without one.
             cache: a Hugging Face cache to fill.
             fast: False runs the bridge, whose hook points the caller needs.
-            chosen: what `choose_runner` returned, for a caller that needed to know.
+            chosen: the result of `choose_runner`, if the caller already has it.
 
         Raises:
-            LensteerError: a plan that the model or a prompt cannot take.
+            LensteerError: a plan that does not fit the model or a prompt.
         """
         self.model, self.text, self.cache = model, text, cache
         self.runner, rows = choose_runner(model, plans, len(text.ids), fast=fast) if chosen is None else chosen
@@ -126,7 +125,7 @@ class Forward:
         return found
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep some of the rows, of the cache, too, if there is anything in it."""
+        """Keep some of the rows, and the same rows of a filled cache."""
         text = self.text
         self.text = replace(text, ids=text.ids[rows], pad=text.pad[rows], prompt_length=text.prompt_length[rows])
         self.edits = self.edits.keep(rows)
@@ -136,7 +135,7 @@ class Forward:
 
     @contextmanager
     def hooked(self, read: Read | None = None, layers: Iterable[int] = ()) -> Iterator[Forward]:
-        """Put the edits into what runs, and read residual streams.
+        """Hook the edits into the runner, and read residual streams.
 
         Args:
             read: called with each of `layers` in every pass.
@@ -156,16 +155,16 @@ class Forward:
     def run(
         self, begin: int = 0, end: int | None = None, *, keep: int | Int[Tensor, " kept"] = 0, stop: int | None = None
     ) -> Tensor:
-        """Run the columns [begin, end) after what the cache holds. Gradients are as the caller has set them.
+        """Run the columns [begin, end) on top of the cache. The caller decides about gradients.
 
         Args:
             begin: first column.
             end: one past the last; None is the text's end.
-            keep: logits of so many last positions, or of some; 0 is all.
-            stop: on the bridge, the last layer that is run, for the sake of hooks only.
+            keep: number of last positions to return logits for, or their indices; 0 is all.
+            stop: on the bridge, the last layer to run, if only hooks need the pass.
 
         Returns:
-            Logits, `[batch, kept, d_vocab]`; after a stop what is left of the residual stream.
+            Logits, `[batch, kept, d_vocab]`; after an early stop, the residual stream.
         """
         end = self.text.ids.shape[1] if end is None else end
         if (switching := models.length_limits(self.model).switching) is not None and end > switching:
@@ -186,7 +185,7 @@ class Forward:
         )
 
     def prefill(self, end: int | None = None, *, keep: int = 0) -> Tensor:
-        """Run the columns from the first on: through each cache slot that is edited, then the edit, then the rest.
+        """Run from the first column: through each cache slot that is edited, then the edit, then the rest.
 
         Args:
             end: one past the last; at least one column follows every slot.
@@ -204,21 +203,21 @@ class Forward:
         """Run the whole text in one pass, for functions that read activations. Arguments are those of `run`.
 
         Raises:
-            LensteerError: a cache plan is on, which would have to act between two passes.
+            LensteerError: a cache plan is on, which has to act between two passes.
         """
         if self.slots:
             raise LensteerError(
                 "a cache plan edits one slot between two parts of the prompt, and this function reads whole chains in "
-                "one pass: turn the plan off, or look at the chain with forced_logits or generate"
+                "one pass: turn the plan off, or use forced_logits or generate"
             )
         return self.run(keep=keep, stop=stop)
 
 
 def read_there(model: TransformerBridge, text: Context, site: str, layers: Sequence[int], read: Read) -> None:
-    """Read residual streams at another place of each block than its output; plans that are on apply.
+    """Read residual streams at a site other than the block's output; plans that are on apply.
 
     Args:
-        model: the bridge, which alone has hook points there.
+        model: the bridge; a plain twin has no hook points there.
         text: the batch.
         site: of `models.SITES`.
         layers: to read.
@@ -245,14 +244,14 @@ def call(
     stop: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a model: nothing else in lensteer does, but for training and for the check of a new twin.
+    """Call a model. Nothing else in lensteer does, except for training and for the check of a new twin.
 
     Args:
         model: the bridge.
         runner: the bridge, or its plain twin.
-        seen: all tokens so far, cached ones included: what plans that are on look at; None where none is.
-        ids: the tokens that are run.
-        stop: on the bridge, the last layer that is run.
+        seen: all tokens so far, cached ones included, for the plans that are on; None if there are none.
+        ids: the tokens to run.
+        stop: on the bridge, the last layer to run.
         options: of Hugging Face's forward.
 
     Returns:
@@ -291,19 +290,19 @@ def forced_logits(
     *,
     plans: Sequence[Plan | None] | None = None,
 ) -> list[Float[Tensor, "_pos d_vocab"]]:
-    """Logits at which a model would have drawn each token of given responses, from one forward over all rows.
+    """Logits that predict each token of given responses, from one forward over all rows.
 
-    Entry `[row][t]` predicts `responses[row][t]`: under the plans of a generation, what that token was drawn from
-    there, up to rounding. Prompts end together, so that only the responses' part of the vocabulary is computed.
+    Entry `[row][t]` predicts `responses[row][t]`: with the plans of a generation, it is what that token was sampled
+    from, up to rounding. Prompts end together, so that logits are computed for the responses only.
 
     Args:
         model: the bridge. Plans that are on apply to all rows.
         prompts: token ids.
         responses: token ids, at least one each.
-        plans: one per row, None for a row that is left alone.
+        plans: one per row, None for a row without one.
 
     Raises:
-        LensteerError: an empty prompt or response, or a list of another length than the prompts.
+        LensteerError: an empty prompt or response, or a list whose length differs from the prompts'.
     """
     for name, given in (("responses", responses), ("plans", plans)):
         if given is not None and len(given) != len(prompts):

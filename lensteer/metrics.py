@@ -41,7 +41,7 @@ def perplexity(
     ids: Int[Tensor, "batch pos"],
     scored: Bool[Tensor, "batch pos"] | None = None,
 ) -> float:
-    """Exponential of the mean negative log-likelihood of `ids`, in nats a token.
+    """Exponential of the mean negative log-likelihood of `ids`, in nats per token.
 
     Args:
         logits: Logits of a forward pass over `ids`: those at one position predict the next token.
@@ -79,9 +79,9 @@ def repetition(ids: Sequence[int], n: int = 4) -> float:
 
 
 def compression(text: str) -> float:
-    """Length of a text after compression by zlib as a share of its own, in UTF-8: near 0 for a loop.
+    """Length of a text after zlib compression as a share of its UTF-8 length: near 0 for a loop.
 
-    Short texts compress little whatever they say: compare texts of about the same length. 1 for an empty one.
+    Short texts compress little regardless of content: compare texts of similar length. 1 for an empty text.
     """
     raw = text.encode()
     return min(1.0, len(zlib.compress(raw, 9)) / len(raw)) if raw else 1.0
@@ -96,16 +96,16 @@ class Fraction:
 
 
 def behavior_fractions(spans: Iterable[Span], n_sentences: int, n_tokens: int) -> dict[str, Fraction]:
-    """Share of the sentences and of the tokens that each behavior takes.
+    """Each behavior's share of the sentences and of the tokens.
 
     Args:
         spans: The annotated sentences of one or more traces.
-        n_sentences: All sentences there, those that could not be read included: they stay in the denominator.
-        n_tokens: All tokens there that could have belonged to a span.
+        n_sentences: All sentences of these traces; those that could not be read stay in the denominator.
+        n_tokens: All tokens of these traces that could belong to a span.
 
     Returns:
-        A `Fraction` for each label of the default scheme, or for each that occurs where there are others; 0 where
-        there is nothing to divide by.
+        A `Fraction` for each label of the default scheme, or, if there are others, for each that occurs; 0 for an empty
+        denominator.
 
     Raises:
         LensteerError: There are more spans than sentences, or more tokens in spans than tokens.

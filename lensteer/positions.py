@@ -1,7 +1,7 @@
-"""Which token positions: scopes as masks over absolute positions, composable with `&`, `|` and `~`.
+"""Position scopes: masks over absolute positions, composable with `&`, `|` and `~`.
 
-A scope chooses position p by the tokens up to p alone, so a decode step sees what a full forward sees. Padding is never
-chosen.
+Whether a scope selects position p depends only on the tokens up to p, so a decode step and a full forward agree.
+Padding is never selected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lensteer.errors import LensteerError
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Per id of a vocabulary: does it open or close thinking, does it end a sentence?"""
+    """For each token id, whether it opens thinking, closes thinking or ends a sentence."""
 
     opens: Bool[Tensor, " d_vocab"]
     closes: Bool[Tensor, " d_vocab"]
@@ -30,8 +30,8 @@ class Context:
     """All tokens of a left-padded batch so far, cached ones included.
 
     Attributes:
-        ids: token ids; what stands in padding does not matter.
-        pad: number of padding tokens in front of each row.
+        ids: token ids; those of padding do not matter.
+        pad: number of padding tokens before each row.
         prompt_length: number of prompt tokens of each row, padding not counted.
         tokens: facts about the vocabulary.
     """
@@ -53,13 +53,13 @@ class Context:
 
 @dataclass(frozen=True)
 class PositionScope:
-    """A named choice of positions. Combine with `&`, `|`, `~`; two scopes are equal if their names are."""
+    """A named set of positions. Combine with `&`, `|`, `~`; two scopes are equal if their names are."""
 
     name: str
     choose: Callable[[Context], Bool[Tensor, "batch pos"]]
 
     def mask(self, context: Context) -> Bool[Tensor, "batch pos"]:
-        """Chosen positions; padding never is."""
+        """Selected positions, never padding."""
         return self.choose(context) & (context.position >= 0)
 
     def __and__(self, other: PositionScope) -> PositionScope:
@@ -92,7 +92,7 @@ def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
 
 
 def _after_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
-    """Whether the token before ends a sentence, or the prompt."""
+    """Whether the previous token ends a sentence or the prompt."""
     ends = context.flag(context.tokens.ends_sentence) & (context.position >= context.prompt_length[:, None])
     before = torch.zeros_like(ends)
     before[:, 1:] = ends[:, :-1]
@@ -104,13 +104,13 @@ everywhere = PositionScope("everywhere", lambda c: torch.ones_like(c.ids, dtype=
 everywhere_but_first = PositionScope("everywhere_but_first", lambda c: c.position > 0)
 """Every position but the first, which is the BOS or another attention sink."""
 prompt = PositionScope("prompt", lambda c: c.position < c.prompt_length[:, None])
-"""The prompt's tokens, the chat template's included."""
+"""The prompt's tokens, including the chat template's."""
 generated = PositionScope("generated", lambda c: c.position >= c.prompt_length[:, None])
 """The answer's tokens."""
 thinking = PositionScope("thinking", _inside_thinking)
-"""From `<think>` on (wherever it stands: templates may open it), up to the token before `</think>`."""
+"""From `<think>` on (which the chat template may contain), up to the token before `</think>`."""
 sentence_starts = PositionScope("sentence_starts", _after_sentence_end)
-"""The first token of each generated sentence. A period within a number counts as an end: nobody can look ahead."""
+"""The first token of each generated sentence. A period within a number counts as an end: later tokens are unknown."""
 onsets = PositionScope(
     "onsets",
     lambda c: (

@@ -1,4 +1,4 @@
-"""Progress bars: a live one in a terminal or notebook, and plain lines, seconds apart, where output goes to a log."""
+"""Progress bars: live in a terminal or notebook, plain lines every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVERY = 20.0
 
 
 class _Lines:
-    """A stream that turns a bar's redrawing into lines of its own."""
+    """A stream that turns a bar's redraws into separate lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -28,7 +28,7 @@ class _Lines:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a notebook's kernel; that `ipykernel` has been imported does not say so."""
+    """Whether this process is a notebook kernel; an imported `ipykernel` alone does not mean so."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config
 
@@ -37,7 +37,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: A
     """A `tqdm` bar; without a terminal or a notebook it writes a line every 20 seconds, without carriage returns.
 
     Args:
-        items: what to go through, if anything.
+        items: what to iterate over, if anything.
         show: whether to show anything at all.
         options: of `tqdm`, such as total, desc and unit.
     """

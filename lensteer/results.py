@@ -1,4 +1,4 @@
-"""What all results have in common: a figure, a `repr` that fits on a line, and one JSON file that holds them."""
+"""Base classes of results: a figure, a `repr` that fits on a line, and a JSON file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Result:
         """The plotly figure of this result.
 
         Args:
-            options: of the figure's own function in `lensteer.plots`.
+            options: of the figure's function in `lensteer.plots`.
 
         Raises:
-            LensteerError: nothing draws such a result.
+            LensteerError: there is no figure for such a result.
         """
         return import_module("lensteer.plots").figure(self, **options)
 
@@ -42,13 +42,13 @@ class Result:
 
 
 class Saved(Result):
-    """A result that one JSON file holds, with its kind and the version of its format.
+    """A result that is saved as one JSON file, with its kind and format version.
 
-    The values of the fields are read back by their annotations. A field with a default may be missing from the file.
+    Fields are read back by their type annotations. A field with a default may be missing from the file.
     """
 
     VERSION: ClassVar[int] = 1
-    """Raised when a file of an earlier version would be read wrongly."""
+    """Incremented when files of earlier versions would be read wrongly."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; NaN becomes None."""
@@ -56,10 +56,10 @@ class Saved(Result):
 
     @classmethod
     def from_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
-        """From what `to_dict` made.
+        """From the output of `to_dict`.
 
         Raises:
-            LensteerError: it is something else, or of another version.
+            LensteerError: another kind or version.
         """
         found = (values.get("kind"), values.get("version")) if isinstance(values, Mapping) else (None, None)
         if found != (cls.__name__, cls.VERSION):
@@ -72,7 +72,7 @@ class Saved(Result):
         return revived
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
+        """Write as JSON, atomically."""
         write_atomically(Path(path), json.dumps(self.to_dict(), allow_nan=False, indent=1))
 
     @classmethod
@@ -80,7 +80,7 @@ class Saved(Result):
         """Read what `save` wrote.
 
         Raises:
-            LensteerError: no such file, or a damaged one, or one of another kind or version.
+            LensteerError: a missing or damaged file, or one of another kind or version.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 
 def _revived(kind: Any, value: Any) -> Any:
-    """A value from its JSON form, by the type that a field is annotated with."""
+    """A value from its JSON form, by the type annotation of its field."""
     if isinstance(kind, type) and is_dataclass(kind):
         known = {field.name: field for field in fields(kind)}
         if unknown := set(value) - set(known):

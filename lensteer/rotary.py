@@ -1,4 +1,4 @@
-"""Turns attention keys by a model's own rotary embedding, and back."""
+"""Rotates attention keys by a model's rotary embedding, and back."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def rotated(
     *,
     back: bool = False,
 ) -> Float[Tensor, "batch head pos d_head"]:
-    """Keys as the model's attention sees them at given positions; `back` gives the keys before rotation again.
+    """Keys rotated to given positions, as in the model's attention; `back` undoes the rotation.
 
-    The angles come from the model's rotary embedding and the turning from its own modeling code, so scaled variants
-    are as the model has them. A rotation is undone by the opposite angles, and a factor that it carries by its square.
+    The angles come from the model's rotary embedding and the rotation from its own modeling code, so scaled variants
+    are covered. A rotation is undone with the opposite angles, and a scaling factor with its square.
 
     Args:
         model: The bridge.
         keys: Of some tokens, at one layer.
         positions: Of the tokens.
-        back: The other way.
+        back: Undo the rotation.
 
     Raises:
         LensteerError: A model without one rotary embedding for all layers.

@@ -1,4 +1,4 @@
-"""Sums that merge, seeds that belong to a trace, bootstrap intervals, and tests by flipping signs.
+"""Mergeable sums, per-trace seeds, bootstrap intervals and sign-flip tests.
 
 Everything that is averaged over traces goes through `WeightedSums`: one linear pass over values with many
 rows of weights, such as labels, shuffled labels, Gaussian noise or resampling.
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def trace_generator(seed: int, purpose: str, key: str) -> torch.Generator:
-    """A random generator that belongs to one trace: the order of traces and their split change no draw.
+    """A random generator for one trace: draws do not depend on the order of traces or their split.
 
     Args:
         seed: of the whole computation.
@@ -52,16 +52,16 @@ class WeightedSums:
         weights: Float[Tensor, "row item"],
         values: Float[Tensor, "item layer d_model"],
     ) -> None:
-        """Add items, each under the weight that every row gives it."""
+        """Add items with a weight per row."""
         weights = weights.double()
         self.sums += (weights @ values.double().flatten(1)).view_as(self.sums)
         self.mass += weights.sum(1)
 
     def merge(self, other: WeightedSums) -> None:
-        """Take in the sums over other data.
+        """Add the sums over other data.
 
         Raises:
-            LensteerError: the other one has other rows, layers or dimensions.
+            LensteerError: the other one has different rows, layers or dimensions.
         """
         if other.sums.shape != self.sums.shape:
             raise LensteerError(
@@ -72,7 +72,7 @@ class WeightedSums:
         self.mass += other.mass
 
     def means(self) -> Float[Tensor, "row layer d_model"]:
-        """`sums / mass`; a row of no mass is NaN."""
+        """`sums / mass`; a row without mass is NaN."""
         return self.sums / self.mass[:, None, None]
 
 
@@ -85,7 +85,7 @@ class Estimate:
         low: lower end.
         high: upper end.
         n: units (chains, tasks, prompts) that were resampled.
-        n_left_out: resamples that had no weight and so no value (the largest number over the columns).
+        n_left_out: resamples without weight, and so without a value (the maximum over columns).
     """
 
     value: Any
@@ -95,7 +95,7 @@ class Estimate:
     n_left_out: int = 0
 
     def __format__(self, spec: str) -> str:
-        """Such as "0.12 [0.10, 0.14]", each number in the format that is asked for."""
+        """Such as "0.12 [0.10, 0.14]", each number in the given format."""
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
     def excludes(self, value: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -104,7 +104,7 @@ class Estimate:
 
 
 def flat(row: Any) -> dict[str, Any]:
-    """The fields of a dataclass as one row of a table: of an estimate `x` its value, `x_low` and `x_high`."""
+    """The fields of a dataclass as one row of a table; an estimate `x` gives `x`, `x_low` and `x_high`."""
     found: dict[str, Any] = {}
     for field in fields(row):
         value = getattr(row, field.name)
@@ -116,7 +116,7 @@ def flat(row: Any) -> dict[str, Any]:
 
 
 class Ratio(NamedTuple):
-    """Per unit, a numerator and the weight that it is out of: `Σ values / Σ weights` is the fraction.
+    """Per unit, a numerator and its weight, the denominator: `Σ values / Σ weights` is the fraction.
 
     Plain means have weight 1 in each unit: leave the weights out.
     """
@@ -135,14 +135,14 @@ def bootstrap_interval(
 ) -> Estimate:
     """Bootstrap a mean over units, a weighted fraction, or a paired difference of two of them.
 
-    Units (traces, tasks) are drawn with replacement; what belongs to one unit stays together. A fraction is a
-    ratio of sums, so that a long trace counts by its length: `bootstrap_interval(Ratio(hits, sentences))`.
+    Units (traces, tasks) are drawn with replacement; data of one unit stay together. A fraction is a ratio of sums, so
+    that traces are weighted by length: `bootstrap_interval(Ratio(hits, sentences))`.
 
     Args:
         values: `[unit]` or `[unit, column ...]`, or a `Ratio` of two such.
         minus: the other side on the same units in the same order; the interval is then of the difference.
         n: number of resamples.
-        seed: of the resamples; the same seed draws the same units whatever the values.
+        seed: of the resamples; the same seed draws the same units, whatever the values.
         level: of the interval, between 0 and 1.
 
     Raises:
@@ -164,7 +164,7 @@ def bootstrap_interval(
 
 
 def drawn_counts(n_units: int, n: int, seed: int) -> Float[np.ndarray[Any, Any], "draw unit"]:
-    """How often each unit is in each of `n` resamples with replacement: the same for a seed, whatever the data."""
+    """How often each unit is in each of `n` resamples with replacement; it depends on the seed, not on the data."""
     drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n)
     return drawn.astype(np.float64)
 
@@ -181,7 +181,7 @@ def percentile_interval(
     Args:
         value: on the data as they are.
         draws: on the resamples of `drawn_counts`; NaN where undefined.
-        n_units: how many units were resampled.
+        n_units: number of units that were resampled.
         level: of the interval.
     """
     defined = np.isfinite(draws)
@@ -201,13 +201,13 @@ def sign_flip_test(
 ) -> float:
     """Two-sided p-value of a paired difference of two fractions, by exchanging the sides within units.
 
-    If a side does nothing, which of a unit's two results is called steered is a coin's toss. The difference of the two
-    fractions (each a ratio of sums over units) is computed again under `n` random exchanges; p is the share of them,
-    and of the data as they are, whose difference is at least as large in size. Unlike a percentile bootstrap it keeps
-    its level where a side has no event at all.
+    Under the null hypothesis, a unit's two results are exchangeable. The difference of the two fractions (each a ratio
+    of sums over units) is recomputed under `n` random exchanges; p is the share of them, the observed data included,
+    whose difference is at least as large in absolute value. Unlike a percentile bootstrap, it keeps its level if a side
+    has no events.
 
     Args:
-        own: per unit, what the steered side has.
+        own: per unit, the steered side.
         base: the same units in the same order, unsteered.
         n: number of exchanges; p is at least 1 / (n + 1).
         seed: of the exchanges.

@@ -1,4 +1,4 @@
-"""Traces: what a model wrote on a task, token for token."""
+"""Traces: what a model wrote on a task, token by token."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lensteer.tasks import Task, grade
 
 @dataclass(frozen=True)
 class Trace:
-    """One chain.
+    """One generated response, with its prompt.
 
     Attributes:
-        task: what was asked.
+        task: that the prompt states.
         prompt: the prompt's text, chat template included.
         response: what was generated, as text, special tokens kept.
-        prompt_ids: the very ids that went in.
-        response_ids: the very ids that came out.
+        prompt_ids: token ids of the prompt, exactly as run.
+        response_ids: token ids of the response, exactly as generated.
         offsets: where in `response` each response token starts.
-        finished: whether the model ended by itself.
+        finished: whether the model ended the response itself.
         sample: which of the samples on this task.
         spans: annotated behaviors, in order (empty before annotation).
         n_unparsed: sentences of the chain that no annotator could label; they stay in every denominator.
-        prefill: the end of the prompt, as the beginning of the assistant's answer.
-        run: digest of model, plans, seed and numbers that it came from; it tells a file of another run.
+        prefill: the end of the prompt, where it begins the assistant's answer.
+        run: digest of the model, plans, seed and numbers it came from; detects a file of another run.
     """
 
     task: Task
@@ -64,7 +64,7 @@ class Trace:
 
     @property
     def thinking(self) -> tuple[int, int]:
-        """Characters of the response that are thought.
+        """Characters of the response that are thinking.
 
         After the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
         """
@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def correct(self) -> bool | None:
-        """Whether the answer is right; None where that isn't definite. What is only thought is no answer."""
+        """Whether the answer is right; None if that is not definite. An answer inside the thinking does not count."""
         return grade(self.task, self.prefill + self.response[self.thinking[1] :])
 
     def to_json(self) -> str:
@@ -112,7 +112,7 @@ class Trace:
 
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
-    """Write traces as JSONL, all or nothing."""
+    """Write traces as JSONL, atomically."""
     write_atomically(Path(path), "".join(trace.to_json() + "\n" for trace in traces))
 
 
@@ -120,7 +120,7 @@ def load_traces(path: str | Path) -> list[Trace]:
     """Read traces.
 
     Raises:
-        LensteerError: no such file, an empty one, or a line that is no trace.
+        LensteerError: a missing or empty file, or a line that is not a trace.
     """
     return [Trace.from_dict(values, f"{path}, line {number}") for number, values in read_jsonl(Path(path))]
 

@@ -22,11 +22,11 @@ _building = threading.Lock()
 
 
 def plain_twin(model: TransformerBridge) -> nn.Module | None:
-    """A plain Hugging Face model on the very same parameters, for hot loops: its attention is the fused kernel.
+    """A plain Hugging Face model on the same parameters, for hot loops: its attention is the fused kernel.
 
-    None where no such model gives the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), where
-    its layers are not laid out as Llama's, or where TransformerLens has processed the weights. Each thread has a twin
-    of its own, whose hooks are its own, too.
+    None if no such model reproduces the bridge's logits to 1e-4 of their scale (checked once, on a few tokens), if its
+    layers are not laid out as Llama's, or if TransformerLens has processed the weights. Each thread has its own twin,
+    with its own hooks.
     """
     if getattr(model, "compatibility_mode", False):
         return None
@@ -46,11 +46,11 @@ def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
 def grouped_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Hugging Face's fused attention, but one new token reads its shared keys and values without copies of them.
+    """Hugging Face's fused attention, but a single new token reads its shared keys and values without copying them.
 
-    Query heads that share a key head are laid out as that head's queries: for a single position this is the same sum.
-    Repeating keys and values for every head, as the stock function does where there is a mask, was most of a decode
-    step's time on a CPU.
+    Query heads that share a key head are laid out as that head's queries: for a single position the result is the same.
+    Repeating keys and values for every head, as the stock function does with a mask, took most of a decode step's time
+    on a CPU.
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -66,7 +66,7 @@ def grouped_attention(
 
 
 def _attention() -> str:
-    """The name under which Hugging Face knows `grouped_attention`."""
+    """Register `grouped_attention` with Hugging Face; return its name there."""
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
@@ -77,7 +77,7 @@ def _attention() -> str:
 
 @contextmanager
 def _unhooked(model: TransformerBridge) -> Iterator[None]:
-    """Take off what stands at hook points and before the forward: a plan may be on when a twin is first asked for."""
+    """Remove all hooks and pre-forward hooks for now: a plan may be on when a twin is first needed."""
     modules = [*model.hook_dict.values(), model.original_model]
     kinds = ("_forward_hooks", "_forward_pre_hooks")
     saved = [(module, kind, dict(getattr(module, kind))) for module in modules for kind in kinds]

@@ -588,7 +588,7 @@ def test_the_heat_map_shows_one_head_with_behaviors_on_both_axes(tiny_model):
     assert {m.marker.color for m in marks} == {plots.color(label) for label in attention.labels}
     assert sum(len(m.x) for m in marks) == 12  # every sentence on both axes
     assert "on prompt" in marks[0].customdata[0]
-    assert "sentence looked at" in figure.layout.xaxis.title.text
+    assert "key sentence" in figure.layout.xaxis.title.text
     assert "head 1 of layer 2" in figure.layout.title.text
     with pytest.raises(LensteerError, match="no head 7 of layer 2"):
         plots.sentence_attention(attention, 2, 7)
@@ -609,11 +609,11 @@ def test_head_maps_show_scores_with_their_intervals(tiny_model, random_direction
     assert f"n = {int(behaviors.n_pairs[BACK, 1])} pairs" in figure.data[0].customdata[0][0]
     assert figure.data[0].zmax == -figure.data[0].zmin  # no effect, a logarithm of 0, is in the middle
     change = receiver_heads(model, traces, plan=SteeringPlan(random_direction(model), 0))
-    assert plots.head_map(change).layout.title.text.startswith("How steering changes how peaked")
+    assert plots.head_map(change).layout.title.text.startswith("Change under steering: kurtosis")
     with pytest.raises(LensteerError, match="receiver heads have one score each"):
         plots.head_map(receivers, ("backtracking", "deduction"))
     for pair in (None, ("backtracking", "musing")):
-        with pytest.raises(LensteerError, match="give who asks and who is asked"):
+        with pytest.raises(LensteerError, match="give query and key behavior"):
             plots.head_map(behaviors, pair)
 
 

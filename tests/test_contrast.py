@@ -401,7 +401,7 @@ def test_a_system_prompt_needs_a_template_that_takes_one(tiny_model, no_forward,
         (refuses, "pair 0 .*positive side: .*takes no system prompt .it says: System role not supported"),
         (
             "{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}",
-            "it leaves it out.*'Be loud.'",
+            "it ignores it.*'Be loud.'",
         ),
         (None, "has no chat template: pass raw=True"),
     ]:

@@ -1,4 +1,4 @@
-"""The door to TransformerLens: what is loaded, what goes in as ids, what comes out as text, and the plain twin."""
+"""The interface to TransformerLens: what is loaded, what goes in as ids, what comes out as text, and the plain twin."""
 
 from __future__ import annotations
 

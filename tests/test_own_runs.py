@@ -133,9 +133,10 @@ def contrast(place, checkpoint, **changes):
 
 #: What a report says of labeled sentences, chains and reasoning, none of which pairs and a measure have.
 ABOUT_SENTENCES = (
-    *("share of sentences", "of share", "share changes", "Who says which", "Every sentence", "base rate", "None"),
-    *("prompted baseline", "no annotated sentence", "reasoning", "percentage points", "shuffled labels"),
-    *("in the chains", "How the vectors lie"),
+    *("share of sentences", "of share", "share changes", "Every sentence", "base rate", "None"),
+    *("How sentences were labeled", "prompted baseline", "no annotated sentence", "reasoning", "percentage points"),
+    "shuffled labels",
+    *("in the chains", "Cosine similarity"),
 )
 
 

@@ -105,7 +105,7 @@ def test_a_run_on_written_tasks_works_through_every_stage(annotator, chains, tin
     assert found["annotator.macro_f1"] >= least
     assert found["annotator.macro_f1_low"] <= found["annotator.macro_f1"] <= found["annotator.macro_f1_high"]
     page = (out / "report.html").read_text()
-    assert "Who says which behavior a sentence is" in page
+    assert "How sentences were labeled" in page
     assert "macro-F1" in page
     kept, given = read_chains(out / "annotated.jsonl", run.model), read_chains(path, run.model)
     assert [trace.spans for trace in kept] == [trace.spans for trace in given]  # whoever else annotates
@@ -188,7 +188,7 @@ def test_several_files_fit_the_runs_own_classifier(tiny_checkpoint, tmp_path):
     assert results.evaluation.annotators == ("classifier", "rules", *masked)
     page = (out / "report.html").read_text()
     assert "without any chain of the model it is judged on" in page
-    assert "As other annotators see it" in page
+    assert "<h3>Other annotators" in page
     (note,) = [note for note in run.notes if "fitted on the questions of" in note]
     assert note.startswith("The classifier was fitted on the questions of 2 dev or held-out tasks")
     assert escape(note) in page

@@ -283,7 +283,7 @@ def test_what_parsing_is_stands_only_where_a_grammar_is_the_measure(made):
 
 def side_effects(page):
     """Rows of the table of conditions: its last cell by the condition's path."""
-    table = page[page.index("<h3>What else changed</h3>") :]
+    table = page[page.index("<h3>Side effects</h3>") :]
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)[1:]
     return {
         re.search(r'title="((?:arm|random)\.[^"]+?)\.accuracy(?:\.min)?"', row)[1]: re.sub(
@@ -339,12 +339,12 @@ def test_warnings_are_on_the_page(results, page):
 def test_other_annotators_stand_beside_the_first(made):
     results, page = made["story"]
     read = {name: text for name, _, text in Reader(page).figures}
-    assert "As other annotators see it" in page
+    assert "<h3>Other annotators" in page
     other = results.evaluation.effect("backtracking", "up", annotator="judge")
     assert read["by.judge.backtracking.up.share"] == f"{100 * other.share.value:.1f} %"
     assert read["by.rules, cue words masked.backtracking.up.base"] == "8.6"
     assert read["annotators.0"] == "rules"
-    assert "As other annotators see it" not in made["no coefficient"][1]
+    assert "<h3>Other annotators" not in made["no coefficient"][1]
 
 
 def test_the_verdict_table_reads_right(page):

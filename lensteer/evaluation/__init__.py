@@ -1,4 +1,4 @@
-"""Does steering do what it claims: conditions side by side, coefficients from dev tasks, effects on held-out ones."""
+"""Does steering work as claimed: conditions on shared tasks, coefficients from dev tasks, effects on held-out tasks."""
 
 from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.coefficients import COEFFICIENTS, ChosenCoefficients, CoefficientTrial, choose_coefficients

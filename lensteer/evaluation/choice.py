@@ -1,14 +1,14 @@
-"""Reads a benchmark's answer off a response: the letter of a choice, the last number. The one place with these rules.
+"""Extracts a benchmark answer from a response: the letter of a choice, or the last number. The rules are only here.
 
-As Belitsky et al. grade (arXiv 2507.08799): whatever form a response takes, a choice is asked for once more.
+As in Belitsky et al. (arXiv 2507.08799): a choice is elicited again, whatever form the response takes.
 
-- Choice: after what the model wrote (its end token left out, a thought that is still open closed) a fixed lead-in is
-  put on a line of its own, and a few tokens are decoded, greedily and without any steering. What they begin with is the
-  answer if it is one letter, and one of those that the prompt offers as "(A) ...".
-- Numeric: the last number in what the model wrote outside of its thought.
+- Choice: a fixed lead-in is appended to the response on its own line (end token removed, open thinking closed), and a
+  few tokens are decoded greedily without steering. Their beginning is the answer if it is a single letter that the
+  prompt offers as "(A) ...".
+- Numeric: the last number of the response outside its thinking.
 
-A response that gives neither is unread: None, which is not the same as wrong, though accuracy counts it so.
-`Trace.correct` is stricter: there a response has to state its answer by itself.
+A response with neither is unread: None, which is not the same as wrong, although accuracy counts it as wrong.
+`Trace.correct` is stricter: there a response has to state its answer without a lead-in.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def read_out(
     max_new_tokens: int = 10,
     batch_size: int = 32,
 ) -> list[str | None]:
-    """The answer of each trace as its task's grader takes it: a capital letter, a number, or None where there is none.
+    """The answer of each trace in its task's grader's form: a capital letter, a number, or None if there is none.
 
     Args:
-        model: the bridge, with no plan on: the traces may be steered, reading them is not.
+        model: the bridge, with no plan on: traces may be steered, reading them is unsteered.
         traces: of tasks with the grader "choice" or "numeric".
-        lead_in: what a choice is asked for with.
-        max_new_tokens: decoded after it.
+        lead_in: text that elicits a choice.
+        max_new_tokens: decoded after the lead-in.
         batch_size: traces that are read together.
 
     Raises:
@@ -73,10 +73,10 @@ def read_out(
 
 
 def graded(tasks: Sequence[Task], answers: Sequence[str | None]) -> list[bool | None]:
-    """Whether each answer that was read out is right; None where none could be read.
+    """Whether each extracted answer is right; None if none could be read.
 
     Raises:
-        LensteerError: another number of answers than tasks, or a task without a definite answer.
+        LensteerError: numbers of answers and tasks that differ, or a task without a definite answer.
     """
     if len(tasks) != len(answers):
         raise LensteerError(f"{len(answers)} answers for {len(tasks)} tasks: give one per task")
@@ -98,13 +98,13 @@ def letter(text: str, task: Task) -> str | None:
 
 
 def last_number(trace: Trace) -> str | None:
-    """The last number that a response states outside of its thought, without thousands separators."""
+    """The last number in a response outside its thinking, without thousands separators."""
     found = _NUMBER.findall(trace.response[trace.thinking[1] :])
     return found[-1].replace(",", "").replace("−", "-") if found else None
 
 
 def _question(model: TransformerBridge, trace: Trace, lead_in: str) -> list[int]:
-    """The ids of prompt and response as they were, and of the lead-in."""
+    """The original ids of prompt and response, then those of the lead-in."""
     written, ends = list(trace.response_ids), models.end_ids(model)
     while written and written[-1] in ends:
         written.pop()

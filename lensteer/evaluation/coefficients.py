@@ -1,4 +1,4 @@
-"""How strongly to steer: per behavior and direction the largest coefficient at which the text is still readable."""
+"""Choice of coefficients: per behavior and sign, the largest coefficient at which the text is still readable."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class CoefficientTrial:
         behavior: whose vector.
         layer: steered.
         coefficient: signed; 0 is the unsteered condition.
-        length: of what is added.
-        share: of the behavior's sentences; or the mean score, where a measure is what is tested.
-        text: how the text stands beside the unsteered condition's; None for that condition.
+        length: of the added vector.
+        share: of the behavior's sentences; or the mean score, if a measure is tested.
+        text: comparison of the text with the unsteered condition's; None for that condition.
     """
 
     behavior: str
@@ -59,15 +59,14 @@ class ChosenCoefficients(Saved):
     """The coefficient curve of every behavior, and the coefficients chosen from it.
 
     Attributes:
-        down: behavior to the (positive) coefficient that it is pushed down with; missing if every coefficient breaks
-            the text.
-        up: likewise, up.
+        down: behavior to the (positive) coefficient that pushes it down; missing if every coefficient breaks the text.
+        up: the same for pushing up.
         curve: every coefficient that was tried.
-        margins: what text was held to.
-        coefficient_unit: what coefficient 1 is.
+        margins: limits that the text had to meet.
+        coefficient_unit: what coefficient 1 means.
         n_tasks: dev tasks.
         n_samples: chains on each.
-        unit: "sentences", of which shares in the curve are, or "score".
+        unit: of the curve: "sentences" for shares of sentences, or "score".
     """
 
     down: dict[str, float]
@@ -118,11 +117,10 @@ def choose_coefficients(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> ChosenCoefficients:
-    """For each behavior and direction the largest coefficient at which the text is no worse than unsteered.
+    """For each behavior and sign, the largest coefficient at which the text is no worse than unsteered.
 
-    No worse: by every figure of `margins`, with an interval over the dev tasks. A direction of which every coefficient
-        breaks
-    the text has no coefficient.
+    No worse: by every figure of `margins`, with an interval over the dev tasks. If every coefficient of a sign breaks
+    the text, there is none.
 
     Args:
         model: the bridge.
@@ -132,22 +130,21 @@ def choose_coefficients(
         coefficients: positive coefficients to try.
         margins: how much worse than unsteered text may be.
         scope: positions to steer.
-        unit: what coefficient 1 is.
-        same_length: at each layer a coefficient adds vectors of one length, that of the behaviors' median vector times
-            the coefficient, and directions that would bear more take the coefficient that most of them have: so they
-            are compared, and share control vectors, at the same length.
+        unit: what coefficient 1 means.
+        same_length: at each layer, scale all vectors to the median length of the behaviors' vectors, and lower larger
+            coefficients to the most common one, so that behaviors have the same length and share control vectors.
         sampling: how chains are drawn.
-        annotator: says what each sentence is.
-        measure: a score of each chain instead, or next to it; see `evaluate`. What text is held to is the same.
-        quality: likelihoods are measured on so many chains per coefficient.
+        annotator: labels each sentence.
+        measure: a score of each chain instead of, or in addition to, labels; see `evaluate`. The margins are the same.
+        quality: number of chains per coefficient whose likelihood is measured.
         seed: of the intervals.
         path: JSONL file for resuming.
         progress: show a bar.
 
     Raises:
         LensteerError: a coefficient that is not positive and finite, fewer than two tasks, a behavior that the
-            annotator never labels, a measure that gives no number, or an unsteered condition that is itself what would
-            be called broken.
+            annotator never labels, a measure that gives no number, or an unsteered condition whose own text counts as
+            broken.
     """
     if not coefficients or any(not math.isfinite(d) or d <= 0 for d in coefficients):
         raise LensteerError(
@@ -206,7 +203,7 @@ def choose_coefficients(
 
 
 def _agreed(largest: Mapping[tuple[str, str], float], layers: Mapping[str, int]) -> dict[tuple[str, str], float]:
-    """Coefficients that agree where they can: at each layer the most common one (of several the smallest), or less."""
+    """Coefficients lowered to each layer's most common one (the smallest if several are); lower ones stay."""
     found = {}
     for (behavior, kind), trial in largest.items():
         there = [d for (b, _), d in largest.items() if layers[b] == layers[behavior]]
@@ -216,7 +213,7 @@ def _agreed(largest: Mapping[tuple[str, str], float], layers: Mapping[str, int])
 
 
 def _scale(vectors: BehaviorVectors, layers: Mapping[str, int], behavior: str, unit: str) -> float:
-    """What makes a behavior's vector as long as the median one among those that are steered at its layer."""
+    """The factor that scales a behavior's vector to the median length of the vectors steered at its layer."""
     lengths = sorted(
         float(vectors[b].scaled(layer, unit).norm()) for b, layer in layers.items() if layer == layers[behavior]
     )

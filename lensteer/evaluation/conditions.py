@@ -1,7 +1,7 @@
-"""Runs the conditions of an experiment: the same tasks and seeds, steered in different ways, measured chain by chain.
+"""Runs the conditions of an evaluation: the same tasks and seeds, steered differently, measured chain by chain.
 
-Conditions share batches, so that forty small conditions cost little more than one large one, and rows with the same
-prompt share its prefill.
+Conditions share batches, so forty small conditions cost little more than one large one, and rows with the same prompt
+share its prefill.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 Measure = Callable[[Trace], float]
 """A score of a chain: higher is more of the behavior. Any function, such as a keyword rule or a classifier."""
-#: What a condition can be.
+#: Kinds of conditions.
 CONDITION_KINDS = ("unsteered", "down", "up", "prompted", "control", "other")
-#: Chains of a control vector whose likelihood is measured.
+#: Number of chains per control vector whose likelihood is measured.
 CONTROL_TEXTS = 5
-#: So many batches' chains are sorted by the length of their prompts.
+#: Number of batches whose chains are sorted together by prompt length.
 BLOCK = 4
 
 
@@ -46,15 +46,15 @@ class Condition:
     """One way to run the tasks: a plan, text put after the question, text put after the prompt, or none of these.
 
     Attributes:
-        name: one of its own.
-        plan: what is steered.
+        name: unique.
+        plan: the steering plan.
         suffix: put after the question.
         prefill: put after the prompt.
         n_samples: chains per task, if fewer than `Sampling` says.
         kind: "unsteered"; "down" or "up" along a behavior's own vector; "prompted" for the prompted baseline;
             "control" for a control vector; "other".
-        behavior: that is pushed or asked for.
-        pool: of which control vectors it is one.
+        behavior: that is steered or prompted for.
+        pool: of the control vector.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Condition:
 
     @property
     def layer(self) -> int:
-        """That its first edit steers; -1 for a condition without a residual edit."""
+        """The layer of its first edit; -1 for a condition without a residual edit."""
         return self.plan.edits[0].layer if self.plan is not None and self.plan.edits else -1
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one annotator finds in a chain's thinking, or in an answer without any: by behavior, and in all."""
+    """One annotator's counts in a chain's thinking (or in an answer without thinking): by behavior and total."""
 
     sentences: dict[str, int]
     tokens: dict[str, int]
@@ -88,28 +88,28 @@ class Counts:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one chain. Counts are over its thinking, with the sentences that no annotator could read.
+    """The measurements of one chain. Counts are over its thinking, including sentences that no annotator could read.
 
     Attributes:
-        condition: whose chain.
+        condition: the chain's condition.
         task: id of its task.
         sample: which of the condition's chains on the task.
         sentences: of each behavior, by the first annotator.
-        tokens: likewise.
-        n_sentences: of all.
-        n_tokens: of all.
+        tokens: of each behavior, by the first annotator.
+        n_sentences: total.
+        n_tokens: total.
         parsed: it ended, it closed its thinking, and every sentence could be read: a test for the organism's grammar.
         finished: it ended by itself.
-        correct: its answer is right; None where that isn't definite.
+        correct: its answer is right; None if that is not definite.
         length: tokens of the response.
-        repetition: share of its 4-grams that occurred in it before.
-        style: of its thought, if asked for.
-        compression: length of its text after compression by zlib, as a share; loops compress well.
-        others: what further annotators find, by their name.
-        nll: nats per token of the text under the model without any plan; None if it was not measured.
+        repetition: share of its 4-grams that occurred earlier in it.
+        style: of its thinking, if requested.
+        compression: compressed length (zlib) of its text as a share; loops compress well.
+        others: counts by further annotators, by name.
+        nll: nats per token of the text under the unsteered model; None if not measured.
         kl: nats per token between the steered and the unsteered model along the text; None if not measured.
-        scores: what measures of one's own say, by behavior.
-        thinks: it has a thought of at least one token.
+        scores: of the user's measures, by behavior.
+        thinks: it has at least one token of thinking.
     """
 
     condition: str
@@ -136,12 +136,12 @@ class Record:
         """The counts of one annotator; None is the first.
 
         Raises:
-            LensteerError: there is none of that name.
+            LensteerError: no annotator of that name.
         """
         if annotator is None:
             return Counts(self.sentences, self.tokens, self.n_sentences, self.n_tokens)
         if annotator not in self.others:
-            raise LensteerError(f"no annotator {annotator!r} beside the first: there are {list(self.others)}")
+            raise LensteerError(f"no further annotator {annotator!r}: there are {list(self.others)}")
         return self.others[annotator]
 
 
@@ -169,15 +169,15 @@ def measure(
     scores: Mapping[str, float] | None = None,
     **measured: float,
 ) -> Record:
-    """The record of an annotated trace, and of the same one as further annotators see it.
+    """The record of a trace, annotated by the first and by further annotators.
 
     Args:
         trace: annotated.
-        condition: whose chain.
-        labels: what the first annotator and the others can find; labels that occur beside them are counted, too.
-        style: of its thought.
-        others: the trace as others see it, by their names.
-        scores: of measures, by behavior.
+        condition: the chain's condition.
+        labels: of the annotators; other labels that occur are counted, too.
+        style: of its thinking.
+        others: the trace as annotated by others, by name.
+        scores: of the measures, by behavior.
         measured: likelihoods.
     """
     counts = _counts(trace, labels)
@@ -206,7 +206,7 @@ def measure(
 
 def _counts(trace: Trace, labels: Sequence[str]) -> Counts:
     begin, end = trace.thinking
-    if begin == end and (trace.spans or trace.n_unparsed):  # a model that does not think: what it answers was read
+    if begin == end and (trace.spans or trace.n_unparsed):  # a model that does not think: its answer was read
         begin, end = 0, len(trace.response)
     known = dict.fromkeys([*labels, *(span.label for span in trace.spans)])
     return Counts(
@@ -243,21 +243,21 @@ def run_conditions(
         tasks: the same for all conditions.
         conditions: with distinct names.
         sampling: how chains are drawn. Chain (task, sample) has the same seed in all conditions.
-        annotator: says what each sentence is; or several by name, of which the first is the one that counts, and the
-            others are reported next to it. None only where there are measures.
+        annotator: labels each sentence; or several by name, of which the first one is tested and the others are also
+            reported. None is allowed only with measures.
         measures: by behavior, a score of each chain.
-        style_of: from a response to the style of its thought, or None.
-        quality: of so many chains per condition the likelihood under the unsteered model is measured, too (of control
-            vectors: of `CONTROL_TEXTS`); each task's first sample comes first.
-        path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again.
-            It holds text and ids, no labels, so that another annotator costs no generation.
+        style_of: from a response to the style of its thinking, or None.
+        quality: number of chains per condition whose likelihood under the unsteered model is measured (for control
+            vectors, `CONTROL_TEXTS`); each task's first sample comes first.
+        path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again. It
+            holds text and ids but no labels, so another annotator needs no new generation.
         progress: show a bar.
         keep: called with the condition and each annotated trace.
 
     Raises:
         LensteerError: no task, tasks that share an id, conditions that share a name, neither annotator nor measure, a
-            measure that gives no finite number, or a file of another experiment. Chains that were generated are kept
-            when an annotator or a measure fails.
+            measure that returns no finite number, or a file of another experiment. Generated chains are kept if an
+            annotator or a measure fails.
     """
     measures = measures or {}
     annotators = named(unlabeled if annotator is None and measures else annotator)
@@ -298,10 +298,10 @@ def run_conditions(
 
 
 def score(measure: Measure, trace: Trace) -> float:
-    """What a measure says of a chain.
+    """A measure's score of a chain.
 
     Raises:
-        LensteerError: it is no finite number.
+        LensteerError: it is not a finite number.
     """
     value = measure(trace)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -311,13 +311,13 @@ def score(measure: Measure, trace: Trace) -> float:
 
 
 def _scores(measures: Mapping[str, Measure], trace: Trace) -> dict[str, float]:
-    """A chain's scores by behavior; a measure that serves several behaviors is called once."""
+    """A chain's scores by behavior; a measure of several behaviors is called once."""
     found = {id(each): score(each, trace) for each in {id(each): each for each in measures.values()}.values()}
     return {behavior: found[id(each)] for behavior, each in measures.items()}
 
 
 def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Mapping[str, Measure]) -> None:
-    """Let measures score one made-up chain, so that one that gives no number is found before anything is generated."""
+    """Score one made-up chain with each measure, so that a broken measure fails before anything is generated."""
     if not measures or not tasks:
         return
     prompt = models.chat_text(model, tasks[0].prompt)
@@ -358,8 +358,8 @@ def draw_chains(
 
     wanted = [(a, t, s) for a in range(len(conditions)) for t in range(len(tasks)) for s in range(samples[a])]
     jobs = [job(conditions[a], t, s) for a, t, s in wanted]
-    # Prompts of about one length share a batch, so that little is padding; a few conditions at a time, so that those
-    # that come first are done first.
+    # Prompts of similar length share a batch, which saves padding; a few conditions at a time, so that the first
+    # conditions finish first.
     order = sorted(range(len(jobs)), key=lambda i: (i // (BLOCK * sampling.batch_size), len(jobs[i].prompt_ids)))
     ordered = [jobs[i] for i in order]
     names = [conditions[wanted[i][0]].name for i in order]
@@ -377,7 +377,7 @@ def draw_chains(
 
 
 def _line(condition: str, trace: Trace) -> str:
-    """A chain without its prompt, which the experiment gives."""
+    """A chain without its prompt, which is known from the experiment."""
     values = {"condition": condition, "task": trace.task.id, "sample": trace.sample, "response": trace.response}
     values |= {"ids": trace.response_ids, "offsets": trace.offsets, "finished": trace.finished}
     return json.dumps(values, ensure_ascii=False)

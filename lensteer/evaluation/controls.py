@@ -1,4 +1,4 @@
-"""Control vectors of an evaluation: which conditions they make, and how an effect stands among them."""
+"""Control vectors of an evaluation: their conditions, and the rank of an effect among them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lensteer.steering import SteeringPlan
 from lensteer.vectors import BehaviorVectors, Direction
 from lensteer.vectors.constructions import isotropic
 
-#: Random directions; with the covariance of the spans' activations; and the recipe itself on shuffled labels.
+#: Random directions; random vectors with the covariance of the spans' activations; the recipe on shuffled labels.
 POOLS = ("isotropic", "covariance_matched", "shuffled")
-#: A p-value needs so many controls.
+#: Minimum number of controls for a p-value.
 ENOUGH = 99
 
 
@@ -33,19 +33,19 @@ def control_conditions(
 ) -> list[Condition]:
     """A condition for each control vector, at every steered layer, as long as the longest edit there.
 
-    A pool of shuffled labels takes the behaviors in turn, so that one pool serves all of them.
+    A pool of shuffled labels cycles through the behaviors, so that one pool serves all of them.
 
     Args:
         vectors: with controls, for pools other than "isotropic".
-        own: the steered conditions.
+        own: the conditions that steer along the behaviors' vectors.
         pools: of `POOLS`.
         n: vectors per pool and layer.
         samples: chains per task.
         scope: positions to steer.
-        seed: of the isotropic ones.
+        seed: of the isotropic pool.
 
     Raises:
-        LensteerError: an unknown pool, a negative number, or fewer controls than asked for.
+        LensteerError: an unknown pool, a negative number, or fewer controls than requested.
     """
     if n < 0:
         raise LensteerError(f"n_controls={n}: give the number of control vectors per pool, 0 for none")
@@ -80,10 +80,10 @@ def random_directions(
     Args:
         vectors: with controls, for pools other than "isotropic".
         layer: of the vectors.
-        n: how many.
+        n: number of directions.
         pool: of `POOLS`.
-        behaviors: that shuffled labels are taken of in turn; all by default.
-        seed: of the isotropic ones.
+        behaviors: that shuffled labels cycle through; all by default.
+        seed: of the isotropic pool.
 
     Raises:
         LensteerError: an unknown pool, a negative number of them, more than were fitted, or a layer that the vectors
@@ -116,13 +116,13 @@ def ranked(
     own: Sequence[Condition],
     base: str,
 ) -> tuple[tuple[ControlRank, ...], list[float], float]:
-    """How a condition's change stands in each pool; all controls' changes; and its rank among them as a share.
+    """A condition's rank in each pool; all controls' changes; and the p-value of its change among them.
 
     Args:
         share: of a condition (by name) and a behavior.
         controls: at the condition's layer.
-        condition: an own one.
-        own: all own conditions, for the largest z over behaviors and directions.
+        condition: one that steers along a behavior's vector.
+        own: all such conditions, for the largest z over behaviors and signs.
         base: name of the unsteered condition.
     """
 
@@ -167,7 +167,7 @@ def ranked(
 
 
 def _as_far(values: np.ndarray, own: float, sign: int) -> int:
-    """How many go at least as far. "Not less" holds for NaN: a condition without any sentence counts against."""
+    """Number of values that go at least as far. NaN counts: a control without sentences counts against the effect."""
     return int(sum(not sign * value < sign * own for value in values))
 
 

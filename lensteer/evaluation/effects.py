@@ -1,4 +1,4 @@
-"""What steering does: each behavior pushed down and up, beside unsteered, control vectors and a prompted baseline.
+"""Effects of steering: each behavior pushed down and up, with unsteered, control and prompted conditions.
 
 Effects are differences from the unsteered condition on the same tasks and seeds, tested by flipping signs over tasks.
 """
@@ -36,7 +36,7 @@ BASELINE_PROMPTS: dict[str, str] = {
     "uncertainty-estimation": "While you think, say openly wherever you are not sure, and how sure you are.",
     "backtracking": "While you think, give up an approach and try another one whenever you have a doubt about it.",
 }
-"""Behavior to a sentence that is appended to the question. The organism has words of its own (`organism.cue`)."""
+"""Behavior to a sentence that is appended to the question. The organism has its own (`organism.cue`)."""
 
 
 BASE = "unsteered"
@@ -44,7 +44,7 @@ KINDS = {"down": -1, "up": 1}
 UNITS = ("sentences", "tokens")
 
 Strength = float | tuple[float | None, float | None]
-"""How strongly a behavior is pushed: the same down and up, or one for each; None: not at all."""
+"""The coefficient of a behavior: the same down and up, or one for each; None: not run."""
 
 
 def evaluate(
@@ -71,33 +71,34 @@ def evaluate(
     progress: bool = False,
     keep: Callable[[Condition, Trace], object] | None = None,
 ) -> Evaluation:
-    """Steer every behavior of a layers down and up on held-out tasks, and measure everything that moves.
+    """Steer every behavior of `layers` down and up on held-out tasks, and measure effects and side effects.
 
-    Control vectors are as long as the longest edit at their layer; one set of each pool serves all behaviors there.
+    Control vectors are as long as the longest edit at their layer; one set of each pool serves all behaviors at that
+    layer.
 
     Args:
         model: the bridge.
         tasks: held out: neither vectors, layers nor coefficients may have been chosen on them.
         vectors: of the model's behaviors.
         layers: behavior to layer, as `select_layers` returns it.
-        coefficients: positive coefficient per behavior, or one for all; a pair is (down, up), None a way that is not
-            run.
+        coefficients: positive coefficient per behavior, or one for all; a pair is (down, up), with None for a sign that
+            is not run.
         scope: positions to steer.
-        unit: what coefficient 1 is; see `SteeringPlan`.
+        unit: what coefficient 1 means; see `SteeringPlan`.
         prompts: behavior to a sentence that asks for it, put after the question: the prompted baseline.
         extra: further conditions on the same tasks and seeds, such as `Condition("cache", CachePlan(vector, 0.75))`:
-            how their chains fare is in `Evaluation.conditions`.
+            their measurements are in `Evaluation.conditions`.
         pools: kinds of control vectors, of `POOLS`; by default all for vectors that were fitted with controls, and
             "isotropic" for others.
         n_controls: control vectors per pool and distinct layer.
-        control_samples: chains per task and control vector; by default as many as in the own conditions.
+        control_samples: chains per task and control vector; by default as many as in the steered conditions.
         sampling: how chains are drawn, the same in all conditions.
-        annotator: says what each sentence is; or several by name: the first one's shares are tested, the others stand
-            beside them.
+        annotator: labels each sentence; or several by name: the first one's shares are tested, the others are also
+            reported.
         measure: a score of each chain instead of, or next to, shares of sentences: one for all behaviors, or one each.
-            Where there is one, it is what is tested.
-        margins: what the text of a condition is held to.
-        quality: likelihoods are measured on so many chains per condition.
+            If there is one, its scores are tested.
+        margins: limits for the text of a condition.
+        quality: number of chains per condition whose likelihood is measured.
         seed: of the control vectors and the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
@@ -105,7 +106,7 @@ def evaluate(
 
     Raises:
         LensteerError: no task or fewer than two, a behavior without vector, an impossible layer or coefficient, fewer
-            controls than asked for, a behavior that the annotator never labels, a measure that gives no number.
+            controls than requested, a behavior that the annotator never labels, a measure that returns no number.
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
@@ -164,7 +165,7 @@ def measures_of(measure: Measure | Mapping[str, Measure] | None, behaviors: Sequ
     """A measure for each behavior.
 
     Raises:
-        LensteerError: measures by name that are not those of the behaviors.
+        LensteerError: the names of the measures are not those of the behaviors.
     """
     if measure is None:
         return {}
@@ -230,7 +231,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class _Shares:
-    """Counts of every condition, task by task, as one annotator sees them; what was worked out once is kept."""
+    """One annotator's counts in every condition, task by task; results are cached."""
 
     def __init__(
         self, by_condition: Mapping[str, Sequence[Record]], plain: str, unit: str, annotator: str | None, seed: int
@@ -258,7 +259,7 @@ class _Shares:
         return Ratio(*np.array([sums[t] for t in sorted(sums)], dtype=np.float64).T)
 
     def fraction(self, condition: str, behavior: str) -> float:
-        """The condition's share; NaN where it has no sentence at all."""
+        """The condition's share; NaN if it has no sentences."""
         own, everything = self.ratio(condition, behavior)
         assert everything is not None
         return float(own.sum() / everything.sum()) if everything.any() else math.nan
@@ -315,7 +316,7 @@ def _effect(shares: _Shares, condition: Condition, conditions: Sequence[Conditio
 
 
 def _corrected(effects: Sequence[Effect]) -> list[Effect]:
-    """With Holm's correction over the directions that are tested; the prompted baseline is no part of them."""
+    """Effects with Holm's correction over all tests of steering; the prompted baseline is not among them."""
     tested = [e for e in effects if e.kind in KINDS and e.measurable and not math.isnan(e.p)]
     adjusted = dict(zip(map(id, tested), holm([e.p for e in tested]), strict=True))
     return [replace(e, p_holm=e.p if e.kind == "prompted" else adjusted.get(id(e), math.nan)) for e in effects]

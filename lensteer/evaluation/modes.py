@@ -1,6 +1,6 @@
-"""Whether a model thinks at all, in which style, how long and how well: what edits of the whole answer are judged by.
+"""Whether a model thinks, in which style, how long and how well: the measures for edits of the whole answer.
 
-Behaviors within a chain are the business of `effects`.
+For behaviors within a chain see `effects`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ FIGURES = ("thinks", "accuracy", "parsed", "finished", "length")
 
 @dataclass(frozen=True)
 class ModeSummary:
-    """How one condition's answers fared.
+    """The measurements of one condition's answers.
 
     Attributes:
         condition: Its name.
-        kind: What it is; see `Condition`. Control vectors are of kind "control".
-        thinks: Share of answers with a thought in them.
-        accuracy: Share of right ones among those that can be graded; None where none can.
-        parsed: Share that ended, closed their thought and could be read by the annotator.
+        kind: Of the condition; see `Condition`. Control vectors are of kind "control".
+        thinks: Share of answers that contain thinking.
+        accuracy: Share of right ones among those that can be graded; None if none can.
+        parsed: Share that ended, closed their thinking and could be read by the annotator.
         finished: Share that ended by themselves.
         length: Tokens per answer.
-        styles: Share of the answers that think in each style, of those that think (0 where none does).
+        styles: Share of the answers that think in each style, of those that think (0 if none does).
     """
 
     condition: str
@@ -55,7 +55,7 @@ class ModeSummary:
 
 @dataclass(frozen=True)
 class Modes(Saved):
-    """What every condition does to the mode of the answers, on the same tasks and seeds."""
+    """The mode of the answers in every condition, on the same tasks and seeds."""
 
     conditions: tuple[ModeSummary, ...]
     n_tasks: int
@@ -65,7 +65,7 @@ class Modes(Saved):
         """One condition.
 
         Raises:
-            LensteerError: there is none of that name.
+            LensteerError: no condition of that name.
         """
         for found in self.conditions:
             if found.condition == condition:
@@ -98,15 +98,15 @@ def measure_modes(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> Modes:
-    """Run every condition on the same tasks and seeds, and measure how its answers are made.
+    """Run every condition on the same tasks and seeds, and measure the mode of its answers.
 
     Args:
         model: the bridge.
         tasks: two or more; not those that a coefficient was chosen on.
         conditions: with distinct names: an unsteered one first, as a rule.
         sampling: how answers are drawn; by default the template does not open `<think>`.
-        annotator: says what can be read.
-        style_of: from a response to the style of its thought, or None; no styles without it.
+        annotator: decides which sentences can be read.
+        style_of: from a response to the style of its thinking, or None; no styles without it.
         seed: of the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.

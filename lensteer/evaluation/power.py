@@ -1,4 +1,4 @@
-"""What a planned evaluation could see, from the unsteered base rates on dev tasks: said before hours are spent."""
+"""Power of a planned evaluation, from unsteered base rates on dev tasks: reported before hours are spent."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS
 
-#: The share of runs in which a change of the stated size is found.
+#: Power: the share of runs in which a change of the stated size is detected.
 POWER = 0.8
 
 
 @dataclass(frozen=True)
 class Power:
-    """What an evaluation of a given size could see of one behavior, as a share of sentences or a measure's mean score.
+    """The change of one behavior that an evaluation can detect, as a share of sentences or a measure's mean score.
 
     Attributes:
         behavior: whose sentences.
         base: its share or mean score on the dev tasks, unsteered.
-        events: its sentences that are expected in the unsteered condition of the evaluation; NaN for scores, like
+        events: its expected number of sentences in the unsteered condition of the evaluation; NaN for scores, like
             `tasks`.
-        tasks: tasks that are expected to have at least one.
-        design: by how much the variance of a share exceeds that of independent sentences.
-        rise: the smallest share that pushing up would have to reach to be found in 80 % of the runs.
-        fall: the largest share that pushing down would have to fall to; NaN where even 0 would not be found.
-        down: whether a fall can be tested at all: enough events on enough tasks.
+        tasks: expected number of tasks with at least one.
+        design: design effect: variance of the share relative to that of independent sentences.
+        rise: the smallest share after pushing up that is detected in 80 % of the runs.
+        fall: the largest share after pushing down that is detected; NaN if even 0 would not be.
+        down: whether a fall can be tested: enough events on enough tasks.
     """
 
     behavior: str
@@ -46,12 +46,13 @@ class Power:
 def power(
     records: Sequence[Record], behaviors: Sequence[str], *, n_tasks: int, n_samples: int, n_tests: int | None = None
 ) -> list[Power]:
-    """Base rates of an unsteered condition on dev tasks, and what they mean for an evaluation.
+    """Base rates of an unsteered condition on dev tasks, and the power of an evaluation that follows from them.
 
     With M sentences in each condition, shares p and q and a design effect d, the standard error of their difference is
-    √(d (p(1−p) + q(1−q)) / M); a difference is found in 80 % of the runs if it is (z₁ + z₂) times that, z₁ of the
-    two-sided level after Bonferroni's correction for `n_tests` and z₂ of the power. It is a plan, not a proof: rare
-    events are not Gaussian. Of scores, p(1−p) is their variance over chains, taken as the same steered.
+    √(d (p(1−p) + q(1−q)) / M); a difference is detected in 80 % of the runs if it is (z₁ + z₂) times that, with z₁ from
+    the two-sided level after Bonferroni's correction for `n_tests` and z₂ from the power. This is an approximation:
+    rare events are not Gaussian. For scores, p(1−p) is replaced by their variance over chains, assumed equal when
+    steered.
 
     Args:
         records: of the unsteered condition.
@@ -61,7 +62,7 @@ def power(
         n_tests: by default two per behavior.
 
     Raises:
-        LensteerError: no sentence among the records.
+        LensteerError: the records have no sentence.
     """
     from scipy.stats import norm
 

@@ -1,4 +1,4 @@
-"""What a reader would call broken, measured on texts: likelihood without steering, and KL under it."""
+"""Text quality: likelihood under the unsteered model, and KL between steered and unsteered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lensteer.traces import Trace
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: Tokens of one forward, logits kept: few enough for a cache of the processor, which is faster than more at once.
+#: Tokens per forward, logits kept: batches that fit the CPU cache are faster than larger ones.
 _TOKENS = 2048
 
 
@@ -36,20 +36,20 @@ def text_quality(
     path: Path | None = None,
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """For each chain "nll", nats per token of its response under the model without its plan, and "kl".
+    """For each chain, "nll", nats per token of its response under the model without its plan, and "kl".
 
-    "kl" is the mean over its tokens of KL(p_steered ‖ p_unsteered) in nats, 0 for a chain without a plan: what the plan
-    really spent there. The chain is read twice by teacher forcing, with and without the plan.
+    "kl" is the mean over its tokens of KL(p_steered ‖ p_unsteered) in nats, 0 for a chain without a plan. The chain is
+    run twice under teacher forcing, with and without the plan.
 
     Args:
         model: the bridge.
         traces: chains as they were generated, none empty.
-        plans: one per chain, which it was generated with.
+        plans: one per chain, that it was generated with.
         path: JSONL file for resuming.
         progress: show a bar.
 
     Raises:
-        LensteerError: an empty response, a list of another length, or a likelihood that is not finite.
+        LensteerError: an empty response, lists of different lengths, or a likelihood that is not finite.
     """
     if len(plans) != len(traces):
         raise LensteerError(f"{len(plans)} plans for {len(traces)} chains: give one per chain")

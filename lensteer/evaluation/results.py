@@ -1,6 +1,6 @@
-"""What an evaluation found: effects by behavior, side effects by condition, and how far control vectors go.
+"""Results of an evaluation: effects by behavior, side effects by condition, and changes by control vectors.
 
-Values only. `PositionAblation` compares the same steering at different positions (`analyses/position_ablation.py`).
+`PositionAblation` compares the same steering at different positions (`analyses/position_ablation.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lensteer.evaluation.text import TextCheck
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
 
-#: A behavior is pushed down on record only where the unsteered condition has so many of its sentences, on so many
+#: A fall is tested only if the unsteered condition has at least this many of the behavior's sentences, on this many
 #: tasks.
 MIN_EVENTS, MIN_EVENT_TASKS = 12, 10
-#: Level of the tests, after Holm's correction over all behaviors and both directions.
+#: Level of the tests, after Holm's correction over all behaviors and both signs.
 LEVEL = 0.05
 
-#: What can be said of one behavior pushed one way.
+#: Verdicts on one behavior pushed down or up.
 SHOWN, NOT_SHOWN, TOO_RARE = "shown", "not shown", "base rate too low"
 WRONG_WAY, AS_RANDOM, BROKEN, NO_COEFFICIENT = (
     "moves the other way",
@@ -33,20 +33,20 @@ WRONG_WAY, AS_RANDOM, BROKEN, NO_COEFFICIENT = (
 
 @dataclass(frozen=True)
 class ControlRank:
-    """How one effect stands among the control vectors of one pool, at the same layer.
+    """Rank of one effect among the control vectors of one pool, at the same layer.
 
     Attributes:
         pool: "isotropic", "covariance_matched" or "shuffled".
         n: control vectors.
-        length: of what each of them adds; the steered conditions at the layer add as much or less.
+        length: of the added control vectors; the steered conditions at the layer add vectors of at most this length.
         low: their smallest change of the behavior's share.
         high: their largest.
         mean: of their changes.
         sd: standard deviation of their changes, sampling noise included.
-        z: (change - mean) / sd, positive in the wanted direction.
-        rank: 1 if none of them goes as far in the wanted direction, 2 if one does, and so on.
-        p_max: share of controls (and the vector itself) whose largest z over all behaviors and directions reaches this
-            z; None for fewer than 99 controls.
+        z: (change - mean) / sd, positive in the intended direction.
+        rank: 1 if none of them goes as far in the intended direction, 2 if one does, and so on.
+        p_max: share of controls (and the vector itself) whose largest z over all behaviors and signs reaches this z;
+            None for fewer than 99 controls.
     """
 
     pool: str
@@ -63,16 +63,16 @@ class ControlRank:
 
 @dataclass(frozen=True)
 class Effect:
-    """One condition's share of one behavior, and its change against the unsteered condition, both with 95 % intervals.
+    """One condition's share of one behavior, and its change from the unsteered condition, both with 95 % intervals.
 
     Attributes:
         behavior: whose share.
         kind: "down", "up" (the behavior's own vector) or "prompted" (the prompted baseline).
-        layer: steered (-1 where a prompt asks).
-        coefficient: signed; 0 where a prompt asks.
-        length: of what is added.
-        unit: "sentences" or "tokens", of which the share is; "score": the mean of a measure over chains.
-        annotator: who counted; "" is the first.
+        layer: steered (-1 for the prompted baseline).
+        coefficient: signed; 0 for the prompted baseline.
+        length: of the added vector.
+        unit: of the share, "sentences" or "tokens"; or "score": the mean of a measure over chains.
+        annotator: by name; "" is the first.
         share: in this condition.
         base: the unsteered share.
         events: sentences of the behavior in this condition.
@@ -80,11 +80,12 @@ class Effect:
         base_event_tasks: tasks of the unsteered condition with at least one.
         change: share - base, paired by task.
         p: two-sided sign-flip test over tasks.
-        p_holm: the same after Holm's correction over all directions that are tested; NaN for one that is not.
-        controls: how it stands in each pool.
-        control_low: smallest change of the same share by a control vector, `control_high` the largest; 0 without any.
-        p_value: (1 + controls that change it at least as far in the wanted direction) / (1 + controls).
-        wrong_way: share of tasks that move against the wanted direction.
+        p_holm: p after Holm's correction over all tests; NaN for an effect that is not tested.
+        controls: its rank in each pool.
+        control_low: smallest change of the same share by a control vector; `control_high`: the largest; 0 without
+            controls.
+        p_value: (1 + controls that change it at least as far in the intended direction) / (1 + controls).
+        wrong_way: share of tasks that move against the intended direction.
         text: whether the condition's text is no worse than unsteered.
     """
 
@@ -112,13 +113,13 @@ class Effect:
 
     @property
     def measurable(self) -> bool:
-        """Whether the unsteered condition has enough of the behavior for a fall to be seen; a rise can always be."""
+        """Whether the unsteered condition has enough of the behavior to test a fall; a rise can always be tested."""
         enough = self.base_events >= MIN_EVENTS and self.base_event_tasks >= MIN_EVENT_TASKS
         return self.kind != "down" or self.unit == "score" or enough
 
     @property
     def verdict(self) -> str:
-        """In words. "shown": significant after correction, the wanted way, beyond every control, in readable text."""
+        """As text. "shown": significant after correction, as intended, beyond every control, in readable text."""
         if not self.measurable:
             return TOO_RARE
         if not self.p_holm < LEVEL:  # NaN, too
@@ -137,26 +138,26 @@ class Effect:
 
 @dataclass(frozen=True)
 class ConditionSummary:
-    """How a condition's chains fared, whatever the behavior. Means over chains; `accuracy` with its 95 % interval.
+    """Measurements of a condition's chains, for any behavior. Means over chains; `accuracy` with its 95 % interval.
 
     Attributes:
         condition: its name.
-        kind: what it is; see `Condition`.
-        behavior: that was pushed or asked for; "" for none.
-        pool: of which controls it is one; "" for none.
+        kind: of the condition; see `Condition`.
+        behavior: that was steered or prompted for; "" for none.
+        pool: of the control vector; "" for none.
         layer: steered; -1 for a condition without a residual edit.
-        chains: how many.
+        chains: number of chains.
         accuracy: share of right answers among those that can be graded.
         parsed: share that ended, closed their thinking and could be read in every sentence.
         finished: share that ended by themselves.
         length: tokens.
         sentences: per chain.
         sentence_length: tokens per sentence.
-        repetition: share of 4-grams that occurred before.
+        repetition: share of 4-grams that occurred earlier in the text.
         compression: length of the text after compression, as a share.
-        nll: nats per token under the unsteered model; None where it was not measured.
+        nll: nats per token under the unsteered model; None if not measured.
         kl: nats per token between the steered and the unsteered model along the text.
-        text: how the text stands beside the unsteered condition's; None for that condition.
+        text: comparison of the text with the unsteered condition's; None for that condition.
     """
 
     condition: str
@@ -186,13 +187,13 @@ class Evaluation(Saved):
         effects: a row per behavior, kind, unit and annotator.
         conditions: a row per condition.
         n_tasks: held out.
-        n_samples: chains per task and own condition.
+        n_samples: chains per task and steered condition.
         n_controls: control vectors per pool and layer.
         control_samples: chains per task and control vector.
         scope: positions that were steered.
-        coefficient_unit: what coefficient 1 is.
+        coefficient_unit: what coefficient 1 means.
         annotators: their names, the first one first.
-        without_coefficient: (behavior, kind) that no coefficient was found for, so that nothing was run.
+        without_coefficient: (behavior, kind) without a readable coefficient, which were not run.
     """
 
     effects: tuple[Effect, ...]
@@ -208,20 +209,20 @@ class Evaluation(Saved):
 
     @property
     def behaviors(self) -> tuple[str, ...]:
-        """Those that were steered, in order."""
+        """The steered behaviors, in order."""
         named = [*(e.behavior for e in self.effects), *(b for b, _ in self.without_coefficient)]
         return tuple(dict.fromkeys(named))
 
     @property
     def unit(self) -> str:
-        """Of the effects that verdicts are about: scores where there is a measure, else shares of sentences."""
+        """The unit of the effects with verdicts: scores if there is a measure, else shares of sentences."""
         return "score" if any(e.unit == "score" for e in self.effects) else "sentences"
 
     def effect(self, behavior: str, kind: str, unit: str | None = None, annotator: str = "") -> Effect:
-        """One effect; without a unit, the one that the verdict is about.
+        """One effect; by default in the unit of the verdicts.
 
         Raises:
-            LensteerError: there is none of that name.
+            LensteerError: no such effect.
         """
         unit = self.unit if unit is None else unit
         for effect in self.effects:
@@ -231,15 +232,15 @@ class Evaluation(Saved):
         raise LensteerError(f"no effect of {(behavior, kind, unit, annotator)}: there are {known}")
 
     def verdict(self, behavior: str, kind: str) -> str:
-        """What can be said of a behavior pushed one way, by the measure, or the first annotator's share of sentences.
+        """The verdict on a behavior pushed down or up, from the measure or the first annotator's share of sentences.
 
         Raises:
-            LensteerError: it was not asked for.
+            LensteerError: it was not evaluated.
         """
         return NO_COEFFICIENT if (behavior, kind) in self.without_coefficient else self.effect(behavior, kind).verdict
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per effect; z and rank in each pool have columns of their own."""
+        """A row per effect, with columns for z and rank in each pool."""
         rows = []
         for e in self.effects:
             row = {**flat(e), "verdict": e.verdict, "shown": e.shown}
@@ -259,24 +260,24 @@ MEAN = "mean of behaviors"
 
 @dataclass(frozen=True)
 class PositionEffect:
-    """What one choice of positions does for one behavior, or for the mean of them.
+    """The effect of one scope on one behavior, or on the mean of all.
 
     Attributes:
-        comparison: "coefficient" and "budget": the model writes freely, with one coefficient at all scopes or with
-            those that spend the same KL; "forced": it is led along unsteered chains; "left out": so, too, and steered
-            at all sentences but one.
-        scope: the positions' name.
+        comparison: "coefficient" and "budget": free generation, with the same coefficient or the same KL at all scopes;
+            "forced": teacher forcing on unsteered chains; "left out": the same, steered at all sentences but one.
+        scope: its name.
         behavior: whose vector and effect, or `MEAN`.
-        effect: the behavior's share of sentences with its vector added less that with it taken away; along
-            unsteered chains, the same difference of the log-probability of its own sentences, in nats per sentence.
-        behind: how much larger the effect is at the reference scope (if left out, at all sentences), paired by task.
-        kl: mean KL per token over both signs, in nats, its interval over prompts or
-            chains; if left out, a chain counts once for each sentence that is read.
+        effect: the behavior's share of sentences with its vector added less that with it subtracted; under teacher
+            forcing, the same difference of the log-probability of its own sentences, in nats per sentence.
+        behind: by how much the effect is larger at the reference scope (for "left out", at all sentences), paired by
+            task.
+        kl: mean KL per token over both signs, in nats, with its interval over prompts or chains; for "left out", a
+            chain counts once for each sentence that is measured.
         edited: positions of an unsteered chain that are edited, its prompt's included; a mean over chains.
-        down: the coefficient that takes away (for `MEAN` a mean over behaviors).
+        down: the coefficient that subtracts (for `MEAN` a mean over behaviors).
         up: the coefficient that adds.
-        parsed: share of steered chains that end and can be read; NaN along unsteered chains.
-        reached: whether all of its coefficients spend the budget, where one was asked for.
+        parsed: share of steered chains that end and can be read; NaN under teacher forcing.
+        reached: whether all of its coefficients reach the target KL, if there is one.
     """
 
     comparison: str
@@ -298,11 +299,11 @@ class PositionAblation:
 
     Attributes:
         rows: of all comparisons.
-        reference: the scope that the others are held against, but for "left out".
-        budget: mean KL per token that was asked for, in nats.
+        reference: the scope that the others are compared with, except for "left out".
+        budget: target mean KL per token, in nats.
         layers: behavior → steered layer.
-        n_tasks: dev tasks, one chain a condition.
-        n_prompts: those of them that rollouts for a KL begin with.
+        n_tasks: dev tasks, one chain per condition.
+        n_prompts: number of them used for KL over rollouts.
     """
 
     rows: tuple[PositionEffect, ...]

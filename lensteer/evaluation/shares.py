@@ -1,6 +1,6 @@
-"""Shares of sentences in every condition, on the tasks as they are and on resampled ones, drawn alike for all.
+"""Shares of sentences in every condition, on the observed tasks and on shared resamples of them.
 
-For statistics that no interval of a single condition gives, such as a mean over many conditions.
+For statistics across conditions, such as a mean over many of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 
 
 class ResampledShares:
-    """Σ sentences of a behavior / Σ sentences, per draw of tasks: a long chain counts by its length.
+    """Σ sentences of a behavior / Σ sentences, per draw of tasks: chains are weighted by length.
 
     Args:
         records: of one call of `run_conditions`: the same tasks in the same order in every condition.
-        n: draws, beside the first, which is the data as they are.
+        n: draws, in addition to the first, which is the observed data.
         seed: of the draws.
 
     Raises:
-        LensteerError: conditions with different tasks, or fewer than two chains a condition.
+        LensteerError: conditions with different tasks, or fewer than two chains per condition.
     """
 
     def __init__(self, records: Sequence[Record], *, n: int = 2000, seed: int = 0) -> None:

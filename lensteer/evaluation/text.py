@@ -1,4 +1,4 @@
-"""Whether a condition's text is readable: not worse than unsteered by more than a stated margin."""
+"""Whether a condition's text is readable: worse than unsteered by no more than stated margins."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-#: An unsteered condition that repeats itself more than this, or whose chains parse less often, is no standard for any
-#: other.
+#: An unsteered condition that is more repetitive than this, or whose chains parse less often, is no standard for
+#: others.
 MAX_REPETITION, MIN_PARSED = 0.5, 0.5
 
 
 @dataclass(frozen=True)
 class Margins:
-    """How much worse than unsteered text may be. None: not asked for.
+    """How much worse than unsteered the text may be. None: not checked.
 
-    Each is held against the end of a 95 % one-sided bootstrap interval over tasks, so that what could not be ruled out
-    counts as worse.
+    Each is compared with the bound of a one-sided 95 % bootstrap interval over tasks, so that a change that cannot be
+    ruled out counts as worse.
 
     Attributes:
         nll: rise of the nats per token under the unsteered model.
@@ -36,8 +36,8 @@ class Margins:
         compression: fall of the compressed length's share.
         sentence_length: factor by which sentences may be longer or shorter.
         finished: fall of the share of chains that end.
-        parsed: fall of the share of chains that a grammar reads whole; for the organism only.
-        kl: nats per token that the plan may spend along the text, in the mean.
+        parsed: fall of the share of chains that a grammar parses completely; for the organism only.
+        kl: mean KL per token along the text, in nats.
     """
 
     nll: float | None = 0.5
@@ -55,21 +55,21 @@ class Margins:
                 raise LensteerError(f"margin {f.name}={value}: give a number from {least:g}, or None to leave it out")
 
 
-#: What the embedded organism's text is held to: its grammar reads every sentence, or not.
+#: Margins for the organism's text: whether its grammar reads every sentence.
 GRAMMAR_MARGINS = Margins(nll=None, repetition=None, compression=None, sentence_length=None, parsed=0.1, kl=None)
 
 
 @dataclass(frozen=True)
 class TextFigure:
-    """One figure of a condition beside the unsteered condition's.
+    """One figure of a condition, compared with the unsteered condition's.
 
     Attributes:
         name: a field of `Margins`.
         value: of the condition.
         base: of the unsteered condition.
-        worst: the end of the interval that is held against the limit.
-        limit: what it may be.
-        ok: whether it is within.
+        worst: the bound of the interval that is compared with the limit.
+        limit: the most (or least) that is allowed.
+        ok: whether it is within the limit.
     """
 
     name: str
@@ -88,7 +88,7 @@ class TextCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether all are within."""
+        """Whether all figures are within their margins."""
         return all(figure.ok for figure in self.figures)
 
     @property
@@ -102,7 +102,7 @@ class TextCheck:
 
     @property
     def why(self) -> str:
-        """Which are not, in words; empty if all are."""
+        """The figures that are not, as text; empty if all are."""
         return "; ".join(
             f"{f.name.replace('_', ' ')} {f.value:.2f} "
             f"(unsteered {f.base:.2f}; within the interval {f.worst:.2f}; limit {f.limit:.2f})"
@@ -112,7 +112,7 @@ class TextCheck:
 
 
 def text_check(condition: Sequence[Record], base: Sequence[Record], margins: Margins, *, seed: int = 0) -> TextCheck:
-    """How a condition's text stands beside the unsteered condition's, on the tasks that both have."""
+    """Compare a condition's text with the unsteered condition's, on the tasks that both have."""
     shared = {r.task for r in condition} & {r.task for r in base}
     condition, base = ([r for r in rows if r.task in shared] for rows in (condition, base))
     found = []
@@ -138,7 +138,7 @@ def text_check(condition: Sequence[Record], base: Sequence[Record], margins: Mar
 
 
 Part = tuple[float, float] | None
-"""Of one chain: a value and the weight that it is out of; None where it was not measured."""
+"""One chain's value and its weight (denominator); None if not measured."""
 
 
 def _nll(r: Record) -> Part:
@@ -188,14 +188,14 @@ def _paired(condition: Sequence[Record], base: Sequence[Record], of: Callable[[R
 
 
 def _against(own: Array, plain: Array, seed: int) -> tuple[float, float, float, float]:
-    """The condition's value, the unsteered one, and that one moved by either end of the change's 90 % interval."""
+    """The condition's value, the unsteered one, and the latter shifted by either end of the change's 90 % interval."""
     change = bootstrap_interval(Ratio(*own.T), Ratio(*plain.T), seed=seed, level=0.9)
     value, before = (float(side[:, 0].sum() / side[:, 1].sum()) for side in (own, plain))
     return value, before, before + float(change.low), before + float(change.high)
 
 
 def _sentence_length(condition: Sequence[Record], base: Sequence[Record], factor: float, seed: int) -> TextFigure:
-    """Tokens per sentence, both ways: text without an end, and text of nothing but ends."""
+    """Tokens per sentence, checked both ways: for run-on sentences and for fragments."""
     sides = _paired(condition, base, _tokens_per_sentence)
     if sides is None:
         return TextFigure("sentence_length", math.inf, 0.0, math.inf, 0.0, False)
@@ -208,10 +208,10 @@ def _sentence_length(condition: Sequence[Record], base: Sequence[Record], factor
 
 
 def check_standard(base: Sequence[Record], margins: Margins) -> None:
-    """Make sure that the unsteered condition is a standard that others can be held to.
+    """Make sure that the unsteered condition is a standard that others can be compared with.
 
     Raises:
-        LensteerError: it is itself what would be called broken, so that any coefficient would pass.
+        LensteerError: its own text counts as broken, so that any coefficient would pass.
     """
     speaking = len({r.task for r in base if r.n_sentences})
     if speaking < 2:

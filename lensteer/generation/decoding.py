@@ -1,9 +1,9 @@
 """Batched, KV-cached decoding with edits; every row's tokens depend on that row alone.
 
-Prompts are padded on the left, finished rows leave the batch, and sampling inverts the cumulative distribution at one
-uniform number per step from the row's own generator: the same seed gives the same chain in any batch, and two rows with
-the same seed differ by what was done to them. Rows with the same prompt share its prefill up to the last token, unless
-their plans edit it differently.
+Prompts are left-padded, finished rows leave the batch, and sampling inverts the cumulative distribution at one uniform
+number per step from the row's own generator: the same seed gives the same chain in any batch, and two rows with the
+same seed differ only by their plans. Rows with the same prompt share its prefill up to the last token, unless their
+plans edit it differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Buffered(DynamicLayer):
-    """A cache layer that writes into spare room, where the stock one copies all it has for every new token."""
+    """A cache layer with preallocated room; the stock one copies its whole content for every new token."""
 
     keys: Tensor
     values: Tensor
@@ -74,7 +74,7 @@ class Generated:
 
 
 class Step(NamedTuple):
-    """The rows that got a token in one step, which token each got, and whether it ends its row."""
+    """The rows that were extended in one step, the token of each, and whether it ends its row."""
 
     rows: list[int]
     tokens: list[int]
@@ -97,17 +97,17 @@ def generate(
     Args:
         model: the bridge.
         prompts: token ids.
-        max_new_tokens: at most so many per row.
-        temperature: 0 takes the likeliest token.
-        top_p: draw from the likeliest tokens that together have so much probability.
+        max_new_tokens: maximum number of new tokens per row.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling: draw from the likeliest tokens that together have this probability.
         seeds: one per row, needed when sampling.
-        plans: one per row, None for a row that is left alone.
-        advance: called with the number of tokens made in each step.
+        plans: one per row, None for a row without one.
+        advance: called with the number of tokens generated in each step.
     """
     made: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     options: dict[str, Any] = dict(temperature=temperature, top_p=top_p, seeds=seeds, plans=plans)
-    with closing(decode(model, prompts, max_new_tokens=max_new_tokens, **options)) as steps:  # hooks go, come what may
+    with closing(decode(model, prompts, max_new_tokens=max_new_tokens, **options)) as steps:  # always removes hooks
         for step in steps:
             for row, token, ended in zip(*step, strict=True):
                 made[row].append(token)
@@ -132,21 +132,21 @@ def decode(
     """Continue rows of token ids, one token each per step.
 
     Args:
-        model: the bridge. Plans that are on apply to all rows; foreign hooks fire, and cost speed.
-        rows: token ids: prompts, or prompts with the beginning of a response.
-        max_new_tokens: at most so many per row.
-        temperature: 0 takes the likeliest token, ties to the lowest id.
-        top_p: draw from the likeliest tokens that together have so much probability; 1 draws from all.
+        model: the bridge. Plans that are on apply to all rows; foreign hooks fire, but slow it down.
+        rows: token ids of prompts, optionally with the beginning of a response.
+        max_new_tokens: maximum number of new tokens per row.
+        temperature: 0 is greedy, with ties to the lowest id.
+        top_p: nucleus sampling: draw from the likeliest tokens that together have this probability; 1 draws from all.
         seeds: one per row, needed when sampling.
-        plans: one per row, None for a row that is left alone.
-        prompt_lengths: how many of each row's ids are the prompt, as scopes see it; None: all of them.
+        plans: one per row, None for a row without one.
+        prompt_lengths: number of prompt tokens of each row, for scopes; None: all of them.
 
     Yields:
         Each step's tokens.
 
     Raises:
-        LensteerError: an empty row, an impossible number, sampling without seeds, a list of another length than the
-            rows, logits that are not finite.
+        LensteerError: an empty row, an invalid number, sampling without seeds, a list whose length differs from the
+            rows', logits that are not finite.
     """
     if not all(map(len, rows)):
         raise LensteerError("an empty prompt: give at least one token id per row")
@@ -169,13 +169,13 @@ def decode(
     forward = Forward(model, left_padded(model, rows, prompt_lengths), plans, cache=cache)
     where, width = forward.text.ids.device, forward.text.ids.shape[1]
     ends = torch.tensor(sorted(models.end_ids(model)), device=where)
-    numbers = torch.arange(len(rows), device=where)  # which rows are left, and which of those have not ended
+    numbers = torch.arange(len(rows), device=where)  # rows in the batch, and which of them have not ended
     live = torch.ones(len(rows), dtype=torch.bool, device=where)
     noise = None
     if temperature and seeds is not None:
         noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
     steered = forward.steered() | bool(active_plans(model))
-    alike = not foreign_hooks(model)  # such a hook may tell rows apart; ours will be on it, too
+    alike = not foreign_hooks(model)  # a foreign hook may treat rows differently
     with forward.hooked():
         for step in range(max_new_tokens):
             end = width + step
@@ -205,10 +205,10 @@ def decode(
 def _prefilled(
     forward: Forward, rows: Sequence[Sequence[int]], plans: Sequence[Plan | None] | None, alike: bool
 ) -> Float[Tensor, "batch d_vocab"]:
-    """The first logits. Of rows with one prefill, one runs all but its last token, and its cache is copied to all.
+    """The first logits. Rows with the same prefill run all but its last token once, and the cache is copied to all.
 
-    Rows have one prefill if they are alike, have the same ids, and the same plan where it edits more than the last
-    token.
+    Rows have the same prefill if they are alike, and have the same ids, and the same plan if it edits more than the
+    last token.
     """
     text, width = forward.text, forward.text.ids.shape[1]
     if forward.slots or width < 2 or not alike:
@@ -265,8 +265,8 @@ def inverse_cdf(
 ) -> Int[Tensor, " batch"]:
     """The first id whose cumulative probability exceeds `uniform` times the total.
 
-    Sums of blocks of the vocabulary find the block, and the sums within it the id: one pass over `p` instead of a
-    double-precision copy of it and its running sum.
+    Block sums over the vocabulary locate the block, and sums within it the id: one pass over `p` instead of a
+    double-precision copy and its cumulative sum.
     """
     size = p.shape[1]
     blocks = torch.nn.functional.pad(p, (0, -size % block)).unflatten(1, (-1, block))

@@ -1,4 +1,4 @@
-"""The runner: jobs, one chain each, in batches, seeded, resumable. Everything that samples chains uses it."""
+"""The runner: jobs of one chain each, batched, seeded and resumable. All sampling of chains uses it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Sampling:
     """How chains are drawn.
 
     Attributes:
-        n_samples: chains per task. Chain (task, sample) has a seed of its own, whatever else runs.
+        n_samples: chains per task. Chain (task, sample) has its own seed, independent of other chains.
         temperature: 0 is greedy (then `n_samples` must be 1).
         seed: of all chains.
         max_new_tokens: per chain.
-        batch_size: chains that run together.
-        thinking: whether the template opens `<think>`, where it has that choice.
-        top_p: draw from the likeliest tokens that together have so much probability.
-        prefill: what every chain begins with.
+        batch_size: chains per batch.
+        thinking: whether the template opens `<think>`, if it supports both.
+        top_p: nucleus sampling: draw from the likeliest tokens that together have this probability.
+        prefill: text that every chain begins with.
 
     Raises:
-        LensteerError: an impossible number, or greedy samples that would all be the same.
+        LensteerError: an invalid number, or greedy samples that would all be the same.
     """
 
     n_samples: int = 1
@@ -66,15 +66,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Job:
-    """One chain to be written.
+    """One chain to generate.
 
     Attributes:
-        task: that is asked.
-        sample: which of the chains on the task; task and sample give the seed.
+        task: that the prompt states.
+        sample: which of the chains on the task; task and sample determine the seed.
         prompt: the prompt's text, chat template and prefill included.
         prompt_ids: its tokens.
-        prefill: the end of the prompt, as the beginning of the answer.
-        plan: what is steered.
+        prefill: the end of the prompt, where it begins the answer.
+        plan: the steering plan.
     """
 
     task: Task
@@ -94,14 +94,14 @@ def run_jobs(
     keep: Callable[[Mapping[int, Trace]], object] | None = None,
     progress: bool = False,
 ) -> list[Trace]:
-    """Write every job's chain; jobs that follow each other share a batch.
+    """Generate every job's chain; consecutive jobs share a batch.
 
     Args:
         model: the bridge; plans that are on apply.
-        jobs: any order; in prompts of about one length little is padding.
+        jobs: in any order; consecutive prompts of similar length need little padding.
         sampling: how chains are drawn.
-        done: chains of an earlier run, by the number of the job. A batch that a kill cut short is made again whole,
-            because rounding depends on batch composition, and its finished chains stay as they are.
+        done: chains of an earlier run, by the number of the job. An interrupted batch is rerun as a whole, because
+            rounding depends on batch composition; its finished chains stay as they are.
         keep: called with each finished batch's new chains, by the number of the job.
         progress: show a bar with tokens per second.
     """
@@ -138,7 +138,7 @@ def run_jobs(
 
 
 def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
-    """A trace from what was generated, its text decoded from the very ids."""
+    """A trace from generated ids, with its text decoded from them."""
     response, offsets = models.decode_offsets(model.tokenizer, result.ids)
     return Trace(
         job.task,
@@ -154,7 +154,7 @@ def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
 
 
 def chain_seed(seed: int, task_id: str, sample: int) -> int:
-    """The seed of one chain: the same whatever else runs, so that steered and unsteered chains share it."""
+    """The seed of one chain: independent of other chains, so that steered and unsteered chains share it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
@@ -175,27 +175,27 @@ def generate_traces(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> list[Trace]:
-    """Let a model think about tasks.
+    """Generate a model's responses to tasks.
 
     Args:
         model: the bridge; plans that are on apply.
-        tasks: what to ask.
+        tasks: that the prompts state.
         n_samples: as in `Sampling`, like the numbers that follow.
         temperature: 0 is greedy.
-        top_p: probability of the tokens that are drawn from.
+        top_p: nucleus sampling, as in `Sampling`.
         seed: of the whole run.
         max_new_tokens: per chain.
-        batch_size: chains that run together.
-        thinking: whether the template opens `<think>`, where it has that choice.
+        batch_size: chains per batch.
+        thinking: whether the template opens `<think>`, if it supports both.
         prefill: the beginning of every answer, such as "Answer:" for a direct one.
-        rewrite: another prompt for a task (a cue, say).
-        plans: one per task, None for a task that is left alone.
-        path: JSONL file that each finished batch is appended to; batches already in it are not made again. (Hooks that
-            are not a plan's leave no mark in it.)
+        rewrite: from a task to a changed prompt (such as one with a cue).
+        plans: one per task, None for a task without one.
+        path: JSONL file that each finished batch is appended to; batches already in it are not rerun. (It does not
+            record foreign hooks.)
         progress: show a bar with tokens per second.
 
     Raises:
-        LensteerError: no task, an impossible number, two tasks of one id with a path, or a file of another run.
+        LensteerError: no task, an invalid number, two tasks with the same id and a path, or a file of another run.
     """
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
@@ -221,7 +221,7 @@ def resume_jobs(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> list[Trace]:
-    """`run_jobs`, where batches that are in a file already are not made again.
+    """`run_jobs`, without rerunning batches that are already in a file.
 
     Args:
         model: the bridge; plans that are on apply.
@@ -231,7 +231,7 @@ def resume_jobs(
         progress: show a bar.
 
     Raises:
-        LensteerError: two tasks of one id with a path, or a file of another run.
+        LensteerError: two tasks with the same id and a path, or a file of another run.
     """
     top_p, temperature = sampling.top_p, sampling.temperature
     numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
@@ -250,7 +250,7 @@ def resume_jobs(
 
 
 def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:
-    """Digest of what a chain depends on besides its prompt: model, plans that are on, its own plan, numbers."""
+    """Digest of what a chain depends on in addition to its prompt: model, plans that are on, its own plan, numbers."""
     plans = [*active_plans(model), *([] if plan is None else [plan])]
     edits = [p.identity() for p in plans]
     identity = replace(models.fingerprint(model), name="", revision="")
@@ -258,7 +258,7 @@ def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | No
 
 
 def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[int, Trace]:
-    """Chains of an earlier run; a last line that a kill cut short is dropped from the file."""
+    """Chains of an earlier run; an incomplete last line is dropped from the file."""
     numbers = {(job.task.id, job.sample): i for i, job in enumerate(jobs)}
     if len(numbers) < len(jobs):
         raise LensteerError(f"two tasks have the same id: {path} could not tell their chains apart")

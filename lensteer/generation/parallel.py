@@ -1,7 +1,7 @@
 """Several batches of a large model at once on a CPU, one thread each.
 
-Small operations (norms, rotary embeddings, a single new token's attention) do not keep several cores busy; batches do.
-Each thread runs a plain twin of its own on the same parameters, so that the hooks of one do not meet the other's.
+Small operations (norms, rotary embeddings, attention of a single new token) do not keep several cores busy; batches do.
+Each thread runs its own plain twin on the same parameters, so that their hooks do not interfere.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-#: Parameters from which on it pays: below, Python's own work between operations is what takes the time.
+#: Minimum number of parameters: below it, Python overhead between operations dominates.
 LARGE = 50_000_000
 
 
 def n_at_once(model: TransformerBridge, least: int = LARGE) -> int:
-    """How many batches to run at once: torch's number of threads, or 1 where a batch may not run beside another."""
+    """How many batches to run at once: torch's number of threads, or 1 if batches may not run concurrently."""
     fits = models.device(model).type == "cpu" and sum(p.numel() for p in model.original_model.parameters()) >= least
     alone = active_plans(model) or foreign_hooks(model) or not fits or twins.plain_twin(model) is None
     return 1 if alone else torch.get_num_threads()
@@ -35,13 +35,13 @@ def n_at_once(model: TransformerBridge, least: int = LARGE) -> int:
 def run_batches(
     model: TransformerBridge, run: Callable[[Batch], Result], batches: Iterable[Batch], *, least: int = LARGE
 ) -> Iterator[tuple[Batch, Result]]:
-    """Each batch with what `run` makes of it, in order. A result may wait for those before it.
+    """Each batch with the result of `run`, in order. A result may wait for earlier ones.
 
     Args:
-        model: that `run` runs, through `generate` or `forced_logits`.
-        run: depends on nothing but its batch.
+        model: that `run` uses, through `generate` or `forced_logits`.
+        run: must depend on its batch only.
         batches: of work.
-        least: parameters from which on several run at once.
+        least: minimum number of parameters for running several at once.
     """
     n = n_at_once(model, least)
     if n == 1:

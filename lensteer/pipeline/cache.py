@@ -1,4 +1,4 @@
-"""What `lensteer cache` does: a vector from records, a coefficient from dev tasks, figures from held-out ones."""
+"""`lensteer cache`: fit a vector on records, choose its coefficient on dev tasks, measure on held-out tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RESULT = "cache.json"
 
 @dataclass(frozen=True)
 class CacheFit:
-    """What a cache vector is fitted from. `records` is "" for what fits the model."""
+    """Settings for fitting a cache vector. `records` is "" for the model's default."""
 
     model: str | None = None
     records: str = ""
@@ -55,7 +55,7 @@ class CacheFit:
 
 @dataclass(frozen=True)
 class CacheRun:
-    """What one edit with a cache vector is measured on. `suffix` is appended to every question, in every condition."""
+    """Settings for measuring a cache vector. `suffix` is appended to every question, in every condition."""
 
     vector: str
     model: str | None = None
@@ -116,8 +116,8 @@ def _records(config: CacheFit) -> list[Record]:
 def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> Modes:
     """Choose the coefficient on dev tasks, measure on held-out ones, and write `cache.json` into a folder.
 
-    The coefficient is the one with the most right answers on dev tasks, where answers can be graded, else the one with
-    the most answers that think and end; of equals the smallest.
+    The coefficient is the one with the most right answers on dev tasks if answers can be graded, else the one with the
+    most answers that think and end; ties go to the smallest.
 
     Raises:
         LensteerError: no such vector, another model's, or a folder that holds another experiment.
@@ -188,10 +188,10 @@ def _worth(condition: ModeSummary) -> float:
 
 
 def read_cache_run(folder: Path) -> dict[str, Any] | None:
-    """What a `cache run` left in a folder, or None.
+    """The result of a `cache run` in a folder, or None.
 
     Raises:
-        LensteerError: the file is something else.
+        LensteerError: the file holds something else.
     """
     path = folder / RESULT
     if not path.exists():

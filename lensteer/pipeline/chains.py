@@ -1,4 +1,4 @@
-"""A run's chains and its annotators: generated, brought along or from pairs, labeled by whom, and how good that is."""
+"""A run's chains (generated, given or from pairs), its annotators, and the annotators' accuracy."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ CLASSIFIER = "classifier.safetensors"
 
 
 def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridge | None = None) -> list[Trace]:
-    """Chains from files of traces or of the published annotation format, with the labels that they came with.
+    """Chains from files of traces or of the published annotation format, with any labels in them.
 
-    Of several files, chains on the same task become that task's samples, in the order of the files.
+    Chains on the same task in several files become that task's samples, in the order of the files.
 
     Args:
-        path: JSONL, one or several; a line with "annotated" is of the published format.
-        model: whose tokenizer encodes published chains; without one each character is a token.
+        path: one or several JSONL files; a line with "annotated" is in the published format.
+        model: with the tokenizer for published chains; without one each character is a token.
 
     Raises:
         LensteerError: a file of another kind, traces of another model's tokenizer, or chains without a token.
@@ -74,10 +74,9 @@ def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
 
 
 def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
-    """The run's contrastive pairs with completions on both sides, and the pairs as its vectors are fitted on them.
+    """The run's contrastive pairs with completions on both sides, and the pairs that its vectors are fitted on.
 
-    Where completions are missing the model writes them, once. Pairs that say where they are read, such as repeng's, are
-    fitted as they came.
+    The model writes missing completions once. Pairs with their own position, such as repeng's, are fitted as given.
 
     Raises:
         LensteerError: pairs that cannot be read or encoded, or no answer at all.
@@ -112,15 +111,15 @@ def _pair(values: dict[str, Any]) -> Pair:
 
 
 def annotators_of(run: Run) -> dict[str, Annotator]:
-    """The run's annotators by name, ready to be called. A judge says how much it will ask before it asks."""
+    """The run's annotators by name, ready to be called. A judge reports its number of calls beforehand."""
     return {name: _annotator(run, name) for name in run.annotators}
 
 
 def with_masks(annotators: Mapping[str, Annotator]) -> dict[str, Annotator]:
-    """The same, and the first one again with cue words masked, and with as many random words masked.
+    """The annotators, and the first one with cue words masked and with the same number of random words masked.
 
     The cue words are those of English reasoning, so a grammar's chains and the user's own labels are not masked. A
-    judge would have to be asked again.
+    judge is not masked, to save calls.
     """
     first, annotator = next(iter(annotators.items()), ("", None))
     if annotator is None or annotator is grammar or is_own(first) or isinstance(annotator, Judge):
@@ -146,10 +145,10 @@ def _announce(plan: JudgePlan) -> None:
 
 
 def fit_own_classifier(run: Run, given: Sequence[Trace]) -> None:
-    """Fit the run's classifier on the labels that its chains came with, if it has none.
+    """Fit the run's classifier on its chains' labels, if it has none.
 
     Raises:
-        LensteerError: the chains came without labels.
+        LensteerError: the chains have no labels.
     """
     if "classifier" not in run.annotators or run.config.classifier or run.path(CLASSIFIER).exists():
         return
@@ -162,13 +161,13 @@ def fit_own_classifier(run: Run, given: Sequence[Trace]) -> None:
 
 
 def trust(run: Run, given: Sequence[Trace]) -> dict[str, Any]:
-    """Flat figures on how good the annotators are: against labels that the chains came with, or as they were fitted.
+    """Flat figures on the annotators' accuracy: compared with the chains' own labels, or from when they were fitted.
 
-    A classifier that was fitted on these very labels is judged on questions that it was not fitted on, and, where the
-    chains are of several files, also without the file that it is judged on.
+    A classifier that was fitted on these labels is evaluated on questions held out in turn, and, if there are several
+    files of chains, also on files held out in turn.
     """
     found: dict[str, Any] = {"name": next(iter(run.annotators), None), "names": list(run.annotators), "against": None}
-    # What pairs say is of whole texts: it judges no annotator of sentences.
+    # Labels of pairs are of whole texts, so they cannot evaluate an annotator of sentences.
     labeled = [] if run.config.pairs else [trace for trace in given if trace.spans]
     files = [i for i, n in enumerate(run.stages["traces"].get("files", ())) for _ in range(n)]
     sources = [file for file, trace in zip(files, given, strict=True) if trace.spans] if files else []
@@ -194,7 +193,7 @@ def trust(run: Run, given: Sequence[Trace]) -> dict[str, Any]:
 
 
 def judged_on_its_questions(run: Run, given: Sequence[Trace]) -> list[str]:
-    """Dev and held-out tasks whose question is among those of the labeled chains that a classifier was fitted on."""
+    """Dev and held-out tasks whose question is in the labeled chains that the classifier was fitted on."""
     if "classifier" not in run.annotators or run.config.classifier is not None:
         return []
     asked = {_plain(trace.task.prompt) for trace in given if trace.spans and trace.task.prompt}
@@ -226,10 +225,10 @@ def fit_annotator(
     layer: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a classifier on annotated chains and save it; returns its figures on chains held out in turn.
+    """Train a classifier on annotated chains and save it; return its figures on chains held out in turn.
 
     Raises:
-        LensteerError: no annotated chains there, too few of them, or an impossible option.
+        LensteerError: no or too few annotated chains, or an invalid option.
     """
     traces = [trace for trace in read_chains(chains, model) if trace.spans]
     if not traces:

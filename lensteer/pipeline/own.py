@@ -1,7 +1,7 @@
-"""A user's own functions in a run: named as FILE.py:NAME, loaded from the file, and tried before anything is written.
+"""User functions in a run: named as FILE.py:NAME, loaded from the file, and tested before anything is written.
 
-An annotator labels sentences; a measure scores a chain. The file is run as a module of its own; other files beside it
-cannot be imported from it.
+An annotator labels sentences; a measure scores a chain. The file is run as a separate module; it cannot import other
+files in its folder.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lensteer.evaluation.conditions import score
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
-#: Response of the made-up chain that functions are tried on.
+#: Response of the made-up chain that functions are tested on.
 SAMPLE = "Let me think. The answer is 4."
 
 
 def is_own(name: str) -> bool:
-    """Whether a name says a file and what is in it."""
+    """Whether a name has the form FILE.py:NAME."""
     return ":" in name or name.endswith(".py")
 
 
 def file_of(name: str) -> Path:
-    """The file that a FILE.py:NAME names.
+    """The file of FILE.py:NAME.
 
     Raises:
         LensteerError: it is not of this form, or there is no such file.
@@ -43,15 +43,15 @@ def file_of(name: str) -> Path:
 
 
 def digest_of(path: str | Path) -> str:
-    """Of a file's content."""
+    """Digest of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def load_own(name: str) -> Callable[..., Any]:
-    """What FILE.py:NAME names: a function, or another object that can be called.
+    """The function, or other callable, at FILE.py:NAME.
 
     Raises:
-        LensteerError: no such file or name, a file that cannot be run, or something that cannot be called with chains.
+        LensteerError: no such file or name, a file that cannot be run, or an object that is not callable.
     """
     path, within = file_of(name), name.rpartition(":")[2]
     # One module per content, so that two functions of a file share it. Dataclasses look their module up.
@@ -66,7 +66,7 @@ def load_own(name: str) -> Callable[..., Any]:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
-            raise LensteerError(f"{str(path)!r} cannot be run ({type(error).__name__}: {error}): mend it") from error
+            raise LensteerError(f"{str(path)!r} cannot be run ({type(error).__name__}: {error}): fix it") from error
     if not hasattr(module, within):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise LensteerError(f"{str(path)!r} has no {within!r}: it has {known}")
@@ -77,7 +77,7 @@ def load_own(name: str) -> Callable[..., Any]:
 
 
 def try_annotator(name: str, task: Task) -> None:
-    """Let an annotator of one's own label a made-up chain.
+    """Test a user's annotator on a made-up chain.
 
     Raises:
         LensteerError: it fails, or returns something other than a list of sentences for each trace.
@@ -86,10 +86,10 @@ def try_annotator(name: str, task: Task) -> None:
 
 
 def try_measure(name: str, task: Task) -> None:
-    """Let a measure of one's own score a made-up chain.
+    """Test a user's measure on a made-up chain.
 
     Raises:
-        LensteerError: it fails, or returns no finite number.
+        LensteerError: it fails, or does not return a finite number.
     """
     _tried(name, lambda trace: score(load_own(name), trace), task, "a number for a trace")
 

@@ -1,4 +1,4 @@
-"""A run: what is asked of which model, in which folder, and what of it is done."""
+"""A run: its settings, its model, its folder, and the stages that are done."""
 
 from __future__ import annotations
 
@@ -54,54 +54,54 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run does. The defaults are for a language model; `ORGANISM` and `DEMO` are for the embedded one.
+    """Settings of a run. The defaults are for a language model; `ORGANISM` and `DEMO` are for the organism.
 
-    They are a first choice: what had worked by hand on mini-R1, a SmolLM2-135M that thinks in R1's manner, before any
-    full run there (`analyses/LOG.md`, 2026-11-26).
+    They are a starting point: the settings that worked by hand on mini-R1, a SmolLM2-135M that thinks like R1, before
+    any full run there (`analyses/LOG.md`, 2026-11-26).
 
     Attributes:
         model: a checkpoint; None is the embedded organism.
         dtype: of weights and activations.
-        device: where it runs.
+        device: such as "cpu" or "cuda".
         tasks: "builtin", "organism", or a JSONL file.
-        chains: files of chains to use instead of generating any: traces, or the published annotation format. Labels
-            that they come with are kept and fit the vectors.
+        chains: files of chains to use instead of generating any: traces, or the published annotation format. Their
+            labels are kept, and the vectors are fitted on them.
         pairs: a file of contrastive pairs, or the name of a written set, to fit the vectors on instead of on chains;
-            `behaviors` are then the concepts that the pairs name, unless others are asked for. See `load_pairs`.
-        pair_format: of that file; None: the first entry decides.
-        annotators: of `ANNOTATORS`, or FILE.py:NAME for one of your own, for generated text, the first of which is
-            tested. () is what fits: the grammar for the organism's tasks; none where there is a measure, and pairs or
-            chains; for others a classifier that is fitted on labels that came along, and the rules.
-        measure: FILE.py:NAME of a function from a trace to a number, higher for more of the behavior; where there is
-            one, its mean is what is tested.
+            `behaviors` are then by default the concepts that the pairs name. See `load_pairs`.
+        pair_format: of that file; None: detected from the first entry.
+        annotators: for generated text: of `ANNOTATORS`, or FILE.py:NAME for your own; the first one is tested. () is
+            the default: the grammar for the organism's tasks; none with a measure and pairs or chains; with chains or
+            `classifier`, the classifier, then the rules if they cover the behaviors; else the rules.
+        measure: FILE.py:NAME of a function from a trace to a number, higher for more of the behavior; if given, its
+            mean is tested.
         classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
         behaviors: that are steered.
-        layers: one for all behaviors, or one for each; () lets scores, or else the middle layer, decide.
+        layers: one for all behaviors, or one for each; () selects them by scores, or else the middle layer.
         n_train: tasks that chains are generated on.
         n_dev: tasks that coefficients are chosen on.
         n_test: held-out tasks.
-        n_samples: chains per held-out task and own condition.
+        n_samples: chains per held-out task and steered condition.
         dev_samples: chains per dev task and coefficient.
         control_samples: chains per held-out task and control vector.
         temperature: of all sampling.
-        top_p: of all sampling: the smallest set of tokens with so much probability.
+        top_p: of all sampling: the smallest set of tokens with at least this probability.
         prefill: text that every chain begins with.
-        train_tokens: at most so many per training chain.
-        max_new_tokens: at most so many per chain of dev and held-out tasks.
-        batch_size: chains that run together.
-        window: where a behavior is read.
-        negatives: what it is held against.
+        train_tokens: maximum per training chain.
+        max_new_tokens: maximum per chain of dev and held-out tasks.
+        batch_size: chains per batch.
+        window: positions that represent a span.
+        negatives: what a behavior is contrasted with.
         scope: positions that are steered.
-        unit: what coefficient 1 is; see `SteeringPlan`.
-        max_spans: sentences per behavior that scores by layer are averaged over.
-        score_chains: chains that those are taken from.
+        unit: what coefficient 1 means; see `SteeringPlan`.
+        max_spans: sentences per behavior for scores by layer.
+        score_chains: chains that these sentences are taken from.
         score_coefficient: of the scores: small, because at large ones every layer saturates.
-        coefficients: coefficients to choose from, both signs.
-        margins: what the text of a condition is held to, "text" or "grammar".
-        quality: likelihoods of texts are measured on so many chains per condition, and half as many per coefficient.
+        coefficients: coefficients to try, with both signs.
+        margins: limits for the text of a condition, "text" or "grammar".
+        quality: number of chains per condition whose likelihood is measured; half as many per coefficient.
         n_controls: control vectors per pool and layer.
-        n_score_controls: control vectors of two kinds beside the scores by layer; 0 for none.
-        seed: of everything that is drawn.
+        n_score_controls: control vectors of each of two kinds for the scores by layer; 0 for none.
+        seed: of all randomness.
     """
 
     model: str | None = None
@@ -143,8 +143,8 @@ class RunConfig:
     seed: int = 0
 
 
-#: The embedded organism has sentences of five or six tokens. Steered at every token they fall apart, so it is steered
-#: at the tokens that begin one, along vectors that are read there (`analyses/LOG.md`, 2026-11-21 and 2026-11-26).
+#: The organism has sentences of five or six tokens. Steering every token breaks them, so only the tokens that begin one
+#: are steered, along vectors that are read there (`analyses/LOG.md`, 2026-11-21 and 2026-11-26).
 ORGANISM = RunConfig(
     tasks="organism",
     window="onset",
@@ -178,8 +178,8 @@ DEMO = replace(
 )
 
 
-#: The short story on a language model: two behaviors, and chains enough to see them rise, but too few for a rare one's
-#: fall.
+#: The demo on a language model: two behaviors, with enough chains to detect a rise, but too few for a fall of a rare
+#: one.
 DEMO_REAL = replace(
     RunConfig(),
     dtype="bfloat16",
@@ -214,16 +214,16 @@ class Run:
 
     @staticmethod
     def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:
-        """Open a run's folder, or begin one. A new one is written to only once its model is loaded.
+        """Open a run's folder, or begin one. A new folder is written to only after its model is loaded.
 
         Args:
             folder: of the run.
-            config: what to do; None goes on with what the folder says.
+            config: settings; None continues with those in the folder.
             progress: show bars.
 
         Raises:
-            LensteerError: the folder holds another run or something else, or nothing while no config is given; a
-                config that some stage would refuse; or a file of pairs or of the user's own functions that has changed.
+            LensteerError: the folder holds another run or something else, or is empty and no config is given; a config
+                that some stage would reject; or a changed file of pairs or user functions.
         """
         folder = Path(folder)
         if config is not None and config.pairs is not None and config.behaviors == STEERED:
@@ -269,7 +269,7 @@ class Run:
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """Names of the annotators: as asked for, or those that fit the tasks."""
+        """Names of the annotators: as configured, or the default for the tasks."""
         if self.config.annotators:
             return self.config.annotators
         if self.config.tasks == "organism":
@@ -282,10 +282,10 @@ class Run:
 
     @property
     def own_files(self) -> list[Path]:
-        """Files of the user's own functions and pairs.
+        """Files of the user's functions and pairs.
 
         Raises:
-            LensteerError: there is none of such a name.
+            LensteerError: no such file.
         """
         c = self.config
         named = [name for name in (*c.annotators, c.measure) if name is not None and is_own(name)]
@@ -294,7 +294,7 @@ class Run:
 
     @cached_property
     def measure(self) -> Measure | None:
-        """The user's own measure, if there is one.
+        """The user's measure, if there is one.
 
         Raises:
             LensteerError: it cannot be loaded.
@@ -303,7 +303,7 @@ class Run:
 
     @property
     def margins(self) -> Margins:
-        """What the text of a condition is held to."""
+        """Limits for the text of a condition."""
         return GRAMMAR_MARGINS if self.config.margins == "grammar" else Margins()
 
     def note(self, text: str) -> None:
@@ -312,11 +312,11 @@ class Run:
             self.notes.append(text)
 
     def check(self) -> None:
-        """Refuse now what a stage would refuse only after hours.
+        """Check everything up front that a stage would reject only after hours.
 
         Raises:
-            LensteerError: an unknown scope, window or kind of negatives, an impossible number, tasks that lack a split,
-                or pairs or functions of the user's own that cannot be used.
+            LensteerError: an unknown scope, window or kind of negatives, an invalid number, tasks that lack a split, or
+                pairs or user functions that cannot be used.
         """
         c = self.config
         self._check_pairs()
@@ -377,7 +377,7 @@ class Run:
         self._check_own()
 
     def _check_pairs(self) -> None:
-        """Pairs, what stands beside them, and what measures their effect."""
+        """Check pairs, options that go with them, and how their effect is measured."""
         c = self.config
         if c.pairs is not None:
             if c.chains:
@@ -396,7 +396,7 @@ class Run:
             raise LensteerError(f"pair_format={c.pair_format!r} without pairs: give --pairs, too")
 
     def _check_own(self) -> None:
-        """The user's own functions, each tried on a made-up chain."""
+        """Test each of the user's functions on a made-up chain."""
         c, task = self.config, self.tasks("test")[0]
         for name in filter(is_own, self.annotators):
             if c.measure is None:
@@ -419,13 +419,13 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else on this machine works on the folder meanwhile.
+        """Lock the folder against other processes on this machine.
 
         Raises:
-            LensteerError: somebody does.
+            LensteerError: another process holds the lock.
         """
         place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        user = os.getuid() if hasattr(os, "getuid") else "user"  # each has locks of their own in a shared folder
+        user = os.getuid() if hasattr(os, "getuid") else "user"  # each user has separate locks in a shared folder
         lock = FileLock(Path(tempfile.gettempdir()) / f"lensteer-{user}-{place}.lock", timeout=0)
         try:
             lock.acquire()
@@ -438,7 +438,7 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        """The run's model, checked against the one the run began with."""
+        """The run's model, compared with the one that the run began with."""
         model = models.load_model(self.config.model, dtype=getattr(torch, self.config.dtype), device=self.config.device)
         found = models.fingerprint(model)
         if not self.model_id:
@@ -455,7 +455,7 @@ class Run:
         """The run's tasks of a split.
 
         Raises:
-            LensteerError: there are fewer than asked for.
+            LensteerError: there are fewer than requested.
         """
         n = {"train": self.config.n_train, "dev": self.config.n_dev, "test": self.config.n_test}[split]
         found = load_tasks(self.config.tasks, split=split, n=n)
@@ -467,12 +467,12 @@ class Run:
         return found
 
     def sampling(self, n_samples: int) -> Sampling:
-        """How the run draws chains."""
+        """The run's sampling settings."""
         c = self.config
         return Sampling(
             n_samples, c.temperature, c.seed, c.max_new_tokens, c.batch_size, top_p=c.top_p, prefill=c.prefill
         )
 
     def path(self, name: str) -> Path:
-        """Of an artifact."""
+        """Path of an artifact."""
         return self.folder / name

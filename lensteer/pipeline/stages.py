@@ -1,6 +1,6 @@
-"""The stages of a run. A stage that is done is not redone; one that was cut off goes on where it was.
+"""The stages of a run. A finished stage is not rerun; an interrupted one resumes.
 
-`load_results` reads back from the run's folder all that its report shows.
+`load_results` reads everything that the report shows from the run's folder.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from lensteer.vectors import BehaviorVectors, fit_vectors
 from lensteer.vectors.geometry import cosine_matrix
 
 FULL_RUN = Path(organism.__file__).parent / "full_run.json"
-"""The summary of the full run on the embedded model, committed with its weights."""
+"""The summary of the full run on the organism, committed with its weights."""
 
 
 def load_results(run: Run) -> RunResults:
@@ -110,19 +110,19 @@ def load_results(run: Run) -> RunResults:
     )
 
 
-#: A vector of fewer spans is warned of.
+#: A vector of fewer spans causes a warning.
 FEW_SPANS = 30
-#: Chains per dev task that base rates are measured on, before coefficients are tried.
+#: Chains per dev task for base rates, before coefficients are tried.
 PLAN_SAMPLES = 2
 #: Held-out tasks whose chains the report shows.
 EXAMPLES = 3
 
 
 def run_stage(run: Run, name: str) -> None:
-    """Do one stage, unless it is done.
+    """Run one stage, unless it is done.
 
     Raises:
-        LensteerError: no such stage, one before it is not done, or another process is at work on the run.
+        LensteerError: no such stage, an earlier stage is not done, or another process is at work on the run.
     """
     if name not in STAGES:
         raise LensteerError(f"no stage {name!r}: the stages are {list(STAGES)}")
@@ -140,7 +140,7 @@ def run_stage(run: Run, name: str) -> None:
 
 
 def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:
-    """Do all stages that are not done; returns the report's path."""
+    """Run all stages that are not done; return the report's path."""
     run.announce = announce or (lambda line: None)
     for name in STAGES:
         if announce is not None:
@@ -180,14 +180,14 @@ def _traces(run: Run) -> dict[str, Any]:
 
 
 def _annotate(run: Run) -> dict[str, Any]:
-    """Labels that the chains came with, as those of pairs do, are kept; the first annotator labels the others."""
+    """Label the chains. Labels that they come with (as in pairs) are kept; the first annotator labels the others."""
     traces = load_traces(run.path("traces.jsonl"))
     given = [trace for trace in traces if trace.spans]
     rest = [trace for trace in traces if not trace.spans]
     if rest and not run.annotators:
         raise LensteerError(
             f"{len(rest)} of the {len(traces)} chains of {list(run.config.chains)} came without labels, and vectors "
-            "are fitted on labels: give an --annotator beside the measure"
+            "are fitted on labels: give an --annotator as well as the measure"
         )
     found, reports = annotate_report(rest, next(iter(annotators_of(run).values()))) if rest else ([], [])
     fresh = iter(found)
@@ -302,10 +302,10 @@ def _select(run: Run) -> dict[str, Any]:
 
 
 def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) -> None:
-    """Base rates on dev tasks, and what the evaluation could see: before anything long is begun.
+    """Base rates on dev tasks, and the power of the evaluation, before any long stage.
 
     Raises:
-        LensteerError: the unsteered chains are themselves what would be called broken.
+        LensteerError: the unsteered chains' own text counts as broken.
     """
     c = run.config
     begun = time.perf_counter()
@@ -323,7 +323,7 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     check_standard(base, run.margins)
     found = power(base, labels, n_tasks=c.n_test, n_samples=c.n_samples)
     rate = sum(r.length for r in base) / max(time.perf_counter() - begun, 1e-9)
-    if run.path("plan.json").exists():  # the chains were read back, which takes no time
+    if run.path("plan.json").exists():  # the chains were read from disk, so there is no timing
         rate = float(json.loads(run.path("plan.json").read_text(encoding="utf-8"))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
@@ -410,7 +410,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
 def _examples(
     run: Run, evaluation: Evaluation, found: Mapping[tuple[str, str, str], Trace], tasks: Sequence[str]
 ) -> None:
-    """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; none was picked."""
+    """The first held-out tasks, unsteered, and steered up along the behaviors that rose most; not cherry-picked."""
     rises = sorted(
         (e for e in evaluation.effects if e.kind == "up" and e.unit == evaluation.unit and not e.annotator),
         key=lambda e: -e.change.value,
@@ -428,7 +428,7 @@ def _examples(
 
 
 def render_report(run: Run) -> dict[str, Any]:
-    """Write the page and the summary from what is in a run's folder; done again whenever more is in it."""
+    """Write the page and the summary from the run's folder; rerun whenever it has new results."""
     results = load_results(run)
     write_atomically(run.path("summary.json"), json.dumps(summary(results), indent=1))
     write_atomically(run.path("report.html"), render(results))

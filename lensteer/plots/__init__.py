@@ -1,4 +1,4 @@
-"""Results in, plotly figures out. Computes nothing; the only home of colors.
+"""Plotly figures of results. No statistics are computed here; all colors are defined here.
 
 A behavior has the same color in every figure, in annotated chains and on the report's page.
 """
@@ -79,10 +79,10 @@ def figure(result: Result, **options: Any) -> go.Figure:
 
     Args:
         result: of a kind that has a figure.
-        options: of the figure's own function, such as `layer` and `head` of `sentence_attention`.
+        options: of the figure's function, such as `layer` and `head` of `sentence_attention`.
 
     Raises:
-        LensteerError: nothing draws such a result.
+        LensteerError: there is no figure for such a result.
     """
     if type(result) not in _FIGURES:
         raise LensteerError(

@@ -1,4 +1,4 @@
-"""Figures of attention between sentences: one head's heat map, a score of every head, behaviors against behaviors."""
+"""Figures of attention between sentences: one head's heat map, a score of every head, behavior by behavior."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from lensteer.plots.style import (
 
 _RISING = [[0.0, DIVERGING[1][1]], [1.0, DIVERGING[2][1]]]
 _WIDTH = 90  # characters of a sentence in a hover
-_DOUBLINGS = 3  # where the colors of multiples end at the latest: at 8 times and at an eighth
+_DOUBLINGS = 3  # largest range of colors for multiples: 8 times and an eighth
 
 
 def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> go.Figure:
     """One head's attention between the sentences of a trace, with the behaviors as colored marks along both axes.
 
-    Colors end at the largest attention to another sentence. Hover a mark on the left for where else attention goes.
+    Colors end at the largest attention to another sentence. Hover over a mark on the left for the attention elsewhere.
 
     Raises:
         LensteerError: no such layer or head here.
@@ -52,7 +52,7 @@ def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> g
             customdata=hover,
             hovertemplate="%{customdata}<br>mass %{z:.3f}<extra></extra>",
             zmin=0,
-            zmax=float(values.tril(-1).max()) or 1.0,  # sentences look at themselves most: that would hide the rest
+            zmax=float(values.tril(-1).max()) or 1.0,  # the diagonal is largest and would hide the rest
             colorscale=_RISING,
             colorbar=color_bar("attention mass<br>(share of 1)"),
         )
@@ -68,9 +68,9 @@ def sentence_attention(attention: SentenceAttention, layer: int, head: int) -> g
         figure.add_trace(_marks(label, rows, [float(n)] * len(rows), [says[i] for i in rows], legend=False))
     ticks = list(range(0, n, max(1, math.ceil(n / 20))))
     axis = dict(tickvals=ticks, showgrid=False, zeroline=False, constrain="domain")
-    figure.update_xaxes(title_text="sentence looked at (number in the chain)", range=[-1.8, n - 0.4], **axis)
-    figure.update_yaxes(title_text="sentence that looks", range=[n + 0.8, -0.6], scaleanchor="x", **axis)
-    title = f"Where head {head} of layer {layer} looks: {escape(attention.trace)}"
+    figure.update_xaxes(title_text="key sentence (number in the chain)", range=[-1.8, n - 0.4], **axis)
+    figure.update_yaxes(title_text="query sentence", range=[n + 0.8, -0.6], scaleanchor="x", **axis)
+    title = f"Attention of head {head} of layer {layer}: {escape(attention.trace)}"
     title += "<br><sup>colors end at the largest attention to another sentence</sup>"
     return finish(figure, title, 660)
 
@@ -84,11 +84,11 @@ def head_map(
 
     Args:
         found: the scores.
-        pair: for `BehaviorAttention`: who asks and who is asked.
-        heads: (layer, head) of chosen ones, to mark by squares.
+        pair: for `BehaviorAttention`: query and key behavior.
+        heads: (layer, head) of chosen ones, to mark with squares.
 
     Raises:
-        LensteerError: a pair where there is none to choose, none where there is, or one of unknown behaviors.
+        LensteerError: a pair for receiver heads, no pair for behaviors, or a pair of unknown behaviors.
     """
     if isinstance(found, ReceiverHeads):
         if pair is not None:
@@ -96,17 +96,17 @@ def head_map(
         score, low, high = found.kurtosis, found.low, found.high
         name, bar = "excess kurtosis of received attention", "excess<br>kurtosis"
         n = f"n = {found.n_traces} traces"
-        title = "how peaked the attention is that sentences receive"
+        title = "kurtosis of the attention that sentences receive"
     else:
         if pair is None or not set(pair) <= set(found.labels):
-            raise LensteerError(f"pair={pair!r}: give who asks and who is asked, two of {list(found.labels)}")
+            raise LensteerError(f"pair={pair!r}: give query and key behavior, two of {list(found.labels)}")
         a, b = (found.labels.index(label) for label in pair)
         score, low, high = (values[..., a, b] for values in (found.lift, found.low, found.high))
-        name, bar = "multiple of what places alone give", "multiple"
+        name, bar = "multiple of what positions alone predict", "multiple"
         n = f"n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
-        title = f"how much {pair[0]} looks at {pair[1]}"
+        title = f"attention from {pair[0]} to {pair[1]}"
     if found.change:
-        name, bar, title = f"change of {name}", f"change of<br>{bar}", f"how steering changes {title}"
+        name, bar, title = f"change of {name}", f"change of<br>{bar}", f"change under steering: {title}"
     rows = [
         [f"{_number(v)}<br>95 % interval {_number(lo)} to {_number(hi)}<br>{n}" for v, lo, hi in zip(*row, strict=True)]
         for row in zip(score.tolist(), low.tolist(), high.tolist(), strict=True)
@@ -127,7 +127,7 @@ def head_map(
     chosen = [(head, found.layers.index(layer)) for layer, head in heads if layer in found.layers]
     if chosen:
         x, y = zip(*chosen, strict=True)
-        for size, paint in ((20, INK), (16, PAPER)):  # one of them reads on any color
+        for size, paint in ((20, INK), (16, PAPER)):  # one of them is visible on any color
             marker = dict(symbol="square-open", size=size, color=paint, line=dict(width=2))
             figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
     every = max(1, math.ceil(len(found.layers) / 24))
@@ -144,9 +144,9 @@ def head_map(
 
 
 def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Figure:
-    """Behaviors against behaviors at one head: attention as a multiple of what places alone would give.
+    """Attention between behaviors at one head, as a multiple of what positions alone predict.
 
-    Numbers stand in the cells; a star says that the interval excludes no effect. Interval, mass and pairs on hover.
+    Cells show the number; a star means that the interval excludes no effect. Interval, mass and pairs on hover.
 
     Raises:
         LensteerError: no such layer or head here.
@@ -167,7 +167,7 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
         text.append([in_cell(*cell) for cell in zip(cells, tones, strict=True)])
         hover.append(
             [
-                f"{query} looks at {key}<br>{_number(lift[a][b])} (95 % interval {_number(low[a][b])} to "
+                f"{query} to {key}<br>{_number(lift[a][b])} (95 % interval {_number(low[a][b])} to "
                 f"{_number(high[a][b])})<br>{'change of ' if found.change else ''}mass {_number(mass[a][b])}"
                 f"<br>n = {int(found.n_pairs[a, b])} pairs of sentences, {found.n_traces} traces"
                 for b, key in enumerate(found.labels)
@@ -187,12 +187,12 @@ def behavior_attention(found: BehaviorAttention, layer: int, head: int) -> go.Fi
             ygap=2,
         )
     )
-    figure.update_xaxes(title_text="behavior looked at", showgrid=False, ticks="")
-    figure.update_yaxes(title_text="behavior that looks", showgrid=False, ticks="", autorange="reversed")
-    what = "How steering changes what" if found.change else "What"
-    about = "multiples of what distance and place in the chain give</sup><br><sup>"
+    figure.update_xaxes(title_text="key behavior", showgrid=False, ticks="")
+    figure.update_yaxes(title_text="query behavior", showgrid=False, ticks="", autorange="reversed")
+    what = "How steering changes attention" if found.change else "Attention"
+    about = "multiples of what distance and position in the chain predict</sup><br><sup>"
     about += f"* 95 % interval over {found.n_traces} traces excludes {none:g}"
-    return finish(figure, f"{what} head {head} of layer {layer} looks at<br><sup>{about}</sup>", 480, False)
+    return finish(figure, f"{what} between behaviors: head {head} of layer {layer}<br><sup>{about}</sup>", 480, False)
 
 
 def _short(text: str) -> str:
@@ -218,7 +218,7 @@ def _tinted(text: str, label: str) -> str:
 
 
 def _colored(values: list[list[float]], bar: str, change: bool, doublings: int | None) -> dict[str, Any]:
-    """Heights of a heat map and their colors, which go apart from no effect, or rise from the least value.
+    """Values of a heat map and their colors: diverging from no effect, or rising from the smallest value.
 
     Multiples are colored by their logarithm (twice and half are equally far from one), at least up to some doublings.
     """

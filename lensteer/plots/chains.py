@@ -1,4 +1,4 @@
-"""Figures of one chain: sentences in their behavior's color, projections, and what a plan does to each token."""
+"""Figures of one chain: sentences in their behavior's color, projections, and a plan's effect on each token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SMALL = "margin: 0 0 0.6em; font-size: 0.9em"
 
 
 class Html(str):
-    """Markup that notebooks show as such."""
+    """Markup that notebooks render."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class Html(str):
 def chain_html(trace: Trace, *, header: bool = True) -> Html:
     """A chain with every annotated sentence in its behavior's color, as markup for a page or a notebook.
 
-    Colors are translucent, so that they read on light and on dark paper; all text is escaped.
+    Colors are translucent, so that text is readable in light and dark mode; all text is escaped.
 
     Args:
         trace: annotated.
@@ -76,7 +76,7 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     Args:
         found: from `projections.token_projections`.
         start: the first token shown; None is the first of the response.
-        n: how many tokens.
+        n: number of tokens.
 
     Raises:
         LensteerError: no token there.
@@ -112,8 +112,8 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
-    title = f"Along {found.label} at layer {found.layer}, token by token"
-    title += "<br><sup>projection of 1: as long as the layer's mean activation</sup>"
+    title = f"Projection on {found.label} at layer {found.layer}, token by token"
+    title += "<br><sup>1 = length of the layer's mean activation</sup>"
     return finish(figure, title, 110 + 30 * len(rows), False).update_layout(margin_l=20)
 
 
@@ -131,7 +131,7 @@ def forced_effect(effect: ForcedEffect, trace: Trace) -> go.Figure:
 
     Args:
         effect: from `lensteer.ablation.forced_effect`.
-        trace: the chain that it is of.
+        trace: the chain that was measured.
 
     Raises:
         LensteerError: a chain of another length.
@@ -177,11 +177,11 @@ def forced_effect(effect: ForcedEffect, trace: Trace) -> go.Figure:
     figure.update_layout(shapes=stripes)
     figure.update_layout(barmode="overlay", bargap=0)
     about = f"total KL {effect.total:.3g} nats over {n} tokens of {escape(trace.id)}; stripes: its sentences"
-    return finish(figure, f"What the plan does to each token<br><sup>{about}</sup>", 460)
+    return finish(figure, f"Effect of the plan on each token<br><sup>{about}</sup>", 460)
 
 
 def leave_one_out(ranked: LeaveOneOut) -> go.Figure:
-    """A bar per group of positions, in the order of the chain: what the effect misses without it, in nats.
+    """A bar per group of positions, in the order of the chain: the effect that is lost without it, in nats.
 
     Args:
         ranked: from `lensteer.ablation.leave_one_out`.
@@ -200,8 +200,8 @@ def leave_one_out(ranked: LeaveOneOut) -> go.Figure:
             "%{x:+.3g} nats<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text=f"missed without it: {_MEASURES[ranked.measure]} (nats)")
+    figure.update_xaxes(title_text=f"lost without it: {_MEASURES[ranked.measure]} (nats)")
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, tickmode="linear")
     about = f"steered at all of them: {number(ranked.full, '+.3g')} nats; the bars need not add up to that"
-    title = f"What each of {len(order)} groups of positions adds<br><sup>{about}</sup>"
+    title = f"Effect of each of {len(order)} groups of positions<br><sup>{about}</sup>"
     return finish(figure, title, 150 + 20 * len(order), legend=False).update_layout(margin_b=60)

@@ -1,6 +1,6 @@
-"""Figures of how vectors lie: behaviors over layers in a plane or in space, angles along layers, recipe beside recipe.
+"""Figures of vector geometry: paths over layers in 2D or 3D, angles along layers, comparison of recipes.
 
-Projects and measures angles, all of directions (vectors of length 1).
+Projections and angles are of directions (vectors of length 1).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from lensteer.errors import LensteerError
 from lensteer.plots.style import LINE, MUTED, PAPER, band, color, curve, finish, marker
 from lensteer.vectors import BehaviorVectors
 
-#: For signs that plotly lacks in space, or draws there as a box.
+#: For markers that plotly lacks in 3D, or draws as a box.
 _SOLID = {"triangle-up": "cross", "x": "square-open"}
-#: Sizes of the first and the last layer's sign, so that a path has a direction.
+#: Sizes of the first and the last layer's marker, to show the direction of a path.
 _SIZES = (5.0, 14.0)
 _LEVEL, _ENDS = "95 %", (0.025, 0.975)
 _COLUMNS = 3
 
 
 def vector_geometry(vectors: BehaviorVectors, layers: Sequence[int] | None = None, dimensions: int = 2) -> go.Figure:
-    """The directions of all behaviors as paths over layers, on the axes that hold the most of their length.
+    """The directions of all behaviors as paths over layers, on the axes with most of their squared length.
 
     Every vector is scaled to length 1 and projected on the first right singular vectors of them all (behaviors ×
-    layers, not centered): the origin stays the origin, opposite directions stand opposite, and how far a point is from
-    the origin says how much of its direction is shown.
+    layers, not centered): the origin stays the origin, opposite directions stay opposite, and a point's distance from
+    the origin is the share of its length that is shown.
 
     Args:
         vectors: of any behaviors.
@@ -55,7 +55,7 @@ def vector_geometry(vectors: BehaviorVectors, layers: Sequence[int] | None = Non
     for b, label in enumerate(vectors.labels):
         figure.add_trace(_path(label, points[b], chosen, vectors.counts.get(label)))
     names = [f"axis {i + 1} ({share:.0%} of squared length)" for i, share in enumerate(shares)]
-    about = f"vectors of length 1; signs grow from layer {chosen[0]} to layer {chosen[-1]}"
+    about = f"vectors of length 1; markers grow from layer {chosen[0]} to layer {chosen[-1]}"
     if dimensions == 3:
         scene = {
             f"{letter}axis": dict(
@@ -66,7 +66,7 @@ def vector_geometry(vectors: BehaviorVectors, layers: Sequence[int] | None = Non
         camera = dict(eye=dict(x=1.3, y=1.3, z=0.8), center=dict(x=0, y=0, z=-0.15))
         figure.update_layout(scene=dict(aspectmode="data", camera=camera, **scene))
     else:
-        about += "; dotted: what lies wholly in this plane"
+        about += "; dotted: directions that lie in this plane"
         figure.add_shape(type="circle", x0=-1, y0=-1, x1=1, y1=1, line=dict(color=MUTED, width=1, dash="dot"))
         figure.update_xaxes(title_text=names[0], range=[-1.1, 1.1], constrain="domain")
         figure.update_yaxes(title_text=names[1], range=[-1.1, 1.1], scaleanchor="x", constrain="domain")
@@ -75,7 +75,7 @@ def vector_geometry(vectors: BehaviorVectors, layers: Sequence[int] | None = Non
 
 
 def layer_angles(vectors: BehaviorVectors) -> go.Figure:
-    """How far each behavior's direction turns from layer to layer, and away from where it began, in degrees.
+    """How far each behavior's direction rotates from layer to layer, and from the first layer, in degrees.
 
     With replicates (`fit_vectors(..., n_bootstrap=200)`) bands are percentile intervals over resampled traces.
 
@@ -92,7 +92,7 @@ def layer_angles(vectors: BehaviorVectors) -> go.Figure:
     draws = None
     if vectors.replicates is not None and len(vectors.replicates):
         draws = _units(vectors, vectors.replicates, layers)
-    titles = ("from the layer before", f"from layer {layers[0]}")
+    titles = ("from the previous layer", f"from layer {layers[0]}")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
     for column, (since, title) in enumerate(zip((slice(0, -1), slice(0, 1)), titles, strict=True), 1):
         angles = _degrees(units[:, 1:], units[:, since])
@@ -110,13 +110,13 @@ def layer_angles(vectors: BehaviorVectors) -> go.Figure:
             line = curve(label, layers[1:], angles[b].tolist(), f"{hover}<extra></extra>", said)
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
     figure.add_hline(y=90, line=dict(color=MUTED, width=1, dash="dot"))
-    figure.add_annotation(x=layers[-1], y=90, text="nothing in common", showarrow=False, yshift=-9, xanchor="right")
+    figure.add_annotation(x=layers[-1], y=90, text="orthogonal", showarrow=False, yshift=-9, xanchor="right")
     figure.update_xaxes(title_text="layer", dtick=1 if len(layers) <= 24 else 4, zeroline=False)
     figure.update_yaxes(rangemode="tozero", dtick=30)
     interval = f"<br>{_LEVEL} interval over {vectors.n_traces} traces" if draws is not None else ""
     figure.update_yaxes(title_text=f"angle (degrees){interval}", row=1, col=1)
     figure.update_annotations(font_size=13)
-    return finish(figure, "How far each direction turns along the layers", 430)
+    return finish(figure, "Rotation of each direction across layers", 430)
 
 
 def recipe_comparison(fitted: Mapping[str, BehaviorVectors]) -> go.Figure:
@@ -194,7 +194,7 @@ def _degrees(
 def _path(
     label: str, points: Float[Tensor, "layer _axis"], layers: Sequence[int], n_spans: int | None
 ) -> go.Scatter | go.Scatter3d:
-    """One behavior's way through the layers."""
+    """One behavior's path through the layers."""
     step = (_SIZES[1] - _SIZES[0]) / max(len(layers) - 1, 1)
     sizes = [_SIZES[0] + step * i for i in range(len(layers))]
     rows = [[layer, length] for layer, length in zip(layers, points.norm(dim=-1).tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Figures of measured steering: effects beside controls, coefficient curves, whole answers, and steered positions."""
+"""Figures of measured steering: effects and controls, coefficient curves, whole answers, and steered positions."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from lensteer.plots.style import (
 from lensteer.statistics import Estimate
 from lensteer.steering.plans import UNIT_WORDS
 
-#: Above this the use of a margin is cut off in the figure.
+#: The use of a margin is clipped at this value in the figure.
 STRAIN_SHOWN = 3.0
 
 
 def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
-    """Bars: each behavior's share pushed down, left alone, pushed up, prompted for, and what control vectors do.
+    """Bars: each behavior's share pushed down, unsteered, pushed up and prompted, and the range of control vectors.
 
     Args:
         evaluation: with 95 % intervals over tasks.
-        unit: "sentences" or "tokens", of which the share is, or "score"; None is what verdicts are about.
+        unit: "sentences" or "tokens" for shares, or "score"; None is the unit of the verdicts.
 
     Raises:
         LensteerError: no effect of that unit.
@@ -112,7 +112,7 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         tickformat="" if unit == "score" else ".0%",
         rangemode="tozero",
     )
-    return finish(figure, "What steering does to each behavior, on held-out tasks", 470)
+    return finish(figure, "Effect of steering on each behavior, on held-out tasks", 470)
 
 
 def _bounds(found: Estimate) -> dict[str, Any]:
@@ -146,8 +146,9 @@ def coefficients(found: ChosenCoefficients) -> go.Figure:
     figure.update_xaxes(title_text=f"coefficient ({UNIT_WORDS[found.coefficient_unit]})", row=2, col=1)
     figure.update_yaxes(title_text=quantity, tickformat="" if scored else ".0%", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="margin used<br>by the text", rangemode="tozero", row=2, col=1)
-    about = "dashed: the text is worse than unsteered by the whole of some margin, and counts as broken"
-    title = f"How strong: {'score' if scored else 'share'} and text on {found.n_tasks} dev tasks<br><sup>{about}</sup>"
+    about = "dashed: above this line the text exceeds a margin and counts as broken"
+    title = f"Choice of coefficients: {'score' if scored else 'share'} and text on {found.n_tasks} dev tasks"
+    title += f"<br><sup>{about}</sup>"
     return finish(figure, title, 560)
 
 
@@ -163,7 +164,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
         figures: which of "thinks", "accuracy" and "parsed".
 
     Raises:
-        LensteerError: an unknown figure, or no condition but controls.
+        LensteerError: an unknown figure, or only control conditions.
     """
     unknown = [name for name in figures if name not in TITLES]
     if unknown or not figures:
@@ -171,7 +172,7 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     conditions = [condition for condition in found.conditions if condition.kind != "control"]
     drawn = [condition for condition in found.conditions if condition.kind == "control"]
     if not conditions:
-        raise LensteerError("all conditions are controls: there is nothing to show beside them")
+        raise LensteerError("all conditions are controls: there is nothing to compare them with")
     shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, name in enumerate(figures, 1):
         points: list[tuple[str, Estimate]] = [
@@ -207,18 +208,16 @@ def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
     about = f"95 % intervals over {found.n_tasks} tasks"
     if drawn:
         about += f"; gray: range of {len(drawn)} random vectors of the same length"
-    return finish(
-        shown, f"What each edit makes of the answers<br><sup>{about}</sup>", 140 + 34 * len(conditions), False
-    )
+    return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", 140 + 34 * len(conditions), False)
 
 
 def kl_by_token(
     curves: Mapping[str, Sequence[tuple[float, float, float]]], bins: Sequence[tuple[int, int]]
 ) -> go.Figure:
-    """KL(steered || unsteered) per token, by how far into the answer: a line per edit, with 95 % intervals.
+    """KL(steered || unsteered) per token, by position in the answer: a line per edit, with 95 % intervals.
 
     Args:
-        curves: per edit, mean and 95 % interval of each bin, in nats; NaN where no answer was that long.
+        curves: per edit, mean and 95 % interval of each bin, in nats; NaN if no answer was that long.
         bins: first token and one past the last.
 
     Raises:
@@ -245,21 +244,21 @@ def kl_by_token(
     title = "KL(steered ‖ unsteered)<br>nats per token"
     smaller = 13 / 1.25  # plotly draws the tick labels of such an axis larger by this factor
     shown.update_yaxes(title_text=title, type="log", dtick=1, exponentformat="power", tickfont_size=smaller)
-    return finish(shown, "How long an edit is felt", 380)
+    return finish(shown, "KL by position in the answer", 380)
 
 
 LEFT_OUT = "left out"
-#: Of each comparison: its name in words, what the effect is, and its unit as a factor and a word.
+#: For each comparison: its title, its effect, and the effect's unit as a factor and a word.
 COMPARISONS: dict[str, tuple[str, str, float, str]] = {
-    "coefficient": ("same coefficient", "share added − taken away", 100.0, "points"),
-    "budget": ("same KL per token", "share added − taken away", 100.0, "points"),
-    "forced": ("along given chains: own sentences' log-probability", "log p, added − taken away", 1.0, "nats"),
-    LEFT_OUT: ("given chains, steered at all sentences but one", "log p, added − taken away", 1.0, "nats"),
+    "coefficient": ("same coefficient", "share added − subtracted", 100.0, "points"),
+    "budget": ("same KL per token", "share added − subtracted", 100.0, "points"),
+    "forced": ("teacher forcing: own sentences' log-probability", "log p, added − subtracted", 1.0, "nats"),
+    LEFT_OUT: ("teacher forcing, steered at all sentences but one", "log p, added − subtracted", 1.0, "nats"),
 }
 
 
 def position_ablation(result: PositionAblation) -> go.Figure:
-    """What each choice of positions does, as bars with 95 % intervals, and beside them what KL per token it costs.
+    """The effect of each scope, as bars with 95 % intervals, next to its KL per token.
 
     Raises:
         LensteerError: a result without rows.
@@ -267,7 +266,7 @@ def position_ablation(result: PositionAblation) -> go.Figure:
     shown = [name for name in COMPARISONS if any(row.comparison == name for row in result.rows)]
     if not shown:
         raise LensteerError("no rows to draw: give what `analyses/position_ablation.py` returns")
-    # The panel of what is left out has other scopes than those above: a gap leaves room for their names.
+    # The panel for "left out" has other scopes than those above: a gap leaves room for their names.
     panels: list[str | None] = [*shown]
     if LEFT_OUT in shown[1:]:
         panels.insert(-1, None)
@@ -307,7 +306,7 @@ def position_ablation(result: PositionAblation) -> go.Figure:
     figure.update_xaxes(tickangle=-35, showgrid=False, zeroline=False)
     figure.update_annotations(font_size=13)
     title = f"The same vectors at different positions<br><sup>95 % intervals over {result.n_tasks} dev tasks; "
-    title += f"KL of chains that run free over {result.n_prompts} prompts</sup>"
+    title += f"KL over rollouts from {result.n_prompts} prompts</sup>"
     figure.update_layout(barmode="group", scattermode="group")
     finish(figure, title, 190 + 230 * len(shown) + 85 * (None in panels))
     return figure.update_layout(title=dict(y=1, yanchor="top", pad_t=24), margin_t=85)
@@ -321,7 +320,7 @@ def _range(found: Sequence[Estimate], factor: float = 1.0) -> dict[str, Any]:
 
 def _about(row: PositionEffect, factor: float, unit: str) -> str:
     effect, low, high = (f"{factor * value:+.3g}" for value in (row.effect.value, row.effect.low, row.effect.high))
-    missed = "" if row.reached else "<br>the KL budget was not reached by all"
+    missed = "" if row.reached else "<br>the target KL was not reached by all"
     return (
         f"<b>{row.behavior}</b>, {row.scope}<br>{effect} {unit} ({low} to {high})<br>KL {row.kl.value:.3g} "
         f"nats per token ({row.kl.low:.3g} to {row.kl.high:.3g})<br>coefficients {row.down:+.2g} and {row.up:+.2g}, "

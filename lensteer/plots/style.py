@@ -1,4 +1,4 @@
-"""The one look of everything lensteer draws: colors, markers, the figure template."""
+"""The common style of all figures: colors, markers, the figure template."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from lensteer.behaviors import BEHAVIORS
 
 Number = float | int
 
-#: The steered behaviors have hues of Okabe and Ito's palette, made to be told apart by the color-blind; the two that
-#: are not steered stay pale.
+#: The steered behaviors have hues of Okabe and Ito's color-blind-safe palette; the two that are not steered are pale.
 COLORS: dict[str, str] = {
     "initializing": "#BBBBBB",
     "deduction": "#88CCEE",
@@ -23,12 +22,12 @@ COLORS: dict[str, str] = {
     "backtracking": "#D55E00",
 }
 
-#: A second sign beside the color, for those who see it badly and for gray print.
+#: Markers in addition to colors, for color-blind readers and grayscale print.
 MARKERS: dict[str, str] = dict(
     zip(BEHAVIORS, ("circle-open", "x", "circle", "square", "diamond", "triangle-up"), strict=True)
 )
 
-#: What stands in front of an annotated sentence, for the same reason.
+#: Tags before annotated sentences, for the same reason.
 TAGS: dict[str, str] = dict(zip(BEHAVIORS, ("init", "ded", "know", "ex", "unc", "back"), strict=True))
 
 INK, PAPER, LINE, MUTED = "#1f2933", "#ffffff", "#e1e5ea", "#7b8794"
@@ -38,7 +37,7 @@ DIVERGING = [[0.0, "#b35806"], [0.5, "#f7f7f7"], [1.0, "#2166ac"]]
 CELL_FONT: dict[str, Any] = dict(color="#000000", size=12)
 _WHITE_BEYOND = (-0.96, 0.87)
 
-#: The report's page in light and in dark, as CSS variables. Figures keep their white paper in both.
+#: The report's page in light and dark mode, as CSS variables. Figures have a white background in both.
 PAGE: dict[str, dict[str, str]] = {
     "light": {"ink": INK, "paper": PAPER, "line": LINE, "muted": "#52606d", "soft": "#f5f7fa", "good": "#00664a"},
     "dark": {"ink": "#e4e7eb", "paper": "#14181d", "line": "#3e4c59", "muted": "#9aa5b1", "soft": "#1f2933"}
@@ -65,18 +64,18 @@ TEMPLATE = go.layout.Template(
 )
 
 
-#: For labels of other schemes, the same one for a label wherever it is drawn.
+#: For labels of other schemes; a label has the same one in all figures.
 _OTHERS = ("#332288", "#AA4499", "#44AA99", "#882255", "#117733", "#999933", "#CC6677")
 _SIGNS = ("triangle-down", "star", "hexagon", "cross", "pentagon", "bowtie", "hourglass")
 
 
 def color(label: str) -> str:
-    """The color of a label; gray where there is none."""
+    """The color of a label; gray if there is none."""
     return COLORS.get(label) or (_OTHERS[crc32(label.encode()) % len(_OTHERS)] if label else MUTED)
 
 
 def marker(label: str) -> str:
-    """The sign of a label in figures."""
+    """The marker of a label in figures."""
     return MARKERS.get(label) or _SIGNS[crc32(label.encode()) % len(_SIGNS)]
 
 
@@ -93,17 +92,17 @@ def in_cell(text: str, tone: float) -> str:
 
 
 def number(value: float, spec: str = ".2f") -> str:
-    """A number with the minus sign that axes have, and none on zero."""
+    """A number with the minus sign of axes, and none on zero."""
     text = f"{value:{spec}}"
     return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
 def finish(figure: go.Figure, title: str, height: int, legend: bool = True) -> go.Figure:
-    """Put the template and a title of one line or more on a figure; without a legend no room is kept for one."""
+    """Apply the template and a title of one or more lines to a figure; without a legend no room is kept for one."""
     lines = title.count("<br>")
     figure.update_layout(template=TEMPLATE, title_text=title, height=height)
     figure.update_layout(margin=dict(t=60 + 18 * lines, b=90 if legend else 30))
-    return figure.update_layout(title_pad_t=28) if lines else figure  # plotly puts a first of several lines higher
+    return figure.update_layout(title_pad_t=28) if lines else figure  # plotly puts the first of several lines higher
 
 
 def color_bar(title: str) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def color_bar(title: str) -> dict[str, Any]:
 
 
 def curve(label: str, x: Sequence[Number], y: Sequence[Number], hover: str, rows: Sequence[object]) -> go.Scatter:
-    """The line of one behavior. `rows` are what `hover` calls customdata, one per point."""
+    """The line of one behavior. `rows` are the customdata of `hover`, one per point."""
     return go.Scatter(
         x=x,
         y=y,
@@ -143,7 +142,7 @@ def band(label: str, x: Sequence[Number], low: Sequence[Number], high: Sequence[
 
 
 def error_bars(values: Sequence[Number], lows: Sequence[Number], highs: Sequence[Number]) -> dict[str, Any]:
-    """Intervals as plotly takes them, less how they look."""
+    """Intervals in plotly's format, without their style."""
     above = [high - value for value, high in zip(values, highs, strict=True)]
     below = [value - low for value, low in zip(values, lows, strict=True)]
     return dict(type="data", symmetric=False, array=above, arrayminus=below)
@@ -157,6 +156,6 @@ def rings(points: Sequence[tuple[str, Number, Number]]) -> go.Scatter:
 
 
 def key(name: str, symbol: str, paint: str) -> go.Scatter:
-    """An entry at the end of the legend, for what no single trace stands for."""
+    """An entry at the end of the legend that no single trace represents."""
     marker = dict(symbol=symbol, size=13, color=paint, line=dict(width=2))
     return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, legendrank=2000)

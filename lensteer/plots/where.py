@@ -61,7 +61,7 @@ def layer_scores(scores: LayerScores, layers: Mapping[str, int] | None = None) -
         title_text=f"{scores.name} ({scores.unit})<br>mean over spans, 95 % interval over {scores.n_traces} traces",
         rangemode="tozero",
     )
-    return finish(figure, "How much each vector changes the next token", 470)
+    return finish(figure, "Effect of each vector on the next token", 470)
 
 
 def _step(has_layers: LayerScores | EmbeddingOverlap) -> int:
@@ -69,8 +69,8 @@ def _step(has_layers: LayerScores | EmbeddingOverlap) -> int:
 
 
 def overlap(overlap: EmbeddingOverlap, layers: Mapping[str, int] | None = None) -> go.Figure:
-    """The largest cosine of every vector with a single token, by layer: what was read, and what is said next."""
-    titles = ("embedding: the word that was read", "unembedding: the word that comes next")
+    """The largest cosine of every vector with a single token, by layer: input tokens, and next tokens."""
+    titles = ("embedding: input token", "unembedding: next token")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
     for column, side in enumerate(SIDES, 1):
         tokens = getattr(overlap, side)
@@ -97,7 +97,7 @@ def overlap(overlap: EmbeddingOverlap, layers: Mapping[str, int] | None = None) 
     figure.update_xaxes(title_text="layer", dtick=_step(overlap), zeroline=False)
     figure.update_yaxes(title_text="largest cosine with a token", row=1, col=1)
     figure.update_annotations(font_size=13)
-    return finish(figure, "How much of each vector is just a word", 420)
+    return finish(figure, "Overlap of each vector with single tokens", 420)
 
 
 def cosine_matrix(matrix: CosineMatrix) -> go.Figure:
@@ -179,7 +179,7 @@ def against_controls(scores: LayerScores, layers: Mapping[str, int] | None = Non
             height = float(scores.mean[b, scores.layers.index(layers[label])])
             figure.add_trace(rings([(label, layers[label], height)]), **place)
     figure.add_trace(key(f"middle 95 % of {tests.n} {NAMES['shuffled']}", "square", CONTROL_BAND), row=1, col=1)
-    dotted = key(f"the same of {tests.n} {NAMES['covariance_matched']}", "square", MUTED)
+    dotted = key(f"middle 95 % of {tests.n} {NAMES['covariance_matched']}", "square", MUTED)
     figure.add_trace(dotted.update(mode="lines", line=dict(color=MUTED, dash="dot", width=1)), row=1, col=1)
     if layers is not None:
         figure.add_trace(key("selected layer", "circle-open", INK), row=1, col=1)
@@ -187,7 +187,7 @@ def against_controls(scores: LayerScores, layers: Mapping[str, int] | None = Non
     title = f"{scores.name} ({scores.unit})<br>95 % interval over {scores.n_traces} traces"
     figure.update_yaxes(title_text=title, rangemode="tozero", row=1, col=1)
     figure.update_annotations(font_size=13)
-    return finish(figure, "Each behavior's vector beside control vectors of its length", 430)
+    return finish(figure, "Each behavior's vector and control vectors of the same length", 430)
 
 
 def _band(scores: LayerScores, low: list[float], high: list[float], fill: str | None) -> go.Scatter:

@@ -1,4 +1,4 @@
-"""`render`: the templates filled with the figures of a run, as one page that opens offline.
+"""`render`: fill the templates with the figures of a run, as one page that opens offline.
 
 Every number on the page is a `<data>` element that `Figures` wrote from a summary, with its name in `title`, so that
 the page and `summary.json` cannot disagree.
@@ -22,7 +22,7 @@ from lensteer.evaluation.results import SHOWN
 from lensteer.report.summary import Example, RunResults, condition_key, kind_key, summary
 from lensteer.traces import Trace
 
-#: How a number is written: format, and what it is multiplied by.
+#: Styles of numbers: format and factor.
 STYLES: dict[str, tuple[str, float]] = {
     "count": ("{:,.0f}", 1),
     "layer": ("L{:.0f}", 1),
@@ -37,7 +37,7 @@ STYLES: dict[str, tuple[str, float]] = {
 }
 NOTHING = Markup("–")
 
-#: Kinds of control vectors, in words: of vectors from labeled sentences, and from pairs.
+#: Kinds of control vectors, as text: for vectors from labeled sentences, and from pairs.
 CONTROL_NAMES = {
     "isotropic": "random direction",
     "covariance_matched": "the spans' covariance",
@@ -51,7 +51,7 @@ class Figures:
 
     Args:
         found: the summary.
-        source: goes before the names where the summary is not this run's.
+        source: prefix of the names if the summary is not this run's.
     """
 
     def __init__(self, found: Mapping[str, Any], source: str = "") -> None:
@@ -62,7 +62,7 @@ class Figures:
         return self.found.get(name) is not None
 
     def __call__(self, name: str, style: str = "plain") -> Markup:
-        """One figure, or a dash where there is none."""
+        """One figure, or a dash if there is none."""
         value = self.found.get(name)
         if value is None:
             return NOTHING
@@ -78,7 +78,7 @@ class Figures:
         return Markup("{} to {}").format(self(low, _bare(style)), self(high, style))
 
     def bounded(self, name: str, style: str, low: str = "", high: str = "") -> Markup:
-        """A figure with its interval in brackets, without the unit; alone where either end is missing.
+        """A figure with its interval in brackets, without the unit; without it if either end is missing.
 
         Args:
             name: of the figure.
@@ -93,7 +93,7 @@ class Figures:
         return self(name, style) + interval
 
     def part(self, prefix: str) -> dict[str, Any]:
-        """The entries under a dotted prefix, without it, in their order."""
+        """The entries under a dotted prefix, without the prefix, in order."""
         start = prefix + "."
         return {name.removeprefix(start): value for name, value in self.found.items() if name.startswith(start)}
 
@@ -103,7 +103,7 @@ def _bare(style: str) -> str:
 
 
 def visible(token: str) -> str:
-    """A token's text with marks for what cannot be seen: line breaks, tabs, and a text of nothing but spaces."""
+    """A token's text with marks for invisible characters: line breaks, tabs, and a text of spaces only."""
     if not token.strip(" "):
         return "␣" * len(token) or "∅"
     text = token.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
@@ -111,7 +111,7 @@ def visible(token: str) -> str:
 
 
 def render(results: RunResults) -> str:
-    """The report as HTML, complete in itself: plotly's script is inside, once, and the page requests nothing.
+    """The report as self-contained HTML: plotly's script is embedded once, and the page makes no requests.
 
     Every number in its text is one of `summary(results)`. Text of models and users is escaped.
     """
@@ -147,7 +147,7 @@ def render(results: RunResults) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Where templates are read. What is not `Markup` is escaped, and a misspelled variable is an error."""
+    """The environment of the templates. Everything but `Markup` is escaped, and an undefined variable is an error."""
     environment = Environment(
         loader=PackageLoader("lensteer.report"),
         autoescape=True,

@@ -1,7 +1,7 @@
 """Everything that a report shows (`RunResults`), and every figure of it by name: flat and JSON-ready.
 
-Names are dotted paths such as `effect.backtracking.up.sentences.change`; the page shows nothing but these. What is not
-a finite number is `None`.
+Names are dotted paths such as `effect.backtracking.up.sentences.change`; the page shows only these. Numbers that are
+not finite are `None`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lensteer.vectors.geometry import CosineMatrix
 
 
 class Example(NamedTuple):
-    """A chain on a held-out task, and what was done: kind "unsteered", or "down" or "up" along a behavior."""
+    """A chain on a held-out task, and its condition: kind "unsteered", or "down" or "up" along a behavior."""
 
     behavior: str
     kind: str
@@ -37,24 +37,24 @@ class RunResults:
 
     Attributes:
         title: of the page.
-        model: which model, as `ModelId.to_dict()` says it.
+        model: from `ModelId.to_dict()`.
         config: the settings of the run; values of any kind, shown as text.
         traces: the annotated chains that the vectors come from.
-        annotator: who labeled the chains, and flat figures on how good that is.
+        annotator: the annotator of the chains, and flat figures on its accuracy.
         alignment: chains with labels "given", sentences "matched", "repaired", "dropped" and "unparsed".
         vectors: of the behaviors.
         overlap: of the vectors with single tokens.
         scores: by layer.
         layers: the selected layers.
-        controls: scores by layer with those of control vectors, if any were made.
+        controls: scores by layer with those of control vectors, if there are any.
         cosine: between the vectors.
-        coefficients: by which the coefficients were chosen, on dev tasks.
+        coefficients: their curves and the choice on dev tasks.
         evaluation: on held-out tasks.
-        seconds: what each stage took.
-        reference: the `summary` of an earlier, larger run, shown beside this one's figures and labelled.
+        seconds: of each stage.
+        reference: the `summary` of an earlier, larger run, shown next to this run's figures with a label.
         examples: chains, task by task: unsteered, and steered.
-        plan: what the run said beforehand: chains by stage, and "power" by behavior.
-        notes: warnings that came up on the way.
+        plan: from before the evaluation: chains by stage, and "power" by behavior.
+        notes: warnings of the stages.
         cache: of a one-shot cache edit, if one was measured: "c_values", facts on the "vector", "test" (`Modes`).
     """
 
@@ -82,7 +82,7 @@ class RunResults:
 
 Value = float | int | str | bool | None
 
-#: Keys of a summary outlive the names of fields and kinds: those that differ.
+#: Keys that differ from the current names of fields and kinds, to keep summaries compatible.
 _KEYS = {
     "coefficients": "doses",
     "n_controls": "n_random",
@@ -99,8 +99,8 @@ CONDITION_FIELDS = tuple(f.name for f in fields(ConditionSummary) if f.name not 
 def summary(results: RunResults) -> dict[str, Value]:
     """All figures of a run.
 
-    `shown.<behavior>.up` and `.down` say whether steering did what it claims, `shown.<behavior>.up_verdict` and
-    `.down_verdict` what can be said instead; see `Effect.verdict`.
+    `shown.<behavior>.up` and `.down` say whether the effect is shown; `shown.<behavior>.up_verdict` and `.down_verdict`
+    are the verdicts, see `Effect.verdict`.
     """
     found: dict[str, Any] = {"title": results.title}
     found |= {f"model.{name}": value for name, value in results.model.items()}
@@ -120,7 +120,7 @@ def summary(results: RunResults) -> dict[str, Value]:
 
 
 def _plain(value: Any) -> Value:
-    """As JSON has it; other things as text."""
+    """JSON values as they are; others as text."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):
@@ -296,12 +296,12 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def condition_key(name: str) -> str:
-    """What the keys of a condition's figures begin with: "arm.backtracking.words" for "backtracking/prompted"."""
+    """The prefix of a condition's keys: "arm.backtracking.words" for "backtracking/prompted"."""
     return ".".join(["arm", *(_KEYS.get(part, part) for part in name.split("/"))])
 
 
 def kind_key(kind: str) -> str:
-    """What an effect's kind is called in keys."""
+    """An effect's kind as in keys."""
     return _KEYS.get(kind, kind)
 
 

@@ -1,4 +1,4 @@
-"""The only editor of residuals: what is done where (`plans`), to a batch (`edits`), in a running model (`hooks`)."""
+"""Steering: edits of residuals (`plans`) and one-shot edits of the KV cache (`cache`)."""
 
 from lensteer.steering.plans import (
     OPERATORS,

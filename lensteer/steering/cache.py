@@ -1,4 +1,4 @@
-"""One-shot edits of the KV cache: what is added (`CacheVector`), to which slot (`CachePlan`), and the edit itself.
+"""One-shot edits of the KV cache: the vector (`CacheVector`), where and how much (`CachePlan`), and the edit itself.
 
 k <- k + c_keys * R(p) S_k,   v <- v + c_values * S_v   at slot p, once, with R(p) the rotation to the slot's position.
 
@@ -32,26 +32,27 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 POSITIONS: dict[str, int] = {"last_prompt": -2, "offset_token": -1}
-"""Named positions and where they are read, counted from the prompt's end.
+"""Named positions, as indices from the prompt's end.
 
-`last_prompt` is the last prompt token that another one follows, because an edit reaches the first generated token only
-through a prompt token that is processed after it. `offset_token` is the very last; at use `OFFSET` is appended to it.
+`last_prompt` is the second to last prompt token, because an edit reaches the first generated token only through a later
+prompt token. `offset_token` is the last one; when the plan is used, `OFFSET` is appended after it.
 """
 
 OFFSET = "\n"
-"""What is appended to the prompt where the position is `offset_token`."""
+"""The text that is appended to the prompt for position `offset_token`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CacheVector(Result):
-    """Mean difference of keys and of values at one position, positive less negative.
+    """Mean differences of keys and of values at one position, positive less negative.
 
     Attributes:
-        label: What it stands for.
-        keys: Before rotation, as they were read (no normalization).
-        values: As they were read.
-        position: Where: a name of `POSITIONS`, or an index of the prompt's tokens (negative: from its end).
-        provenance: Model, number of pairs, and what else it came from.
+        label: What it represents.
+        keys: Before rotation, without normalization.
+        values: Without normalization.
+        position: Where they were read: a name of `POSITIONS`, or an index of the prompt's tokens (negative: from its
+            end).
+        provenance: Model, number of pairs, and other facts on its origin.
     """
 
     label: str
@@ -73,7 +74,7 @@ class CacheVector(Result):
         return int(self.keys.shape[0])
 
     def random(self, seed: int) -> CacheVector:
-        """A control: isotropic random keys and values, at each layer as long as this vector's."""
+        """A control: isotropic random keys and values with this vector's length at each layer."""
         generator = torch.Generator().manual_seed(seed)
 
         def like(tensor: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class CacheVector(Result):
         """Make sure that the vector belongs to a model.
 
         Raises:
-            LensteerError: It was fitted on another one.
+            LensteerError: It was fitted on another model.
         """
         found = models.fingerprint(model)
         if "model" in self.provenance and found.differences(self.provenance["model"]):
@@ -131,7 +132,7 @@ def check_position(position: int | str) -> int | str:
 
 
 def index_in(position: int | str, length: int) -> int:
-    """The absolute index of a position in a prompt of so many tokens.
+    """The absolute index of a position in a prompt of `length` tokens.
 
     Raises:
         LensteerError: The prompt is too short for it.
@@ -149,8 +150,8 @@ class CachePlan(Joinable):
 
     Attributes:
         vector: From `fit_cache_vector`.
-        c_values: What the values' difference is multiplied by; the published work needs 1 to 10.
-        c_keys: Likewise for the keys; 0 was best nearly everywhere.
+        c_values: Coefficient of the values' difference; 1 to 10 in the published work.
+        c_keys: Coefficient of the keys' difference; 0 was best nearly everywhere.
         position: The slot; None is where the vector was read. `offset_token` appends `OFFSET` to the prompt.
         layers: Which layers; None is all.
 
@@ -181,7 +182,7 @@ class CachePlan(Joinable):
 
     @property
     def slots(self) -> tuple[Slot, ...]:  # type: ignore[override]  # a plan is its own only edit
-        """This edit alone; nothing where both coefficients are 0, so that the run is the unsteered one to the bit."""
+        """This edit alone; nothing if both coefficients are 0, so that the run equals the unsteered one bit for bit."""
         return (self,) if self.c_values or self.c_keys else ()
 
     @property
@@ -191,7 +192,7 @@ class CachePlan(Joinable):
 
     @property
     def prefill(self) -> str:
-        """The offset token's text where the slot needs one; the unsteered control should be given it, too."""
+        """The offset token's text if the slot needs one; the unsteered condition should get it, too."""
         return OFFSET if self.where == "offset_token" else ""
 
     def describe(self) -> list[Any]:
@@ -200,7 +201,7 @@ class CachePlan(Joinable):
         return [*tensors, self.c_values, self.c_keys, self.where, self.layers]
 
     def slot(self, length: int) -> int:
-        """The index of the edited slot in a prompt of so many tokens (an offset token counted).
+        """The index of the edited slot in a prompt of `length` tokens (including an offset token).
 
         Raises:
             LensteerError: The prompt is too short, or no prompt token follows the slot.
@@ -215,10 +216,10 @@ class CachePlan(Joinable):
 
 
 def check_plan(model: TransformerBridge, plan: CachePlan) -> None:
-    """Refuse what cannot be done in this model.
+    """Raise if the plan cannot be applied to this model.
 
     Raises:
-        LensteerError: A vector of another shape or model, or layers whose cache forgets the slot.
+        LensteerError: A vector of another shape or model, or layers whose cache drops the slot.
     """
     config = model.original_model.config
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
@@ -246,8 +247,8 @@ def edit_cache(
         model: The bridge.
         cache: A `DynamicCache` that is filled at least through the slots.
         rows: Of the batch, one per plan.
-        columns: Of the cache: the slot, padding counted.
-        positions: Of the slot in its row, padding not counted: what its key is rotated by.
+        columns: Of the cache: the slot, including padding.
+        positions: Of the slot in its row, without padding: the position for rotating its key.
         plans: What to add; none of their values may be shared with an unsteered run's cache.
 
     Raises:
@@ -271,7 +272,7 @@ def edit_cache(
 
 
 def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
-    """Refuse layers whose slots don't stay in the cache.
+    """Raise for layers whose slots do not stay in the cache.
 
     Raises:
         LensteerError: One of the layers attends to a sliding window.
@@ -282,6 +283,6 @@ def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
         kind = types[models.check_layer(model, layer)] if types else "full_attention"
         if kind != "full_attention":
             raise LensteerError(
-                f"layer {layer} of {models.fingerprint(model).name!r} is {kind!r}: its cache forgets the edited slot; "
+                f"layer {layer} of {models.fingerprint(model).name!r} is {kind!r}: its cache drops the edited slot; "
                 f"name full-attention layers ({[i for i, t in enumerate(types) if t == 'full_attention']})"
             )

@@ -1,9 +1,9 @@
-"""What is done to which positions of which layer: plans, which join with `+`, and the only editor of residuals.
+"""Steering plans: which vector is added to which positions of which layer. Plans join with `+`.
 
-h <- h + coefficient * v        (add; v is the difference of means itself, or as long as `unit` says)
+h <- h + coefficient * v        (add; v is the difference of means, or scaled according to `unit`)
 h <- h - coefficient * <h, û> û (project_out; coefficient 1 removes the direction)
 
-`Edits` lays plans out for a batch and applies them; `attached` and `installed` hook them into a running model.
+`Edits` applies plans to a batch, and is the only editor of residuals; `attached` and `installed` hook it into a model.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lensteer.positions import Context, PositionScope, everywhere
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-#: What coefficient 1 adds: the difference of means as it was computed; a vector as long as the layer's mean activation;
-#: or one of length 1. The first carries from model to model (`analyses/unit_of_coefficients.py`).
+#: What coefficient 1 adds: the difference of means, unscaled; a vector as long as the layer's mean activation; or one
+#: of length 1. The first transfers between models (`analyses/unit_of_coefficients.py`).
 UNITS = ("difference", "mean_norm", "unit")
 
-#: The same in words.
+#: The same as text.
 UNIT_WORDS = {
     "difference": "1 = the difference of means itself",
     "mean_norm": "1 = as long as the mean activation",
@@ -55,14 +55,14 @@ OPERATORS = ("add", "project_out")
 
 @runtime_checkable
 class Steerable(Protocol):
-    """What can be steered along: a direction at every layer, such as `vectors["backtracking"]`."""
+    """A direction at every layer to steer along, such as `vectors["backtracking"]`."""
 
     @property
     def label(self) -> str:
-        """What the direction is called."""
+        """The name of the direction."""
 
     def at(self, layer: int) -> Float[Tensor, " d_model"]:
-        """The direction as it was computed; raises for a layer it lacks."""
+        """The unscaled direction; raises for a layer it lacks."""
 
     def scaled(self, layer: int, unit: str = "difference") -> Float[Tensor, " d_model"]:
         """What coefficient 1 adds under a unit; see `Direction.scaled`."""
@@ -70,18 +70,18 @@ class Steerable(Protocol):
 
 @runtime_checkable
 class Slot(Protocol):
-    """A one-shot edit of a KV cache (`cache_steering.CachePlan`), as far as a plan has to know it."""
+    """A one-shot edit of a KV cache (`cache_steering.CachePlan`), as plans use it."""
 
     @property
     def prefill(self) -> str:
-        """What the edit wants appended to the prompt."""
+        """The text that the edit appends to the prompt."""
 
     def describe(self) -> list[Any]:
-        """All that it depends on, as JSON-ready values."""
+        """Everything it depends on, as JSON-ready values."""
 
 
 class Joinable:
-    """What one edit and several have in common: edits of residuals, and of cache slots."""
+    """Common base of one edit and of several: edits of residuals, and of cache slots."""
 
     edits: tuple[SteeringPlan, ...]
     slots: tuple[Slot, ...]
@@ -91,17 +91,17 @@ class Joinable:
 
     @property
     def prefill(self) -> str:
-        """What is appended to the prompt; empty but for a cache edit that appends an offset token."""
+        """The text appended to the prompt; empty except for a cache edit with an offset token."""
         return max((slot.prefill for slot in self.slots), default="", key=len)
 
     @contextmanager
     def on(self, model: TransformerBridge, *, prompt_length: int | None = None) -> Iterator[TransformerBridge]:
-        """Steer everything the model runs inside the `with`, through hook points that are gone afterwards.
+        """Steer everything the model runs inside the `with`; hooks are removed afterwards.
 
         Args:
             model: the bridge.
-            prompt_length: for forwards on whole chains: how many tokens are the prompt. By default what is first
-                given in one go is the prompt, as in a generation.
+            prompt_length: for forwards on whole chains: number of prompt tokens. By default the input of the first
+                forward is the prompt, as in generation.
         """
         from lensteer.steering.plans import installed
 
@@ -109,21 +109,21 @@ class Joinable:
             yield model
 
     def identity(self) -> list[Any]:
-        """All that the edits depend on, as JSON-ready values: what tells one experiment from another."""
+        """Everything the edits depend on, as JSON-ready values, to identify an experiment."""
         return [edit.describe() for edit in (*self.edits, *self.slots)]
 
 
 @dataclass(frozen=True)
 class SteeringPlan(Joinable):
-    """One edit: a behavior's direction, a layer, how much, where, and how. Join several with `+`.
+    """One edit: direction, layer, coefficient, scope and operator. Join several with `+`.
 
     Attributes:
         direction: such as `vectors["backtracking"]`.
         layer: whose output is edited.
-        coefficient: signed; in multiples of what `unit` says.
+        coefficient: signed; in multiples of `unit`.
         scope: the positions that are edited.
         operator: "add" or "project_out".
-        unit: of an added vector: "difference", the direction as it was computed; "mean_norm", a vector as long as the
+        unit: of an added vector: "difference", the unscaled direction; "mean_norm", a vector as long as the
             layer's mean activation (the default before 0.1.0); "unit", one of length 1.
 
     Raises:
@@ -147,7 +147,7 @@ class SteeringPlan(Joinable):
 
     @property
     def edits(self) -> tuple[SteeringPlan, ...]:  # type: ignore[override]  # a plan is its own only edit
-        """This edit alone (several plans joined have several)."""
+        """This edit alone (joined plans have several)."""
         return (self,)
 
     @property
@@ -165,11 +165,11 @@ class SteeringPlan(Joinable):
 
     @property
     def length(self) -> float:
-        """Of the vector that is added at each position."""
+        """Length of the vector that is added at each position."""
         return abs(self.coefficient) * float(self.vector.norm())
 
     def describe(self) -> list[Any]:
-        """All that the edit depends on, as JSON-ready values."""
+        """Everything the edit depends on, as JSON-ready values."""
         return [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
 
 
@@ -197,17 +197,17 @@ class _Group:
 
 @dataclass
 class Edits:
-    """Plans laid out for a batch whose rows may differ in plan. `None` is a row that is not steered."""
+    """The plans of a batch, one per row. `None` is an unsteered row."""
 
     groups: dict[int, list[_Group]] = field(default_factory=dict)
 
     @staticmethod
     def of(plans: Sequence[Plan | None], model: TransformerBridge) -> Edits:
-        """Lay out one plan (or None) per row.
+        """Combine one plan (or None) per row.
 
         Raises:
             LensteerError: a layer that the model lacks, a vector of another width or that is not finite, or a
-                coefficient beyond the model's numbers.
+                coefficient beyond the dtype's range.
         """
         groups: dict[int, list[_Group]] = {}
         shape, like = (len(plans), models.d_model(model)), next(iter(model.parameters()))
@@ -239,7 +239,7 @@ class Edits:
         return resid
 
     def touched(self, context: Context, columns: int) -> Bool[Tensor, " batch"]:
-        """Which rows some edit changes within the first columns of a context."""
+        """The rows that any edit changes within the first columns of a context."""
         found = torch.zeros(len(context.ids), dtype=torch.bool, device=context.ids.device)
         for groups in self.groups.values():
             for group in groups:
@@ -275,7 +275,7 @@ def _checked(edit: SteeringPlan, width: int, dtype: torch.dtype) -> Tensor:
     return vector
 
 
-@dataclass(eq=False)  # the same plan may be on twice: entries are told apart by who they are
+@dataclass(eq=False)  # the same plan may be on twice: entries are compared by identity
 class _Active:
     """A plan that is on, and the tokens that its hooks have seen so far."""
 
@@ -288,17 +288,17 @@ _given: ContextVar[Context | None] = ContextVar("lensteer-context", default=None
 
 
 def active_plans(model: TransformerBridge) -> list[Plans]:
-    """Plans that are on at the moment, outermost first."""
+    """Plans that are on, outermost first."""
     return [entry.plan for entry in _active.get(model, [])]
 
 
 def wanted_prefill(model: TransformerBridge, plan: Plan | None) -> str:
-    """What the plans that are on, and one more, want appended to the prompt."""
+    """The text that the plans that are on, and one more, append to the prompt."""
     return max((p.prefill for p in [*active_plans(model), *([] if plan is None else [plan])]), default="", key=len)
 
 
 def foreign_hooks(model: TransformerBridge) -> bool:
-    """Whether any hook point carries a hook that is not ours."""
+    """Whether any hook point has a foreign hook (not one of lensteer's)."""
     points = {id(point): point for point in model.hook_dict.values()}.values()
     ours = sum(len({e.layer for e in plan.edits}) for plan in active_plans(model))
     return sum(len(p.fwd_hooks) + len(p.bwd_hooks) for p in points) > ours
@@ -306,7 +306,7 @@ def foreign_hooks(model: TransformerBridge) -> bool:
 
 @contextmanager
 def tokens_seen(context: Context) -> Iterator[None]:
-    """Tell plans that are on what the next forwards' tokens are, where a caller knows better than their own watch."""
+    """Set the tokens of the next forwards for plans that are on, instead of what their own hooks recorded."""
     token = _given.set(context)
     try:
         yield
@@ -346,9 +346,9 @@ def attached(
 
 @contextmanager
 def installed(model: TransformerBridge, plan: Plans, prompt_length: int | None) -> Iterator[None]:
-    """Have a plan on: hooks for residuals, and cache edits for `lensteer.generation` to see."""
+    """Put a plan on: hooks for residuals, and cache edits for `lensteer.generation` to apply."""
     entry, tokens = _Active(plan), models.token_table(model)
-    edits = Edits.of([plan], model)  # one row stands for all
+    edits = Edits.of([plan], model)  # one row represents all
 
     def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _given.get() is not None:

@@ -1,4 +1,4 @@
-"""Reasoning tasks: what they are, where they come from, how an answer is graded."""
+"""Reasoning tasks: their definition, their sources, and grading of answers."""
 
 from lensteer.tasks.benchmarks import load_benchmark
 from lensteer.tasks.grading import GRADERS, final_answer

@@ -1,6 +1,6 @@
 """Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub.
 
-Which published part of each is for choosing and which for reporting is stated here. Their schemas:
+This module defines which published part of each is for choosing and which for reporting. Their schemas:
 
 - GSM8K (Cobbe et al., arXiv 2110.14168; on the hub openai/gsm8k, "main"): `question`, and `answer` with the steps and
   then "#### 18".
@@ -32,7 +32,7 @@ _HIDDEN = "a hidden answer cannot be graded, take the validation part"
 
 @dataclass(frozen=True)
 class Reading:
-    """What one record says; `steps` to the answer only where the benchmark publishes them."""
+    """The content of one record; `steps` to the answer only if the benchmark publishes them."""
 
     prompt: str
     answer: str
@@ -44,7 +44,7 @@ def read_gsm8k(values: Mapping[str, Any], where: str) -> Reading:
     """A record of GSM8K, without its calculator annotations "<<48/2=24>>".
 
     Raises:
-        LensteerError: one that is not of this form; `where` says which.
+        LensteerError: a record of another form; `where` identifies it.
     """
     question = _text(values, "question", where)
     steps, mark, answer = _text(values, "answer", where).rpartition("####")
@@ -57,7 +57,7 @@ def read_choice(values: Mapping[str, Any], where: str) -> Reading:
     """A record of ARC or CommonsenseQA.
 
     Raises:
-        LensteerError: one that is not of this form, or whose answer is hidden; `where` says which.
+        LensteerError: a record of another form, or with a hidden answer; `where` identifies it.
     """
     nested = values.get("question")
     inner = nested if isinstance(nested, dict) else values
@@ -80,7 +80,7 @@ def read_piqa(values: Mapping[str, Any], where: str) -> Reading:
     """A record of PIQA.
 
     Raises:
-        LensteerError: one that is not of this form, or whose answer is hidden; `where` says which.
+        LensteerError: a record of another form, or with a hidden answer; `where` identifies it.
     """
     label = str(values.get("label", ""))
     goal, solutions = _text(values, "goal", where), [_text(values, key, where) for key in ("sol1", "sol2")]
@@ -92,7 +92,7 @@ def read_piqa(values: Mapping[str, Any], where: str) -> Reading:
 
 
 def _lettered(question: str, options: list[Any], where: str) -> str:
-    """A question with its options on lines of their own, "(A)" and so on whatever their labels were."""
+    """A question with its options on separate lines, relabeled "(A)" and so on."""
     if not 2 <= len(options) <= len(ascii_uppercase) or not all(isinstance(o, str) and o.strip() for o in options):
         raise LensteerError(f"{where}: a question needs 2 to 26 options, each a text, it has {options!r:.200}")
     lines = (f"({letter}) {option.strip()}" for letter, option in zip(ascii_uppercase, options, strict=False))
@@ -106,7 +106,7 @@ def _text(values: Mapping[str, Any], key: str, where: str) -> str:
     return found.strip()
 
 
-#: What a file's name calls a part of a benchmark, to what the hub calls it.
+#: The name of a benchmark's part in file names, to its name on the hub.
 _PARTS = {"train": "train", "test": "test", "tests": "test"}
 _PARTS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -115,7 +115,7 @@ _SHARD = re.compile(r"-\d+-of-(\d+)$")
 
 @dataclass(frozen=True)
 class Solved:
-    """A task, and the steps to its answer where the benchmark has them ("" otherwise)."""
+    """A task, and the steps to its answer if the benchmark has them ("" otherwise)."""
 
     task: Task
     steps: str = ""
@@ -123,7 +123,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class _Row:
-    """A record as it was read: from where (for messages), from which part if that is known, and its number there."""
+    """A record as read: its location (for messages), its part if known, and its number there."""
 
     where: str
     part: str | None
@@ -133,7 +133,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Form:
-    """Where a benchmark is, which published parts are our splits ("dev": the first that is there), and its schema."""
+    """A benchmark's location, the published parts of our splits ("dev": the first that exists), and its schema."""
 
     hub: str
     config: str | None
@@ -150,7 +150,7 @@ _FORMS = {
     "gsm8k": _Form("openai/gsm8k", "main", read_gsm8k, ("train",), "test"),
     "arc_challenge": _Form("allenai/ai2_arc", "ARC-Challenge", read_choice, ("validation", "train"), "test"),
     "commonsense_qa": _Form("tau/commonsense_qa", None, read_choice, ("train",), "validation"),
-    # The main branch is a script, which `datasets` 4 and later does not run; this one the hub has converted.
+    # The main branch is a script, which `datasets` 4 and later does not run; this is the hub's converted branch.
     "piqa": _Form("ybisk/piqa", None, read_piqa, ("train",), "validation", "refs/convert/parquet"),
 }
 
@@ -160,23 +160,23 @@ def load_benchmark(
 ) -> list[Task]:
     """Tasks of a public benchmark.
 
-    "test" is the published test part; of CommonsenseQA and PIQA, whose test answers are not published, it is the
-    validation part, as is usual. "dev" is the published validation part where that is left, and else the training
-    part. Of a single file (or a folder with one of these parts) a fixed fifth of the questions is "dev" and the rest is
-    "test", whatever its name. So "dev" and "test" of one source never meet, for no `n` or `seed`.
+    "test" is the published test part; for CommonsenseQA and PIQA, whose test answers are not published, it is the
+    validation part, as is usual. "dev" is the published validation part if that is not "test", else the training part.
+    In a single file (or a folder with one of these parts) a fixed fifth of the questions is "dev" and the rest is
+    "test", whatever its name. So "dev" and "test" of one source never overlap, for any `n` or `seed`.
 
-    A prompt is the question and, on lines of their own, its options as "(A) ..."; it asks for no format.
+    A prompt is the question and its options, on separate lines as "(A) ..."; it does not request a format.
 
     Args:
         name: "gsm8k", "arc_challenge", "commonsense_qa" or "piqa".
         source: a file (.jsonl or .json with one record a line, .parquet), or a folder of files whose names say "train",
             "dev" or "test"; None for the hub, through the `datasets` library.
         split: "dev" for choosing, "test" for reporting.
-        n: how many at most, drawn at random (the first 50 of 100 are the draw of 50); None for all, in their order.
+        n: maximum number, drawn at random (the first 50 of 100 are the draw of 50); None for all, in their order.
         seed: of the draw.
 
     Raises:
-        LensteerError: no such benchmark, split or file; a corrupt record; one whose answer is hidden; no hub.
+        LensteerError: no such benchmark, split or file; a corrupt record; a hidden answer; no access to the hub.
     """
     if n is not None and n < 1:
         raise LensteerError(f"n={n}: ask for at least one task")
@@ -185,7 +185,7 @@ def load_benchmark(
 
 
 def solved_tasks(name: str, source: str | Path | None = None, *, split: str = "test") -> list[Solved]:
-    """The tasks of `load_benchmark`, all of a split, with the steps to their answers.
+    """All tasks of a split, as in `load_benchmark`, with the steps to their answers.
 
     Raises:
         LensteerError: as `load_benchmark`.
@@ -211,7 +211,7 @@ def solved_tasks(name: str, source: str | Path | None = None, *, split: str = "t
 
 
 def _share(solved: list[Solved], split: str, source: str) -> list[Solved]:
-    """One split's share of a file: by the hash of its text, a question is on one side wherever it stands in it."""
+    """One split's share of a file: a question's side depends on the hash of its text, not on its place."""
     prompts = sorted({s.task.prompt for s in solved}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     if len(prompts) < 2:
         raise LensteerError(f"{source!r} has one question: 'dev' and 'test' need at least one each")
@@ -235,7 +235,7 @@ def _solved(name: str, split: str, rows: Iterable[_Row]) -> list[Solved]:
 
 
 def _files(source: Path, known: set[str]) -> dict[str | None, list[Path]]:
-    """The files of each part; of a folder, only those parts that a split is taken from."""
+    """The files of each part; in a folder, only parts that splits are taken from."""
     if source.is_file():
         return {_part(source): [source]}
     if not source.is_dir():
@@ -244,7 +244,7 @@ def _files(source: Path, known: set[str]) -> dict[str | None, list[Path]]:
     files: dict[str | None, list[Path]] = {}
     for path in there:
         part = _part(path)
-        if part in known and "socratic" not in path.stem:  # GSM8K's other wording of the same questions
+        if part in known and "socratic" not in path.stem:  # GSM8K's variant of the same questions
             files.setdefault(part, []).append(path)
     if not files:
         raise LensteerError(

@@ -1,4 +1,4 @@
-"""What a response gives as its answer, and whether that is the right one: forgiving of form, strict of value."""
+"""Extraction and grading of answers: lenient about form, strict about value."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fractions import Fraction
 from functools import partial
 
 _SKIPPED = r"(?:[\s*_]|\\\[|\$\$)*"
-#: A label in front of an answer: "Answer:", "The final answer is", or "Final answer" alone on a line as a heading.
+#: A label before an answer: "Answer:", "The final answer is", or "Final answer" alone on a line as a heading.
 _LABEL = re.compile(
     rf"(?P<label>\banswer[\s*_]*:|^[#*_ ]*(?:the )?(?:final )?answer[*_ ]*$){_SKIPPED}(?P<text>.+)"
     rf"|\banswer[\s*_]*\bis\b\s*:?{_SKIPPED}(?P<said>.+)",
     re.IGNORECASE | re.MULTILINE,
 )
 _BOX = re.compile(r"\\boxed\s*\{")
-#: A last line that is bold from end to end and holds nothing but one number or one letter.
+#: A last line that is bold as a whole and contains only one number or one letter.
 _LAST = re.compile(r"\*\*\s*(\$?[-−+$]?[\d.,/%]*\d%?\$?|\(?[A-Za-z]\))\s*\*\*\.?")
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|emph)\s*\{([^{}]*)\}")
 
 
 def final_answer(response: str) -> str | None:
-    r"""What a response gives as its answer, or None where it gives none.
+    r"""The answer that a response gives, or None if it gives none.
 
     Only what comes after the thinking counts: after the last `</think>`, and before any `<think>` that is not
     closed. In this order:
 
     1. The content of the last `\boxed{…}`. Several boxes on its line are one answer ("\boxed{1} or \boxed{2}").
     2. The rest of the line after the last "Answer:", "answer is" or heading "Answer"; an "Answer:" that comes after
-       the last box outranks it. Where a bold answer ends its sentence ("**Answer: No.** She may…"), only the bold part.
-    3. A last line that is bold as a whole and is nothing but a number or a letter in parentheses: "**12**", "**(B)**".
+       the last box outranks it. If a bold answer ends its sentence ("**Answer: No.** She may…"), only the bold part.
+    3. A last line that is bold as a whole and contains only a number or a letter in parentheses: "**12**", "**(B)**".
        Other bold text may be a heading, and a bare last line a step of the calculation: neither counts.
     """
     spoken = response.rpartition("</think>")[2].partition("<think>")[0]
@@ -76,7 +76,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def untypeset(text: str) -> str:
-    """Without what only sets text off: boxes, text commands, mathematics' delimiters, spacing commands, bold type."""
+    """Text without markup: boxes, text commands, math delimiters, spacing commands, bold type."""
     for begin, end, content in reversed(_boxes(text)):
         text = text[:begin] + content + text[end:]
     before = ""
@@ -95,7 +95,7 @@ _ONES = (
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = {name: i for i, name in enumerate(_ONES)} | {name: 10 * i for i, name in enumerate(_TENS, 2)}
 _SMALL |= {f"{ten}-{one}": _SMALL[ten] + i for ten in _TENS for i, one in enumerate(_ONES[1:10], 1)}
-#: Smallest first: "two million three hundred thousand" is put together from its end.
+#: Smallest first: "two million three hundred thousand" is assembled from its end.
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {f"{name}th": i for i, name in enumerate(_ONES[:20]) if i in (4, 6, 7, *range(10, 20))}
 _PARTS |= {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12}
@@ -116,7 +116,7 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 
-#: What may not stand around the number (read as "#"): it would make another number, or none, of it.
+#: Context that may not surround the number (written "#"): it would change the number or make it none.
 _OTHERWISE = re.compile(
     "|".join(
         [
@@ -130,16 +130,16 @@ _OTHERWISE = re.compile(
         ]
     )
 )
-#: Letters with a digit or exponent of their own, of units and names: cm^2, L^-1, x1. Not 1.2e3 or 2 x 10^3.
+#: Letters with a digit or exponent, in units and names: cm^2, L^-1, x1. Not 1.2e3 or 2 x 10^3.
 _NAME = re.compile(r"((?:(?<!\d)|(?!e))(?!x\s*10\^)[^\W\d_])\^?\(?[-+]?\d+\)?", re.IGNORECASE)
 _ABOUT = re.compile(r"≈|(?:\bor\s+)?\b(?:about|approximately|approx\b\.?|roughly|around)\s", re.IGNORECASE)
-#: In front of the last equals sign, a number and then one of these: what is equated is not the answer.
+#: A number and then one of these before the last equals sign: the equated value is not the answer.
 _CLAUSE = re.compile(r"\d.*(?:[,;.]\s|\b(?:and|or|because|since|as|but|is|so|if|where|when|with|for)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Number:
-    """An exact value; a percentage's is that in front of its sign. `places` are the digits after a decimal point."""
+    """An exact value; for a percentage, the number before its sign. `places` are the digits after a decimal point."""
 
     value: Fraction
     percent: bool = False
@@ -147,16 +147,16 @@ class Number:
 
     @property
     def plain(self) -> Fraction:
-        """The value with a percent sign worked in: 3/8 for 37.5 %."""
+        """The value with a percent sign applied: 3/8 for 37.5 %."""
         return self.value / 100 if self.percent else self.value
 
 
 def read_number(text: str) -> Number | None:
-    """The one number that a text states, or None: it states none, several that differ, or one that can't be read.
+    """The one number that a text states; None if it states none, several different ones, or one that cannot be read.
 
-    Of "x = 3 · 4 = 12" it is what comes after the last equals sign; of "1/3 ≈ 0.333" the exact side, where the
-    other rounds it up or down. Two forms of one number ("3/8, or 37.5 %") are one. Words and units around it are passed
-    over; but not those that change it ("not 12", "at least 12", "12 or more", "12!", "3 · 4", "5-7", "12 x").
+    In "x = 3 · 4 = 12" it follows the last equals sign; in "1/3 ≈ 0.333" it is the exact side, if the other one is its
+    rounded value. Two forms of one number ("3/8, or 37.5 %") are one. Words and units around it are ignored, but not
+    those that change it ("not 12", "at least 12", "12 or more", "12!", "3 · 4", "5-7", "12 x").
     """
     text = _plain(text)
     about = _ABOUT.search(text)
@@ -189,10 +189,10 @@ def _stated(text: str) -> Number | None:
 def same_number(given: Number, wanted: Number) -> bool:
     """Whether a given number is the wanted one.
 
-    They are compared as exact fractions. Where the wanted one is written as a decimal with k places, the given one is
-    rounded to k places first (half away from zero), as a decimal may be a rounded answer; to have 2.5 and not 2.54, the
-    wanted one is written as 5/2. "37.5 %" is 0.375. Where the wanted one is a percentage, a bare 37.5 is one as well;
-    where it is a bare number above 1, a percent sign may be a unit ("by how many percent?").
+    They are compared as exact fractions. If the wanted one is a decimal with k places, the given one is first rounded
+    to k places (half away from zero), because a decimal may be a rounded answer; to accept 2.5 but not 2.54, write the
+    wanted one as 5/2. "37.5 %" is 0.375. If the wanted one is a percentage, a bare 37.5 counts as one, too; if it is a
+    bare number above 1, a percent sign may be a unit ("by how many percent?").
     """
     values = {given.plain}
     if wanted.percent:
@@ -228,7 +228,7 @@ def _literal(text: str) -> Fraction:
 
 
 def _plain(text: str) -> str:
-    """In plain signs and digits: LaTeX, typographic signs and number words replaced."""
+    """Text in plain signs and digits: LaTeX, typographic signs and number words replaced."""
     text = untypeset(text)
     text = re.sub(r"(\d?)\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", _fraction, text)
     text = re.sub(r"\\(?:times|cdot)\b|[×·⋅]", "*", text)
@@ -250,7 +250,7 @@ def _fraction(found: re.Match[str]) -> str:
 
 
 def _digits(text: str) -> str:
-    """With number words as digits: "two hundred and five" is 205, "three and a half" 3 1/2, "minus two thirds" -2/3."""
+    """Number words as digits: "two hundred and five" is 205, "three and a half" 3 1/2, "minus two thirds" -2/3."""
     text = _SMALL_WORD.sub(lambda m: str(_SMALL[re.sub(r"\s+", "-", m[0].lower())]), text)
     text = _PART_WORD.sub(lambda m: f"{_count(m[1] or m[3])}/{_PARTS[(m[2] or m[4]).lower()]}", text)
     text = re.sub(r"\bhalf\b", "1/2", text, flags=re.IGNORECASE)
@@ -276,7 +276,7 @@ _NAMED = re.compile(
     r"|(?P<small>[a-z])\.?$|(?P<argued>[A-Z])(?=\s+(?i:because|since|is (?:the )?(?:correct|right|best)|\()))",
 )
 _LAST_NAMED = re.compile(r"[^()]*\((?P<letter>[A-Za-z])\)")
-#: Other options in what follows: capitals that stand alone, but not an article, "I", or letters in parentheses.
+#: Other options in the rest of the text: capitals that stand alone, but not an article, "I", or letters in parentheses.
 _OTHERS = re.compile(r"\b(?:[B-HJ-Z]|[AI](?!\s+\w|'))\b|(?<=\()[a-z](?=\))")
 _LETTERS = re.compile(r"[a-z](?:[\s,;]+(?:and\s+)?[a-z])+")
 _UNDONE = re.compile(r"\W*(?:or|and|nor|is (?:not|wrong|incorrect))\b", re.IGNORECASE)
@@ -287,18 +287,18 @@ def numeric(given: str, wanted: str) -> bool:
     r"""Whether a text states the wanted number: see `read_number` for forms and `same_number` for values.
 
     Form: "x = 12.", "$\frac{3}{8}$", "1,234.50", "1.2 × 10^3", "twelve", "two thirds", "37.5 %", "about 12", "12
-    apples" (units are not checked). Value: "12 or 13", "at least 12" and "0.33" for 1/3 are refused.
+    apples" (units are not checked). Value: "12 or 13", "at least 12" and "0.33" for 1/3 are rejected.
     """
     answer, right = read_number(given), read_number(wanted)
     return answer is not None and right is not None and same_number(answer, right)
 
 
 def choice(given: str, wanted: str) -> bool:
-    """Whether a text names the wanted option, and no other, by its letter.
+    """Whether a text names only the wanted option, by its letter.
 
     The letter opens the text: "B", "b", "(B)", "B.", "B) the blue one", "option B", "the answer is B because it is
-    heavier"; or it closes it in parentheses: "the blue one (B)". "A blue one", "A or B", "not B" and "B, not C" (where
-    a reader of letters cannot be sure) name none.
+    heavier"; or it closes it in parentheses: "the blue one (B)". "A blue one", "A or B", "not B" and "B, not C" (which
+    letters alone do not settle) name none.
     """
     text = re.sub(r"\s+", " ", untypeset(given)).strip(" *_\"'")
     opening, closing = _NAMED.match(text), _LAST_NAMED.fullmatch(text.rstrip(". "))
@@ -315,9 +315,9 @@ def choice(given: str, wanted: str) -> bool:
 
 
 def exact(given: str, wanted: str) -> bool:
-    """Whether two texts are the same but for typesetting, emphasis, quotes, spacing, case and the full stop.
+    """Whether two texts are the same except for typesetting, emphasis, quotes, spacing, case and the final period.
 
-    Single letters may be listed in any way: "Q, R and S" is "QRS".
+    Single letters may be listed in any format: "Q, R and S" is "QRS".
     """
     return _normal(given) == _normal(wanted) != ""
 

@@ -1,4 +1,4 @@
-"""Tasks: what one is, where they come from (the organism's, the written set, a file), whether a response answers it."""
+"""Tasks: their definition, their sources (the organism's, the written set, a file), and grading of a response."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A question for a reasoning model; `answer` and `grader` are None where no answer is definite."""
+    """A question for a reasoning model; `answer` and `grader` are None if no answer is definite."""
 
     id: str
     category: str
@@ -58,7 +58,7 @@ class Task:
 
 
 def grade(task: Task, response: str) -> bool | None:
-    """Whether a response answers a task; None where the task has no definite answer."""
+    """Whether a response answers a task; None if the task has no definite answer."""
     if task.answer is None or task.grader is None:
         return None
     given = final_answer(response)
@@ -89,14 +89,14 @@ def load_tasks(
     n: int | None = None,
     category: str | None = None,
 ) -> list[Task]:
-    """Tasks of one split, always the same ones in the same order.
+    """Tasks of one split, in a fixed order.
 
     Args:
-        source: "organism" for the embedded model's generated tasks, "builtin" for the written set (its categories in
+        source: "organism" for the organism's generated tasks, "builtin" for the written set (its categories in
             turn, so that the first 20 hold two of each), or a JSONL file with one task a line
-            (`id, category, split, prompt`, and `answer, grader` where there are).
+            (`id, category, split, prompt`, and `answer, grader` if there are any).
         split: "train", "dev" or "test"; None for all.
-        n: how many at most; None for all there are (the organism's grammar has 300, 100 and 200, the written set
+        n: maximum number; None for all (the organism's grammar has 300, 100 and 200, the written set
             450, 50 and 50).
         category: only this one, e.g. one of `CATEGORIES`; None for all.
 

@@ -1,4 +1,4 @@
-"""Behavior vectors: what they are, how they are fitted in one pass, their file; how well probes read behaviors."""
+"""Behavior vectors: definition, fitting in one pass, file format; and accuracy of probes."""
 
 from lensteer.vectors.constructions import Recipe
 from lensteer.vectors.fitting import fit_recipes, fit_vectors

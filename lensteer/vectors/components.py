@@ -1,6 +1,6 @@
 """The principal component of pairs' differences.
 
-Like a probe it is no sum over pairs: the features of all pairs stay in memory, within the same limit.
+Like a probe, it is not a sum over pairs: the features of all pairs stay in memory, within the same limit.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ def principal_component(
 ) -> Float[Tensor, " d_model"]:
     """The direction along which differences are largest, as long as their mean along it: n̂ ⟨n̂, d̄⟩.
 
-    n̂ maximizes Σᵢ wᵢ ⟨n̂, dᵢ⟩², the second moment about zero. So the mean difference counts, and which side of a pair
-    comes first does not: it is the PCA of the pairs' sides about each pair's own center, as in repeng ("pca_center")
-    and, with signs drawn at random, in Zou et al. (arXiv 2310.01405). PCA of the differences about *their* mean
-    (repeng's "pca_diff") would remove just what the pairs have in common. n̂'s sign is that of the mean difference.
+    n̂ maximizes Σᵢ wᵢ ⟨n̂, dᵢ⟩², the second moment about zero. So the mean difference matters, but the order of a
+    pair's sides does not: it is the PCA of the pairs' sides about each pair's center, as in repeng ("pca_center") and,
+    with signs drawn at random, in Zou et al. (arXiv 2310.01405). PCA of the differences about *their* mean (repeng's
+    "pca_diff") would remove exactly what the pairs have in common. n̂'s sign is that of the mean difference.
 
     Args:
         differences: positive less negative, fp64.
         weights: of the pairs; equal by default.
 
     Returns:
-        NaN where no pair has weight.
+        NaN if no pair has weight.
     """
     weights = differences.new_ones(len(differences)) if weights is None else weights
     if not weights.sum() > 0:
         return differences.new_full(differences.shape[1:], torch.nan)
     mean = (weights / weights.sum()) @ differences
     rows = differences * weights.sqrt()[:, None]
-    if len(rows) < rows.shape[1]:  # of the two Gram matrices the smaller
+    if len(rows) < rows.shape[1]:  # the smaller of the two Gram matrices
         normal = rows.T @ torch.linalg.eigh(rows @ rows.T).eigenvectors[:, -1]
         normal = normal / normal.norm().clamp_min(1e-300)
     else:
@@ -48,10 +48,10 @@ def principal_component(
 
 
 class PairComponents:
-    """Keeps pairs' features, then finds a component per layer. Used as `ContrastSums` is, by pairs only.
+    """Keeps pairs' features, then finds a component per layer. Same interface as `ContrastSums`, for pairs only.
 
-    Features take `8 · pairs · layers · d_model` bytes. Changing over the sides of pairs leaves a principal component as
-    it is, so its shuffled control draws anew which sides make a pair.
+    Features take `8 · pairs · layers · d_model` bytes. Swapping the sides of pairs does not change a principal
+    component, so its shuffled control re-pairs the sides at random.
 
     Args:
         n_layers: size of the layer axis.
@@ -69,7 +69,7 @@ class PairComponents:
         self._kept: dict[str, tuple[Float[Tensor, "side layer d_model"], Float[Tensor, " replicate"]]] = {}
 
     def add(self, features: TraceFeatures) -> None:
-        """Take in one pair: two spans, the positive side first.
+        """Add one pair: two spans, the positive side first.
 
         Raises:
             LensteerError: the features outgrow the memory limit.
@@ -80,7 +80,7 @@ class PairComponents:
         self._kept[features.key] = features.spans[0].clone(), times_drawn(features, self.n_bootstrap, self.seed)
 
     def _sides(self) -> Float[Tensor, "pair side layer d_model"]:
-        """In the order of their keys, so that the order of the pairs changes no draw."""
+        """Sides in the order of their keys, so that the order of the pairs changes no draw."""
         return torch.stack([self._kept[key][0] for key in sorted(self._kept)])
 
     def difference(self) -> Float[Tensor, "1 layer d_model"]:
@@ -88,7 +88,7 @@ class PairComponents:
         return self._found([self._sides()])
 
     def shuffled(self) -> Float[Tensor, "control 1 layer d_model"]:
-        """The same, on pairs drawn anew from all sides."""
+        """The same, on randomly re-paired sides."""
         sides = self._sides()
         key = hashlib.sha256("\n".join(sorted(self._kept)).encode()).hexdigest()
         orders = torch.rand(
@@ -97,7 +97,7 @@ class PairComponents:
         return self._found([sides.flatten(0, 1)[order].view_as(sides) for order in orders])[:, None]
 
     def replicates(self) -> Float[Tensor, "replicate 1 layer d_model"]:
-        """The same, on resampled pairs (Poisson bootstrap); NaN where none was drawn."""
+        """The same, on resampled pairs (Poisson bootstrap); NaN if none was drawn."""
         sides = self._sides()
         drawn = torch.stack([self._kept[key][1] for key in sorted(self._kept)], dim=1)
         return self._found([sides] * self.n_bootstrap, drawn)[:, None]

@@ -1,7 +1,7 @@
-"""Difference of means, and its random controls: what a direction is made of, in one pass over features.
+"""Difference of means and its random controls, in one pass over features.
 
-Everything here is linear in the spans' features, so all of them, control vectors and bootstrap replicates
-included, are rows of one accumulator.
+All of these are linear in the spans' features, so they are rows of one accumulator, including control vectors and
+bootstrap replicates.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ class Recipe:
     """How a direction is computed from spans, or from pairs.
 
     Attributes:
-        window: which positions stand for a span; see `Window.parse`. Of pairs, the position that they are read at; see
+        window: which positions represent a span; see `Window.parse`. For pairs, the position where they are read; see
             `contrast.Position.parse`.
         negatives: what is subtracted: the mean over "all" thinking tokens; over all "spans", in the same
             window; over the "rest", the spans of other behaviors; or "same_trace", the mean over all spans of
-            the positive's own trace. "pairs" says that there are no spans, but pairs (`fit_directions`): the other
-            sides are subtracted.
-        aggregation: what counts equally on both sides: each "token" of a window, each "span", or each
-            "trace". The mean over "all" tokens is that of each trace first (as in the published code), but
-            for "token".
-        construction: the "difference" of the two means; or "logistic", the normal of a probe that tells a
-            behavior's spans from the others (see `probes`), to which negatives "spans" and "rest" are the same. Of
+            the positive's own trace. "pairs" is for pairs instead of spans (`fit_directions`): the other sides are
+            subtracted.
+        aggregation: what is weighted equally on both sides: each "token" of a window, each "span", or each "trace". The
+            mean over "all" tokens is first taken per trace (as in the published code), except for "token".
+        construction: the "difference" of the two means; or "logistic", the normal of a probe that separates a
+            behavior's spans from the others (see `probes`), for which negatives "spans" and "rest" are the same. For
             pairs also "pca", the principal component of their differences (see `components`).
 
     Raises:
@@ -98,7 +97,7 @@ def contrast_weights(
 
     Args:
         labels: index of each span's behavior; one row per side (the true labels, or shuffled ones).
-        lengths: number of tokens that stand for each span.
+        lengths: number of tokens that represent each span.
         n_tokens: of all tokens.
         n_behaviors: number of behaviors.
         recipe: its negatives and aggregation.
@@ -122,13 +121,13 @@ def contrast_weights(
         negative = everyone
     elif recipe.negatives == "rest":
         negative = weigh(1 - own)
-    else:  # the positives' whole weight, spread over their own trace: Σ w (x − its trace's mean)
+    else:  # the positives' total weight, spread over their own trace: Σ w (x − its trace's mean)
         negative = everyone / everyone.sum(-1, keepdim=True) * positive.sum(-1, keepdim=True)
     return torch.stack([torch.cat([positive, no_tokens], -1), torch.cat([negative, tokens], -1)], dim=1)
 
 
 def label_sides(features: TraceFeatures, labels: Sequence[str], n_controls: int, seed: int) -> Int[Tensor, "side span"]:
-    """Each span's behavior as an index into `labels`: as it is, then shuffled among the trace's spans.
+    """Each span's behavior as an index into `labels`: the true ones, then shuffles among the trace's spans.
 
     Raises:
         LensteerError: a span's label is not among the behaviors.
@@ -149,12 +148,12 @@ def times_drawn(features: TraceFeatures, n_bootstrap: int, seed: int) -> Float[T
 
 
 class ContrastSums:
-    """Accumulates traces' features into the means that directions are made of. Two of them merge.
+    """Accumulates traces' features into the means that directions are made of. Mergeable.
 
     The sides of the contrast are the true labels, `n_controls` shuffles of the labels among each trace's
-    spans, and `n_bootstrap` reweightings of the traces by Poisson(1). Beside them run Gaussian combinations
-    of the spans, for the covariance-matched controls. All randomness belongs to the trace, so halves merge to
-    the whole.
+    spans, and `n_bootstrap` reweightings of the traces by Poisson(1). Gaussian combinations of the spans are
+    accumulated as well, for the covariance-matched controls. All randomness is seeded per trace, so halves merge to the
+    whole.
 
     Args:
         recipe: of the contrast.
@@ -189,7 +188,7 @@ class ContrastSums:
         self.n_traces = 0
 
     def add(self, features: TraceFeatures) -> None:
-        """Take in one trace.
+        """Add one trace.
 
         Raises:
             LensteerError: a span's label is not among the behaviors.
@@ -211,10 +210,10 @@ class ContrastSums:
         self.n_traces += 1
 
     def merge(self, other: ContrastSums) -> None:
-        """Take in the sums over other traces.
+        """Add the sums over other traces.
 
         Raises:
-            LensteerError: the other one was made with another recipe, other behaviors, controls or seed.
+            LensteerError: the other one has a different recipe, behaviors, controls or seed.
         """
         for name in ("recipe", "labels", "seed", "n_controls", "n_bootstrap"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -227,7 +226,7 @@ class ContrastSums:
         self.n_traces += other.n_traces
 
     def all_tokens(self) -> Float[Tensor, "layer d_model"]:
-        """Mean activation over all thinking tokens, each trace counting equally."""
+        """Mean activation over all thinking tokens, with equal weight per trace."""
         return self.tokens.means()[0]
 
     def _sides(self, begin: int, end: int) -> Float[Tensor, "side behavior layer d_model"]:
@@ -235,7 +234,7 @@ class ContrastSums:
         return positive - negative
 
     def difference(self) -> Float[Tensor, "behavior layer d_model"]:
-        """Mean of the positives less mean of the negatives; NaN where one of them is empty."""
+        """Mean of the positives less mean of the negatives; NaN if one of them is empty."""
         return self._sides(0, 1)[0]
 
     def shuffled(self) -> Float[Tensor, "control behavior layer d_model"]:
@@ -243,7 +242,7 @@ class ContrastSums:
         return self._sides(1, 1 + self.n_controls)
 
     def replicates(self) -> Float[Tensor, "replicate behavior layer d_model"]:
-        """The same, on resampled traces (Poisson bootstrap); NaN where none of them has a behavior."""
+        """The same, on resampled traces (Poisson bootstrap); NaN if none of them has a behavior."""
         return self._sides(1 + self.n_controls, 1 + self.n_controls + self.n_bootstrap)
 
     def covariance_matched(self) -> Float[Tensor, "control layer d_model"]:

@@ -42,22 +42,22 @@ def fit_vectors(
 ) -> BehaviorVectors:
     """Fit one direction per behavior and layer over the spans of annotated traces, by default a difference of means.
 
-    A behavior without a span has no vector; its count says so. The sums take `16 · behaviors · (1 + n_controls +
+    A behavior without spans has no vector; its count is 0. The sums take `16 · behaviors · (1 + n_controls +
     n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536. Probes
-    (construction "logistic") keep the features of all spans besides, `4 · spans · layers · d_model` bytes, up to a
-    limit of 4 GiB, and take a fit per behavior and layer for each control and replicate.
+    (construction "logistic") also keep the features of all spans, `4 · spans · layers · d_model` bytes, up to a
+    limit of 4 GiB, and need a fit per behavior and layer for each control and replicate.
 
     Args:
         model: whose residual stream is read.
         traces: annotated.
-        window: which positions stand for a span; see `Window.parse`.
+        window: which positions represent a span; see `Window.parse`.
         negatives: what is subtracted; see `Recipe`.
-        aggregation: what counts equally: each "token", "span" or "trace".
+        aggregation: what is weighted equally: each "token", "span" or "trace".
         construction: "difference" of means, or "logistic", the normal of a probe; see `Recipe` and `ProbeFits`.
         behaviors: in the order of their axis; None for those of the spans: the default scheme, or all that
             occur if there are others.
         layers: by default all.
-        site: where in each block; steering acts on resid_post, so others are for study.
+        site: where in each block; steering acts on resid_post; others are for analysis.
         n_controls: random vectors of each kind, from the same pass; see `Controls`.
         n_bootstrap: replicates on resampled traces, from the same pass.
         seed: of controls and replicates.
@@ -65,7 +65,7 @@ def fit_vectors(
 
     Raises:
         LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite; probes whose
-            features do not fit into the limit.
+            features exceed the limit.
     """
     recipe = Recipe(str(window), negatives, aggregation, construction)
     (vectors,) = fit_recipes(
@@ -96,7 +96,7 @@ def fit_recipes(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[BehaviorVectors]:
-    """Fit vectors by several recipes in the same pass: one forward per trace, whatever their number.
+    """Fit vectors by several recipes in the same pass: one forward per trace for all of them.
 
     Arguments and errors are those of `fit_vectors`.
     """
@@ -105,7 +105,7 @@ def fit_recipes(
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
     labels = label_axis(traces) if behaviors is None else behaviors
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
-    if any(recipe.construction == "logistic" for recipe in recipes):  # refuse before the first forward
+    if any(recipe.construction == "logistic" for recipe in recipes):  # raise before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
     sums = [
         (ProbeFits if recipe.construction == "logistic" else ContrastSums)(
@@ -137,13 +137,13 @@ def fit_recipes(
 
 
 def library_versions(recipe: Recipe) -> dict[str, str]:
-    """The versions that vectors of a recipe depend on; lensteer's is the source tree's, installed or not."""
+    """Versions of the libraries that a recipe's vectors depend on; for lensteer, that of the source tree."""
     used = [*_LIBRARIES, *(["scikit-learn"] if recipe.construction == "logistic" else [])]
     return {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
 
 
 def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
-    """The vectors that accumulated sums or features stand for.
+    """The vectors from accumulated sums or features.
 
     Raises:
         LensteerError: no spans, or a behavior without negatives.

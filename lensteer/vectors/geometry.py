@@ -1,4 +1,4 @@
-"""Cosine similarity between behavior vectors, with intervals, reliability, and what all vectors share.
+"""Cosine similarity between behavior vectors, with intervals, reliability, and the component that all vectors share.
 
 Every product is in double precision.
 """
@@ -26,7 +26,7 @@ class CosineMatrix(Result):
         labels: of both axes.
         layers: at which each behavior's vector was taken.
         values: symmetric; NaN where a cosine is undefined.
-        low: lower end of the interval, where vectors have replicates.
+        low: lower end of the interval, if the vectors have replicates.
         high: upper end.
         level: of the interval.
     """
@@ -46,7 +46,7 @@ class CosineMatrix(Result):
         return float(self.values[self.labels.index(first), self.labels.index(second)])
 
     def ordered(self) -> CosineMatrix:
-        """The same, with alike behaviors side by side: leaves of an average-linkage tree on 1 - cosine."""
+        """The same, with similar behaviors next to each other: leaves of an average-linkage tree on 1 - cosine."""
         from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
         from scipy.spatial.distance import squareform
 
@@ -77,7 +77,7 @@ def cosine_matrix(
     Args:
         vectors: with replicates (`fit_vectors(..., n_bootstrap=200)`), every cosine gets a percentile
             interval over resampled traces.
-        layers: one layer for all, or each behavior's own.
+        layers: one layer for all, or one per behavior.
         default: the layer of behaviors that `layers` does not name.
         level: of the intervals.
 
@@ -100,19 +100,19 @@ def disattenuated_cosines(
     *,
     default: int | None = None,
 ) -> CosineMatrix:
-    """Cosines freed of the noise that pulls them to zero, from vectors of two halves of the traces.
+    """Cosines corrected for attenuation by noise, from vectors of two halves of the traces.
 
-    `½ (⟨a₁, b₂⟩ + ⟨a₂, b₁⟩) / √(⟨a₁, a₂⟩ ⟨b₁, b₂⟩)`: no product is of two vectors from the same traces, whose
-    errors have a baseline in common. Undefined (NaN) where `⟨a₁, a₂⟩` or `⟨b₁, b₂⟩` is not positive.
+    `½ (⟨a₁, b₂⟩ + ⟨a₂, b₁⟩) / √(⟨a₁, a₂⟩ ⟨b₁, b₂⟩)`: no product is of two vectors from the same traces, whose errors
+    are correlated through a shared baseline. Undefined (NaN) where `⟨a₁, a₂⟩` or `⟨b₁, b₂⟩` is not positive.
 
     Args:
         first: fitted on one half.
         second: fitted on the other.
-        layers: one layer for all, or each behavior's own.
+        layers: one layer for all, or one per behavior.
         default: the layer of behaviors that `layers` does not name.
 
     Raises:
-        LensteerError: the halves have different behaviors or layers; and as `cosine_matrix`.
+        LensteerError: the halves have different behaviors or layers; or as in `cosine_matrix`.
     """
     if (first.labels, first.layers) != (second.labels, second.layers):
         raise LensteerError(
@@ -130,12 +130,12 @@ def disattenuated_cosines(
 def common_component(vectors: BehaviorVectors) -> Float[Tensor, " layer"]:
     """Length of the count-weighted mean of the vectors, as a share of the mean activation's length.
 
-    About 0 if positives and baseline are read at like positions. Where positives are span beginnings and the
-    baseline is every token, all vectors share what tells the two apart; the published vectors have 0.22
+    About 0 if positives and baseline are read at similar positions. If positives are span beginnings and the baseline
+    is every token, all vectors share the difference between these positions; the published vectors have 0.22
     (R1-Qwen-1.5B, layer 17).
 
     Raises:
-        LensteerError: the vectors do not know their counts.
+        LensteerError: the vectors have no counts.
     """
     missing = [label for label in vectors.labels if label not in vectors.counts]
     if missing:

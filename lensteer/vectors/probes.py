@@ -1,6 +1,6 @@
-"""Logistic probes: the normal of the plane that tells a behavior's spans from the others, and how well it does.
+"""Logistic probes: the normal of the plane that separates a behavior's spans from the others, and its accuracy.
 
-A probe is no sum over traces: the features of all spans stay in memory, within a stated limit.
+A probe is not a sum over traces: the features of all spans stay in memory, within a stated limit.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from lensteer.activations import TraceFeatures
 from lensteer.errors import LensteerError
 from lensteer.vectors.constructions import ContrastSums, Recipe, contrast_weights, label_sides, times_drawn
 
-#: What the features of all spans, and the copies of the layer that is being fitted, may take.
+#: Memory limit for the features of all spans and the copies of the layer that is being fitted.
 MAX_BYTES = 4 * 2**30
-#: λ below. On the mean, not the sum, of the losses, so that more spans do not mean less of a penalty. On 2594 spans of
-#: the organism (width 128) accuracy on held-out tasks was .739 on average at 1e-1, and .714 at 1e-3 (8 of 10 cells).
+#: λ below. It applies to the mean, not the sum, of the losses, so that more spans do not weaken the penalty. On 2594
+#: spans of the organism (width 128) accuracy on held-out tasks was .739 on average at 1e-1, and .714 at 1e-3 (8 of 10
+#: cells).
 PENALTY = 0.1
 
 
 def check_memory(n_spans: int, n_layers: int, d_model: int) -> None:
-    """Refuse what probes could not hold.
+    """Raise if the probes' features exceed the memory limit.
 
     Raises:
         LensteerError: the features would take more than `MAX_BYTES`.
@@ -48,7 +49,7 @@ class Probe(NamedTuple):
 def fit_probe(
     x: Float[Tensor, "span d_model"], positive: Float[Tensor, " span"], negative: Float[Tensor, " span"]
 ) -> Probe | None:
-    """The L2-penalized logistic regression of one class against another, both weighing one half.
+    """The L2-penalized logistic regression of one class against another, each with total weight one half.
 
     min_w,b  Σ_s ω_s log(1 + exp(−y_s (w·z_s + b))) + λ/2 ‖w‖²,  z = (x − mean) / σ,  λ = `PENALTY`,
     with mean and standard deviation under the same weights ω. The result is mapped back: weights = w / σ.
@@ -59,7 +60,7 @@ def fit_probe(
         negative: the same for the negative class.
 
     Returns:
-        None where one of the classes is empty.
+        None if one of the classes is empty.
     """
     if not (positive.sum() > 0 and negative.sum() > 0):
         return None
@@ -69,7 +70,7 @@ def fit_probe(
     mean = weights @ x
     z = x - mean
     sigma = (weights @ z.square()).sqrt()
-    still = sigma <= 1e-7 * x.abs().amax(0)  # varies by less than single precision shows
+    still = sigma <= 1e-7 * x.abs().amax(0)  # varies by less than single precision resolves
     z[:, still], sigma[still] = 0.0, 1.0
     model = LogisticRegression(C=1 / PENALTY, tol=1e-6, max_iter=1000)
     model.fit((z / sigma).numpy(), (positive > 0).numpy(), sample_weight=weights.numpy())
@@ -79,7 +80,7 @@ def fit_probe(
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """What is kept of one trace: features, labels of each side, lengths of windows, times drawn by each replicate."""
+    """Data of one trace: features, labels of each side, lengths of windows, times drawn by each replicate."""
 
     spans: Float[Tensor, "span layer d_model"]
     sides: Int[Tensor, "side span"]
@@ -88,19 +89,20 @@ class _Kept:
 
 
 class ProbeFits:
-    """Keeps traces' features, then fits a probe per side, behavior and layer. To be used as `ContrastSums` is.
+    """Keeps traces' features, then fits a probe per side, behavior and layer. Same interface as `ContrastSums`.
 
-    A vector is the probe's unit normal, on the side of the behavior, as long as the distance of the two classes'
-    means along it: raw = n̂ · ⟨n̂, mean(positives) − mean(negatives)⟩, n̂ = weights / ‖weights‖. So its length
-    compares with that of a difference of means, whose "rest" it is projected from. (The penalized optimum always has
-    the positives' mean on its positive side.)
+    A vector is the probe's unit normal, toward the behavior, times the distance between the two classes' means along
+    it: raw = n̂ · ⟨n̂, mean(positives) − mean(negatives)⟩, n̂ = weights / ‖weights‖. So its length is comparable to
+        that of a difference of means against "rest", whose projection it is. (The penalized optimum always has the
+        positives' mean
+    on its positive side.)
 
-    Features take `4 · spans · layers · d_model` bytes; shuffled labels and replicates cost a fit each per behavior and
-    layer.
+    Features take `4 · spans · layers · d_model` bytes; each shuffle of labels and each replicate costs a fit per
+    behavior and layer.
 
     Args:
-        recipe: its window, negatives and aggregation: which spans are told apart, and how much each of them weighs.
-        labels: as for `ContrastSums`, and so is the rest.
+        recipe: its window, negatives and aggregation: which spans are separated, and the weight of each.
+        labels: as for `ContrastSums`, like the following.
         n_layers: size of the layer axis.
         d_model: width of the residual stream.
         n_controls: random vectors of each kind.
@@ -138,7 +140,7 @@ class ProbeFits:
 
     @property
     def seed(self) -> int:
-        """Of all randomness."""
+        """Seed of all randomness."""
         return self._sums.seed
 
     @property
@@ -148,11 +150,11 @@ class ProbeFits:
 
     @property
     def n_traces(self) -> int:
-        """Traces taken in."""
+        """Number of traces."""
         return self._sums.n_traces
 
     def add(self, features: TraceFeatures) -> None:
-        """Take in one trace.
+        """Add one trace.
 
         Raises:
             LensteerError: a span's label is not among the behaviors, or the features outgrow the memory limit.
@@ -170,10 +172,10 @@ class ProbeFits:
         self._kept.append(kept)
 
     def merge(self, other: ProbeFits) -> None:
-        """Take in the features of other traces.
+        """Add the features of other traces.
 
         Raises:
-            LensteerError: the other one was made with another recipe, other behaviors, controls or seed.
+            LensteerError: the other one has a different recipe, behaviors, controls or seed.
         """
         for name in ("recipe", "n_bootstrap"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -184,7 +186,7 @@ class ProbeFits:
         self._n_spans += other._n_spans
 
     def all_tokens(self) -> Float[Tensor, "layer d_model"]:
-        """Mean activation over all thinking tokens, each trace counting equally."""
+        """Mean activation over all thinking tokens, with equal weight per trace."""
         return self._sums.all_tokens()
 
     def covariance_matched(self) -> Float[Tensor, "control layer d_model"]:
@@ -192,7 +194,7 @@ class ProbeFits:
         return self._sums.covariance_matched()
 
     def difference(self) -> Float[Tensor, "behavior layer d_model"]:
-        """A vector per behavior and layer; NaN where there are no positives or no negatives."""
+        """A vector per behavior and layer; NaN without positives or negatives."""
         return self._fitted([(0, None)])[0]
 
     def shuffled(self) -> Float[Tensor, "control behavior layer d_model"]:
@@ -200,7 +202,7 @@ class ProbeFits:
         return self._fitted([(side, None) for side in range(1, 1 + self.n_controls)])
 
     def replicates(self) -> Float[Tensor, "replicate behavior layer d_model"]:
-        """The same, on resampled traces (Poisson bootstrap); NaN where none of them has a behavior."""
+        """The same, on resampled traces (Poisson bootstrap); NaN if none of them has a behavior."""
         return self._fitted([(0, replicate) for replicate in range(self.n_bootstrap)])
 
     def _fitted(self, sides: list[tuple[int, int | None]]) -> Float[Tensor, "side behavior layer d_model"]:
@@ -221,7 +223,7 @@ class ProbeFits:
     def _weights(self, kept: _Kept, side: int, replicate: int | None) -> Float[Tensor, "sign behavior span"]:
         n_behaviors = self._shape[0]
         weights = contrast_weights(kept.sides[side : side + 1], kept.lengths, 1, n_behaviors, self._rest)[0, ..., :-1]
-        if self.recipe.negatives == "same_trace":  # as much of a trace's others as of its positives
+        if self.recipe.negatives == "same_trace":  # equal weight of positives and others within a trace
             masses = weights.sum(-1, keepdim=True)
             weights = torch.stack([weights[0], weights[1] * masses[0] / masses[1].clamp_min(1e-300)])
         return weights if replicate is None else weights * kept.drawn[replicate]
@@ -235,14 +237,14 @@ def cross_validated(
     *,
     n_folds: int = 5,
 ) -> Float[Tensor, "behavior layer span"]:
-    """Log-odds that each span is of each behavior, by probes fitted on the folds that the span's group is not in.
+    """Log-odds that each span is of each behavior, by probes fitted on the folds without the span's group.
 
-    Standardization is part of the fit. NaN where the other folds lack the behavior, or hold nothing else.
+    Standardization is part of the fit. NaN if the other folds lack the behavior, or contain nothing else.
 
     Args:
         x: activations.
         labels: index of each span's behavior.
-        groups: what must not be on both sides: the number of the span's trace or task.
+        groups: what must not be split between folds: the number of the span's trace or task.
         n_behaviors: number of behaviors.
         n_folds: of the groups.
 

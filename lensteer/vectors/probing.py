@@ -1,4 +1,4 @@
-"""How well a probe reads each behavior off each layer."""
+"""Accuracy of probes for each behavior at each layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ProbeAccuracy:
-    """Cross-validated balanced accuracy per behavior and layer: ½ (share of its spans found + share of others left).
+    """Cross-validated balanced accuracy per behavior and layer: ½ (sensitivity + specificity).
 
     Attributes:
         labels: of the behavior axis.
@@ -34,9 +34,9 @@ class ProbeAccuracy:
         low: lower end of the 95 % interval, by bootstrap over tasks (the fits are not repeated).
         high: upper end.
         n_spans: spans of each behavior.
-        n_tasks: what was held out, and resampled, together.
+        n_tasks: number of tasks, which are held out and resampled as a whole.
         n_folds: of the cross-validation.
-        window: which positions stand for a span.
+        window: which positions represent a span.
         provenance: model and site.
     """
 
@@ -83,18 +83,18 @@ def probe_accuracy(
     seed: int = 0,
     batch_size: int = 16,
 ) -> ProbeAccuracy:
-    """How well logistic probes tell each behavior's spans from all others, on tasks they were not fitted on.
+    """How well logistic probes separate each behavior's spans from all others, on held-out tasks.
 
     The probes are those of `fit_vectors(..., construction="logistic")`. Folds are made of whole tasks, so that no
-    trace, and no second chain on the same task, stands on both sides. The features of all spans stay in memory: `4 ·
-    spans · layers · d_model` bytes, up to a limit of 4 GiB.
+    trace, and no second chain on the same task, is in both training and test. The features of all spans stay in memory:
+    `4 · spans · layers · d_model` bytes, up to a limit of 4 GiB.
 
     Args:
         model: whose residual stream is read.
         traces: annotated.
-        window: which positions stand for a span; see `Window.parse`. Any but "onset" shows the probe the sentence
-            itself, or a part of it.
-        behaviors: spans of any other are an error. None: as in `fit_vectors`.
+        window: which positions represent a span; see `Window.parse`. All but "onset" include the sentence itself, or a
+            part of it.
+        behaviors: spans of others are an error. None: as in `fit_vectors`.
         layers: by default all.
         site: where in each block.
         n_folds: of the cross-validation.
@@ -102,8 +102,8 @@ def probe_accuracy(
         batch_size: traces per forward.
 
     Raises:
-        LensteerError: an unknown option, layer or label; no spans; fewer tasks than folds; features that do not fit
-            into the limit; activations that are not finite.
+        LensteerError: an unknown option, layer or label; no spans; fewer tasks than folds; features that exceed the
+            limit; activations that are not finite.
     """
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     n_spans = sum(len(trace.spans) for trace in traces)
@@ -125,13 +125,13 @@ def probe_accuracy(
         if odds[b].isnan().any():
             continue
 
-        def rate(of: Tensor, called: Tensor) -> Ratio:  # per task, of some spans the share that is called
+        def rate(of: Tensor, called: Tensor) -> Ratio:  # per task, the share of some spans that are called positive
             hits, spans = torch.zeros(2, len(number), len(chosen), dtype=torch.float64)
             hits.index_add_(0, group, (called & of).T.double())
             spans.index_add_(0, group, of.double()[:, None].expand(-1, len(chosen)))
             return Ratio(hits.numpy(), spans.numpy())
 
-        # Found less falsely called, which is twice the balanced accuracy less 1, paired by task.
+        # Sensitivity less false positive rate: twice the balanced accuracy less 1, paired by task.
         informed = bootstrap_interval(rate(mine, odds[b] > 0), rate(~mine, odds[b] > 0), seed=seed)
         for into, value in ((mean, informed.value), (low, informed.low), (high, informed.high)):
             into[b] = (1 + torch.as_tensor(value)) / 2

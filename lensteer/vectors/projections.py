@@ -1,4 +1,4 @@
-"""How far a chain's residual stream reaches along directions, token by token."""
+"""Projections of a chain's residual stream on directions, token by token."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenProjections(Result):
-    """How far each token's residual goes along one direction.
+    """The projection of each token's residual on one direction.
 
     Attributes:
         label: of the direction.
         layer: whose output was read.
         tokens: their text, prompt included.
-        prompt_length: how many of them are the prompt.
+        prompt_length: number of prompt tokens.
         values: <h, û> at each token as a multiple of the length of the layer's mean activation.
     """
 
@@ -69,9 +69,9 @@ def token_projections(model: TransformerBridge, trace: Trace, direction: Directi
 def all_projections(
     model: TransformerBridge, trace: Trace, vectors: BehaviorVectors
 ) -> Float[Tensor, "behavior layer pos"]:
-    """<h_l, û_l> / ‖mean h_l‖ at every token of a chain, for every behavior and layer; NaN where a vector is zero.
+    """<h_l, û_l> / ‖mean h_l‖ at every token of a chain, for every behavior and layer; NaN if a vector is zero.
 
-    In multiples of the length of the layer's mean activation, whatever the unit of a coefficient.
+    In multiples of the length of the layer's mean activation, regardless of the unit of a coefficient.
 
     Args:
         model: the bridge; plans that are on apply.

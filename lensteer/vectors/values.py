@@ -1,6 +1,6 @@
-"""Behavior vectors: one direction per behavior and layer, with what it takes to use them rightly.
+"""Behavior vectors: one direction per behavior and layer, with the metadata to use them correctly.
 
-The coefficient is no part of the tensor: `raw` is the difference as it is, and what coefficient 1 adds; `mean_norm` is
+The coefficient is not part of the tensor: `raw` is the unscaled difference, which coefficient 1 adds; `mean_norm` is
 the length of the mean activation, for the unit of that name.
 """
 
@@ -33,8 +33,8 @@ class Direction(Result):
     """One direction at every layer: of a behavior, or a control.
 
     Attributes:
-        label: what it is called.
-        raw: as it was computed, unscaled.
+        label: its name.
+        raw: as computed, unscaled.
         mean_norm: length of the mean activation at each layer, for the unit of that name.
         layers: of the layer axis.
     """
@@ -53,7 +53,7 @@ class Direction(Result):
         """The raw vector of one layer.
 
         Raises:
-            LensteerError: a layer that it does not have.
+            LensteerError: a layer that it lacks.
         """
         return self.raw[self._row(layer)]
 
@@ -62,11 +62,11 @@ class Direction(Result):
 
         Args:
             layer: one of its layers.
-            unit: "difference": the vector as it was computed, `raw`; "mean_norm": `raw / ‖raw‖ · mean_norm`, as long as
+            unit: "difference": the vector as computed, `raw`; "mean_norm": `raw / ‖raw‖ · mean_norm`, as long as
                 the layer's mean activation; "unit": `raw / ‖raw‖`.
 
         Raises:
-            LensteerError: a layer that it does not have or at which it is zero, or an unknown unit.
+            LensteerError: a layer that it lacks or at which it is zero, or an unknown unit.
         """
         row = self._row(layer)
         norm = self.raw[row].norm()
@@ -86,13 +86,13 @@ _CONTROLS = ("isotropic", "covariance_matched", "shuffled")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Controls(Result):
-    """Random vectors to hold against behavior vectors, from the same pass over the same activations.
+    """Random vectors to compare with behavior vectors, from the same pass over the same activations.
 
     Attributes:
         isotropic: unit vectors, uniform over directions.
         covariance_matched: Gaussian, with the covariance of the spans' activations in the vectors' window.
-        shuffled: the vectors' own recipe, with labels permuted among the spans of each trace; of pairs, with the sides
-            of each changed over at random (and for the principal component, which sides make a pair drawn anew).
+        shuffled: the vectors' own recipe, with labels permuted among the spans of each trace; for pairs, with the sides
+            of each swapped at random (for the principal component, re-paired at random).
     """
 
     isotropic: Float[Tensor, "control layer d_model"]
@@ -105,21 +105,21 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
     """A direction per behavior and layer. `vectors["backtracking"]` is one behavior's `Direction`.
 
     Attributes:
-        raw: mean of the positives less mean of the negatives, unscaled; or of a probe, see the recipe.
-        mean_norm: length of the mean activation over all thinking tokens (each trace counting equally); of pairs, over
-            their completions, or their prompts where there are none.
+        raw: mean of the positives less mean of the negatives, unscaled; or from a probe, see the recipe.
+        mean_norm: length of the mean activation over all thinking tokens (with equal weight per trace); for pairs, over
+            their completions, or their prompts if there are none.
         labels: of the behavior axis: those with at least one span.
         layers: of the layer axis; `l` is the output of block `l`.
-        counts: spans of every behavior that was looked for; one without spans has 0 and no vector. Or its pairs.
+        counts: number of spans, or pairs, of every requested behavior; one without spans has 0 and no vector.
         n_traces: traces with spans, or pairs.
-        recipe: how they were computed.
+        recipe: construction of the vectors.
         provenance: model (id, revision, hashes of tokenizer and template), site, traces, library versions.
-        controls: random vectors, if they were asked for.
-        replicates: the same vectors on resampled traces or pairs, if they were asked for; a replicate with no span of
-            one of the behaviors is left out.
+        controls: random vectors, if requested.
+        replicates: the same vectors on resampled traces or pairs, if requested; a replicate without spans of one of the
+            behaviors is left out.
 
     Raises:
-        LensteerError: shapes that do not fit one another, or values that are not finite.
+        LensteerError: inconsistent shapes, or values that are not finite.
     """
 
     raw: Float[Tensor, "behavior layer d_model"]
@@ -160,7 +160,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
     def __contains__(self, label: object) -> bool:
         return label in self.labels
 
-    __eq__ = object.__eq__  # as for all results with tensors: the same object
+    __eq__ = object.__eq__  # as for all results with tensors: identity
     __hash__ = object.__hash__
 
     def random(self, kind: str, label: str | None = None) -> list[Direction]:
@@ -168,7 +168,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
 
         Args:
             kind: "isotropic", "covariance_matched" or "shuffled".
-            label: for "shuffled": the behavior in whose place the shuffled labels stand.
+            label: for "shuffled": the behavior of the vectors from shuffled labels.
 
         Raises:
             LensteerError: no controls were fitted, an unknown kind or behavior, or a behavior missing for
@@ -215,15 +215,15 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
         recipe: Recipe | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> BehaviorVectors:
-        """Vectors from mean activations that were computed elsewhere: `label − overall`, layers from 0 on.
+        """Vectors from precomputed mean activations: `label − overall`, layers from 0 on.
 
         Args:
             means: mean activation of each behavior's spans.
             overall: mean activation of all tokens; its length scales the vectors.
-            counts: spans of each behavior, where known.
-            n_traces: traces, where known.
+            counts: spans of each behavior, if known.
+            n_traces: traces, if known.
             recipe: how the means were computed; by default as in the published code.
-            provenance: where they are from.
+            provenance: their origin.
         """
         return cls(
             raw=torch.stack([mean.double() - overall.double() for mean in means.values()]).float(),
@@ -237,10 +237,10 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
         )
 
     def check_model(self, model: TransformerBridge) -> None:
-        """Make sure that the vectors are of this model (a folder may have another name by now).
+        """Make sure that the vectors are of this model (its folder may have been renamed).
 
         Raises:
-            LensteerError: they are of another one, or they do not say of which.
+            LensteerError: they are of another model, or do not record their model.
         """
         mine, theirs = self.provenance.get("model"), models.fingerprint(model)
         if not isinstance(mine, Mapping):
@@ -253,7 +253,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file. At any moment either the old file or the whole new one is there.
+        """Write one safetensors file. Atomic: at any moment it is the old file or the complete new one.
 
         Raises:
             LensteerError: the file cannot be written.
@@ -274,7 +274,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
 
         Args:
             path: of the file.
-            model: if given, the vectors must be of this very model.
+            model: if given, the vectors must be of this model.
 
         Raises:
             LensteerError: no such file, a truncated or corrupt one, one that holds something else, wrong
