@@ -134,9 +134,8 @@ def contrast(place, checkpoint, **changes):
 #: What a report says of labeled sentences, chains and reasoning, none of which pairs and a measure have.
 ABOUT_SENTENCES = (
     *("share of sentences", "of share", "share changes", "Every sentence", "base rate", "None"),
-    *("How sentences were labeled", "prompted baseline", "no annotated sentence", "reasoning", "percentage points"),
-    "shuffled labels",
-    *("in the chains", "Cosine similarity"),
+    *("prompted baseline", "no annotated sentence", "reasoning", "percentage points", "shuffled labels"),
+    *("in the chains", "How sentences were labeled", "Cosine similarity"),
 )
 
 
@@ -344,7 +343,7 @@ def test_a_run_goes_on_only_with_the_same_functions_and_pairs(contrasted, place,
         ({"measure": "own.py:nothing"}, "measure 'nothing' gives None"),
         ({"measure": "own.py:fails"}, "fails on a made-up chain .AttributeError.*a number for a trace"),
         ({"measure": "broken.py:length"}, r"broken.py' cannot be run .NameError"),
-        ({"measure": None, "annotators": ("own.py:halves",)}, r"never labels \['polite'\]: it declares \['even'"),
+        ({"measure": None, "annotators": ("own.py:halves",)}, r"never labels \['polite'\]: it knows \['even', 'odd'\]"),
         ({"annotators": ("own.py:no_lists",)}, "fails on a made-up chain .TypeError.*list of Sentences for each trace"),
         ({"annotators": ("oracle",)}, "no annotator 'oracle'.*FILE.py:NAME"),
         ({"tasks": "train-only"}, "no task of split 'dev'"),
