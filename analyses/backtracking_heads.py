@@ -179,7 +179,7 @@ def rank(model, chains: Sequence[Chain], config: Config) -> list[HeadScore]:
     score = bootstrap_interval(Ratio(beyond, cases), seed=config.seed)
     mean = seen.sum(0) / cases.sum(0)
     heads = [
-        HeadScore(layer, head, *(float(v[layer, head]) for v in (mean, score.value, score.low, score.high)))
+        HeadScore(layer, head, *(float(np.asarray(v)[layer, head]) for v in (mean, score.value, score.low, score.high)))
         for layer, head in np.ndindex(*mean.shape)
     ]
     return sorted(heads, key=lambda h: -h.score)

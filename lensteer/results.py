@@ -124,6 +124,8 @@ def _revived(kind: Any, value: Any) -> Any:
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
+        if float in inner and type(None) not in inner:  # a number or an array
+            return _numbers(value)
         inner = tuple(one for one in inner if one is not type(None))
         return value if value is None or len(inner) > 1 else _revived(inner[0], value)
     if origin is tuple:

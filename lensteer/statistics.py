@@ -88,9 +88,9 @@ class Estimate:
         n_left_out: resamples without weight, and so without a value (the maximum over columns).
     """
 
-    value: Any
-    low: Any
-    high: Any
+    value: float | Any  # or an array
+    low: float | Any
+    high: float | Any
     n: int = 0
     n_left_out: int = 0
 
