@@ -55,7 +55,7 @@ class Saved(Result):
         return {"kind": type(self).__name__, "version": self.VERSION, **_plain(self)}
 
     @classmethod
-    def from_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+    def from_dict(cls: type[Kind], values: Any) -> Kind:
         """From the output of `to_dict`.
 
         Raises:

@@ -25,12 +25,12 @@ from lensteer.attention import (
     sentence_attention,
     stream_attention,
 )
-from lensteer.attention.averages import averaged
 from lensteer.attention.behaviors import BINS, PairSums, pair_sums
 from lensteer.attention.receivers import _figures, excess_kurtosis
 from lensteer.attention.sentences import _groups, received
 from lensteer.behaviors import BEHAVIORS, Span
 from lensteer.errors import LensteerError
+from lensteer.statistics import averaged
 from lensteer.steering import SteeringPlan, foreign_hooks
 from lensteer.tasks import Task
 from lensteer.traces import Trace

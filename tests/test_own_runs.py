@@ -185,7 +185,7 @@ def test_pairs_and_a_measure_go_through_every_stage(contrasted):
 
 def _lengths(path, condition):
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    return [len(row["response"]) / 100 for row in rows if row["arm"] == condition]
+    return [len(row["response"]) / 100 for row in rows if row["condition"] == condition]
 
 
 @pytest.mark.medium
@@ -215,7 +215,9 @@ def test_the_report_of_a_measure_assumes_no_sentences(contrasted):
 def test_an_own_label_goes_through_every_stage(place, tiny_checkpoint, tmp_path):
     """On the command line; the label is the object's own, and the model writes the chains."""
     config = config_of(place, tiny_checkpoint())
-    numbers = {n: getattr(config, n) for n in ("n_train", "n_dev", "n_test", "n_samples", "n_random", "n_nulls")}
+    numbers = {
+        n: getattr(config, n) for n in ("n_train", "n_dev", "n_test", "n_samples", "n_controls", "n_score_controls")
+    }
     numbers |= dict(
         control_samples=1, train_tokens=60, max_new_tokens=40, batch_size=16, layers=1, coefficients="0.001"
     )

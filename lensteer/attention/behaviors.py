@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer import models
-from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import per_token, stream_attention
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Result
+from lensteer.statistics import averaged
 from lensteer.steering import Plan
 from lensteer.traces import Trace, label_axis
 

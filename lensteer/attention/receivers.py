@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer import models
-from lensteer.attention.averages import averaged
 from lensteer.attention.sentences import NEAREST, per_token, received, stream_attention
 from lensteer.errors import LensteerError
 from lensteer.results import Result
+from lensteer.statistics import averaged
 from lensteer.steering import Plan
 from lensteer.traces import Trace, label_axis
 
