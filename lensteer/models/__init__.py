@@ -25,10 +25,11 @@ from lensteer.models.facts import (
     n_layers,
     resid_hook,
 )
-from lensteer.models.loading import ORGANISM, load_model, out_of_memory
+from lensteer.models.loading import DTYPES, ORGANISM, load_model, out_of_memory
 
 __all__ = [
     "CLOSE_THINKING",
+    "DTYPES",
     "OPEN_THINKING",
     "ORGANISM",
     "SITES",
