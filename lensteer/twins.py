@@ -34,7 +34,7 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
     with _building:
         own, thread = _twins.setdefault(model, {}), threading.get_ident()
         if thread not in own or own[thread][0] != storages:  # the model may have been moved, cast or given new weights
-            own[thread] = (storages, _build_twin(model))
+            own[thread] = (storages, _built(model))
         return own[thread][1]
 
 
@@ -88,6 +88,14 @@ def _unhooked(model: TransformerBridge) -> Iterator[None]:
     finally:
         for module, kind, hooks in saved:
             getattr(module, kind).update(hooks)
+
+
+def _built(model: TransformerBridge) -> nn.Module | None:
+    """A twin, or None for whatever reason there can be none, such as attention without a fused kernel (Gemma 2)."""
+    try:
+        return _build_twin(model)
+    except Exception:  # it only makes things faster
+        return None
 
 
 def _build_twin(model: TransformerBridge) -> nn.Module | None:

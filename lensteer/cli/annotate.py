@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from lensteer.cli.options import Commands, Device, Dtype, Model, Seed
+from lensteer.cli.options import Commands, Device, DeviceMap, Dtype, Model, Revision, Seed
 from lensteer.models import load_model
 from lensteer.pipeline import Run, fit_annotator, run_stage
 
@@ -31,12 +30,14 @@ def fit(
     model: Model = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
     """Train a sentence classifier on annotated chains, and report how well it does on held-out chains."""
     loaded = None
     if model is not None or layer is not None:
-        loaded = load_model(model, dtype=getattr(torch, dtype), device=device)
+        loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, revision=revision)
     found = fit_annotator(chains, out, abstain=abstain, model=loaded, layer=layer, seed=seed)
     for name in ("macro_f1", "kappa"):
         low, high = found[f"{name}_low"], found[f"{name}_high"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for
+from lensteer.cli.options import Commands, Device, DeviceMap, Dtype, Model, Revision, Seed, Tasks, numbers, tasks_for
 from lensteer.pipeline import MANIFEST, CacheFit, CacheRun, Run, cache_fit, cache_run, render_report
 
 caching = typer.Typer(cls=Commands, no_args_is_help=True, help=__doc__)
@@ -26,12 +26,15 @@ def fit(
     position: Annotated[str, typer.Option(help="last_prompt, offset_token or an index.")] = "last_prompt",
     dtype: Dtype = "float32",
     device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
     """Fit a cache vector: mean keys and values of prompts with steps less those without."""
-    cache_fit(
-        CacheFit(model, records, style, against, n, shots, neighbors, position, dtype, device, seed), out, typer.echo
+    config = CacheFit(
+        model, records, style, against, n, shots, neighbors, position, dtype, device, seed, device_map, revision
     )
+    cache_fit(config, out, typer.echo)
 
 
 @caching.command()
@@ -51,12 +54,14 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Answers per batch.")] = 128,
     dtype: Dtype = "float32",
     device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
     """Edit one slot of each prompt's cache, and compare the effect with random vectors and a prompted baseline."""
     config = CacheRun(
         str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, n_dev, n_test, n_controls,
-        temperature, max_new_tokens, batch_size, dtype, device, seed,
+        temperature, max_new_tokens, batch_size, dtype, device, seed, device_map, revision,
     )  # fmt: skip
     cache_run(config, out, typer.echo)
     if (out / MANIFEST).exists() and "report" in (opened := Run.open(out)).stages:

@@ -13,7 +13,19 @@ from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
-from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
+from lensteer.cli.options import (
+    Commands,
+    Device,
+    DeviceMap,
+    Dtype,
+    Model,
+    Revision,
+    Seed,
+    Tasks,
+    numbers,
+    tasks_for,
+    whole_numbers,
+)
 from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
@@ -106,6 +118,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         measure: Measuring = None,
         dtype: Dtype = "float32",
         device: Device = None,
+        device_map: DeviceMap = None,
+        revision: Revision = None,
         seed: Seed = 0,
         behaviors: Annotated[str | None, _option("behaviors", "Which to steer, separated by commas.")] = None,
         layers: Annotated[
@@ -153,6 +167,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             measure=measure,
             dtype=dtype,
             device=device,
+            device_map=device_map,
+            revision=revision,
             seed=seed,
         )
         maybe: dict[str, Any] = dict(

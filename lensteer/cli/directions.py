@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from lensteer.cli.options import Device, Dtype, Model, Seed
+from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision, Seed
 from lensteer.contrast import FORMATS, POSITIONS, complete_pairs, fit_directions, load_pairs
 from lensteer.models import load_model
 from lensteer.vectors.constructions import PAIR_CONSTRUCTIONS
@@ -41,11 +40,13 @@ def directions(
     batch_size: Annotated[int, typer.Option(help="Texts per batch.")] = 16,
     dtype: Dtype = "float32",
     device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
     seed: Seed = 0,
 ) -> None:
     """Fit a direction per concept and layer from pairs of texts that differ in it."""
     loaded_pairs = load_pairs(pairs, format, label=label, raw=raw or None)
-    loaded = load_model(model, dtype=getattr(torch, dtype), device=device)
+    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, revision=revision)
     if complete:
         loaded_pairs = complete_pairs(loaded, loaded_pairs, max_new_tokens=complete, seed=seed)
     vectors = fit_directions(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 import typer
 
-from lensteer.cli.options import Device, Dtype, Model
+from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision
 from lensteer.doctor import diagnose
 from lensteer.models import load_model
 from lensteer.pipeline import ORGANISM, RunConfig
 
 
-def doctor(model: Model = None, dtype: Dtype = "float32", device: Device = None) -> None:
+def doctor(
+    model: Model = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+) -> None:
     """Examine a model: facts, checks that its passes agree, each feature tried, time and memory of a full run."""
     config = ORGANISM if model is None else RunConfig()
-    found = diagnose(load_model(model, dtype=getattr(torch, dtype), device=device), config=config)
+    found = diagnose(
+        load_model(model, dtype=dtype, device=device, device_map=device_map, revision=revision), config=config
+    )
     typer.echo(str(found))
     if not found.ok:
         raise typer.Exit(1)

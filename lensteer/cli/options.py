@@ -25,9 +25,16 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from stop
 
 
-Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or a name on the hub; default: the organism.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="A checkpoint's folder, a GGUF file or a name on the hub; default: the organism."),
+]
+Revision = Annotated[str | None, typer.Option(help="Of the checkpoint on the hub: a branch, tag or commit.")]
 Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: TransformerLens chooses.")]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="Of Hugging Face, such as auto, to spread a model over devices; instead of --device.")
+]
 Tasks = Annotated[
     str | None,
     typer.Option(

@@ -26,10 +26,11 @@ from lensteer.models.facts import (
     resid_hook,
 )
 from lensteer.models.length import check_length, forget_frequencies, length_limits
-from lensteer.models.loading import ORGANISM, load_model, out_of_memory
+from lensteer.models.loading import DTYPES, ORGANISM, load_model, out_of_memory
 
 __all__ = [
     "CLOSE_THINKING",
+    "DTYPES",
     "OPEN_THINKING",
     "ORGANISM",
     "SITES",

@@ -116,7 +116,7 @@ def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
 def _short_name(name: str) -> str:
     if Path(name) == ORGANISM:
         return "organism"
-    return Path(name).name if Path(name).is_dir() else name
+    return Path(name).name if Path(name).exists() else name
 
 
 def _digest(data: bytes) -> str:
@@ -124,12 +124,32 @@ def _digest(data: bytes) -> str:
 
 
 def final_norm_gain(model: TransformerBridge) -> Tensor:
-    """The final norm's gain as it multiplies the normalized residual, `[d_model]` (Gemma stores it less one)."""
-    norm = model.ln_final
-    gain = norm.weight
-    if "gemma" in str(model.original_model.config.model_type):
-        gain = gain + 1
-    return gain.detach()
+    """The final norm's gain as it multiplies the normalized residual, `[d_model]`.
+
+    Measured: the norm is run on a vector and on its opposite, which takes a bias out. Some norms store the gain less
+    one, and some have none. What is measured says which; the digits are those of the stored weight where there is one.
+
+    Raises:
+        LensteerError: What the norm does is no gain, such as a gate that depends on its input.
+    """
+    norm = getattr(model.ln_final, "original_component", None) or model.ln_final
+    stored = getattr(norm, "weight", None)
+    like = model.W_E if stored is None else stored
+    probe = torch.linspace(0.5, 1.5, d_model(model))
+    probe[1::2] *= -1
+    probe = (1e3 * (probe - probe.mean())).to(device(model) if like.is_meta else like.device, like.dtype)
+    normalized = probe.float() / probe.float().square().mean().sqrt()
+    with torch.no_grad():
+        both = norm(torch.stack([probe, -probe])[None])[0].float()
+    measured = (both[0] - both[1]) / 2 / normalized
+    near = 1e-4 if like.dtype in (torch.float32, torch.float64) else 2e-2
+    exact = [torch.ones_like(measured)] if stored is None else [stored.detach(), stored.detach() + 1]
+    for gain in exact:
+        if not gain.is_meta and torch.allclose(gain.float(), measured, rtol=near, atol=near):
+            return gain.to(like.dtype)
+    if not measured.isfinite().all():
+        raise LensteerError(f"the final norm of {model.cfg.model_name!r} gives numbers that are not finite")
+    return measured.to(like.dtype)
 
 
 def context_length(model: TransformerBridge) -> int | None:

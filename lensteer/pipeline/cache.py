@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lensteer import models, organism
 from lensteer.annotation import grammar, rules
 from lensteer.cache_steering import (
@@ -51,6 +49,8 @@ class CacheFit:
     dtype: str = "float32"
     device: str | None = None
     seed: int = 0
+    device_map: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class CacheRun:
     dtype: str = "float32"
     device: str | None = None
     seed: int = 0
+    device_map: str | None = None
+    revision: str | None = None
 
 
 def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> CacheVector:
@@ -105,7 +107,9 @@ def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], objec
 
 
 def _load(config: CacheFit | CacheRun) -> TransformerBridge:
-    return models.load_model(config.model, dtype=getattr(torch, config.dtype), device=config.device)
+    return models.load_model(
+        config.model, dtype=config.dtype, device=config.device, device_map=config.device_map, revision=config.revision
+    )
 
 
 def _records(config: CacheFit) -> list[Record]:

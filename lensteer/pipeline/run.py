@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from lensteer import models
@@ -49,7 +48,6 @@ SCOPES: dict[str, PositionScope] = {
 }
 MANIFEST = "run.json"
 ANNOTATORS = ("grammar", "rules", "classifier", "judge")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,9 @@ class RunConfig:
     Attributes:
         model: a checkpoint; None is the embedded organism.
         dtype: of weights and activations.
-        device: such as "cpu" or "cuda".
+        device: where it runs.
+        device_map: of Hugging Face, such as "auto", to spread it over devices; instead of `device`.
+        revision: of a checkpoint on the hub.
         tasks: "builtin", "organism", or a JSONL file.
         chains: files of chains to use instead of generating any: traces, or the published annotation format. Their
             labels are kept, and the vectors are fitted on them.
@@ -107,6 +107,8 @@ class RunConfig:
     model: str | None = None
     dtype: str = "float32"
     device: str | None = None
+    device_map: str | None = None
+    revision: str | None = None
     tasks: str = "builtin"
     chains: tuple[str, ...] = ()
     pairs: str | None = None
@@ -342,8 +344,8 @@ class Run:
         for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).exists():
                 raise LensteerError(f"no file {path!r}: give one that exists")
-        if c.dtype not in DTYPES:
-            raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(DTYPES)}")
+        if c.dtype not in models.DTYPES:
+            raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(models.DTYPES)}")
         if {"grammar", "rules"}.intersection(self.annotators) and not (c.measure and (c.pairs or c.chains)):
             for label in c.behaviors:
                 check_behavior(label, BEHAVIORS)
@@ -438,8 +440,14 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        """The run's model, compared with the one that the run began with."""
-        model = models.load_model(self.config.model, dtype=getattr(torch, self.config.dtype), device=self.config.device)
+        """The run's model, checked against the one the run began with."""
+        model = models.load_model(
+            self.config.model,
+            dtype=self.config.dtype,
+            device=self.config.device,
+            device_map=self.config.device_map,
+            revision=self.config.revision,
+        )
         found = models.fingerprint(model)
         if not self.model_id:
             self.model_id = found.to_dict()
