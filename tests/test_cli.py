@@ -115,6 +115,8 @@ OPTIONS = {
     "--seed": ("7", "seed", 7),
     "--dtype": ("bfloat16", "dtype", "bfloat16"),
     "--device": ("cpu", "device", "cpu"),
+    "--device-map": ("auto", "device_map", "auto"),
+    "--revision": ("main", "revision", "main"),
 }
 
 

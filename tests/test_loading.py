@@ -246,7 +246,7 @@ def test_a_tensor_of_another_shape_is_refused(tiny_checkpoint, tmp_path):
 def test_a_quantizer_that_is_not_there_is_refused_by_name(method, tiny_checkpoint, tmp_path, no_process):
     folder = shutil.copytree(tiny_checkpoint(), tmp_path / "small")
     config = json.loads((folder / "config.json").read_text())
-    extra = dict(bits=4) if method in ("gptq", "awq") else dict(quant_type="int8_weight_only")
+    extra: dict[str, Any] = dict(bits=4) if method in ("gptq", "awq") else dict(quant_type="int8_weight_only")
     extra = dict(load_in_4bit=True) if method == "bitsandbytes" else extra if method != "compressed-tensors" else {}
     config["quantization_config"] = dict(quant_method=method, **extra)
     (folder / "config.json").write_text(json.dumps(config))
