@@ -15,14 +15,38 @@ from torch import Tensor
 
 from lensteer.errors import LensteerError
 
+#: Characters that end a sentence and may do something else, too (`3.14`, `5!`): what follows decides.
+STOPS = ".!?…"
+#: Characters that end a sentence and do nothing else, in any script; no blank needs to follow.
+SURE_STOPS = "。｡．！？︒︕︖﹒﹖﹗‼⁇⁈⁉‽؟۔܀।॥။។៕։።፧፨᠃᠉"
+CLOSERS = "\"'”’»」』｣）)]}】》〉*_`"
+"""What may stand between such a character and the blank after the sentence."""
+
 
 @dataclass(frozen=True)
 class TokenTable:
-    """For each token id, whether it opens thinking, closes thinking or ends a sentence."""
+    """Facts about the ids of a vocabulary.
+
+    Attributes:
+        opens: per id, whether it opens thinking.
+        closes: per id, whether it closes it.
+        ends_sentence: per id, whether its text ends a sentence (`ends_sentence`).
+        split_ends: runs of ids, none of which is a whole character, that together are one that ends a sentence.
+    """
 
     opens: Bool[Tensor, " d_vocab"]
     closes: Bool[Tensor, " d_vocab"]
     ends_sentence: Bool[Tensor, " d_vocab"]
+    split_ends: tuple[tuple[int, ...], ...] = ()
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a token's text ends a sentence: at its end is one of `STOPS` or `SURE_STOPS`, or it holds a line break.
+
+    Only after one of `SURE_STOPS` may quotes and brackets close in the same token.
+    """
+    said = text.strip()
+    return "\n" in text or (bool(said) and (said[-1] in STOPS or said.rstrip(CLOSERS)[-1:] in tuple(SURE_STOPS)))
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,15 @@ class Context:
     def flag(self, table: Bool[Tensor, " d_vocab"]) -> Bool[Tensor, "batch pos"]:
         """Look every token up in a table of the vocabulary; padding is False."""
         return table.to(self.ids.device)[self.ids] & (self.position >= 0)
+
+    def ends(self) -> Bool[Tensor, "batch pos"]:
+        """Generated tokens that end a sentence; of a character of several tokens, the last one does."""
+        ends = self.flag(self.tokens.ends_sentence)
+        last = torch.tensor(sorted({run[-1] for run in self.tokens.split_ends}), device=self.ids.device)
+        if len(last) and bool(torch.isin(self.ids, last).any()):
+            for run in self.tokens.split_ends:
+                ends |= _runs(self, run)
+        return ends & (self.position >= self.prompt_length[:, None])
 
 
 @dataclass(frozen=True)
@@ -78,6 +111,14 @@ class PositionScope:
         return hash(self.name)
 
 
+def _runs(context: Context, run: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
+    """The last token of each occurrence of a run of ids."""
+    found = context.position >= len(run) - 1
+    for back, token in enumerate(reversed(run)):
+        found[:, back:] &= context.ids[:, : context.ids.shape[1] - back] == token
+    return found
+
+
 def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
     if not bool(context.tokens.opens.any()):
         raise LensteerError(
@@ -93,7 +134,7 @@ def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
 
 def _after_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
     """Whether the previous token ends a sentence or the prompt."""
-    ends = context.flag(context.tokens.ends_sentence) & (context.position >= context.prompt_length[:, None])
+    ends = context.ends()
     before = torch.zeros_like(ends)
     before[:, 1:] = ends[:, :-1]
     return before | (context.position == context.prompt_length[:, None])
@@ -113,10 +154,7 @@ sentence_starts = PositionScope("sentence_starts", _after_sentence_end)
 """The first token of each generated sentence. A period within a number counts as an end: later tokens are unknown."""
 onsets = PositionScope(
     "onsets",
-    lambda c: (
-        (c.flag(c.tokens.ends_sentence) & (c.position >= c.prompt_length[:, None]))
-        | (c.position == c.prompt_length[:, None] - 1)
-    ),
+    lambda c: c.ends() | (c.position == c.prompt_length[:, None] - 1),
 )
 """The positions whose logits begin a sentence: tokens that end one, and the prompt's last token."""
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lensteer as ls
+from lensteer import models
+from lensteer.annotation.splitting import split_sentences
+from lensteer.models import chat
+from lensteer.organism.grammar import FAMILIES, Latent, make_world, render, write_chain
 from lensteer.positions import (
+    STOPS,
+    SURE_STOPS,
     Context,
     PositionScope,
     TokenTable,
     at,
+    ends_sentence,
     everywhere,
     first,
     generated,
@@ -23,7 +35,8 @@ from lensteer.positions import (
 )
 
 WORD, OPENS, CLOSES, END = range(4)
-TABLE = TokenTable(*(torch.arange(4) == token for token in (OPENS, CLOSES, END)))
+IDS = torch.arange(4)
+TABLE = TokenTable(IDS == OPENS, IDS == CLOSES, IDS == END)
 BASE = [everywhere, prompt, generated, thinking, sentence_starts, onsets, first(1), first(3), at([0]), at([2, 5, 40])]
 
 scopes = st.recursive(
@@ -133,7 +146,7 @@ def test_names_say_what_is_chosen_and_decide_equality():
         (
             lambda: thinking.mask(
                 Context(
-                    torch.tensor([[0]]), torch.tensor([0]), torch.tensor([1]), TokenTable(*[torch.zeros(4).bool()] * 3)
+                    torch.tensor([[0]]), torch.tensor([0]), torch.tensor([1]), TokenTable(IDS < 0, IDS < 0, IDS < 0)
                 )
             ),
             "no single token '<think>'",
@@ -143,3 +156,124 @@ def test_names_say_what_is_chosen_and_decide_equality():
 def test_impossible_scopes_are_refused(make, words):
     with pytest.raises(ls.LensteerError, match=words):
         make()
+
+
+# --- one rule about where sentences end --------------------------------------------------------------
+
+TOKENIZERS = ("organism", "tiny", "smollm2", "qwen2.5-0.5b", "gemma3-270m")
+
+
+@pytest.fixture(params=TOKENIZERS, scope="module")
+def tokenizer(request, grammar_tokenizer, tiny_checkpoint):
+    from transformers import AutoTokenizer
+
+    if request.param == "organism":
+        return grammar_tokenizer
+    if request.param == "tiny":
+        return AutoTokenizer.from_pretrained(tiny_checkpoint())
+    folder = Path(os.environ.get("LENSTEER_REAL", "none")) / request.param
+    if not folder.is_dir():
+        pytest.skip(f"LENSTEER_REAL has no model {request.param!r}")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def ends_of(tokenizer, text: str, prompt: str = "") -> list[int]:
+    """Where in a text the tokens stop that end a sentence for the scopes, as characters."""
+    ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text)]
+    table = chat._table(tokenizer, len(tokenizer))
+    context = Context(torch.tensor([[*ids[0], *ids[1]]]), torch.tensor([0]), torch.tensor([len(ids[0])]), table)
+    decoded, starts = models.decode_offsets(tokenizer, ids[1])
+    assert decoded == text
+    return [[*starts, len(text)][i + 1] for i in context.ends()[0, len(ids[0]) :].nonzero()[:, 0].tolist()]
+
+
+def test_a_character_that_ends_a_sentence_does_for_the_splitter_and_for_the_scopes(tokenizer):
+    for stop in STOPS + SURE_STOPS:
+        text = f"We go on{stop} Then we stop"
+        assert split_sentences(text) == [(0, 9), (10, 22)]
+        assert ends_of(tokenizer, text, prompt="Is it so? ") == [9]
+
+
+def test_any_other_character_does_for_neither(tokenizer):
+    for sign in ",;:、，；：،·-–—(»¿¡'":
+        text = f"We go on{sign} Then we stop"
+        assert split_sentences(text) == [(0, len(text))]
+        assert ends_of(tokenizer, text) == []
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["我们看看。", "是吗？", "是的！", "好"],
+        ["他说：「走吧。」", "然后停。", "完"],
+        ["यह सही है।", "क्या यह सही है?", "हाँ॥"],
+        ["هل هذا صحيح؟", "نعم، هذا صحيح۔", "تم"],
+        ["計算する｡", "次に進む．", "では３．１４を使う。", "終"],
+        ["Wait。", "So it is！", "Then on"],
+        ["Hmm…", "So it is.", "Then on"],
+    ],
+)
+@pytest.mark.parametrize("between", ["", " ", "\n\n"], ids=["touching", "blank", "blank line"])
+def test_sentences_of_other_scripts_have_their_onsets(sentences, between, tokenizer):
+    if between == "" and any(s[-1] in STOPS for s in sentences):
+        between = " "  # these need one
+    text = between.join(sentences)
+    pieces = [text[a:b] for a, b in split_sentences(text)]
+    assert pieces == sentences
+    ends = ends_of(tokenizer, text)
+    at = 0
+    for sentence in sentences[:-1]:  # its last token, which may hold the blank after it, and a quote before
+        at = text.index(sentence, at) + len(sentence)
+        assert any(at - sentence.endswith("」") <= end <= at + len(between) for end in ends)
+
+
+def test_a_stop_of_several_tokens_ends_a_sentence_with_the_last_and_nothing_in_padding():
+    none = torch.zeros(6, dtype=torch.bool)
+    table = TokenTable(none, none, none, ((1, 2, 3), (4, 3)))
+    rows = [[1, 2, 3, 4, 3, 1, 3, 2, 3], [0, 1, 2, 3, 3, 4, 3, 3, 3]]
+    context = Context(torch.tensor(rows), torch.tensor([1, 0]), torch.tensor([0, 0]), table)
+    assert context.ends().nonzero().tolist() == [[0, 4], [1, 3], [1, 6]]
+    late = Context(torch.tensor(rows), torch.tensor([1, 0]), torch.tensor([4, 4]), table)
+    assert late.ends().nonzero().tolist() == [[1, 6]]
+
+
+def old_rule(text: str) -> bool:
+    """What ended a sentence before other scripts did."""
+    return (bool(text.strip()) and text.strip()[-1] in ".?!") or "\n" in text
+
+
+@given(st.text(st.characters(max_codepoint=0x2000), max_size=6))
+def test_english_tokens_end_sentences_as_they_always_did(text):
+    if not set(text) & set(SURE_STOPS):
+        assert ends_sentence(text) == old_rule(text)
+
+
+def test_the_organisms_masks_are_what_they_were(grammar_tokenizer):
+    table = chat._table(grammar_tokenizer, len(grammar_tokenizer))
+    texts = grammar_tokenizer.batch_decode([[i] for i in range(len(grammar_tokenizer))])
+    assert table.ends_sentence.tolist() == [old_rule(text) for text in texts]
+    rng = random.Random(0)
+    for i in range(50):
+        world = make_world(rng, FAMILIES[i % 2], 1 + i // 2 % 3)
+        ids = grammar_tokenizer(render(write_chain(rng, world, Latent.draw(rng)), world.answer)).input_ids
+        context = Context(torch.tensor([ids]), torch.tensor([0]), torch.tensor([0]), table)
+        assert context.ends()[0].tolist() == [old_rule(texts[i]) for i in ids]
+
+
+@pytest.mark.medium
+def test_the_published_chains_masks_change_in_chinese_only(tokenizer, reference_folder):
+    table = chat._table(tokenizer, len(tokenizer))
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    before = torch.tensor([old_rule(text) for text in texts])
+    n, changed = 0, 0
+    for path in sorted(reference_folder.glob("*_annotated_chains.jsonl")):
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            response = json.loads(line)["response"]
+            ids = torch.tensor(tokenizer(response, add_special_tokens=False).input_ids)
+            ends = Context(ids[None], torch.tensor([0]), torch.tensor([0]), table).ends()[0]
+            n, other = n + len(ids), (ends != before[ids]).nonzero()[:, 0].tolist()
+            changed += len(other)
+            for p in other:
+                assert set(tokenizer.decode(ids[max(0, p - 2) : p + 1])) & set("。？")
+    assert n > 400_000
+    assert changed <= 11

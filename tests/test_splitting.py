@@ -44,6 +44,10 @@ EXAMPLES = {
     "brackets of LaTeX": "We have \\( a. B \\) and \\[ x = 5. \n So y \\] as shown. ‖Then \\(z\\). ‖End.",
     "no blank, no end": "See foo.bar and so.Then it goes.",
     "other scripts": "我们看看。‖是吗？‖是的！‖Then on.",
+    "other scripts' quotes": "「走吧。」‖『好！』‖他说（是的。）‖好",
+    "runs in other scripts": "是吗？！‖好。。。‖是！!‖完",
+    "Hindi and Arabic": "यह है।‖क्या? ‖हाँ॥ ‖هل هو؟‖نعم۔ ‖तम",
+    "between digits": "３．１４と३।१४と॥१॥‖次．‖それ",
     "nothing": " \n\t ",
 }
 
@@ -66,7 +70,7 @@ pieces = st.sampled_from(
     [
         *"aB1 .!?…:;,()[]\"'*_`$\\#-|=+\n。！“”>",
         *("\\(", "\\)", "\\[", "\\]", "$$", "\n\n", "\n- ", "1. ", " J. K.", "etc.", "e.g.", "p.m."),
-        *(" n!", "So ", "...", ". ", "? ", "A. ", "\r\n", "\x85", "\xa0"),
+        *("。", "？」", "।", "．5", " n!", "So ", "...", ". ", "? ", "A. ", "\r\n", "\x85", "\xa0"),
     ]
 )
 

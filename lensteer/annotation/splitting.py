@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 
-_CLOSERS = "[\"'”’»」）)\\]}*_`]*"  # what may come between a period and the white space after the sentence
-_CANDIDATE = re.compile(rf"[.!?…]+(?:[\"'”’»)\]}}*_`$]|\\[)\]])*|[。！？]+{_CLOSERS}|:{_CLOSERS}|\n\s*")
-_FORMULA = re.compile(rf"\\\S|\$\$?|[.?…]{_CLOSERS}(?=\s)|[。！？]|\n\s*")
+from lensteer.positions import CLOSERS, STOPS, SURE_STOPS
+
+_CLOSERS = f"[{re.escape(CLOSERS)}]*"
+_CANDIDATE = re.compile(
+    rf"[{STOPS}]+(?:[\"'”’»)\]}}*_`$]|\\[)\]])*|[{SURE_STOPS}][{SURE_STOPS}{STOPS}]*{_CLOSERS}|:{_CLOSERS}|\n\s*"
+)
+_FORMULA = re.compile(rf"\\\S|\$\$?|[.?…]{_CLOSERS}(?=\s)|[{SURE_STOPS}]|\n\s*")
+_BETWEEN_DIGITS = "．।॥۔"  # also a decimal point, or around the number of a verse
 _OPENED_BY = {r"\)": r"\(", r"\]": r"\[", "$$": "$$", "$": "$"}
 
 _BLANKS = re.compile(r"\s*")
@@ -31,7 +36,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     1. A blank line always ends a sentence. A single line break ends one before and after a list item, a heading or a
        table row, and after a line that ends in a colon or as in 2.
     2. `.`, `!`, `?`, `…` and runs of them end one if white space follows; closing quotes, brackets and emphasis after
-       them belong to it. `。！？` need no white space.
+       them belong to it. Those of other scripts (`。！？`, `।`, `؟`; `positions.SURE_STOPS`) need no white space, but
+       `．` and `।` do not end one before a digit.
     3. They do not end one before an operator or a closing bracket (`5! = 120`); inside `$…$`, `$$…$$`, `\(…\)` or
        `\[…\]`; as the number or letter that begins a list item (`2. First`); after an abbreviation (`e.g.`); between
        initials (`J. K. Rowling`, whereas one capital in mid-sentence may end it: `so it is B. Then`).
@@ -75,13 +81,13 @@ def _ends(text: str, start: int, found: re.Match[str]) -> bool:
     """Whether a stop outside any formula ends the sentence that begins at `start`."""
     sign, dot, at = found[0], found.start(), found.end()
     next_ = _after(_BLANKS, text, at)
-    if sign[0] in "。！？":
-        return True
+    if sign[0] in SURE_STOPS:
+        return not (sign[-1] in _BETWEEN_DIGITS and text[at : at + 1].isdecimal())
     if next_ == at or next_ == len(text):
         return False
     if sign[0] == ":":
         return "\n" in text[at:next_]
-    stop = sign[: len(sign) - len(sign.lstrip(".!?…"))]
+    stop = sign[: len(sign) - len(sign.lstrip(STOPS))]
     if _OPERATOR.match(text, next_) or (stop != sign and text[next_].islower()):
         return False
     capital = _capital(text, next_)
@@ -114,7 +120,7 @@ def _formulas(text: str) -> list[tuple[int, int]]:
         if sign[0] == "\n" and sign.count("\n") > 1:
             opened.clear()
         elif sign[0] not in "\\$":
-            if sign[0] in "\n。！？" or _capital(text, _after(_BLANKS, text, found.end())):
+            if sign[0] in "\n" + SURE_STOPS or _capital(text, _after(_BLANKS, text, found.end())):
                 opened.pop("$", None)
         elif sign in (r"\(", r"\["):
             opened[sign] = at

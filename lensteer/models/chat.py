@@ -10,7 +10,7 @@ import torch
 
 from lensteer.errors import LensteerError
 from lensteer.models.facts import fingerprint
-from lensteer.positions import TokenTable
+from lensteer.positions import STOPS, SURE_STOPS, TokenTable, ends_sentence
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -117,12 +117,21 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
 def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
     texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))], skip_special_tokens=False)
     texts += [""] * (size - len(texts))
-    ends = [(bool(t.strip()) and t.strip()[-1] in ".?!") or "\n" in t for t in texts]
     return TokenTable(
         torch.tensor([t.strip() == OPEN_THINKING for t in texts]),
         torch.tensor([t.strip() == CLOSE_THINKING for t in texts]),
-        torch.tensor(ends),
+        torch.tensor([ends_sentence(t) for t in texts]),
+        tuple(filter(None, (_split(tokenizer, stop, texts) for stop in STOPS + SURE_STOPS))),
     )
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, character: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """The ids that spell a character in bytes; none if it is a token, or the tokenizer cannot spell it."""
+    ids = list(tokenizer(character, add_special_tokens=False).input_ids)
+    while ids and not texts[ids[0]].strip():  # some put a space in front
+        ids.pop(0)
+    whole = len(ids) > 1 and tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == character
+    return tuple(ids) if whole and all("�" in texts[i] for i in ids) else ()
 
 
 def token_table(model: TransformerBridge) -> TokenTable:
