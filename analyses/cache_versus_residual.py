@@ -1,16 +1,16 @@
 """One cache edit or a steered residual stream: which makes the organism think, at what KL, and how steadily?
 
-Prompts ask for no thinking ("Just the answer."). Both methods read the same contrastive pairs (solved examples with
-steps against without) at the same position, the assistant's header token. Conditions:
+Prompts request no thinking ("Just the answer."). Both methods are fitted on the same contrastive pairs (solved examples
+with and without steps) at the same position, the assistant's header token. Conditions:
 
 - cache: values of that slot are edited once (c_v chosen on dev tasks).
 - residual, once: the mean difference of resid_post at that position is added there, at one layer.
 - residual, throughout: the same vector is added at every generated position as well as there.
 
-Residual coefficients spend the KL per token that the cache edit spends, or as near as the search gets (calibrated on
-dev prompts, every layer); the layer is chosen on dev tasks. Controls: the offset token alone, random cache vectors of
-the same length, pairs whose sides are changed over in a random half, asking in words. Figures are from test tasks.
-Persistence is KL(steered | unsteered) by token of the steered answers. Coefficient curves are on dev tasks.
+Residual coefficients match the cache edit's KL per token, as closely as the search gets (calibrated on dev prompts,
+every layer); the layer is chosen on dev tasks. Controls: the offset token alone, random cache vectors of the same norm,
+pairs whose sides are swapped in a random half, and a prompted baseline. Results are from test tasks. Persistence is
+KL(steered ‖ unsteered) by token of the steered answers. Coefficient curves are on dev tasks.
 
 Example: python analyses/cache_versus_residual.py --json cache-versus-residual.json
 """
@@ -61,7 +61,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """Chosen sites, modes on dev (coefficient curves) and test tasks, and KL by token (mean, low, high per bin)."""
+    """Chosen layers, modes on dev (coefficient curves) and test tasks, and KL by token (mean, low, high per bin)."""
 
     c_values: float
     budget: float
@@ -72,7 +72,7 @@ class Result:
 
 
 def pairs_of(model, config: Config, n: int, shots: int) -> list[Pair]:
-    """Contrastive pairs in the organism's own form."""
+    """Contrastive pairs in the organism's format."""
     return contrastive_pairs(
         model, make_records(100, seed=config.seed), n=n, shots=shots, ending=ENDING, join=JOIN, seed=config.seed
     )
@@ -100,7 +100,7 @@ def residual_direction(model, pairs: list[Pair]) -> Direction:
 
 
 def prompt_ids(model, tasks: list[ls.Task]) -> list[list[int]]:
-    """What the conditions are asked, as token ids."""
+    """The prompts of all conditions, as token ids."""
     return [
         models.encode(model, models.chat_text(model, f"{t.prompt} {BASELINE_PROMPTS}", thinking=False)) for t in tasks
     ]
@@ -183,7 +183,7 @@ def main(config: Config) -> Result:
         Condition("prompted baseline", None, ASK, kind="prompted"),
         Condition("offset token alone", None, BASELINE_PROMPTS, OFFSET),
         Condition(
-            "sides changed over",
+            "swapped sides",
             CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best),
             BASELINE_PROMPTS,
         ),

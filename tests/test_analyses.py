@@ -170,7 +170,7 @@ def test_styles_are_carried_over():
     analysis = load("style_transfer")
     found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))
     assert found.modes["stepwise vector"].styles["stepwise"].value >= 0.5
-    assert "if-then in words" in analysis.table(found)
+    assert "if-then prompted" in analysis.table(found)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("seed1", "qwen2"), ("llama", "llama")])
