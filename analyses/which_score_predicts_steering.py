@@ -1,7 +1,7 @@
 """Which layer score predicts where steering works? Every score against the measured effect of steering, by layer.
 
-The effect of steering at a layer is E = share(up) - share(down) of the behavior's sentences on dev tasks, each direction at
-the coefficient that matches the target KL (95th percentile per token of the steered model's own rollouts). Two
+The effect of steering at a layer is E = share(up) - share(down) of a behavior's sentences on dev tasks, each direction
+at the coefficient that matches the target KL (95th percentile per token of the steered model's own rollouts). Two
 numbers per score: Spearman's correlation with E over layers (mean over behaviors), and regret, how much smaller E is
 at the layer with the largest score than at the best layer. Intervals are from a bootstrap over the dev tasks of
 E; scores are fixed. `ahead` is the regret of `exact` minus this score's, on the same draws: above 0, it picks better.

@@ -7,8 +7,8 @@
   first copies them for every head.
 
 Each number is the time without divided by the time with, so above 1 is a speedup: the median over rounds, in which the
-sides alternate in going first, with a bootstrap interval over rounds. The model is a random Qwen2 (12 layers, d_model 768,
-32 000 tokens), or any checkpoint.
+sides alternate in going first, with a bootstrap interval over rounds. The model is a random Qwen2 (12 layers,
+d_model 768, 32 000 tokens), or any checkpoint.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/decoding.py --json decoding.json
 """

@@ -1,4 +1,4 @@
-"""Every analysis runs on the organism, small, and its figures have the shape of its question; benchmarks run, too."""
+"""Every analysis runs on the organism at a small size and returns results of the right shape; benchmarks run, too."""
 
 from __future__ import annotations
 
