@@ -226,8 +226,8 @@ def changed(row: dict, **values) -> dict:
     [
         ("gsm8k", {"question": "How many?"}, "'answer' has to be a text, it is None; the record has"),
         ("gsm8k", changed(gsm8k(1), question=["How many?"]), "'question' has to be a text"),
-        ("gsm8k", changed(gsm8k(1), answer="It is 18."), "has to end in '#### 18' or so, it is 'It is 18.'"),
-        ("gsm8k", changed(gsm8k(1), answer="Steps.\n####"), "has to end in '#### 18' or so"),
+        ("gsm8k", changed(gsm8k(1), answer="It is 18."), "has to end in '#### 18' or similar, it is 'It is 18.'"),
+        ("gsm8k", changed(gsm8k(1), answer="Steps.\n####"), "has to end in '#### 18' or similar"),
         ("gsm8k", changed(gsm8k(1), answer="Steps.\n#### many"), "cannot read the answer 'many'"),
         ("arc_challenge", changed(flat(1), answerKey="E"), "'E' has to be one of the labels, which are"),
         ("arc_challenge", changed(flat(1), answerKey=""), "no answerKey: a hidden answer"),
@@ -241,7 +241,7 @@ def changed(row: dict, **values) -> dict:
         ("commonsense_qa", changed(flat(1), id="q0"), "has the id 'q0' of .*line 1: give every record its own"),
         ("piqa", changed(piqa(1), sol2=None), "'sol2' has to be a text"),
         ("piqa", changed(piqa(1), label=2), r"label '2' is neither 0 \(sol1\) nor 1 \(sol2\)"),
-        ("piqa", changed(piqa(1), label=-1), "no label, and there is no file of labels beside it: a hidden answer"),
+        ("piqa", changed(piqa(1), label=-1), "no label, and there is no file of labels next to it: a hidden answer"),
         ("piqa", [1], "is not a JSON object"),
     ],
 )

@@ -367,7 +367,7 @@ def test_an_outage_says_where_it_stopped_and_the_same_call_goes_on(judge_at, tmp
         with pytest.raises(LensteerError) as caught:
             judge(chains)
         message = str(caught.value)
-        for part in (server.url, "'m'", "status 500", "after 2 retries", "3 of 8 parts", str(tmp_path), "goes on"):
+        for part in (server.url, "'m'", "status 500", "after 2 retries", "3 of 8 parts", str(tmp_path), "resumes"):
             assert part in message
         assert server.n == 3 + 3
         assert judge.plan(chains).calls == 5

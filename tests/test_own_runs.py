@@ -134,9 +134,8 @@ def contrast(place, checkpoint, **changes):
 #: What a report says of labeled sentences, chains and reasoning, none of which pairs and a measure have.
 ABOUT_SENTENCES = (
     *("share of sentences", "of share", "share changes", "Every sentence", "base rate", "None"),
-    *("How sentences were labeled", "prompted baseline", "no annotated sentence", "reasoning", "percentage points"),
-    "shuffled labels",
-    *("in the chains", "Cosine similarity"),
+    *("prompted baseline", "no annotated sentence", "reasoning", "percentage points", "shuffled labels"),
+    *("in the chains", "How sentences were labeled", "Cosine similarity"),
 )
 
 

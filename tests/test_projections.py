@@ -35,7 +35,7 @@ def test_a_planted_direction_shows_where_it_was_added(organism, random_direction
     longer = dataclasses.replace(direction, raw=2 * direction.raw)
     torch.testing.assert_close(token_projections(organism, trace, longer, 4).values, plain.values)
     figure = ls.plots.token_projections(plain, n=20)
-    assert "as long as the layer's mean activation" in figure.layout.title.text
+    assert "length of the layer's mean activation" in figure.layout.title.text
     assert len(figure.data[0].z) == 2
     assert list(plain.to_dataframe()) == ["token", "projection"]
     with pytest.raises(ls.LensteerError, match="start=999"):

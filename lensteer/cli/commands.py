@@ -12,6 +12,7 @@ import typer
 from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
+from lensteer.cli.doctor import doctor
 from lensteer.cli.options import Commands, Device, Dtype, Model, Seed, Tasks, numbers, tasks_for, whole_numbers
 from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
@@ -206,6 +207,7 @@ for _name in STAGES:
     if _name not in ("traces", "annotate"):
         app.command(_name)(_stage_command(_name))
 app.command("directions")(directions)
+app.command("doctor")(doctor)
 app.add_typer(annotating, name="annotate")
 app.add_typer(caching, name="cache")
 

@@ -90,7 +90,7 @@ def random_directions(
             lack.
     """
     if pool not in POOLS:
-        raise LensteerError(f"no pool {pool!r} of control vectors: choose of {list(POOLS)}")
+        raise LensteerError(f"no pool {pool!r} of control vectors: choose from {list(POOLS)}")
     if n < 0 or layer not in vectors.layers:
         raise LensteerError(f"{n} random vectors at layer {layer}: give a number from 0, and one of {vectors.layers}")
     row = vectors.layers.index(layer)

@@ -132,5 +132,5 @@ def _design(records: Sequence[Record], behavior: str) -> float:
 
 
 def to_rows(found: Sequence[Power]) -> list[dict[str, Any]]:
-    """As JSON-ready values; what is not a number becomes None."""
+    """As JSON-ready values; NaN becomes None."""
     return [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(row).items()} for row in found]

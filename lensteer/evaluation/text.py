@@ -229,6 +229,6 @@ def check_standard(base: Sequence[Record], margins: Margins) -> None:
         )
     if margins.repetition is not None and loops > MAX_REPETITION:
         raise LensteerError(
-            f"{loops:.0%} of the unsteered chains' 4-grams are repeats: a model in a loop cannot say what a "
-            "coefficient breaks; raise the temperature or let chains be shorter"
+            f"{loops:.0%} of the unsteered chains' 4-grams are repeats: with a looping model, broken text "
+            "cannot be detected; raise the temperature or shorten the chains"
         )

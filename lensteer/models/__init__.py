@@ -1,4 +1,4 @@
-"""The only door to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
+"""The only interface to TransformerLens and Hugging Face: loading, hook names, dimensions, chat prompts, token ids.
 
 Layer `l` is 0-based and means the residual stream at the output of block `l`.
 """

@@ -22,16 +22,16 @@ OPEN_THINKING, CLOSE_THINKING = "<think>", "</think>"
 def chat_text(
     model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
 ) -> str:
-    """The prompt of a conversation, through the model's own chat template, up to where the assistant begins.
+    """The prompt of a conversation, formatted with the model's chat template, up to the assistant's turn.
 
     Args:
         model: whose template to use.
-        messages: a user's words, or messages with `role` and `content`.
-        system: the system prompt, in front of the messages; without one the template may write one of its own.
-        thinking: given to the template as `enable_thinking`; templates without that variable ignore it.
+        messages: a user's message as text, or messages with `role` and `content`.
+        system: the system prompt, before the messages; without one the template may insert a default.
+        thinking: passed to the template as `enable_thinking`; templates without that variable ignore it.
 
     Raises:
-        LensteerError: the tokenizer has no chat template, or its template cannot take a system prompt.
+        LensteerError: the tokenizer has no chat template, or its template does not support a system prompt.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -44,7 +44,7 @@ def chat_text(
         )
     from jinja2 import TemplateError  # transformers renders templates with it
 
-    reason = "it leaves it out"
+    reason = "it ignores it"
     try:
         text = str(
             model.tokenizer.apply_chat_template(
@@ -64,9 +64,9 @@ def chat_text(
 
 
 def encode_raw(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a text without a chat template, as the tokenizer makes them: with its BOS, where it writes one.
+    """Token ids of a text without a chat template, as the tokenizer makes them: with a BOS if it adds one.
 
-    A text that begins with the BOS gets no second one, and no token is put at its end.
+    A text that begins with the BOS gets no second one, and no token is appended.
     """
     ids, bos = encode(model, text), model.tokenizer.bos_token_id
     writes_bos = bos is not None and list(model.tokenizer("a").input_ids)[:1] == [bos]
@@ -74,7 +74,7 @@ def encode_raw(model: TransformerBridge, text: str) -> list[int]:
 
 
 def encode(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a text that already holds its special tokens: nothing is put in front (templates write the BOS)."""
+    """Token ids of a text that already holds its special tokens: nothing is prepended (templates add the BOS)."""
     return list(model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -88,9 +88,9 @@ def end_ids(model: TransformerBridge) -> set[int]:
 
 
 def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """A text from its ids, and where in it each token starts.
+    """The text of token ids, and where in it each token starts.
 
-    The ids are taken as they are (encoding the text again may give others). Tokens that only together make a character
+    The ids are decoded as they are (re-encoding the text may give others). Tokens that only together form a character
     share its start; a token covers the characters up to the next start.
     """
 
@@ -99,8 +99,8 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
 
     text = decode(ids)
     starts: list[int] = []
-    cursor, before, begin = 0, 0, 0  # ids[before:begin] make whole characters and are decoded along: some decoders
-    for end in range(1, len(ids) + 1):  # drop a blank that comes first
+    cursor, before, begin = 0, 0, 0  # ids[before:begin] form whole characters and are decoded along: some decoders
+    for end in range(1, len(ids) + 1):  # drop a leading space
         starts.append(cursor)
         piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
         if piece.endswith("�") or not text.startswith(piece, cursor):
@@ -126,5 +126,5 @@ def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
 
 
 def token_table(model: TransformerBridge) -> TokenTable:
-    """Facts about the model's vocabulary, worked out once per tokenizer."""
+    """Facts about the model's vocabulary, computed once per tokenizer."""
     return _table(model.tokenizer, int(model.cfg.d_vocab))

@@ -34,7 +34,7 @@ def d_model(model: TransformerBridge) -> int:
 
 
 def device(model: TransformerBridge) -> torch.device:
-    """Where the model's inputs belong."""
+    """The device for the model's inputs."""
     return next(iter(model.parameters())).device
 
 
@@ -66,7 +66,7 @@ def resid_hook(layer: int, site: str = "resid_post") -> str:
 
 @dataclass(frozen=True)
 class ModelId:
-    """What tells one model from another. Hashes are the first 16 hex digits of SHA-256.
+    """The identity of a model. Hashes are the first 16 hex digits of SHA-256.
 
     `weights` covers the final norm and the first embedding rows, rounded to bfloat16: enough to tell checkpoints apart,
     and the same for one checkpoint loaded in different dtypes.
@@ -91,7 +91,7 @@ class ModelId:
 
 
 def fingerprint(model: TransformerBridge) -> ModelId:
-    """Who this model is."""
+    """The model's identity."""
     tokenizer, config = model.tokenizer, model.original_model.config
     parts = [final_norm_gain(model), model.W_E[:64]]
     raw = b"".join(p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes() for p in parts)
@@ -108,7 +108,7 @@ def fingerprint(model: TransformerBridge) -> ModelId:
 
 @lru_cache(maxsize=8)
 def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
-    """Of a whole tokenizer, kept, because writing out a large one takes seconds; added tokens change its size."""
+    """Digest of a tokenizer, cached because serializing a large one takes seconds; added tokens change its size."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return _digest((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
 
@@ -133,7 +133,7 @@ def final_norm_gain(model: TransformerBridge) -> Tensor:
 
 
 def context_length(model: TransformerBridge) -> int | None:
-    """The most tokens that the model's positions are made for; None where its configuration does not say."""
+    """The model's maximum context length in tokens; None if its configuration does not say."""
     config = model.original_model.config
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return None if longest is None else int(longest)

@@ -43,7 +43,7 @@ def load_model(
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise LensteerError(f"{source!r} is a folder without config.json: give the folder of a Hugging Face checkpoint")
     try:
-        with _no_bar() if name_or_path is None else nullcontext():  # it is there at once
+        with _no_bar() if name_or_path is None else nullcontext():  # it loads at once
             model = TransformerBridge.boot_transformers(source, dtype=dtype, device=device, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
         if out_of_memory(error):
@@ -62,7 +62,7 @@ def load_model(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of a device, ran out."""
+    """Whether an error says that host or device memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -71,7 +71,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Without the bar that Hugging Face shows while it loads weights."""
+    """Hide the bar that Hugging Face shows while it loads weights."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

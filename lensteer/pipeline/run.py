@@ -325,7 +325,7 @@ class Run:
         for name in self.annotators:
             if name not in ANNOTATORS and not is_own(name):
                 raise LensteerError(
-                    f"no annotator {name!r}: choose of {list(ANNOTATORS)}, or write FILE.py:NAME for your own"
+                    f"no annotator {name!r}: choose from {list(ANNOTATORS)}, or write FILE.py:NAME for your own"
                 )
         if len(set(self.annotators)) < len(self.annotators):
             raise LensteerError(f"annotators {list(self.annotators)}: give each once")
@@ -387,7 +387,7 @@ class Run:
             if not c.measure and not c.annotators:
                 raise LensteerError(
                     f"pairs {c.pairs!r} without a measure: give --measure FILE.py:NAME, a function that scores what "
-                    "the model writes, or an --annotator that knows the labels"
+                    "the model writes, or an --annotator with these labels"
                 )
             labels = list(dict.fromkeys(pair.label for pair in load_pairs(c.pairs, c.pair_format)))
             if odd := [label for label in c.behaviors if label not in labels]:

@@ -201,8 +201,8 @@ def _annotate(run: Run) -> dict[str, Any]:
     write_atomically(run.path("annotator.json"), json.dumps(trust(run, traces), indent=1))
     if own := judged_on_its_questions(run, given):
         run.note(
-            f"The classifier was fitted on the questions of {len(own)} dev or held-out tasks (such as {own[0]}): what "
-            "it says of their chains is not out of fold."
+            f"The classifier was fitted on the questions of {len(own)} dev or held-out tasks (such as {own[0]}): its "
+            "labels of their chains are not out of fold."
         )
     return {
         "given": len(given),
@@ -231,7 +231,7 @@ def _vectors(run: Run) -> dict[str, Any]:
         if n < FEW_SPANS:
             words = f"rests on {n} {'pairs' if c.pairs else 'sentences'} only"
             words = words if n else "has no sentence in the chains and is left out"
-            run.note(f"{label} {words}: {FEW_SPANS} or more are wanted for a vector.")
+            run.note(f"{label} {words}: {FEW_SPANS} or more are recommended for a vector.")
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
 
@@ -263,7 +263,7 @@ def _select(run: Run) -> dict[str, Any]:
     labels = _steered(run, vectors)
     if c.layers:
         asked = dict(zip(c.behaviors, c.layers * (len(c.behaviors) if len(c.layers) == 1 else 1), strict=True))
-        layers = SelectedLayers({b: asked[b] for b in labels}, dict.fromkeys(labels, "asked for"))
+        layers = SelectedLayers({b: asked[b] for b in labels}, dict.fromkeys(labels, "requested"))
     else:
         controls = LayerScores.load(run.path("controls.json")) if c.n_score_controls else None
         overlap = EmbeddingOverlap.load(run.path("overlap.json"))
@@ -344,14 +344,14 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
             run.announce(
                 f"plan: {p.behavior}: the mean score is {p.base:.3g} unsteered, of scores from "
                 f"{min(r.scores[p.behavior] for r in base):.3g} to {max(r.scores[p.behavior] for r in base):.3g}; a "
-                f"rise to {p.rise:.3g} or a fall to {p.fall:.3g} would be found in 8 of 10 runs"
+                f"rise to {p.rise:.3g} or a fall to {p.fall:.3g} would be detected in 8 of 10 runs"
             )
             continue
         down = "a fall can be tested" if p.down else "too rare for a fall to be tested"
         rise = "no rise" if math.isnan(p.rise) else f"a rise to {p.rise:.1%}"
         run.announce(
-            f"plan: {p.behavior} is {p.base:.1%} of sentences, about {p.events:.0f} unsteered; {rise} would be found "
-            f"in 8 of 10 runs; {down}"
+            f"plan: {p.behavior} is {p.base:.1%} of sentences, about {p.events:.0f} unsteered; {rise} would be "
+            f"detected in 8 of 10 runs; {down}"
         )
         if not p.down:
             run.note(

@@ -49,7 +49,7 @@ def read_gsm8k(values: Mapping[str, Any], where: str) -> Reading:
     question = _text(values, "question", where)
     steps, mark, answer = _text(values, "answer", where).rpartition("####")
     if not mark or not answer.strip():
-        raise LensteerError(f"{where}: the answer has to end in '#### 18' or so, it is {values['answer']!r:.200}")
+        raise LensteerError(f"{where}: the answer has to end in '#### 18' or similar, it is {values['answer']!r:.200}")
     return Reading(question, answer.strip().replace(",", ""), "numeric", re.sub("<<.*?>>", "", steps).strip())
 
 
@@ -85,7 +85,7 @@ def read_piqa(values: Mapping[str, Any], where: str) -> Reading:
     label = str(values.get("label", ""))
     goal, solutions = _text(values, "goal", where), [_text(values, key, where) for key in ("sol1", "sol2")]
     if label in ("", "None", "-1"):
-        raise LensteerError(f"{where} has no label, and there is no file of labels beside it: {_HIDDEN}")
+        raise LensteerError(f"{where} has no label, and there is no file of labels next to it: {_HIDDEN}")
     if label not in ("0", "1"):
         raise LensteerError(f"{where}: label {label!r} is neither 0 (sol1) nor 1 (sol2)")
     return Reading(_lettered(goal, solutions, where), "AB"[int(label)], "choice")

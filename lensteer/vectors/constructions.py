@@ -21,7 +21,7 @@ from lensteer.statistics import WeightedSums, trace_generator
 NEGATIVES = ("all", "spans", "rest", "same_trace")
 AGGREGATIONS = ("token", "span", "trace")
 CONSTRUCTIONS = ("difference", "logistic")
-#: Of directions from pairs, whose sides are what is compared: see `lensteer.contrast`.
+#: Constructions from pairs, which compare their sides: see `lensteer.contrast`.
 PAIRS, PAIR_CONSTRUCTIONS = "pairs", ("difference", "pca", "logistic")
 
 

@@ -93,9 +93,8 @@ class ProbeFits:
 
     A vector is the probe's unit normal, toward the behavior, times the distance between the two classes' means along
     it: raw = n̂ · ⟨n̂, mean(positives) − mean(negatives)⟩, n̂ = weights / ‖weights‖. So its length is comparable to
-        that of a difference of means against "rest", whose projection it is. (The penalized optimum always has the
-        positives' mean
-    on its positive side.)
+    that of a difference of means against "rest", whose projection it is. (The penalized optimum always has the
+    positives' mean on its positive side.)
 
     Features take `4 · spans · layers · d_model` bytes; each shuffle of labels and each replicate costs a fit per
     behavior and layer.

@@ -1,0 +1,20 @@
+"""`lensteer doctor`: what a model is, what works on it, and what a full run would cost."""
+
+from __future__ import annotations
+
+import torch
+import typer
+
+from lensteer.cli.options import Device, Dtype, Model
+from lensteer.doctor import diagnose
+from lensteer.models import load_model
+from lensteer.pipeline import ORGANISM, RunConfig
+
+
+def doctor(model: Model = None, dtype: Dtype = "float32", device: Device = None) -> None:
+    """Examine a model: facts, checks that its passes agree, each feature tried, time and memory of a full run."""
+    config = ORGANISM if model is None else RunConfig()
+    found = diagnose(load_model(model, dtype=getattr(torch, dtype), device=device), config=config)
+    typer.echo(str(found))
+    if not found.ok:
+        raise typer.Exit(1)
