@@ -148,8 +148,6 @@ def _text(model: TransformerBridge) -> Iterator[Finding]:
     template = bool(getattr(tokenizer, "chat_template", None))
     shown = repr(prompt[-60:]) if template else "none: give a chat model, or set one"
     yield Finding("text", "chat template", shown, template)
-        "text", "chat template", repr(prompt[-60:]) if template else "none: give a chat model, or set one", template
-    )
     opened = prompt.rfind(models.OPEN_THINKING) > prompt.rfind(models.CLOSE_THINKING)
     known = models.OPEN_THINKING in str(getattr(tokenizer, "chat_template", "") or "")
     told = "opened by the template" if opened else "in the template" if known else "not in the template"
