@@ -1,9 +1,10 @@
-"""How well does a classifier trained on a judge's chains do what the judge does on others, and what is in its way?
+"""How well does a classifier trained on a judge's labels reproduce them on other chains, and what limits it?
 
 On the 100 published chains (R1-Distill-Qwen-1.5B, annotated by GPT-4o, arXiv 2506.18167), five folds of whole chains.
-"spans": the judge's own pieces are labeled; "sentences": those by rule, as in use. Ablations with the paired difference
-from the default, a learning curve, calibration, and how often the judge itself labels sentences alike that read alike.
-The settings were chosen on the 50 chains `settled_on()`; the other 50 are shown apart. One model, one judge.
+"spans": the judge's own spans are labeled; "sentences": those split by rule, as in use. Ablations with the paired
+difference from the default, a learning curve, calibration, and how often the judge gives near-duplicate sentences the
+same label. The settings were chosen on the 50 chains of `settled_on()`; the other 50 are shown separately. One model,
+one judge.
 
 Example: LENSTEER_REFERENCE=reference python analyses/annotation_classifier.py --json classifier.json
 """
@@ -28,10 +29,10 @@ from lensteer.statistics import Estimate
 from lensteer.traces import Trace
 
 CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
-BASELINE_PROMPTS = FeatureWeights(opening=0.0, place=0.0, neighbors=0.0)
+WORDS = FeatureWeights(opening=0.0, place=0.0, neighbors=0.0)
 DEFAULT = ClassifierConfig()
 SETTINGS = {
-    "words alone (TF-IDF)": replace(DEFAULT, features=BASELINE_PROMPTS, together=1),
+    "words alone (TF-IDF)": replace(DEFAULT, features=WORDS, together=1),
     "without words": replace(DEFAULT, features=FeatureWeights(words=0.0)),
     "without opening": replace(DEFAULT, features=FeatureWeights(opening=0.0)),
     "without place": replace(DEFAULT, features=FeatureWeights(place=0.0)),
@@ -44,7 +45,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Config:
-    """A file of annotated chains in the published format; `rules_saw`: how many of the first the cue rules are from."""
+    """A file of annotated chains in the published format; the cue rules were tuned on the first `rules_saw`."""
 
     chains: Path = field(default_factory=lambda: Path(os.environ.get("LENSTEER_REFERENCE") or "reference") / CHAINS)
     sizes: tuple[int, ...] = (10, 20, 40, 60, 80)
@@ -69,11 +70,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Twins:
-    """Spans of different chains whose words have at least this cosine, each with its nearest.
+    """Pairs of spans from different chains whose TF-IDF cosine is at least this, each span with its nearest.
 
-    `same`: share whose judge's labels agree; `chance`: share of any two of these spans; `classified`: share that the
-    classifier, which saw neither chain's fold, labels as the judge does. What knows only the words and labels both of a
-    pair alike is right at most in √same of such spans, on average, were the pairs identical.
+    `same`: share of pairs with the same judge's label; `chance`: the same for any two of these spans; `classified`:
+    share of spans that the classifier, fitted on neither chain's fold, labels as the judge does. If the pairs were
+    identical, a classifier that reads only the words could be right on at most √same of the spans, on average.
     """
 
     cosine: float
@@ -85,7 +86,7 @@ class Twins:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything above; `curve` has a macro-F1 per number of chains, on spans and on sentences."""
+    """All results; `curve` has a macro-F1 per number of chains, on spans and on sentences."""
 
     rows: tuple[Row, ...]
     curve: dict[int, tuple[float, float]]
@@ -106,10 +107,10 @@ def main(config: Config) -> Result:
     rows = _rows("default", default, default, config)
     other = sorted(set(range(len(traces))) - settled_on(len(traces)))
     apart = [[of[i] for i in other] for of in default]
-    rows += _rows("default, on chains that settled nothing", apart, apart, config)
+    rows += _rows("default, on chains not used to choose settings", apart, apart, config)
     other = [i for i, trace in enumerate(traces) if trace.id in unseen]
     apart = [[of[i] for i in other] for of in default]
-    rows += _rows("default, on chains that the rules are not from", (None, apart[1]), apart, config)
+    rows += _rows("default, on chains that the rules were not tuned on", (None, apart[1]), apart, config)
     rows += _rows("cue rules, on the same", (None, [_ruled(traces[i]) for i in other]), apart, config)
     for name in config.settings:
         rows += _rows(name, _pairs(material, SETTINGS[name]), default, config)
@@ -138,7 +139,7 @@ Pairs = Sequence[Sequence[tuple[str, str]]]
 
 
 def _pairs(material: Material, config: ClassifierConfig) -> tuple[Pairs, Pairs]:
-    """The judge's label and the held-out one, of each chain's spans and of its sentences."""
+    """The judge's label and the held-out prediction, of each chain's spans and of its sentences."""
     spans, sentences = held_out_scores(material, config)
     return material.spans.named(spans, material.labels), material.sentences.named(sentences, material.labels)
 
@@ -163,7 +164,7 @@ def _ahead(first: Pairs, second: Pairs, config: Config) -> tuple[float, float, f
     names = sorted({pair[0] for chain in first for pair in chain})
 
     def f1(pairs: Pairs, drawn: np.ndarray) -> np.ndarray:
-        sums = np.zeros((len(pairs), 2, len(names)))  # right, and said by either
+        sums = np.zeros((len(pairs), 2, len(names)))  # right, and given by either
         for chain, counts in zip(pairs, sums, strict=True):
             for truth, guess in chain:
                 counts[0, names.index(truth)] += truth == guess
@@ -182,7 +183,7 @@ def _ahead(first: Pairs, second: Pairs, config: Config) -> tuple[float, float, f
 
 
 def _learned(material: Material, n: int, seed: int) -> tuple[float, float]:
-    """Macro-F1 on each fold, from a model that was fitted on `n` chains of the others."""
+    """Macro-F1 on each fold, from a model fitted on `n` chains of the other folds."""
     rng = np.random.default_rng(seed)
     spans: list = []
     sentences: list = []
@@ -204,8 +205,8 @@ def _learned(material: Material, n: int, seed: int) -> tuple[float, float]:
 
 
 def _twins(material: Material, pairs: Pairs, similar: Sequence[float]) -> tuple[Twins, ...]:
-    vocabulary = fit_linear(material, replace(DEFAULT, features=BASELINE_PROMPTS)).vocabulary
-    x = features(material.spans.chains, vocabulary, BASELINE_PROMPTS, None)  # rows of length 1
+    vocabulary = fit_linear(material, replace(DEFAULT, features=WORDS)).vocabulary
+    x = features(material.spans.chains, vocabulary, WORDS, None)  # rows of length 1
     chain = np.concatenate([np.full(len(of), i) for i, of in enumerate(pairs)])
     truth, guess = np.array([pair for of in pairs for pair in of]).T
     cosine = (x @ x.T).toarray()
@@ -238,7 +239,7 @@ def table(result: Result) -> str:
         "---|---|---|---|---|",
     ]
     lines += [f"{t.cosine} | {t.n} | {t.same:.3f} | {t.chance:.3f} | {t.classified:.3f} |" for t in result.twins]
-    lines += ["", "the judge's sentences are called | " + " | ".join(result.confusion) + " |"]
+    lines += ["", "judge's label, predicted as | " + " | ".join(result.confusion) + " |"]
     lines.append("---|" * (1 + len(result.confusion)))
     lines += [f"{name} | " + " | ".join(map(str, row.values())) + " |" for name, row in result.confusion.items()]
     lines += ["", f"calibration error {result.calibration_error:.3f}; confidence → accuracy: "]

@@ -1,7 +1,7 @@
-"""How well do cheap attribution scores stand for the exact KL? By method, coefficient and layer.
+"""How well do cheap attribution scores approximate the exact KL? By method, coefficient and layer.
 
-Every method is held against exact scores at several coefficients: Pearson and Spearman over behaviors × layers, how
-many of the three best layers agree, the ratio predicted / exact by layer, and what the exact scores cost in comparison.
+Every method is compared with exact scores at several coefficients: Pearson and Spearman over behaviors × layers,
+agreement on the top three layers, the ratio predicted / exact by layer, and the relative cost of the exact scores.
 
 Example: python analyses/attribution_fidelity.py --n-train 60 --json fidelity.json
 """

@@ -1,10 +1,11 @@
-"""By which heads does a backtracking sentence find the node that it returns to? Found by attention, proved by ablation.
+"""Which heads tell a backtracking sentence the node it returns to? Found by attention, tested by ablation.
 
-Chains are written by the organism's own grammar, so the right node y of "Wait, x fails, back to y." is known, and read
-by the model token for token. On one half of the chains every head is ranked by how much the position that predicts y
-looks at the steps that left y ("By plan, y to x.") beyond what it gives to wrong steps equally many sentences back. On
-the other half the top heads are ablated (zero, mean), and only their view of the right steps is cut, each against as
-many random other heads; and their view of as many wrong steps is cut. Does the prediction of y suffer, and others not?
+The organism's grammar writes the chains, so the right node y of "Wait, x fails, back to y." is known; the model runs
+under teacher forcing. On half of the chains every head is ranked by its attention from the position that predicts y to
+the steps that left y ("By plan, y to x."), less its attention to wrong steps at the same distance in sentences. On the
+other half the top heads are ablated (zero, mean), or only their attention to the right steps is knocked out, each
+against the same number of random other heads; or their attention to this many wrong steps. Does this hurt the
+prediction of y, and only that?
 
 Example: python analyses/backtracking_heads.py --n 300 --json heads.json
 """
@@ -50,7 +51,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Return:
-    """One backtracking sentence: its number, where y is predicted, and the steps before it that left y, or another."""
+    """One backtracking sentence: its number, where y is predicted, and earlier steps that left y, or another node."""
 
     sentence: int
     position: int
@@ -60,7 +61,7 @@ class Return:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain, its returns, and for every token from the first sentence on what kind of prediction it is."""
+    """A chain, its returns, and the kind of prediction for every token from the first sentence on."""
 
     trace: ls.Trace
     returns: tuple[Return, ...]
@@ -69,7 +70,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class HeadScore:
-    """A head on the ranking half: attention on right steps, and how much that is beyond wrong steps as far back."""
+    """A head on the ranking half: attention to right steps, and that less attention to wrong steps as far back."""
 
     layer: int
     head: int
@@ -81,7 +82,7 @@ class HeadScore:
 
 @dataclass(frozen=True)
 class Effect:
-    """What taking heads out does on the other half: changes of the mean log-probability in nats, by kind."""
+    """The effect of ablating heads on the other half: changes of the mean log-probability in nats, by kind."""
 
     what: str
     heads: tuple[Head, ...]
@@ -90,7 +91,7 @@ class Effect:
     y_high: float
     node: float
     word: float
-    right: float  # share of y that are still the most probable token
+    right: float  # share of y that are still the top prediction
     right_low: float
     right_high: float
     against_random: str  # difference to the mean of the random sets, and how many of them do at least as much
@@ -98,7 +99,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Result:
-    """All of it; `n_returns` on the ranking half and on the other."""
+    """All results; `n_returns` on the ranking half and on the other."""
 
     n_chains: tuple[int, int]
     n_returns: tuple[int, int]
@@ -152,9 +153,9 @@ def read(trace: ls.Trace) -> Chain:
 
 
 def rank(model, chains: Sequence[Chain], config: Config) -> list[HeadScore]:
-    """Every head's attention on right steps beyond that on wrong steps equally many sentences back, best first."""
+    """Every head's attention to right steps less that to wrong steps at the same distance, best first."""
     asking = []
-    for chain in chains:  # to the library, a single asking token is a sentence, too
+    for chain in chains:  # the library also takes a single query token as a sentence
         steps = sorted({i for r in chain.returns for i in (*r.right, *r.wrong)})
         spans = [chain.trace.spans[i] for i in steps]
         tokens = [ls.Span("backtracking", r.position, r.position + 1, 0, 1) for r in chain.returns]
@@ -186,7 +187,7 @@ def rank(model, chains: Sequence[Chain], config: Config) -> list[HeadScore]:
 
 
 class Predictions:
-    """Per chain and kind: Σ log-probability, tokens, and y that are the most probable token."""
+    """Per chain and kind: Σ log-probability, tokens, and the number of y that are the top prediction."""
 
     def __init__(self, n: int) -> None:
         self.log_p = np.zeros((n, len(KINDS)))
@@ -200,7 +201,7 @@ class Predictions:
 
 
 def predict(model, chains: Sequence[Chain], config: Config, taken_out=None) -> Predictions:
-    """Read all chains; `taken_out(batch, width)` is a context in which heads are missing."""
+    """Read all chains; `taken_out(batch, width)` is a context in which heads are ablated."""
     found = Predictions(len(chains))
     for first in range(0, len(chains), config.batch_size):
         batch = chains[first : first + config.batch_size]
@@ -222,9 +223,9 @@ def predict(model, chains: Sequence[Chain], config: Config, taken_out=None) -> P
 
 
 def cut(batch: Sequence[Chain], width: int, right: bool) -> torch.Tensor:
-    """From a backtracking sentence, up to where y is predicted, to the right steps, or to as many wrong ones.
+    """From a backtracking sentence, up to where y is predicted, to the right steps, or to this many wrong ones.
 
-    The wrong ones are those whose distance is nearest to that of a right one; fewer where there are fewer.
+    The wrong steps are those closest in distance to a right one; fewer if there are fewer.
     """
     mask = torch.zeros(len(batch), width, width, dtype=torch.bool)
     for row, chain in enumerate(batch):
@@ -257,9 +258,9 @@ def effect(
         special = [d - (r.mean("node") - base.mean("node")) for d, r in zip(drops, randoms, strict=True)]
         own = y.value - (found.mean("node") - base.mean("node"))
         against = (
-            f"{beyond:+.3f} beyond their mean; "
-            f"{sum(d <= y.value for d in drops)} of {len(drops)} hurt y as much, "
-            f"{sum(s <= own for s in special)} as much beyond other nodes"
+            f"{beyond:+.3f} relative to their mean; "
+            f"{sum(d <= y.value for d in drops)} of {len(drops)} reduce y as much, "
+            f"{sum(s <= own for s in special)} as much relative to other nodes"
         )
     return Effect(
         what,
@@ -277,10 +278,10 @@ def effect(
 
 
 def main(config: Config) -> Result:
-    """Rank on one half, prove on the other."""
+    """Rank on one half, test on the other."""
     model = ls.load_model(config.model)
     chains = write(model, config.n, config.seed)
-    first, second = (  # short ones together: less padding
+    first, second = (  # sorted by length, for less padding
         sorted(half, key=lambda c: len(c.trace.ids)) for half in (chains[: config.n // 2], chains[config.n // 2 :])
     )
     ranking = rank(model, first, config)
@@ -324,8 +325,8 @@ def table(result: Result) -> str:
     """The ranking's top and every effect, as text."""
     lines = [
         f"{result.n_chains[0]} + {result.n_chains[1]} chains, {result.n_returns[0]} + {result.n_returns[1]} returns; "
-        f"intact: y most probable in {result.right:.3f}, log p {result.log_p:.3f}",
-        "head | attention on right steps | beyond wrong steps as far back",
+        f"unablated: y is the top prediction in {result.right:.3f}, log p {result.log_p:.3f}",
+        "head | attention to right steps | less attention to wrong steps as far back",
         "---|---|---",
     ]
     for h in result.ranking[:10]:

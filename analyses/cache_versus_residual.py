@@ -1,16 +1,16 @@
 """One cache edit or a steered residual stream: which makes the organism think, at what KL, and how steadily?
 
-Prompts ask for no thinking ("Just the answer."). Both methods read the same contrastive pairs (solved examples with
-steps against without) at the same position, the assistant's header token. Conditions:
+Prompts request no thinking ("Just the answer."). Both methods are fitted on the same contrastive pairs (solved examples
+with and without steps) at the same position, the assistant's header token. Conditions:
 
 - cache: values of that slot are edited once (c_v chosen on dev tasks).
 - residual, once: the mean difference of resid_post at that position is added there, at one layer.
 - residual, throughout: the same vector is added at every generated position as well as there.
 
-Residual coefficients spend the KL per token that the cache edit spends, or as near as the search gets (calibrated on
-dev prompts, every layer); the layer is chosen on dev tasks. Controls: the offset token alone, random cache vectors of
-the same length, pairs whose sides are changed over in a random half, asking in words. Figures are from test tasks.
-Persistence is KL(steered | unsteered) by token of the steered answers. Coefficient curves are on dev tasks.
+Residual coefficients match the cache edit's KL per token, as closely as the search gets (calibrated on dev prompts,
+every layer); the layer is chosen on dev tasks. Controls: the offset token alone, random cache vectors of the same norm,
+pairs whose sides are swapped in a random half, and a prompted baseline. Results are from test tasks. Persistence is
+KL(steered ‖ unsteered) by token of the steered answers. Coefficient curves are on dev tasks.
 
 Example: python analyses/cache_versus_residual.py --json cache-versus-residual.json
 """
@@ -37,7 +37,7 @@ from lensteer.positions import PositionScope
 from lensteer.statistics import Ratio, bootstrap_interval
 from lensteer.vectors import Direction
 
-BASELINE_PROMPTS, ASK = MODE_CUES[False][1], MODE_CUES[True][0]
+JUST_THE_ANSWER, ASK = MODE_CUES[False][1], MODE_CUES[True][0]
 BINS = ((0, 1), (1, 2), (2, 5), (5, 20), (20, 60), (60, 400))
 header = PositionScope("header", lambda c: c.position == c.prompt_length[:, None] - 2)
 
@@ -61,7 +61,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """Chosen sites, modes on dev (coefficient curves) and test tasks, and KL by token (mean, low, high per bin)."""
+    """Chosen layers, modes on dev (coefficient curves) and test tasks, and KL by token (mean, low, high per bin)."""
 
     c_values: float
     budget: float
@@ -72,7 +72,7 @@ class Result:
 
 
 def pairs_of(model, config: Config, n: int, shots: int) -> list[Pair]:
-    """Contrastive pairs in the organism's own form."""
+    """Contrastive pairs in the organism's format."""
     return contrastive_pairs(
         model, make_records(100, seed=config.seed), n=n, shots=shots, ending=ENDING, join=JOIN, seed=config.seed
     )
@@ -100,9 +100,9 @@ def residual_direction(model, pairs: list[Pair]) -> Direction:
 
 
 def prompt_ids(model, tasks: list[ls.Task]) -> list[list[int]]:
-    """What the conditions are asked, as token ids."""
+    """The prompts of all conditions, as token ids."""
     return [
-        models.encode(model, models.chat_text(model, f"{t.prompt} {BASELINE_PROMPTS}", thinking=False)) for t in tasks
+        models.encode(model, models.chat_text(model, f"{t.prompt} {JUST_THE_ANSWER}", thinking=False)) for t in tasks
     ]
 
 
@@ -123,14 +123,14 @@ def persistence(model, prompts: list[list[int]], plan, seed: int) -> list[tuple[
 
 def trial_conditions(model, vector: CacheVector, config: Config) -> list[Condition]:
     """Coefficients, numbers of pairs, and shots, on dev tasks."""
-    conditions = [Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered")]
-    conditions += [Condition(f"c_v={c:g}", CachePlan(vector, c), BASELINE_PROMPTS) for c in config.c_values]
+    conditions = [Condition("unsteered", None, JUST_THE_ANSWER, kind="unsteered")]
+    conditions += [Condition(f"c_v={c:g}", CachePlan(vector, c), JUST_THE_ANSWER) for c in config.c_values]
     conditions += [
-        Condition(f"c_v=1 c_k={c:g}", CachePlan(vector, 1.0, c), BASELINE_PROMPTS) for c in config.c_keys if c
+        Condition(f"c_v=1 c_k={c:g}", CachePlan(vector, 1.0, c), JUST_THE_ANSWER) for c in config.c_keys if c
     ]
     for n, shots in [(n, config.shots) for n in config.some_pairs] + [(config.n_pairs, s) for s in (1, 3)]:
         other = fit_cache_vector(model, pairs_of(model, config, n, shots))
-        conditions.append(Condition(f"c_v=1, {n} pairs, {shots} shots", CachePlan(other, 1.0), BASELINE_PROMPTS))
+        conditions.append(Condition(f"c_v=1, {n} pairs, {shots} shots", CachePlan(other, 1.0), JUST_THE_ANSWER))
     return conditions
 
 
@@ -164,7 +164,7 @@ def main(config: Config) -> Result:
     tried = measure_modes(
         model,
         tasks,
-        [Condition(f"{n}/{i}", plan, BASELINE_PROMPTS) for (n, i), (plan, _) in plans.items()],
+        [Condition(f"{n}/{i}", plan, JUST_THE_ANSWER) for (n, i), (plan, _) in plans.items()],
         sampling,
         progress=True,
         annotator=ls.grammar,
@@ -177,18 +177,18 @@ def main(config: Config) -> Result:
         )
         chosen[name] = (layer, *plans[name, layer])
     conditions = [
-        Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered"),
-        Condition("cache", cache, BASELINE_PROMPTS),
-        *(Condition(name, plan, BASELINE_PROMPTS) for name, (_, plan, _) in chosen.items()),
+        Condition("unsteered", None, JUST_THE_ANSWER, kind="unsteered"),
+        Condition("cache", cache, JUST_THE_ANSWER),
+        *(Condition(name, plan, JUST_THE_ANSWER) for name, (_, plan, _) in chosen.items()),
         Condition("prompted baseline", None, ASK, kind="prompted"),
-        Condition("offset token alone", None, BASELINE_PROMPTS, OFFSET),
+        Condition("offset token alone", None, JUST_THE_ANSWER, OFFSET),
         Condition(
-            "sides changed over",
+            "swapped sides",
             CachePlan(fit_cache_vector(model, swapped(pairs, seed=config.seed)), best),
-            BASELINE_PROMPTS,
+            JUST_THE_ANSWER,
         ),
         *(
-            Condition(f"random-{i}", CachePlan(vector.random(i), best), BASELINE_PROMPTS, kind="control")
+            Condition(f"random-{i}", CachePlan(vector.random(i), best), JUST_THE_ANSWER, kind="control")
             for i in range(config.n_controls)
         ),
     ]
@@ -226,7 +226,7 @@ def table(result: Result) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    for name in ("n_pairs", "shots", "n_prompts", "n_dev", "n_test", "n_random", "seed"):
+    for name in ("n_pairs", "shots", "n_prompts", "n_dev", "n_test", "n_controls", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Config(), name))
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())

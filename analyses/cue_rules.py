@@ -1,8 +1,8 @@
-"""How well do cue rules do what the published judge did, on chains that they were not written from?
+"""How well do cue rules reproduce the published judge's labels on chains that they were not tuned on?
 
 The rules were tuned on the first 50 of the 100 published chains (R1-Distill-Qwen-1.5B, annotated by GPT-4o, arXiv
 2506.18167); the other 50 were not read. Agreement is by sentence, over sentences that the judge labeled; intervals are
-from a bootstrap over chains. One model and one judge: it says nothing about other models' chains.
+from a bootstrap over chains. One model and one judge: results may not carry over to other models' chains.
 
 Example: LENSTEER_REFERENCE=reference python analyses/cue_rules.py
 """
@@ -26,7 +26,7 @@ CHAINS = "r1_qwen_1.5b_annotated_chains.jsonl"
 
 @dataclass(frozen=True)
 class Config:
-    """The folder with the published chains, how many of the first were tuned on, and resamples."""
+    """The folder with the published chains, how many of the first the rules were tuned on, and resamples."""
 
     reference: Path = field(default_factory=lambda: Path(os.environ.get("LENSTEER_REFERENCE") or "reference"))
     n_tuned: int = 50
@@ -47,7 +47,7 @@ def main(config: Config) -> Result:
     """Annotate the published chains by the rules and compare.
 
     Raises:
-        LensteerError: no such chains, or none on one of the sides.
+        LensteerError: no such chains, or one of the two parts is empty.
     """
     traces, _ = read_published(config.reference / CHAINS)
     if not 0 < config.n_tuned < len(traces):
@@ -57,7 +57,7 @@ def main(config: Config) -> Result:
 
 
 def compare(traces: Sequence[Trace], config: Config) -> tuple[Agreement, float]:
-    """Agreement with the spans that the traces have, and the share of sentences that have one."""
+    """Agreement with the traces' spans, and the share of sentences that have one."""
     chains = [
         [(judged.label, own.label) for judged, own in zip(labeled_sentences(trace), sentences, strict=True)]
         for trace, sentences in zip(traces, rules(traces), strict=True)
@@ -68,7 +68,7 @@ def compare(traces: Sequence[Trace], config: Config) -> tuple[Agreement, float]:
 
 
 def table(result: Result) -> str:
-    """One line per figure: on the chains that were tuned on, and on the others."""
+    """One line per figure: on the chains used for tuning, and on the others."""
     lines = ["figure | tuned on | held out |", "---|---|---|"]
     for name in ("macro_f1", "kappa", "accuracy"):
         cells = [interval(getattr(part, name)) for part in (result.tuned, result.held_out)]
@@ -82,7 +82,7 @@ def table(result: Result) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """A figure with its interval."""
+    """An estimate with its interval."""
     return f"{estimate:.3f}"
 
 

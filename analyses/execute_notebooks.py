@@ -1,8 +1,8 @@
-"""Do the notebooks run, and what do they show? Executes them in place and keeps their outputs, to be read on GitHub.
+"""Do the notebooks run, and what do they show? Executes them in place and keeps their outputs, for display on GitHub.
 
-Figures are kept as plotly's JSON and as a PNG (which needs kaleido and a Chrome), of a live widget nothing but a
-picture: the one given, or the one that is there. Times and widget state are left out, so that a run that finds the same
-changes nothing.
+Figures are kept as plotly's JSON and as a PNG (which needs kaleido and Chrome). A live widget is replaced by a picture:
+the given one, or the one already in the notebook. Times and widget state are dropped, so that a run with the same
+results leaves the file unchanged.
 
 Example: python analyses/execute_notebooks.py notebooks/4_steering_positions.ipynb --widget explorer.png
 """
@@ -25,7 +25,7 @@ WIDGET, PNG = "application/vnd.jupyter.widget-view+json", "image/png"
 
 
 def execute(path: Path, picture: bytes | None = None) -> float:
-    """Run a notebook, with the outputs into its file; returns how long it took, in seconds."""
+    """Run a notebook and write the outputs to its file; returns the time in seconds."""
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     before = [_picture(cell) if picture is None else base64.b64encode(picture).decode() for cell in code]
@@ -50,8 +50,8 @@ def _picture(cell: nbformat.NotebookNode) -> str | None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="by default all")
-    parser.add_argument("--widget", type=Path, help="a picture to stand for live widgets")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="all by default")
+    parser.add_argument("--widget", type=Path, help="a picture that replaces live widgets")
     given = parser.parse_args()
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+png"
     every = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))

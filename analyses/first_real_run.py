@@ -1,12 +1,12 @@
-"""What do four behavior vectors do on a real language model, with every choice fixed before anything is searched?
+"""What do four behavior vectors do on a real language model, with every choice fixed in advance?
 
-The choices are those that had worked by hand on 20 questions: the published code's window against all tokens, added at
-every generated token of layer 15, at 1.5 times the difference itself. Vectors and classifier come from chains that were
-annotated by GPT-4o; the classifier counts in what the model writes on the written test tasks.
+The choices had worked by hand on 20 tasks: the published code's window against all tokens, added at every generated
+token at layer 15, with a coefficient of 1.5 (times the difference itself). Vectors and classifier are fitted on chains
+annotated by GPT-4o; the classifier labels what the model generates on the written test tasks.
 
     python analyses/first_real_run.py --model mini-r1 --chains a.jsonl b.jsonl --out runs/first --dtype bfloat16
 
-52 conditions of 100 chains: about half an hour on two cores with bfloat16 instructions, an hour without.
+52 conditions of 100 chains: about half an hour on two cores with bfloat16 instructions, one hour without.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config:
 
 
 def main(config: Config) -> Evaluation:
-    """Vectors, chains and figures; what is done is not redone."""
+    """Vectors, chains and results; finished parts are not recomputed."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     model = ls.load_model(config.model, dtype=getattr(torch, config.dtype))

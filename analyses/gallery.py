@@ -1,6 +1,6 @@
-"""How does every figure read? Draws all of `lensteer.plots` on the organism, as PNG and as HTML with its hovers.
+"""What does every figure look like? Draws all of `lensteer.plots` on the organism, as PNG and as HTML with hover texts.
 
-What is shown is measured on the spot, small and shared between the figures: nothing here is a finding.
+The data are computed on the fly, at small sizes and shared between the figures: nothing here is a finding.
 
 Example: python analyses/gallery.py --out gallery
 """
@@ -28,12 +28,12 @@ from lensteer.generation.jobs import Sampling
 from lensteer.vectors import Recipe, fit_recipes
 
 RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
-BASELINE_PROMPTS = cache_versus_residual.BASELINE_PROMPTS
+JUST_THE_ANSWER = cache_versus_residual.JUST_THE_ANSWER
 
 
 @dataclass(frozen=True)
 class Config:
-    """Where to, which figures (none: all), whether as PNG and how wide (700 is a notebook's own), and sizes."""
+    """Output folder, which figures (empty: all), whether to write PNGs, their width (700 in a notebook), and sizes."""
 
     out: Path
     only: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Config:
 
 
 class _Shared:
-    """What the figures show. Each part is made when the first figure asks for it, and kept."""
+    """The data of the figures. Each part is computed on first use and cached."""
 
     def __init__(self, config: Config):
         self.config, self.model = config, ls.load_model()
@@ -157,13 +157,13 @@ class _Shared:
 
     @cached_property
     def modes(self) -> ls.Modes:
-        conditions = [Condition("unsteered", None, BASELINE_PROMPTS, kind="unsteered")]
+        conditions = [Condition("unsteered", None, JUST_THE_ANSWER, kind="unsteered")]
         conditions += [
-            Condition(f"cache, c_v = {c:g}", CachePlan(self.cache, c), BASELINE_PROMPTS) for c in (0.5, 0.75, 4.0)
+            Condition(f"cache, c_v = {c:g}", CachePlan(self.cache, c), JUST_THE_ANSWER) for c in (0.5, 0.75, 4.0)
         ]
         conditions.append(Condition("prompted baseline", None, cache_versus_residual.ASK, kind="prompted"))
         conditions += [
-            Condition(f"random-{i}", CachePlan(self.cache.random(i), 0.75), BASELINE_PROMPTS, kind="control")
+            Condition(f"random-{i}", CachePlan(self.cache.random(i), 0.75), JUST_THE_ANSWER, kind="control")
             for i in range(self.config.n_controls)
         ]
         return ls.measure_modes(
@@ -216,7 +216,7 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     "leave_one_out": lambda s: plots.leave_one_out(s.left_out),
     "position_ablation": lambda s: plots.position_ablation(s.positions),
 }
-"""What is drawn, by file name: the function's, and behind a dash what it is given, where it takes several kinds."""
+"""What is drawn, by file name: the function's name, with its input after a dash where it takes several kinds."""
 
 
 def main(config: Config) -> list[Path]:
@@ -244,8 +244,8 @@ def main(config: Config) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gallery"))
-    parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="by default all")
-    parser.add_argument("--no-png", dest="png", action="store_false", help="PNG needs kaleido and a Chrome")
+    parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="all by default")
+    parser.add_argument("--no-png", dest="png", action="store_false", help="PNG needs kaleido and Chrome")
     parser.add_argument("--width", type=int, default=700)
     given = parser.parse_args()
     print(*main(Config(**{**vars(given), "only": tuple(given.only)})), sep="\n")

@@ -1,15 +1,15 @@
-"""What do vectors do along given, unsteered chains? The part of `position_ablation.py` that looks ahead.
+"""What do vectors do along given, unsteered chains? The teacher-forced part of `position_ablation.py`.
 
-A case is a choice of positions in one chain and the sentences whose log-probability is read. Whole chains: all of a
-behavior's sentences, at any scope or at the behavior's own spans with the token before each. Leave one out: a
-behavior's sentence by itself, with all sentences steered, and with all but one: itself, one of the three before it, or
-the chain's first. What stands between two sentences belongs to the first of them, so that the onset, whose logits
-begin a sentence, belongs to the one before. Sentences with fewer than four before them are not read there, so that all
-rows are of the same ones.
+A case is a choice of positions in one chain and the sentences whose log-probability is measured. Whole chains: all of a
+behavior's sentences, at any scope or at the behavior's own spans with the token before each. Leave one out: one
+sentence of a behavior, with all sentences steered, and with all but one: itself, one of the three before it, or the
+chain's first. Tokens between two sentences count as part of the first, so the onset, whose logits predict a sentence's
+first token, belongs to the sentence before. Sentences with fewer than four before them are left out there, so that all
+rows cover the same sentences.
 
-Cases that differ only in what is read share a pass, and all of a chain's share the unsteered one.
-`lensteer.ablation.leave_one_out` gives the same importances; it runs all plans again for each set of targets, and its
-KL is KL(steered || unsteered).
+Cases that differ only in the measured sentences share a forward, and all cases of a chain share the unsteered one.
+`lensteer.ablation.leave_one_out` gives the same importances, but reruns all plans for each set of targets, and its KL
+is KL(steered || unsteered).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from lensteer.metrics import kl_divergence
 from lensteer.positions import Context
 
 Array = np.ndarray
-Case = tuple[ls.PositionScope, Sequence[Span]]  # where a given chain is steered, and the sentences that are read
-Cases = Mapping[tuple[str, str], Sequence[Sequence[Case]]]  # by scope and behavior, and there by chain
+Case = tuple[ls.PositionScope, Sequence[Span]]  # where a given chain is steered, and the measured sentences
+Cases = Mapping[tuple[str, str], Sequence[Sequence[Case]]]  # by scope and behavior, then by chain
 Row = tuple[int, str, str, ls.PositionScope]  # number of a given chain, behavior, "down" or "up", where
 KINDS = {"down": -1, "up": 1}
 OWN, WHOLE = "own spans", "all sentences"
-FIRST, BEFORE = "without the first", 4  # so many sentences before a behavior's own, and they are different ones
+FIRST, BEFORE = "without the first", 4  # at least this many earlier sentences, so that those left out differ
 LEFT_OUT = {"without its own": 0, "without the one before": 1, "without the 2nd before": 2, "without the 3rd before": 3}
 MAX_LOGITS = 2**27  # of a batch of given chains
 
@@ -63,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One scope and behavior in one comparison. Of `effect` the first entry is the data, the others resample tasks."""
+    """One scope and behavior in one comparison. The first entry of `effect` is the data, the others resample tasks."""
 
     effect: Array
     kls: tuple[RolloutKL, ...]
@@ -82,13 +82,13 @@ def whole_chains(at: Setting, scopes: Sequence[ls.PositionScope], chains: Sequen
 
 
 def _around(spans: Sequence[Span]) -> ls.PositionScope:
-    """Spans of one chain, each with the token before it, whose logits begin it."""
+    """Spans of one chain, each with the token before it, whose logits predict its first token."""
     chosen = [p for span in spans for p in range(span.onset, span.end)]
     return ls.at(chosen) if chosen else ~ls.everywhere
 
 
 def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
-    """Each of a behavior's sentences by itself, with all sentences steered, and with all but one."""
+    """Each sentence of a behavior, with all sentences steered, and with all but one."""
     cases: dict[tuple[str, str], list[list[Case]]] = {
         (name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.layers
     }
@@ -129,7 +129,7 @@ def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0)
                 begin = chains[number].prompt_length
                 log_p[kind][number] += sum(float(said[s.start - begin : s.end - begin].sum()) for s in spans)
         cells[name, b] = Cell(
-            draws @ (log_p["up"] - log_p["down"]) / np.maximum(draws @ n_read, 1),  # no sentence of its own, no change
+            draws @ (log_p["up"] - log_p["down"]) / np.maximum(draws @ n_read, 1),  # no sentence of its own: no change
             tuple(RolloutKL(tuple(map(torch.cat, kls[kind]))) for kind in KINDS),
             edited(at, [chains[number] for number, *_ in listed], [scope for _, scope, _ in listed]),
             down=KINDS["down"] * at.coefficient[b],

@@ -1,8 +1,8 @@
 """At which layer does each behavior's vector act? The paper's figure with intervals, control vectors and chosen layer.
 
-Scores every layer by `fisher`, beside 200 control vectors of each kind in the same pass, and selects a layer by the
-exact scores. All vectors are as long as the layer's mean activation. Any run's folder gives the chains; without one the
-organism writes some.
+Scores every layer by `fisher`, along with 200 control vectors of each pool in the same pass, and selects a layer by
+exact scores. All vectors have the norm of the layer's mean activation. Chains come from a run's folder; without one
+the organism generates them.
 
 Example: python analyses/layer_attribution.py --run lensteer-demo --figure layer_attribution.png
 """
@@ -21,7 +21,7 @@ from lensteer.pipeline import Run
 
 @dataclass(frozen=True)
 class Config:
-    """A run's folder, or a model and how many tasks; control vectors of each kind."""
+    """A run's folder, or a model and how many tasks; control vectors of each pool."""
 
     run: Path | None = None
     model: str | None = None
@@ -60,7 +60,7 @@ def main(config: Config) -> Result:
 
 
 def table(result: Result) -> str:
-    """Per behavior: the chosen layer, and z and p there against each kind of control vectors."""
+    """Per behavior: the chosen layer, and z and p there against each pool of control vectors."""
     lines = ["behavior | layer | control | z | p | p over all cells |", "---|---|---|---|---|---|"]
     for b, label in enumerate(result.scores.labels):
         i = result.scores.layers.index(result.layers[label])

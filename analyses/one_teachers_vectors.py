@@ -1,7 +1,7 @@
-"""Do vectors from one teacher's chains do what those from all teachers' chains do, and are they alike?
+"""Are vectors from one teacher's chains similar to those from all teachers' chains, and do they have the same effects?
 
-Vectors are fitted on each file of a run's chains alone, by the run's recipe. Compared are cosines at the run's layers,
-and, for one file, the effect on the run's held-out tasks: same layer, scope, seeds and length added as in the run.
+Vectors are fitted on each file of a run's chains alone, by the run's recipe. Reported are cosines at the run's layers
+and, for one file, the effects on the run's held-out tasks, with the run's layer, scope, seeds and added norm.
 
 Example: python analyses/one_teachers_vectors.py --run RUN-FOLDER --alone 0 --json FILE
 (the folder of a finished `lensteer run --chains A --chains B ...`; about 20 minutes on two cores for mini-R1)
@@ -36,7 +36,7 @@ class Config:
 
 
 def cosine(a: BehaviorVectors, b: BehaviorVectors, label: str, layer: int) -> float:
-    """Between two vectors of one behavior."""
+    """Cosine similarity between two vectors of one behavior."""
     return float(torch.cosine_similarity(a[label].at(layer), b[label].at(layer), dim=0))
 
 
@@ -71,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
         run.tasks("test"),
         alone,
         layers,
-        pairs,  # type: ignore[arg-type]  # two each
+        pairs,  # type: ignore[arg-type]  # pairs
         scope=SCOPES[c.scope],
         unit=c.unit,
         n_controls=0,

@@ -1,4 +1,4 @@
-"""Is the organism fit to be experimented on? Parsing, shares, accuracy, cues, modes, examples; writes its card.
+"""Is the organism fit for experiments? Parsing, shares, accuracy, cues, modes, examples; writes its card.
 
 Example: python analyses/organism_card.py --model lensteer/organism/weights --n 200 --card
 """
@@ -21,7 +21,7 @@ from lensteer.organism import cue, styles, train, well_formed
 from lensteer.organism.conversations import THINKS_UNASKED
 from lensteer.organism.grammar import FAMILIES, STYLES, Latent, make_world, render, write_chain
 
-N_SAMPLES = 5  # chains per task for what is wanted to a percent
+N_SAMPLES = 5  # chains per task for shares to within a percent
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def accuracy(traces: list[ls.Trace]) -> float:
 
 
 def with_cue(words: str, task: ls.Task) -> str:
-    """A task's prompt, and words that ask for a behavior."""
+    """A task's prompt, with words that ask for a behavior."""
     return f"{task.prompt} {words}"
 
 
@@ -145,7 +145,7 @@ behavior's sentences with the cue in the prompt, and how many times the share wi
 
 
 def rows(card: dict) -> list[tuple[str, str, str]]:
-    """The card's table: what, figure, what was wanted."""
+    """The card's table: what, figure, target."""
     percent = "{:.1%}".format
     found = [("chains that end and parse", percent(card["sampled_well_formed"]), "≥ 97 %")]
     found += [(f"share of {b}", percent(card["sampled_shares"][b]), "5–30 %") for b in STEERED]
@@ -169,7 +169,7 @@ def rows(card: dict) -> list[tuple[str, str, str]]:
 
 
 def write_card(folder: Path, card: dict) -> None:
-    """Write the card beside the weights, from the figures and from what the trainer noted."""
+    """Write the card to the weights' folder, from the figures and the trainer's notes."""
     noted = json.loads((folder / "training.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     usual = asdict(train.Config())
@@ -199,7 +199,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--card", action="store_true", help="write README.md and card.json beside the weights")
+    parser.add_argument("--card", action="store_true", help="write README.md and card.json to the weights' folder")
     arguments = parser.parse_args()
     result = main(Config(arguments.model, arguments.n))
     print(json.dumps(result, indent=1))

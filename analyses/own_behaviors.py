@@ -1,15 +1,15 @@
-"""Does a label or a concept of one's own go through a whole run on SmolLM2, and does steering along it do anything?
+"""Does a user-defined label or concept go through a whole run on SmolLM2, and does steering along it have an effect?
 
 Two runs, each from fit to report:
 
-- label: `advice`, below, labels the sentences that tell the reader what to do. SmolLM2 answers everyday requests by
-  itself (`requests.jsonl`), its own answers fit the vectors, and the share of such sentences is what is tested.
-- contrast: 40 written pairs of a polite and a curt answer fit the vectors, and the share of answers with a word of
-  courtesy (`courtesy` in `politeness.py`) is what is tested.
+- label: `advice`, below, labels the sentences that tell the reader what to do. SmolLM2 answers everyday requests
+  (`requests.jsonl`), the vectors are fitted on its own answers, and the share of such sentences is tested.
+- contrast: the vectors are fitted on 40 written pairs of a polite and a curt answer, and the share of answers with a
+  word of courtesy (`courtesy` in `politeness.py`) is tested.
 
     python analyses/own_behaviors.py --model SmolLM2-135M-Instruct --out own-behaviors
 
-Each took 12 minutes on two cores beside other work. A run that was cut off goes on where it was.
+Each took 12 minutes on two shared cores. An interrupted run resumes where it stopped.
 
 Each is also a command: `lensteer run --annotator analyses/own_behaviors.py:advice --behaviors advice …` and
 `lensteer run --pairs politeness --measure analyses/politeness.py:courtesy …`.
@@ -38,20 +38,20 @@ RUNS = ("label", "contrast")
 
 @dataclass(frozen=True)
 class Config:
-    """What is run.
+    """What to run.
 
     Attributes:
         model: A chat model's folder or name.
         out: Folder of the runs' folders.
         runs: Of `RUNS`.
-        n_train: Requests whose answers fit the label's vectors.
+        n_train: Requests whose answers the label's vectors are fitted on.
         n_dev: Requests that coefficients are chosen on.
         n_test: Held-out requests.
-        n_samples: Answers per held-out request, own condition.
-        n_controls: Control vectors of each of three kinds.
+        n_samples: Answers per held-out request, in conditions other than controls.
+        n_controls: Control vectors in each of three pools.
         max_new_tokens: Per answer.
         coefficients: To choose from, both signs.
-        seed: Of everything that is drawn.
+        seed: For all sampling.
     """
 
     model: str | None = None
@@ -69,7 +69,7 @@ class Config:
 
 @ls.labeling("advice", "other")
 def advice(traces: Sequence[ls.Trace]) -> list[list[ls.Sentence]]:
-    """Sentences that tell the reader what to do, by words alone: "you should", "make sure", "your"."""
+    """Sentences that tell the reader what to do, by keywords alone: "you should", "make sure", "your"."""
     found = []
     for trace in traces:
         text = trace.response[slice(*trace.thinking)] or trace.response  # SmolLM2 does not think
@@ -79,7 +79,7 @@ def advice(traces: Sequence[ls.Trace]) -> list[list[ls.Sentence]]:
 
 
 def main(config: Config) -> dict[str, ls.Evaluation]:
-    """Make the runs, or go on with them; returns what each found."""
+    """Start or resume the runs; returns the evaluation of each."""
     shared = RunConfig(
         model=config.model,
         tasks=str(HERE / "requests.jsonl"),

@@ -1,9 +1,9 @@
 """Does a direction from 40 pairs of polite and curt answers make SmolLM2 polite, more than random directions do?
 
 From pairs to a measured effect: `fit_directions` on written pairs, the layer from exact attribution scores on the
-polite answers, then answers to requests that no pair holds: unsteered, with the difference taken away and added at
-every generated token, and with control vectors of the same length added (`evaluate`). The measure is a rule, the share
-of answers with a word of courtesy: the crudest that could do, and words are all it sees.
+polite answers, then answers to requests that are in no pair: unsteered, with the difference taken away and added at
+every generated token, and with control vectors of the same norm added (`evaluate`). The measure is a crude rule that
+reads words only: the share of answers with a word of courtesy.
 
     python analyses/politeness.py --model SmolLM2-135M-Instruct
 """
@@ -48,21 +48,21 @@ REQUESTS = (
 
 @dataclass(frozen=True)
 class Config:
-    """What is run.
+    """What to run.
 
     Attributes:
         model: A chat model's folder or name.
         pairs: Any source that `load_pairs` takes.
         layer: Where to steer; by default chosen from attribution scores.
         coefficient: In multiples of the difference, both ways.
-        n_controls: Control vectors of each of two kinds, as long as the difference: with the covariance of the pairs'
+        n_controls: Control vectors in each of two pools, as long as the difference: with the covariance of the pairs'
             activations, and from pairs whose sides are shuffled.
         n_requests: Of `REQUESTS`.
         n_samples: Answers per request and condition.
         max_spans: Polite answers that are scored.
         max_new_tokens: Per answer.
         temperature: Of all sampling.
-        seed: Of everything that is drawn.
+        seed: For all sampling.
     """
 
     model: str | None = None
@@ -84,7 +84,7 @@ def courtesy(trace: ls.Trace) -> float:
 
 
 def main(config: Config) -> ls.Evaluation:
-    """Fit, choose a layer, steer both ways, and count, beside control vectors."""
+    """Fit, choose a layer, steer both ways and evaluate, with control vectors."""
     model = ls.load_model(config.model)
     pairs = ls.load_pairs(config.pairs)
     vectors = ls.fit_directions(model, pairs, n_controls=config.n_controls, seed=config.seed)
@@ -113,7 +113,7 @@ def main(config: Config) -> ls.Evaluation:
 
 
 def table(found: ls.Evaluation) -> str:
-    """A line per direction, and what is the matter with text that breaks."""
+    """A line per direction, and the reasons why text breaks."""
     rows = []
     for e in found.effects:
         ranks = ", ".join(f"rank {pool.rank} of {pool.n + 1} {pool.pool}" for pool in e.controls)

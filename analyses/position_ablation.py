@@ -1,15 +1,14 @@
 """At which positions does steering work? The same vectors at all, prompt, generated, thinking and other positions.
 
-At every scope each behavior's vector is added and taken away at one layer, same tasks and seeds in all conditions. What
-counts is the behavior's share of sentences, added less taken away. Two comparisons of free-running chains: at the same
-coefficient, and at those that spend the same mean KL(steered || unsteered) per token of the steered model's rollouts
-(by default what the onsets spend at their coefficient), so that a scope with few positions is not just a weaker
-coefficient. Two more are along given, unsteered chains: the behavior's own spans can be edited only there, because
-nobody can look ahead, and one sentence at a time can be left out (`given_chains.py`). Their effect is the
-log-probability of the behavior's own sentences, added less taken away, in nats per sentence, and their KL is
-KL(unsteered || steered). Intervals, and the paired difference from the onsets (from all sentences, where one is left
-out), are from a bootstrap over tasks; chains count by their length. Vectors of the default recipe are made of onsets:
-others may do best elsewhere.
+At every scope each behavior's vector is added and taken away at one layer, same tasks and seeds in all conditions. The
+effect is the behavior's share of sentences, added less taken away. Two comparisons use free-running chains: at the same
+coefficient, and at coefficients that match a target mean KL(steered || unsteered) per token of the steered model's
+rollouts (by default that of the onsets at their coefficient), so that a scope with few positions is not just a weaker
+intervention. Two more use given, unsteered chains (`given_chains.py`): only there can the behavior's own spans be
+edited, because they are known in advance, and one sentence at a time be left out. Their effect is the log-probability
+of the behavior's own sentences, added less taken away, in nats per sentence, and their KL is KL(unsteered || steered).
+Intervals, and the paired difference from the onsets (from all sentences, where one is left out), are from a bootstrap
+over tasks; chains are weighted by length. The default recipe fits vectors on onsets: others may do best elsewhere.
 
 Example: python analyses/position_ablation.py --run lensteer-demo --json positions.json --figure positions.png
 """
@@ -54,8 +53,8 @@ class Config:
     """A run's folder (its vectors, layers, coefficients and dev tasks), or a model to fit vectors on; sizes.
 
     `coefficient` is for a model without a run, in multiples of the mean activation's length; a run has its own
-    coefficients. `first` is the n of "first(n)", `budget` in nats per token (None: what the onsets spend), `folder` for
-    finished chains, which a killed run goes on from.
+    coefficients. `first` is the n of "first(n)", `budget` the target KL in nats per token (None: that of the
+    onsets), `folder` for finished chains, from which a killed run resumes.
     """
 
     run: Path | None = None
@@ -97,7 +96,7 @@ def main(config: Config) -> PositionAblation:
     rows += _rows("forced", forced(at, chains, whole_chains(at, scopes, chains), config.seed))
     rows += _rows("left out", forced(at, chains, left_out(at, chains), config.seed), WHOLE)
     budget = config.budget or _pooled([kl for key, kl in spent.items() if key[0] == REFERENCE]).statistic(None)
-    # A KL grows with the square of the coefficient: the search begins where that leads.
+    # A KL grows with the square of the coefficient, which gives the start of the search.
     near = {key: math.sqrt(budget / max(kl.statistic(None), budget / 100)) for key, kl in spent.items()}
     begin = [replace(plan, coefficient=plan.coefficient * near[key]) for key, plan in plans.items()]
     limits: dict[str, Any] = dict(quantile=None, tolerance=0.15, max_rounds=5, max_coefficient=8.0)
@@ -119,7 +118,7 @@ def _of_run(config: Config, folder: Path) -> Setting:
     annotator = next(iter(annotators_of(run).values()))
     kept = {
         b: layer for b, layer in layers.items() if b in coefficient
-    }  # every coefficient of the others breaks the text
+    }  # the others have no coefficient that leaves the text readable
     return Setting(run.model, vectors, kept, coefficient, tasks, run.sampling(1), annotator, unit)
 
 
@@ -205,8 +204,8 @@ def _rows(comparison: str, cells: Mapping[tuple[str, str], Cell], reference: str
 
 
 def table(result: PositionAblation, behavior: str = MEAN) -> str:
-    """One line per comparison and scope, of one behavior or their mean; "behind" onsets, or all sentences."""
-    lines = [f"{behavior} | scope | effect | behind by | KL per token | positions | coefficients | parsed |"]
+    """One line per comparison and scope, of one behavior or their mean; the reference is onsets, or all sentences."""
+    lines = [f"{behavior} | scope | effect | below reference by | KL per token | positions | coefficients | parsed |"]
     lines.append("---|---|---|---|---|---|---|---|")
     for r in (r for r in result.rows if r.behavior == behavior):
         kl = f"{r.kl:.4f}{'' if r.reached else ' (not all reached)'}"

@@ -1,9 +1,9 @@
-"""Do the published figures on R1-Distill-Qwen-1.5B follow from its published data, and what else is in that data?
+"""Do the published numbers on R1-Distill-Qwen-1.5B follow from its published data, and what else is in that data?
 
-Rebuilds from the files of arXiv 2506.18167's code, without the model: what the annotation of 100 chains holds, how much
-of it each parser reads and places, behavior shares, the vectors' cosines and lengths at the published layers, the layer
-effects, and how much of the vectors is owed to where in a sentence they were read. Each figure stands beside the one
-published, or measured before on the same files.
+Recomputes from the files of arXiv 2506.18167's code, without the model: the contents of the annotation of 100 chains,
+how much of it each parser reads and places, behavior shares, the vectors' cosines and lengths at the published layers,
+the layer effects, and how much of the vectors is due to where in a sentence they were read. Each number is compared
+with the one published, or measured before on the same files.
 
 Example: LENSTEER_REFERENCE=folder python analyses/published_r1_qwen.py --json published.json
 """
@@ -54,7 +54,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure as found here, and as published or measured before (None: neither)."""
+    """A number as found here, and as published or measured before (None: neither)."""
 
     figure: str
     of: str
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All figures, and what became of every section of the annotations."""
+    """All numbers, and the outcome for every section of the annotations."""
 
     rows: tuple[Row, ...]
     report: PublishedReport
@@ -76,7 +76,7 @@ class Result:
 
 
 def main(config: Config) -> Result:
-    """Everything that the files say."""
+    """Everything in the files."""
     chains = config.reference / "r1_qwen_1.5b_annotated_chains.jsonl"
     with safe_open(str(config.reference / "r1_qwen_1.5b_mean_activations.safetensors"), "pt") as file:
         means = {name: file.get_tensor(name) for name in file.keys()}
@@ -95,7 +95,7 @@ def main(config: Config) -> Result:
 
 
 def parsing(path: Path, report: PublishedReport) -> Iterator[Row]:
-    """What the published parser and exact search read and place, and what lensteer does."""
+    """What the published parser and exact search read and place, compared with lensteer."""
     read = [(row["response"], SECTION.findall(row["annotated"])) for _, row in read_jsonl(path)]
     known = [(text, response) for response, parts in read for label, text in parts if label in ls.BEHAVIORS]
     known = [(text.strip(), response) for text, response in known if text.strip()]
@@ -134,7 +134,7 @@ def shares(traces: list[ls.Trace], counts: dict[str, int]) -> Iterator[Row]:
 
 
 def geometry(means: dict[str, torch.Tensor], overall: torch.Tensor, counts: dict[str, int]) -> Iterator[Row]:
-    """Cosines and lengths of `label - overall`, and what is left of the cosines without what all labels share."""
+    """Cosines and lengths of `label - overall`, and the cosines without the component that all labels share."""
     vectors = BehaviorVectors.from_means(means, overall, counts=counts)
     cosines = cosine_matrix(vectors, LAYERS, default=LAYERS[BACK])
     for (first, second), published in COSINES.items():

@@ -1,12 +1,12 @@
-"""How much of what a behavior's vector does would a vector of shuffled labels do, and does it help to subtract spans?
+"""How much of a vector's effect does a vector of shuffled labels have, and does it help to subtract spans?
 
-Labels are shuffled among the sentences of each chain and vectors fitted as before: what they have in common (that
-sentences are held against all tokens, that some chains have more of a behavior than others) has nothing to do with the
-behavior. Compared are the run's vectors, whose negatives are "all" tokens, and the same with negatives "spans", by the
-cosine of each vector with the mean of its shuffled twins, and on dev tasks by the change of the behavior's share when
-the vector, and when shuffled twins of the same length, are added.
+Labels are shuffled among the sentences of each chain and vectors fitted as before: what these have in common (sentences
+are contrasted with all tokens, some chains have more of a behavior than others) is unrelated to the behavior. The run's
+vectors, whose negatives are "all" tokens, are compared with the same for negatives "spans": by the cosine of each
+vector with the mean of its shuffled versions, and on dev tasks by the change of the behavior's share when the vector,
+or shuffled versions of the same norm, are added.
 
-Nothing is fitted again: a mean over all spans is the mean of the behaviors' means, weighted by their spans, so that
+Nothing is refitted: a mean over all spans is the mean of the behaviors' means, weighted by their spans, so that
 v(b, spans) = v(b, all) - sum over b' of n(b') / n * v(b', all), for shuffled labels, too.
 
 Example: python analyses/shared_direction.py --run RUN-FOLDER --json FILE
@@ -38,7 +38,7 @@ from lensteer.vectors import BehaviorVectors, Direction
 
 @dataclass(frozen=True)
 class Config:
-    """A finished run's folder, shuffled twins a behavior, and the length that is added."""
+    """A finished run's folder, shuffled versions per behavior, and the norm of what is added."""
 
     run: Path
     n_shuffled: int = 2
@@ -50,7 +50,7 @@ NEGATIVES = ("all", "spans")
 
 
 def directions(vectors: BehaviorVectors, label: str, layer: int, negatives: str) -> Float[Tensor, "twin d_model"]:
-    """A behavior's vector at a layer, then its shuffled twins."""
+    """A behavior's vector at a layer, then its shuffled versions."""
     assert vectors.controls is not None, "the run has no control vectors"
     at = vectors.layers.index(layer)
     every = torch.cat([vectors.raw[None], vectors.controls.shuffled])[:, :, at].double()  # twin behavior d_model

@@ -1,9 +1,10 @@
-"""Does one cache edit carry a style of reasoning over? A vector per style, and the styles of the answers under each.
+"""Does one cache edit transfer a style of reasoning? A vector per style, and the styles of the answers under each.
 
-A style's vector comes from pairs whose examples are worked in that style against the same without steps (`--against
-none`) or worked in the next style (`--against other`). Questions ask for no style; the template leaves it to the model
-whether to think. The coefficient is chosen on dev tasks (most answers that think in the style, of all answers), figures
-are from test tasks, with 95 % intervals over tasks. Beside it: no edit, a random vector of the same length, words.
+A style's vector is fitted on pairs whose examples are worked in that style versus the same without steps (`--against
+none`) or worked in the next style (`--against other`). Tasks request no style; the chat template lets the model decide
+whether to think. The coefficient is chosen on dev tasks (largest share of answers that think in the style), results are
+from test tasks, with 95 % intervals over tasks. Other conditions: unsteered, a random vector of the same norm, prompted
+baselines.
 
 Example: python analyses/style_transfer.py --n-test 60 --json style-transfer.json
 """
@@ -28,7 +29,7 @@ from lensteer.organism.grammar import STYLE_CUES, STYLES
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, coefficients to choose from, and what a style's steps are held against."""
+    """Model, sizes, coefficients to choose from, and what a style's steps are compared with."""
 
     model: str | None = None
     n_pairs: int = 80
@@ -93,7 +94,7 @@ def main(config: Config) -> Result:
     ]
     for style in STYLES:
         conditions.append(Condition(f"{style} vector", CachePlan(vectors[style], chosen[style])))
-        conditions.append(Condition(f"{style} in words", None, STYLE_CUES[style][0]))
+        conditions.append(Condition(f"{style} prompted", None, STYLE_CUES[style][0]))
     modes = measure_modes(model, ls.load_tasks(split="test", n=config.n_test), conditions, sampling, **options)
     return Result(config.against, chosen, modes)
 

@@ -1,10 +1,10 @@
-"""Which unit of a coefficient means the same across layers, behaviors and models?
+"""Which unit makes a coefficient comparable across layers, behaviors and models?
 
 A unit transfers if the coefficient that reaches a given KL is about the same across layers and models. The scores by
 layer of finished runs (exact, at the run's small coefficient) give, to second order, the coefficient that reaches a KL
 of 0.1 nats at the next token, in each of five units: the difference of means itself; the length of the behaviors'
 median difference at the layer; the length of the layer's mean activation; length 1; and the spread of the spans'
-activations along the direction. What counts is how far these coefficients scatter: the standard deviation of their
+activations along the direction. The result is the spread of these coefficients: the standard deviation of their
 natural logarithm over layers and behaviors within a model, and between models.
 
     python analyses/unit_of_coefficients.py RUN [RUN ...]
@@ -33,7 +33,7 @@ UNITS = ("difference", "median difference", "mean activation", "length 1", "spre
 
 @dataclass(frozen=True)
 class Config:
-    """Folders of runs; the outer eighths of the layers, where nobody steers, are left out."""
+    """Folders of runs; the outer eighths of the layers, which are rarely steered, are left out."""
 
     runs: tuple[str, ...]
     outer: float = 0.125
@@ -41,7 +41,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """Coefficients by model, behavior, layer and unit, and how far they scatter."""
+    """Coefficients by model, behavior, layer and unit, and their spread."""
 
     coefficients: pd.DataFrame
 

@@ -1,10 +1,10 @@
-"""Which layer score predicts where steering works? Every score against what steering really does, layer by layer.
+"""Which layer score predicts where steering works? Every score against the measured effect of steering, by layer.
 
-What steering does at a layer is E = share(up) - share(down) of the behavior's sentences on dev tasks, each direction at
-the coefficient that spends the same KL budget (95th percentile per token of the steered model's own rollouts). Two
-figures per score: Spearman's correlation with E over layers (mean over behaviors), and regret, how much smaller E is
-at the layer with the largest score than at the best layer. Intervals are from a bootstrap over dev tasks, which E rests
-on; scores are fixed. `ahead` is the regret of `exact` minus this score's, on the same draws: above 0, it picks better.
+The effect of steering at a layer is E = share(up) - share(down) of a behavior's sentences on dev tasks, each direction
+at the coefficient that matches the target KL (95th percentile per token of the steered model's own rollouts). Two
+numbers per score: Spearman's correlation with E over layers (mean over behaviors), and regret, how much smaller E is
+at the layer with the largest score than at the best layer. Intervals are from a bootstrap over the dev tasks of
+E; scores are fixed. `ahead` is the regret of `exact` minus this score's, on the same draws: above 0, it picks better.
 
 Example: python analyses/which_score_predicts_steering.py --models lensteer/organism/weights analyses/organisms/llama \
     --folder which-score --json which-score.json
@@ -36,7 +36,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Config:
-    """Models, sizes, the KL budget in nats, and the folder that a killed run goes on from."""
+    """Models, sizes, the target KL in nats, and the folder from which a killed run resumes."""
 
     models: tuple[str, ...] = (str(ls.models.ORGANISM),)
     n_train: int = 150
@@ -104,7 +104,7 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
 def _calibrated(
     model, tasks: list[ls.Task], vectors: BehaviorVectors, config: Config, path: Path
 ) -> dict[str, ls.SteeringPlan]:
-    """A plan per direction, layer and sign, at the budget; kept in a file, because finding them takes minutes."""
+    """A plan per direction, layer and sign, at the target KL; cached in a file, because the search takes minutes."""
     plans = {
         f"{b}/{layer}/{kind}": ls.SteeringPlan(vectors[b], layer, sign * 0.4, ls.onsets, unit="mean_norm")
         for b in ls.STEERED
@@ -122,7 +122,7 @@ def _calibrated(
 
 
 def effects(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> Array:
-    """E `[draw behavior layer]`: draw 0 is the data, the others resample tasks. Long chains count by their length."""
+    """E `[draw behavior layer]`: draw 0 is the data, the others resample tasks. Chains are weighted by length."""
     shares = ResampledShares(records, seed=seed)
     effect = [[shares.of(f"{b}/{at}/up", b) - shares.of(f"{b}/{at}/down", b) for at in layers] for b in ls.STEERED]
     return np.array(effect).transpose(2, 0, 1)

@@ -1,7 +1,7 @@
 """Which window and which negatives give vectors that steer? Every recipe and layer, down and up, on dev tasks.
 
-For each recipe, layer and behavior its vector is added at -c and +c, same tasks and seeds in all conditions; what
-counts is up - down, the difference of the behavior's sentence shares. A cell goes the right way if down is below the
+For each recipe, layer and behavior its vector is added at -c and +c, same tasks and seeds in all conditions. The
+effect is up - down, the difference of the behavior's sentence shares. A cell goes the right way if down is below the
 unsteered share and up above it. Intervals and the paired difference from the first recipe are from a bootstrap over
 tasks.
 
@@ -37,7 +37,7 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Config:
-    """Model, sizes, coefficient, layers (None: all), and the file that a killed run goes on from.
+    """Model, sizes, coefficient, layers (None: all), and the file from which a killed run resumes.
 
     At coefficient 1 a vector is as long as the mean activation.
     """
@@ -91,7 +91,7 @@ def main(config: Config) -> list[Row]:
 
 
 def rows(records: list[Record], layers: tuple[int, ...], seed: int = 0) -> list[Row]:
-    """The rows that records amount to. Shares are sums over tasks, so a long chain counts by its length."""
+    """Aggregate records into rows. Shares are ratios of sums over tasks, so chains are weighted by length."""
     shares = ResampledShares(records, seed=seed)
     spans, right = {}, {}
     for recipe in map(str, RECIPES):

@@ -1,19 +1,19 @@
-"""Attribution against its peers: the published script's pattern, and brute-force patched forwards.
+"""Attribution compared with the published script's pattern and with brute-force patched forwards.
 
 One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), the same chains of about 600 tokens with 30 spans
-and four behaviors; rounds in which all take turns, medians of their times. The peers are written plainly:
+and four behaviors; all take turns in rounds, and times are medians. The other implementations are plain:
 
 - published: per label, a forward of the text up to each span of another label and a backward of the published loss,
-  with the residual stream of all layers kept; parameters are frozen, which spares it their gradients.
+  with the residual stream of all layers kept; parameters are frozen, which saves their gradients.
 - brute force: a forward of the whole chain per span (of the vector's own behavior) and layer, patched by a hook.
 
 With LENSTEER_REFERENCE set to the folder of published chains, `--real` takes those of R1-Distill-Qwen-1.5B instead,
-under a tokenizer trained on them, with the spans that GPT-4o saw.
+under a tokenizer trained on them, with GPT-4o's spans.
 
 `fisher` scores the same pairs of span and label as the published pattern, `exact` the same cells as brute force.
 
-The peers would take many minutes, so an evenly spaced sample of their cells is timed and scaled up to all of them.
-Memory is the process's peak beyond what it held before, of a `fisher` call and of a plain forward of the longest chain.
+The other implementations would take many minutes, so an evenly spaced sample of their cells is timed and scaled up.
+Memory is the increase of the process's peak, for a `fisher` call and of a plain forward of the longest chain.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/attribution.py --json attribution.json
 """
@@ -44,13 +44,13 @@ from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors, Controls, Recipe
 
 N_LAYERS, WIDTH, VOCABULARY = 12, 768, 32_000
-N_SCORE_CONTROLS = 200  # of each of two kinds
+N_SCORE_CONTROLS = 200  # in each of two pools
 REFERENCE, CHAINS = "LENSTEER_REFERENCE", "r1_qwen_1.5b_annotated_chains.jsonl"
 
 
 @dataclass(frozen=True)
 class Config:
-    """How many chains and rounds, and how many cells of the slow peers are timed in each round."""
+    """How many chains and rounds, and how many cells of the slow implementations are timed per round."""
 
     n_traces: int = 2
     rounds: int = 3
@@ -110,7 +110,7 @@ def real_traces(config: Config) -> list[Trace]:
 
 
 def random_vectors(model) -> BehaviorVectors:
-    """Four random vectors and 200 control vectors of each kind, said to be of this model."""
+    """Four random vectors and 200 control vectors of each pool, with this model's fingerprint."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -191,13 +191,13 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """How much further than before the resident set grew, by Linux' high-water mark."""
+    """Increase of the peak resident set size, by Linux' high-water mark."""
 
     def status(name: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
-    ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the allocator, would hide what is asked for anew
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide new allocations
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     run()
@@ -205,7 +205,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Ratios by name (larger is better, but for memory), and the seconds and bytes behind them."""
+    """Ratios by name (larger is better, except memory), and the underlying seconds and bytes."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder))
     traces, vectors = (real_traces if config.real else random_traces)(config), random_vectors(model)

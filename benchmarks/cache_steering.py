@@ -1,13 +1,13 @@
-"""What steering costs while an answer is written: one cache edit, a hook at every token, and neither.
+"""The cost of steering during decoding: one cache edit, a hook at every token, and neither.
 
-One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), prompts of 100 tokens, greedy decoding of as many
-tokens for all rows, batches of 1 and 16, everything with a KV cache. Conditions take turns within each round, in an
-order that changes; a ratio is the median over rounds of a condition's time by the unsteered one's of the same round,
-with a bootstrap interval over rounds.
+One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), prompts of 100 tokens, greedy decoding of the
+same number of tokens for all rows, batches of 1 and 16, everything with a KV cache. Conditions take turns within each
+round, in random order; a ratio is the median over rounds of a condition's time divided by the unsteered time of the
+same round, with a bootstrap interval over rounds.
 
 `hook` adds a vector to one layer's output at every position, as the published comparison does (arXiv 2507.08799: 57 %
-more time per token, 15.79 ms against 10.07, for a hook that runs without a KV cache); `hook_without_cache` is that: a
-whole forward for every token, timed on fewer tokens at batch 1.
+more time per token, 15.79 ms against 10.07, for a hook that runs without a KV cache); `hook_without_cache` is
+that: a whole forward for every token, timed on fewer tokens at batch 1.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/cache_steering.py --json cache-steering.json
 """
@@ -100,7 +100,7 @@ def without_cache(model, prompt: list[int], plan, n: int) -> float:
 
 
 def hooks_during_decode(model, prompt: list[int], plan) -> int:
-    """How many forward hooks the modules of the running model carry after the first token (some are its own)."""
+    """Number of forward hooks on the running model's modules after the first token (some are its own)."""
     twin = twins.plain_twin(model)
     most, step = 0, 0
 
@@ -123,7 +123,7 @@ def interval(ratios: list[float], seed: int) -> tuple[float, float, float]:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Ratios of time by name, with `.low` and `.high`; below 1.02 nothing was paid."""
+    """Ratios of time by name, with `.low` and `.high`; below 1.02 means no measurable cost."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder))
     cache, hook = random_plans(config.seed)

@@ -1,15 +1,14 @@
-"""What lensteer's decoding saves when many chains are written: each saving against the same work without it.
+"""Speedups of lensteer's decoding of many chains: each optimization compared with the same work without it.
 
-- `shared_prefill`: rows of the same prompt, as the samples of one task are, against rows of as many prompts of the same
-  length, each of which is prefilled.
-- `batches_at_once`: as many batches at once as there are threads, one thread each (`run_batches`), against one after
-  the other on all threads.
-- `grouped_attention`: one new token's attention over shared keys and values, against the stock function, which first
-  copies them for every head.
+- `shared_prefill`: rows of one prompt, such as the samples of one task, compared with rows of different prompts of the
+  same length, each with its own prefill.
+- `batches_at_once`: one batch per thread in parallel (`run_batches`), compared with one after the other on all threads.
+- `grouped_attention`: one new token's attention over shared keys and values, compared with the stock function, which
+  first copies them for every head.
 
-Each figure is the time without by the time with, so more than 1 is saved; the median over rounds, in which both sides
-take turns first, with a bootstrap interval over rounds. The model is a random Qwen2 (12 layers, d_model 768, 32 000
-tokens), or any checkpoint.
+Each number is the time without divided by the time with, so above 1 is a speedup: the median over rounds, in which the
+sides alternate in going first, with a bootstrap interval over rounds. The model is a random Qwen2 (12 layers,
+d_model 768, 32 000 tokens), or any checkpoint.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/decoding.py --json decoding.json
 """
@@ -53,7 +52,7 @@ def prompts_of(config: Config, n: int, vocabulary: int) -> list[list[int]]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Seconds that one call takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin

@@ -1,7 +1,7 @@
 """Fixtures and the environment of every test process.
 
-lensteer is imported inside the fixtures only: its annotations are checked under pytest, and that works only
-for modules that nobody has imported before pytest has read its options.
+lensteer is imported inside the fixtures only: its annotations are checked under pytest, which works only
+for modules imported after pytest has read its options.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 
 # Before the first import of torch or transformers. Notebooks and subprocesses inherit it. More than two
-# threads only slow such small models down; one of several test processes (pytest -n) has one.
+# threads slow such small models down; with several test processes (pytest -n), each has one.
 os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("OMP_NUM_THREADS", "2")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,7 +24,7 @@ import pytest
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# A process that a shell starts in the background ignores Ctrl-C, and so would tests that interrupt something.
+# A process started in the background by a shell ignores SIGINT, which would break tests that interrupt a process.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
@@ -116,7 +116,7 @@ def random_model(family: str, *, d_vocab: int, n_layers: int, d_model: int) -> A
         return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, tie_word_embeddings=False))
     if family == "qwen3":
         return hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes, **head, tie_word_embeddings=False))
-    if family == "gemma3":  # every second layer sees a short sliding window only
+    if family == "gemma3":  # every second layer has a short sliding window
         layer_types = [("sliding_attention", "full_attention")[i % 2] for i in range(n_layers)]
         window = dict(sliding_window=8, layer_types=layer_types, query_pre_attn_scalar=d_model // 4)
         return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes, **head, **window))
@@ -183,7 +183,7 @@ def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Transforme
 
 @pytest.fixture(scope="session")
 def reference_folder() -> Path:
-    """The folder of published chains and activations, LENSTEER_REFERENCE; skips where it is not set."""
+    """The folder of published chains and activations, LENSTEER_REFERENCE; skips if it is not set."""
     folder = os.environ.get("LENSTEER_REFERENCE")
     if not folder:
         pytest.skip("LENSTEER_REFERENCE is not set: it names the folder of published chains and activations")
@@ -215,7 +215,7 @@ def real_model() -> Callable[[str], TransformerBridge]:
 
 @pytest.fixture(scope="session")
 def random_direction() -> Callable[..., Any]:
-    """A factory of random `Direction`s for a model, `length` long where they are added."""
+    """A factory of random `Direction`s for a model, with norm `length` at every layer."""
     import torch
 
     from lensteer import models
@@ -232,7 +232,7 @@ def random_direction() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def grammar_tokenizer() -> Any:
-    """The organism's tokenizer as the code makes it, without any weights."""
+    """The organism's tokenizer as built by the code, without weights."""
     from lensteer.organism.train import build_tokenizer
 
     return build_tokenizer()

@@ -1,4 +1,4 @@
-"""A chat server on loopback that answers as a judge should, or misbehaves by script; and chains whose labels it knows.
+"""A chat server on loopback that answers as a judge should, or fails by script; and chains with known labels.
 
 It reads lensteer's question format only as text: lines `[n] sentence`.
 """

@@ -1,4 +1,4 @@
-"""Slow, obvious oracles: each computes by the plainest means what a module of lensteer computes quickly.
+"""Slow, obvious oracles: each computes in the simplest way what a module of lensteer computes quickly.
 
 Nothing here calls the function that it is the reference for. Imported as `from reference import …`.
 """
@@ -11,7 +11,7 @@ import torch
 
 
 def kept_activations(model, trace) -> torch.Tensor:
-    """Residual stream behind every block at every token of one trace, alone in its batch, `[layer pos d_model]`."""
+    """Output of every block at every token of one trace, alone in its batch, `[layer pos d_model]`."""
     ids = torch.tensor([list(trace.ids)])
     with torch.no_grad():
         _, cache = model.run_with_cache(ids, attention_mask=torch.ones_like(ids))
@@ -87,7 +87,7 @@ def slow_mean_norm(kept, traces) -> torch.Tensor:
 
 
 def patched_forward_kl(model, ids, position, layer, added) -> float:
-    """KL(p ‖ p′) in nats at `position`, p′ from a full forward with `added` added there behind block `layer`."""
+    """KL(p ‖ p′) in nats at `position`, p′ from a full forward with `added` added there to the output of `layer`."""
     tokens = torch.tensor([list(ids)])
 
     def patch(resid, hook):
@@ -106,7 +106,7 @@ def patched_forward_kl(model, ids, position, layer, added) -> float:
 
 
 def patched_span_kl(model, ids, begin, end, layer, added) -> float:
-    """Σ KL(p_t ‖ p′_t) over positions [begin, end), with `added` added at all of them behind block `layer`."""
+    """Σ KL(p_t ‖ p′_t) over positions [begin, end), with `added` added at all of them to the output of `layer`."""
     tokens = torch.tensor([list(ids)])
 
     def patch(resid, hook):

@@ -1,4 +1,4 @@
-"""Effects on a given chain are those of teacher forcing, however little is rerun; what is left out is missed."""
+"""Effects on a given chain equal those of full teacher forcing, however little is rerun; leaving a group out counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agreement against scikit-learn and planted confusions; masking cues, for annotators that go by them and others."""
+"""Agreement against scikit-learn and planted confusions; masking cues, for annotators with and without cue words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INITIALIZING, DEDUCTION, KNOWLEDGE, EXAMPLE, UNCERTAINTY, BACKTRACKING = BEHAVIO
 
 
 def random_pairs(n_chains=40, length=30, noise=0.3, seed=0):
-    """Chains of labels, and what an annotator says who guesses at a share of `noise` of them."""
+    """Chains of labels, and the labels of an annotator that guesses a share of `noise` of them."""
     rng = random.Random(seed)
     options = [*BEHAVIORS, None]
     chains = []
@@ -196,12 +196,12 @@ def test_masked_chains_have_the_same_sentences():
 
 
 def by_cue(traces):
-    """Goes by one word."""
+    """Labels by one cue word."""
     return [labeled(t, lambda text, i: BACKTRACKING if "Wait" in text else DEDUCTION) for t in traces]
 
 
 def by_place(traces):
-    """Goes by the place in the chain."""
+    """Labels by position in the chain."""
     return [labeled(t, lambda text, i: BEHAVIORS[i % 6]) for t in traces]
 
 
@@ -221,7 +221,7 @@ def test_masking_tells_who_goes_by_cues():
 
 
 def test_the_control_tells_cues_from_words():
-    """The organism's grammar needs every word of a form: without cues it reads little, but no less without others."""
+    """The grammar needs every word of a form: with cues masked few sentences parse, but no fewer than with others."""
     rng = random.Random(0)
     traces = []
     for i in range(20):
@@ -258,7 +258,7 @@ def test_a_masked_annotator_that_goes_by_cues_finds_nothing_of_them():
 
 
 def test_a_masked_annotator_labels_the_text_as_it_is():
-    """What it says of the masked sentences is said of the real ones, in their places."""
+    """Labels of the masked sentences are assigned to the original ones, in order."""
     plain = chains(*[None] * 4, n=4)
     for control in (False, True):
         seen = annotate(plain, masking(by_place, control=control, seed=2))
@@ -332,7 +332,7 @@ def test_planted_labels_are_recovered_without_the_source():
 
 
 def test_what_only_the_source_itself_would_tell_is_not_learned():
-    """The second source means other things by the same words: fitted on the first, it is labeled wrong."""
+    """In the second source the same words mean other labels: a classifier fitted on the first mislabels it."""
     turned = dict(zip(BEHAVIORS, [WORDS[b] for b in (*BEHAVIORS[1:], BEHAVIORS[0])], strict=True))
     traces = [*sourced(WORDS, 0), *sourced(turned, 1)]
     assert left_out_source(traces, [0] * 12 + [1] * 12, n_boot=0).macro_f1.value < 0.2

@@ -1,4 +1,4 @@
-"""Every analysis runs on the organism, small, and its figures have the shape of its question; benchmarks run, too."""
+"""Every analysis runs on the organism at a small size and returns results of the right shape; benchmarks run, too."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_styles_are_carried_over():
     analysis = load("style_transfer")
     found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))
     assert found.modes["stepwise vector"].styles["stepwise"].value >= 0.5
-    assert "if-then in words" in analysis.table(found)
+    assert "if-then prompted" in analysis.table(found)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("seed1", "qwen2"), ("llama", "llama")])
@@ -224,10 +224,12 @@ OUTPUTS = {"json", "figure"}
 def options_of(tree: ast.Module) -> set[str]:
     """What the options of a script's parser are called in code, if they are written out."""
     found = set()
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
-            named = [keyword.value for keyword in call.keywords if keyword.arg == "dest"] or call.args[-1:]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            named = [keyword.value for keyword in node.keywords if keyword.arg == "dest"] or node.args[-1:]
             found |= {str(n.value).lstrip("-").replace("-", "_") for n in named if isinstance(n, ast.Constant)}
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple) and "add_argument" in ast.unparse(node):
+            found |= {str(n.value) for n in node.iter.elts if isinstance(n, ast.Constant)}  # one line for many options
     return found
 
 

@@ -68,7 +68,7 @@ def whole_patterns(model, trace) -> torch.Tensor:
 
 
 def slow_values(patterns, trace) -> torch.Tensor:
-    """Mean over the asking sentence's tokens of the sum over the asked one's."""
+    """Mean over the query sentence's tokens of the sum over the key sentence's."""
     n = len(trace.spans)
     out = torch.zeros(*patterns.shape[:2], n, n, dtype=torch.float64)
     for i, asking in enumerate(trace.spans):

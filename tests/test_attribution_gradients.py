@@ -298,7 +298,7 @@ def test_published_is_the_gradient_of_the_code_and_no_kl():
 
 
 def test_with_the_flag_set_the_published_score_would_be_zero():
-    """The first order of KL(p‖p) is 0, whatever the direction: the flag is no repair."""
+    """The first order of KL(p‖p) is 0 for every direction: `log_target=True` is no fix."""
     z = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     loss = published_loss(z, log_target=True)
     assert loss.detach() == 0.0

@@ -43,7 +43,7 @@ def random_vector(model, seed=0, size=3.0, position="last_prompt"):
 
 
 def by_hand(model, ids, slot, vector, c_values, c_keys, layers=None):
-    """Logits behind a prompt whose slot was edited, with nothing of ours: token by token, on the Hugging Face cache."""
+    """Logits after a prompt whose slot was edited, without lensteer: token by token, on the Hugging Face cache."""
     plain = twins.plain_twin(model)
     cache = DynamicCache()
     for position, token in enumerate(ids):

@@ -1,4 +1,4 @@
-"""The explorer without a page: what is chosen, what is computed for it, what is sent, and what it leaves alone."""
+"""The explorer without a page: its state, what is computed and sent for it, and what stays unmodified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a batch are chains of their own, whatever runs beside them, however it is run."""
+"""Every row of a batch is an independent chain, whatever the batch composition and the code path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded reasoner's language against oracles that know only the rules of the game, and the model made from it."""
+"""The organism's language against oracles that implement only the task's rules, and the model trained on it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def chains(n, seed=0, cued=()):
 
 
 def reachable(doors, node):
-    """Everything behind a node, breadth first."""
+    """Everything reachable from a node, breadth first."""
     seen, front = {node}, [node]
     while front:
         front = [b for a, b in doors if a in front and b not in seen]
@@ -125,7 +125,7 @@ GLANCES = {
 @pytest.mark.parametrize("glance", GLANCES)
 @pytest.mark.parametrize("level", [2, 3])
 def test_a_route_cannot_be_read_off_at_a_glance(glance, level):
-    """A shortcut that is often right would let direct answers do without a search."""
+    """If a shortcut were often right, direct answers would need no search."""
     (limit, guess), rng, hits, n = GLANCES[glance], random.Random(level), 0, 600
     for _ in range(n):
         world = make_world(rng, "route", level)
@@ -263,7 +263,7 @@ def test_what_the_grammar_does_not_write_is_not_well_formed(change, unparsed):
 
 
 def test_a_chain_keeps_its_propensities_and_a_cue_raises_one():
-    """What the first half of a chain does foretells the second half."""
+    """Behavior in the first half of a chain predicts that in the second half."""
     uncued = [[s.label for s in sentences] for *_, sentences in chains(600, 3)]
     for behavior in STEERED:
         halves = [(labels[: len(labels) // 2], labels[len(labels) // 2 :]) for labels in uncued]
@@ -282,7 +282,7 @@ def test_the_same_seed_gives_the_same_chain():
 
 
 def test_no_token_gives_a_behavior_away(tokenizer):
-    """A token in all wordings of one behavior is in all wordings of the others: a vector can't be one word."""
+    """A token in all wordings of one behavior is in all wordings of the others: a vector can't be a single token."""
     nodes = {"{x}": "Q", "{y}": "V"}
     blanks = {tokenizer.tokenize(text)[0] for node in nodes.values() for text in (node, " " + node)}
     common = {}

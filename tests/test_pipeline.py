@@ -92,7 +92,7 @@ def test_every_stage_leaves_its_artifacts_and_says_so(finished):
 
 
 def manifest_conditions(manifest):
-    """Unsteered, in words, pushed with a coefficient, and two control vectors of three kinds at each layer."""
+    """Unsteered, prompted, steered with a coefficient, and two control vectors of each pool at each layer."""
     selected = manifest["stages"]["select"]
     layers = selected["layers"]
     assert set(layers) == set(STEERED)
@@ -128,7 +128,7 @@ def test_the_plan_is_said_before_anything_long_is_begun(finished):
 
 
 def test_a_plan_that_is_made_again_keeps_its_speed(folder, monkeypatch):
-    """Chains that are read back take no time: a rate from them would promise minutes for hours."""
+    """Chains that are read back take no time: a rate from them would predict minutes instead of hours."""
     before, run = plan_of(folder), Run.open(folder)
     for name in ("select", "evaluate", "report"):
         del run.stages[name]
@@ -484,7 +484,7 @@ def test_bad_task_files_are_refused_before_anything_is_written(text, words, tmp_
 
 
 def test_fewer_tasks_than_asked_for_are_refused_before_anything_is_written(tmp_path):
-    """A run on what is there would be a smaller experiment than the one asked for, without a word."""
+    """Using only what exists would silently run a smaller experiment than requested."""
     tasks, rows = tmp_path / "tasks.jsonl", []
     for split, n in (("train", 5), ("dev", 4), ("test", 2)):
         rows += [dict(id=f"{split}-{i}", category="c", split=split, prompt=f"{split} {i}?") for i in range(n)]

@@ -1,4 +1,4 @@
-"""Paths, angles and cosines that were planted are the ones drawn; what cannot be drawn is refused in words."""
+"""Paths, angles and cosines that were planted are the ones drawn; what cannot be drawn raises a clear error."""
 
 from __future__ import annotations
 

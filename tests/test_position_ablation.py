@@ -131,7 +131,7 @@ def test_a_sentence_is_left_out_up_to_the_next(analysis, given, organism, vector
 
 
 def test_what_each_sentence_gives_is_missed_without_it(analysis, given, organism, vectors, chains):
-    """At the last layer nothing is passed on: the first token is due to the sentence before, the others to its own."""
+    """A last-layer edit changes only its own logits: the first token depends on the sentence before."""
     at = setting(analysis, organism, vectors, organism.cfg.n_layers - 1)
     some = [chain for chain in chains if any(s.label == LABEL for s in chain.spans[4:])][:3]
     cases = dict(given.left_out(at, some))

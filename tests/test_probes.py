@@ -304,7 +304,7 @@ def test_accuracy_is_the_slow_oracles(tiny_model, labeled):
 
 
 def test_two_chains_on_one_task_are_on_one_side(tiny_model):
-    """The same chain under two samples: who tells traces apart only would have seen every held-out span."""
+    """The same chain as two samples: a probe that only identifies traces would have seen every held-out span."""
     rng = random.Random(1)
     traces = []
     for i in range(30):

@@ -24,7 +24,7 @@ RESPONSE = "<think>First, I look. So x is 2. Wait, no.\n\nMaybe 3.</think>It is 
 
 
 def trace(response: str, *spans: tuple[str, str], prompt: str = "") -> Trace:
-    """One token a character; every span is given by its label and text, found behind the one before."""
+    """One token a character; every span is given by its label and text, found after the one before."""
     found, at = [], 0
     for label, text in spans:
         start = response.index(text, at)

@@ -1,4 +1,4 @@
-"""What the README says works."""
+"""The README's commands, code and links work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The written records: solved rightly, in five manners, by nobody's template; loading others; telling the styles."""
+"""The written records: correct solutions in five styles, without a template; loading others; classifying styles."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_no_file_and_an_empty_one_are_refused(tmp_path):
 
 
 def told(rows) -> dict[str, Counter]:
-    """By style, how often which style was told."""
+    """By style, how often each style was predicted."""
     return {style: Counter(style_of(row["steps"][style]) for row in rows) for style in STYLES}
 
 

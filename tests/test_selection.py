@@ -1,4 +1,4 @@
-"""Which layer is chosen from planted scores, and that the words say why."""
+"""Which layer is chosen from planted scores, and that the reasons are stated."""
 
 from __future__ import annotations
 

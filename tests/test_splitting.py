@@ -1,4 +1,4 @@
-"""Planted sentences, properties of any text, and the organism's chains, whose sentences the grammar knows."""
+"""Planted sentences, properties of any text, and the organism's chains, whose sentences are known from the grammar."""
 
 from __future__ import annotations
 

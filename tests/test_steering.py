@@ -1,4 +1,4 @@
-"""Edits reach the right positions however the forward is run, and nothing stays behind."""
+"""Edits reach the right positions however the forward is run, and leave no hook."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def test_a_cache_from_before_the_plan_is_refused(tiny_model, random_direction):
 
 
 def test_the_models_own_generate_loops_are_steered(tiny_model, random_direction):
-    """Hugging Face's loop behind the bridge passes only new tokens, with a cache."""
+    """Hugging Face's generation loop under the bridge passes only new tokens, with a cache."""
     model = tiny_model()
     prompt_ids = models.encode(model, "First, let me think")
     plan = SteeringPlan(random_direction(model), 2, 2.0, generated)

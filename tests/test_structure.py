@@ -68,7 +68,7 @@ def library_imports(source: str, package: str) -> list[str]:
 
 
 def import_offenses(unit: str, source: str, package: str = "lensteer") -> list[str]:
-    """What the imports of one module of `unit` do against the layout, in words."""
+    """Violations of the layout by the imports of one module of `unit`, as messages."""
     offenses = []
     for name in library_imports(source, package):
         target = name.split(".")[0]

@@ -1,4 +1,4 @@
-"""Traces: the very ids, files that survive a kill, and chains that depend on nothing but themselves."""
+"""Traces: exact token ids, files that survive a kill, and chains that are independent of their batch."""
 
 from __future__ import annotations
 
