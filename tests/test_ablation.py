@@ -59,6 +59,7 @@ def plans_of(model, random_direction, trace):
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", FAMILIES)
 def test_effects_are_those_of_teacher_forcing(tiny_model, random_direction, family):
     model = tiny_model(family)

@@ -342,6 +342,7 @@ def test_attention_by_place_alone_is_no_effect_and_a_planted_one_is_found():
     assert (lift[others] < 1.25).all()
 
 
+@pytest.mark.medium
 def test_intervals_of_lift_hold_their_level_where_nothing_is_planted():
     traces = [chain(seed, n_spans=15) for seed in range(30)]
     missed = total = 0

@@ -308,6 +308,7 @@ def test_half_precision_stays_near_full_precision(tiny_checkpoint, traces):
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.01)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["exact", "fisher", "fisher_jvp"])
 def test_the_noise_of_half_precision_is_reported(method):
     """How large it is depends on the machine's kernels; what it drowns is planted in test_attribution_rows."""

@@ -459,6 +459,7 @@ def test_reading_is_unsteered_and_says_what_it_cannot_read(tiny_model, random_di
     assert read_out(model, []) == []
 
 
+@pytest.mark.medium
 def test_the_organism_is_read_as_it_answers_even_where_it_never_got_to_answer(organism):
     tasks = [replace(task, grader="choice") for task in ls.load_tasks(split="test", n=8)]
     traces = generate_traces(organism, tasks, max_new_tokens=400)

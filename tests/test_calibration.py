@@ -363,6 +363,7 @@ def test_forwards_are_counted(tiny_model, random_direction):
     assert found.n_prompts == 5
 
 
+@pytest.mark.medium
 def test_tasks_on_the_organism(organism, random_direction):
     tasks = load_tasks(split="dev", n=4)
     plan = SteeringPlan(random_direction(organism, length=40.0), 3, 0.5, onsets)

@@ -149,6 +149,7 @@ def test_labels_without_a_cue_of_their_own_are_told_by_place_and_neighbors():
     assert blind.agreement.macro_f1.value < 0.75
 
 
+@pytest.mark.medium
 def test_sentences_of_one_thought_get_its_label_though_only_one_of_them_has_the_cue():
     rng = random.Random(0)
     chains = []
@@ -350,6 +351,7 @@ def test_a_classifier_of_another_model_is_refused(organism_chains, organism, tin
         fit_classifier(organism_chains, model=organism)
 
 
+@pytest.mark.medium
 def test_the_analysis_answers_its_question_on_any_annotated_chains(tmp_path):
     path = Path(__file__).resolve().parent.parent / "analyses" / "annotation_classifier.py"
     spec = importlib.util.spec_from_file_location("analyses_annotation_classifier", path)

@@ -120,6 +120,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("command", ["run", "traces"])
 def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
     calls = faked(monkeypatch)

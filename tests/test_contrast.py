@@ -126,6 +126,7 @@ def test_the_principal_component_keeps_what_all_pairs_have_in_common():
         torch.testing.assert_close(principal_component(few), slow_principal_component(few))
 
 
+@pytest.mark.medium
 def test_batches_and_order_change_nothing_and_each_distinct_text_is_run_once(model, monkeypatch):
     pairs = [*KIND, *(replace(pair, negative=KIND[0].negative) for pair in KIND[1:])]
     options: dict[str, Any] = dict(n_controls=3, n_bootstrap=6, seed=2)

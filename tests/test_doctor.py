@@ -14,6 +14,8 @@ from lensteer.cli import app
 from lensteer.doctor import diagnose, example, features
 from lensteer.pipeline import RunConfig
 
+pytestmark = pytest.mark.medium  # every test examines a model
+
 
 def findings(model, **options):
     found = diagnose(model, **options)

@@ -490,6 +490,7 @@ def test_nothing_that_a_page_sends_raises(explorer):
         explorer.state = replace(explorer.state, layer=99)
 
 
+@pytest.mark.medium
 def test_what_goes_wrong_in_a_thread_is_shown(organism, vectors, traces):
     pytest.importorskip("anywidget")
 

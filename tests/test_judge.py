@@ -211,6 +211,7 @@ def test_a_repair_says_what_it_was():
     assert parse_reply("I cannot do that.", sentences).faults == ["no label in it"]
 
 
+@pytest.mark.medium
 def test_what_a_real_judge_wrote_is_read_as_the_reader_of_its_files_does(reference_folder):
     path = reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl"
     said = [json.loads(line)["annotated"] for line in path.read_text(encoding="utf-8").splitlines()]

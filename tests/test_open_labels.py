@@ -176,6 +176,7 @@ def test_an_own_label_is_evaluated(organism, vectors):
         ls.choose_coefficients(organism, tasks, vectors, {"planning": 3}, annotator=ls.rules)
 
 
+@pytest.mark.medium
 def test_a_name_makes_no_control():
     """A condition of the user's own counts as no control vector, whatever it is called."""
     conditions = conditions_of(n_controls=19)
@@ -197,6 +198,7 @@ def exclaims(trace):
     return float(trace.response.count("!"))
 
 
+@pytest.mark.medium
 def test_a_measure_of_ones_own_is_what_is_tested(organism, vectors):
     tasks = ls.load_tasks(split="test", n=3)
     options: dict[str, Any] = dict(n_controls=2, control_samples=1, sampling=ls.Sampling(1, 1.0, 0, 40), quality=0)

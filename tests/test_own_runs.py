@@ -373,6 +373,7 @@ def test_a_function_is_loaded_once_for_a_content(place):
 # --- coefficients and power by a measure ----------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_coefficients_need_an_annotator_or_a_measure(place, tiny_model):
     model = tiny_model()
     vectors = ls.fit_directions(model, load_pairs(place / "pairs.jsonl"))

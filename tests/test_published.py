@@ -248,6 +248,7 @@ def test_the_published_chains_are_placed(reference_folder):
     assert sum(hits) / len(hits) > 0.99
 
 
+@pytest.mark.medium
 def test_the_published_figures_follow_from_the_published_data(reference_folder):
     analysis = load("published_r1_qwen")
     result = analysis.main(analysis.Config(reference_folder))

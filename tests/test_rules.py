@@ -178,6 +178,7 @@ def test_the_analysis_compares_with_the_judge_on_both_parts(tmp_path):
         analysis.main(analysis.Config(tmp_path, n_tuned=5))
 
 
+@pytest.mark.medium
 def test_the_judge_on_chains_that_the_rules_were_not_tuned_on(reference_folder):
     analysis = load_analysis()
     result = analysis.main(analysis.Config(reference_folder, n_boot=0))

@@ -258,6 +258,7 @@ def unexplained_ignores(source: str) -> list[str]:
     return [text for text in comments if len(IGNORE.findall(text)) != len(EXPLAINED.findall(text))]
 
 
+@pytest.mark.medium
 def test_every_ignore_has_its_code_and_reason():
     folders = ("lensteer", "tests", "analyses", "benchmarks")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
