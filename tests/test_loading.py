@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,6 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture
-def no_process(monkeypatch):
-    """Whatever would start a process fails the test."""
-
-    def fail(*args, **kwargs):
-        pytest.fail(f"a process was started: {args[:2]}")
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", fail)
-    monkeypatch.setattr(os, "system", fail)
-    for name in dir(os):
-        if name.startswith(("exec", "spawn", "posix_spawn", "fork")):
-            monkeypatch.setattr(os, name, fail)
 
 
 def multimodal(kind: str, tiny_checkpoint, folder: Path) -> Path:
@@ -246,7 +231,7 @@ def test_a_tensor_of_another_shape_is_refused(tiny_checkpoint, tmp_path):
 def test_a_quantizer_that_is_not_there_is_refused_by_name(method, tiny_checkpoint, tmp_path, no_process):
     folder = shutil.copytree(tiny_checkpoint(), tmp_path / "small")
     config = json.loads((folder / "config.json").read_text())
-    extra = dict(bits=4) if method in ("gptq", "awq") else dict(quant_type="int8_weight_only")
+    extra: dict[str, Any] = dict(bits=4) if method in ("gptq", "awq") else dict(quant_type="int8_weight_only")
     extra = dict(load_in_4bit=True) if method == "bitsandbytes" else extra if method != "compressed-tensors" else {}
     config["quantization_config"] = dict(quant_method=method, **extra)
     (folder / "config.json").write_text(json.dumps(config))
