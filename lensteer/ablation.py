@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lensteer import models
+from lensteer.caches import new_cache, recurrent_layers
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, choose_runner
 from lensteer.metrics import kl_divergence
@@ -166,12 +167,13 @@ class ForcedChain:
         return found
 
     def _measured(self, base: _Unsteered, rows: Sequence[Plan | None], firsts: Sequence[int]) -> list[ForcedEffect]:
-        begin, n = 0 if any(plan.slots for plan in base.plans) else min(firsts), len(base.logits)
+        whole = any(plan.slots for plan in base.plans) or bool(recurrent_layers(self.model))  # a state cannot be cut
+        begin, n = 0 if whole else min(firsts), len(base.logits)
         offset = max(begin + 1 - self.prompt_length, 0)  # the logits at one position are for the next token
         if offset >= n:
             logits = base.logits.new_empty((len(rows), 0, base.logits.shape[1]))
         else:
-            cache = _beginning(base.cache, begin, len(rows)) if begin else DynamicCache()
+            cache = _beginning(base.cache, begin, len(rows)) if begin else new_cache(self.model)
             logits = self._run(base.runner, rows, begin, cache)
         made = []
         for first, row in zip(firsts, logits, strict=True):
@@ -194,7 +196,7 @@ class ForcedChain:
         on, kept = active_plans(self.model), self._kept
         same = kept is not None and kept.runner is runner and [*map(id, kept.plans)] == [*map(id, on)]
         if kept is None or not same or foreign_hooks(self.model):
-            cache = DynamicCache()
+            cache = new_cache(self.model)
             logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)[0]
             if not logits.isfinite().all():
                 raise LensteerError("the model's own logits are not finite: load it in another dtype")

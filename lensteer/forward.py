@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lensteer import models, twins
+from lensteer.caches import keep_rows, new_cache
 from lensteer.errors import LensteerError
 from lensteer.positions import Context
 from lensteer.steering import Edits, Plan, Plans, active_plans, attached, foreign_hooks, tokens_seen
@@ -130,8 +130,7 @@ class Forward:
         self.text = replace(text, ids=text.ids[rows], pad=text.pad[rows], prompt_length=text.prompt_length[rows])
         self.edits = self.edits.keep(rows)
         for layer in () if self.cache is None else self.cache.layers:
-            if layer.is_initialized:
-                layer.keep(rows)
+            keep_rows(layer, rows)
 
     @contextmanager
     def hooked(self, read: Read | None = None, layers: Iterable[int] = ()) -> Iterator[Forward]:
@@ -244,7 +243,7 @@ def call(
     stop: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Call a model. Nothing else in lensteer does, except for training and for the check of a new twin.
+    """Call a model. Nothing else in lensteer does, except for training, the check of a new twin, and probes.
 
     Args:
         model: the bridge.
@@ -318,7 +317,7 @@ def forced_logits(
     whole = torch.tensor(ids, device=text.ids.device)[:, :-1]  # the last token predicts nothing
     forward = Forward(model, replace(text, ids=whole), plans)
     if forward.slots:
-        forward.cache = DynamicCache()
+        forward.cache = new_cache(model)
     with forward.hooked():
         logits = forward.prefill(keep=keep)
     return [row[: len(r)] for row, r in zip(logits, responses, strict=True)]

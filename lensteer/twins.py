@@ -76,7 +76,7 @@ def _attention() -> str:
 
 
 @contextmanager
-def _unhooked(model: TransformerBridge) -> Iterator[None]:
+def unhooked(model: TransformerBridge) -> Iterator[None]:
     """Remove all hooks and pre-forward hooks for now: a plan may be on when a twin is first needed."""
     modules = [*model.hook_dict.values(), model.original_model]
     kinds = ("_forward_hooks", "_forward_pre_hooks")
@@ -114,7 +114,7 @@ def _build_twin(model: TransformerBridge) -> nn.Module | None:
         return None
     twin.eval()
     ids = torch.arange(min(8, int(model.cfg.d_vocab)), device=models.device(model))[None]
-    with torch.inference_mode(), _unhooked(model):
+    with torch.inference_mode(), unhooked(model):
         ours, theirs = model(ids), twin(input_ids=ids).logits
     if original.dtype != torch.float32:
         return twin

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 
 # Before the first import of torch or transformers. Notebooks and subprocesses inherit it. More than two
 # threads slow such small models down; with several test processes (pytest -n), each has one.
@@ -179,6 +180,20 @@ def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Transforme
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would start a process fails the test."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        pytest.fail(f"a process was started: {args[:2]}")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", fail)
+    monkeypatch.setattr(os, "system", fail)
+    for name in dir(os):
+        if name.startswith(("exec", "spawn", "posix_spawn", "fork")):
+            monkeypatch.setattr(os, name, fail)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,6 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture
-def no_process(monkeypatch):
-    """Whatever would start a process fails the test."""
-
-    def fail(*args, **kwargs):
-        pytest.fail(f"a process was started: {args[:2]}")
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", fail)
-    monkeypatch.setattr(os, "system", fail)
-    for name in dir(os):
-        if name.startswith(("exec", "spawn", "posix_spawn", "fork")):
-            monkeypatch.setattr(os, name, fail)
 
 
 def multimodal(kind: str, tiny_checkpoint, folder: Path) -> Path:

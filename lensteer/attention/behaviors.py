@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lensteer import models
-from lensteer.attention.sentences import per_token, stream_attention
+from lensteer.attention.sentences import per_token, read_layers, stream_attention
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Result
@@ -212,7 +211,7 @@ def behavior_attention(
             sums.add(usable[i], kept)
         return sums
 
-    chosen = range(models.n_layers(model)) if layers is None else layers
+    chosen = read_layers(model, layers)
     return collect(None).result(chosen, None if plan is None else collect(plan), seed=seed)
 
 

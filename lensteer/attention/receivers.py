@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lensteer import models
-from lensteer.attention.sentences import NEAREST, per_token, received, stream_attention
+from lensteer.attention.sentences import NEAREST, per_token, read_layers, received, stream_attention
 from lensteer.errors import LensteerError
 from lensteer.results import Result
 from lensteer.statistics import averaged
@@ -167,7 +166,7 @@ def receiver_heads(
     labels = [[axis.index(span.label) for span in trace.spans[: len(trace.spans) - nearest]] for trace in usable]
     return ReceiverHeads(
         labels=axis,
-        layers=tuple(range(models.n_layers(model))) if layers is None else tuple(layers),
+        layers=read_layers(model, layers),
         kurtosis=kurtosis,
         low=low,
         high=high,

@@ -64,17 +64,31 @@ def stream_attention(
         LensteerError: an unknown layer, no layer, a batch size under 1, a span beyond its trace's end, or attention
             that is not finite (names the trace and the layer).
     """
-    chosen = tuple(range(models.n_layers(model))) if layers is None else tuple(layers)
+    chosen = read_layers(model, layers)
     if not chosen or batch_size < 1:
         raise LensteerError(f"layers={layers!r}, batch_size={batch_size}: give at least one of each")
-    for layer in chosen:
-        models.check_layer(model, layer)
     order = sorted((i for i, trace in enumerate(traces) if trace.spans), key=lambda i: len(traces[i].ids))
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
         with nullcontext() if plan is None else plan.on(model):  # on during the forward only, not in the caller
             kept = _reduced(model, [traces[i] for i in numbers], reduce, chosen)
         yield from zip(numbers, kept, strict=True)
+
+
+def read_layers(model: TransformerBridge, layers: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The layers to read: as asked for, or all that have an attention pattern (linear attention has none).
+
+    Raises:
+        LensteerError: one that has none, or no such layer.
+    """
+    having = [layer for layer in range(models.n_layers(model)) if pattern_hook(layer) in model.hook_dict]
+    for layer in layers or ():
+        if models.check_layer(model, layer) not in having:
+            raise LensteerError(
+                f"layer {layer} of {models.fingerprint(model).name!r} has no attention pattern, as linear "
+                f"attention has none: read some of the layers {having}"
+            )
+    return tuple(having if layers is None else layers)
 
 
 def pattern_hook(layer: int) -> str:
@@ -278,7 +292,7 @@ def sentence_attention(
         labels=tuple(span.label for span in trace.spans),
         texts=tuple(trace.response[span.char_start : span.char_end] for span in trace.spans),
         lengths=tuple(span.end - span.start for span in trace.spans),
-        layers=tuple(range(models.n_layers(model))) if layers is None else tuple(layers),
+        layers=read_layers(model, layers),
         values=rows[..., :n],
         elsewhere=rows[..., n:],
     )

@@ -41,6 +41,10 @@ TOLERATED = {torch.float32: 1e-2, torch.float64: 1e-6}
 TOLERATED_IN_HALF = 0.5
 
 
+#: What can be done on a model that cannot be attributed this way.
+INSTEAD = "compare layers by forced_effect of plans, or by embedding_overlap"
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Query rows, chain after chain.
@@ -209,7 +213,7 @@ class SharedCache:
         if error > TOLERATED.get(logits.dtype, TOLERATED_IN_HALF):
             raise LensteerError(
                 f"rows over a shared cache differ from this model's logits by {error:.2g} of their spread: its "
-                "attention does not take a 4-D mask and explicit positions as they are"
+                f"attention does not take a 4-D mask and explicit positions as they are; {INSTEAD}"
             )
         self.noise_floor = max(self.noise_floor, float(self._difference(full, mine).max()))
 
@@ -221,7 +225,15 @@ class SharedCache:
 
     def _forward(self, ids: Int[Tensor, " pos"], **options: Any) -> Float[Tensor, "kept d_vocab"]:
         options |= dict(past_key_values=self._cache, use_cache=True)
-        return call(self.model, self._runner, None, ids[None], **options)[0]
+        try:
+            return call(self.model, self._runner, None, ids[None], **options)[0]
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            if options.get("attention_mask") is None or models.out_of_memory(error):  # it is not about the mask
+                raise
+            raise LensteerError(
+                f"the attention of {models.fingerprint(self.model).name!r} does not take a mask between single rows "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); {INSTEAD}"
+            ) from error
 
 
 class _Shared(DynamicLayer):
@@ -249,11 +261,12 @@ def _windows(model: TransformerBridge) -> list[tuple[str, int | None]]:
         if kind not in ("full_attention", "sliding_attention") or not isinstance(layer, DynamicLayer):
             raise LensteerError(
                 f"layer {number} of this model has {kind!r} and keeps its past in a {type(layer).__name__}: rows can "
-                "share only the cache of full or sliding-window attention (no recurrent, chunked or shared ones)"
+                "share only the cache of full or sliding-window attention (no recurrent, chunked or shared ones); "
+                f"{INSTEAD}"
             )
     if len(layers) != models.n_layers(model):
         raise LensteerError(
             f"this model keeps the past of {len(layers)} layers for {models.n_layers(model)} blocks: rows can "
-            "share a cache only if each block has its own"
+            f"share a cache only if each block has its own; {INSTEAD}"
         )
     return [(kind, getattr(layer, "sliding_window", None)) for kind, layer in zip(types, layers, strict=True)]

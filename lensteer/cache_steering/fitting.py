@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from lensteer import models
 from lensteer.cache_steering.pairs import Pair
+from lensteer.caches import new_cache
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, left_padded
 from lensteer.progress import progress_bar
-from lensteer.rotary import rotated
+from lensteer.rotary import rotated, turning
 from lensteer.steering.cache import CacheVector, check_attention, check_position, index_in
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def fit_cache_vector(
     pairs: Sequence[Pair],
     *,
     position: int | str = "last_prompt",
+    layers: Sequence[int] | None = None,
     label: str = "",
     batch_size: int = 32,
     progress: bool = False,
@@ -42,6 +43,7 @@ def fit_cache_vector(
         model: The bridge.
         pairs: From `contrastive_pairs`, or made by hand.
         position: Where to read: a name of `POSITIONS`, or an index of the prompt (negative: from its end).
+        layers: Where to read; None is everywhere, which needs full attention everywhere. The vector is zero elsewhere.
         label: What the vector represents.
         batch_size: Prompts per batch.
         progress: Show a bar.
@@ -52,7 +54,8 @@ def fit_cache_vector(
     if not pairs:
         raise LensteerError("no pairs: make some with contrastive_pairs(model, records)")
     check_position(position)
-    check_attention(model, range(models.n_layers(model)))
+    read = list(range(models.n_layers(model))) if layers is None else sorted(set(layers))
+    check_attention(model, read)
     prompts = [models.encode(model, text) for pair in pairs for text in (pair.positive, pair.negative)]
     signs = [1.0, -1.0] * len(pairs)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
@@ -60,7 +63,8 @@ def fit_cache_vector(
     with progress_bar(total=len(prompts), unit="prompt", show=progress) as bar:
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
-            found = read_slots(model, [prompts[i] for i in batch], [index_in(position, len(prompts[i])) for i in batch])
+            at = [index_in(position, len(prompts[i])) for i in batch]
+            found = read_slots(model, [prompts[i] for i in batch], at, read)
             sign = torch.tensor([signs[i] for i in batch], dtype=torch.float64)[:, None, None, None]
             parts = [(sign * tensor.to("cpu", torch.float64)).sum(0) / len(pairs) for tensor in found]
             sums = (parts[0], parts[1]) if sums is None else (sums[0] + parts[0], sums[1] + parts[1])
@@ -72,21 +76,26 @@ def fit_cache_vector(
         "n_pairs": len(pairs),
         "pairs": digest,
     }
+    if layers is not None:
+        provenance["layers"] = read
     return CacheVector(label, sums[0].float(), sums[1].float(), position, provenance)
 
 
 @torch.inference_mode()
 def read_slots(
-    model: TransformerBridge, prompts: Sequence[Sequence[int]], at: Sequence[int]
+    model: TransformerBridge, prompts: Sequence[Sequence[int]], at: Sequence[int], layers: Sequence[int] | None = None
 ) -> tuple[Float[Tensor, "batch layer head d_head"], Float[Tensor, "batch layer head d_head"]]:
     """Keys before rotation and values of one position of each prompt, at every layer, from one forward.
+
+    Keys are zero where it is not known how the model turns them (`rotary.turning`), and both are at other layers.
 
     Args:
         model: The bridge; plans that are on apply.
         prompts: Token ids.
         at: One index per prompt.
+        layers: To read; None: all.
     """
-    text, cache = left_padded(model, prompts), DynamicCache()
+    text, cache = left_padded(model, prompts), new_cache(model)
     forward = Forward(model, text, cache=cache)
     with forward.hooked():
         forward.prefill(keep=1)
@@ -94,8 +103,11 @@ def read_slots(
     index = torch.tensor(at, device=where)
     rows = torch.arange(len(prompts), device=where)
     keys, values = [], []
-    for layer in cache.layers:
-        picked = layer.keys[rows, :, pad + index][:, :, None]
-        keys.append(rotated(model, picked, index[:, None], back=True)[:, :, 0])
-        values.append(layer.values[rows, :, pad + index])
+    for number, layer in enumerate(cache.layers):
+        key, value = layer.keys[rows, :, pad + index][:, :, None], layer.values[rows, :, pad + index]
+        wanted = layers is None or number in layers
+        known = wanted and turning(model, number) is not None
+        key = rotated(model, key, index[:, None], layer=number, back=True) if known else torch.zeros_like(key)
+        keys.append(key[:, :, 0])
+        values.append(value if wanted else torch.zeros_like(value))
     return torch.stack(keys, 1), torch.stack(values, 1)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lensteer import models
+from lensteer.caches import keep_rows, new_cache
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, left_padded
 from lensteer.steering import Plan, active_plans, foreign_hooks
@@ -164,8 +164,7 @@ def decode(
     if not rows:
         return
     models.check_length(model, [len(row) for row in rows], new=max_new_tokens)
-    cache = DynamicCache()
-    cache.layers = [Buffered() for _ in range(models.n_layers(model))]
+    cache = new_cache(model, Buffered)
     forward = Forward(model, left_padded(model, rows, prompt_lengths), plans, cache=cache)
     where, width = forward.text.ids.device, forward.text.ids.shape[1]
     ends = torch.tensor(sorted(models.end_ids(model)), device=where)
@@ -230,7 +229,7 @@ def _prefilled(
     forward.run(0, width - 1, keep=1)
     forward.text, forward.edits = text, edits
     for layer in forward.cache.layers:
-        layer.keep(torch.tensor([place[key] for key in keys], device=text.ids.device))
+        keep_rows(layer, torch.tensor([place[key] for key in keys], device=text.ids.device))
     return forward.run(width - 1, width, keep=1)[:, -1].float()
 
 

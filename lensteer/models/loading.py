@@ -318,6 +318,11 @@ def _refusal(
         )
     if isinstance(error, ImportError):
         return LensteerError(f"model {name!r} needs a library that is not installed: install it yourself {said}")
+    if "conversion of the weights" in str(error):  # experts that are stored one by one do not come together
+        return LensteerError(
+            f"{name!r} lacks some of the tensors that its config.json asks for, or they do not fit together: give a "
+            f"complete checkpoint {said}"
+        )
     return LensteerError(
         f"cannot load model {name!r}: give a folder with a Hugging Face checkpoint, a GGUF file, a name on the hub, or "
         f"nothing for the embedded organism {said}"

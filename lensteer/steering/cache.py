@@ -22,10 +22,11 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer._version import __version__
+from lensteer.caches import latent, recurrent_layers, single_token
 from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
 from lensteer.results import Result
-from lensteer.rotary import rotated
+from lensteer.rotary import rotated, turning
 from lensteer.steering.plans import Joinable, Slot, SteeringPlan
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class CacheVector(Result):
     def n_layers(self) -> int:
         """Number of layers."""
         return int(self.keys.shape[0])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Where it was read; it is zero elsewhere."""
+        return tuple(self.provenance.get("layers") or range(self.n_layers))
 
     def random(self, seed: int) -> CacheVector:
         """A control: isotropic random keys and values with this vector's length at each layer."""
@@ -153,7 +159,7 @@ class CachePlan(Joinable):
         c_values: Coefficient of the values' difference; 1 to 10 in the published work.
         c_keys: Coefficient of the keys' difference; 0 was best nearly everywhere.
         position: The slot; None is where the vector was read. `offset_token` appends `OFFSET` to the prompt.
-        layers: Which layers; None is all.
+        layers: Which layers; None is those of the vector.
 
     Raises:
         LensteerError: A coefficient that is not finite, an unknown position, or a layer that the vector lacks.
@@ -221,16 +227,22 @@ def check_plan(model: TransformerBridge, plan: CachePlan) -> None:
     Raises:
         LensteerError: A vector of another shape or model, or layers whose cache drops the slot.
     """
-    config = model.original_model.config
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    shape = tuple(plan.vector.values.shape)
-    if shape[:2] != (models.n_layers(model), heads):
+    n_layers, vector = models.n_layers(model), plan.vector
+    layers = vector.layers if plan.layers is None else plan.layers
+    if vector.n_layers == n_layers:
+        check_attention(model, layers)
+    heads = {int(single_token(model, 0)[layer][1].shape[1]) for layer in layers if layer < n_layers}
+    if vector.n_layers != n_layers or heads - {int(vector.values.shape[1])}:
         raise LensteerError(
-            f"cache vector {plan.vector.label!r} has {shape[0]} layers of {shape[1]} key-value heads, this model "
-            f"{models.n_layers(model)} of {heads}: fit it on this model"
+            f"cache vector {vector.label!r} has {vector.n_layers} layers of {vector.values.shape[1]} key-value heads, "
+            f"this model {n_layers} of {', '.join(map(str, sorted(heads)))}: fit it on this model"
         )
-    plan.vector.check_model(model)
-    check_attention(model, plan.layers or range(models.n_layers(model)))
+    vector.check_model(model)
+    if plan.c_keys and any(turning(model, layer) is None for layer in layers):
+        raise LensteerError(
+            f"{models.fingerprint(model).name!r} turns its keys in a way that is not known: they cannot be edited; "
+            "edit values only (c_keys=0)"
+        )
 
 
 def edit_cache(
@@ -257,6 +269,8 @@ def edit_cache(
     where, row, column = models.device(model), list(rows), list(columns)
     turn = torch.tensor(positions, device=where)[:, None]
     for layer, store in enumerate(cache.layers):
+        if not any(layer in (plan.vector.layers if plan.layers is None else plan.layers) for plan in plans):
+            continue
         if not isinstance(getattr(store, "keys", None), Tensor) or "Quantized" in type(store).__name__:
             raise LensteerError(f"a cache of {type(store).__name__} cannot be edited: use a DynamicCache")
         active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
@@ -268,7 +282,7 @@ def edit_cache(
 
         store.values[row, :, column] += added("values")
         if any(plan.c_keys for plan in plans):
-            store.keys[row, :, column] += rotated(model, added("keys")[:, :, None], turn)[:, :, 0]
+            store.keys[row, :, column] += rotated(model, added("keys")[:, :, None], turn, layer=layer)[:, :, 0]
 
 
 def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
@@ -279,10 +293,20 @@ def check_attention(model: TransformerBridge, layers: Sequence[int]) -> None:
     """
     config = model.original_model.config
     types = list(getattr(config, "layer_types", None) or ())
+    if states := recurrent_layers(model):
+        raise LensteerError(
+            f"layers {list(states)} of {models.fingerprint(model).name!r} keep a state instead of keys and values, "
+            "which has no slot to edit: edit the residual stream, by a SteeringPlan"
+        )
+    if latent(model):
+        raise LensteerError(
+            f"{models.fingerprint(model).name!r} keeps a latent that its keys and values are made of, not the keys and "
+            "values themselves: edit the residual stream, by a SteeringPlan"
+        )
     for layer in layers:
         kind = types[models.check_layer(model, layer)] if types else "full_attention"
         if kind != "full_attention":
             raise LensteerError(
                 f"layer {layer} of {models.fingerprint(model).name!r} is {kind!r}: its cache drops the edited slot; "
-                f"name full-attention layers ({[i for i, t in enumerate(types) if t == 'full_attention']})"
+                f"fit it with layers={[i for i, t in enumerate(types) if t == 'full_attention']}"
             )
