@@ -693,6 +693,6 @@ def test_the_analysis_runs_and_its_figures_fit_together(analysis):
     for e in result.effects:
         assert e.y_low <= e.y <= e.y_high
         assert 0 <= e.right_low <= e.right <= e.right_high <= 1
-    assert "of 1 hurt y as much" in result.effects[0].against_random
-    assert "of 1 hurt y as much" in result.effects[2].against_random  # the cut, too, against random heads
+    assert "of 1 reduce y as much" in result.effects[0].against_random
+    assert "of 1 reduce y as much" in result.effects[2].against_random  # the cut, too, against random heads
     assert analysis.table(result).count("\n") == 2 + 10 + 3 + len(result.effects)
