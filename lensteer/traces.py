@@ -12,7 +12,7 @@ from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl, write_atomically
-from lensteer.tasks import Task, grade
+from lensteer.tasks import Task, grade, read_answer
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,18 @@ class Trace:
         return (begin, len(self.response) if end < 0 else end)
 
     @property
+    def answer(self) -> str | None:
+        """What the response gives as its answer; None where none can be read. What is only thought is no answer."""
+        return read_answer(self.task, self._spoken, finished=self.finished)
+
+    @property
     def correct(self) -> bool | None:
-        """Whether the answer is right; None if that is not definite. An answer inside the thinking does not count."""
-        return grade(self.task, self.prefill + self.response[self.thinking[1] :])
+        """Whether the answer is right; None where that isn't definite. An answer that can't be read is wrong."""
+        return grade(self.task, self._spoken, finished=self.finished)
+
+    @property
+    def _spoken(self) -> str:
+        return self.prefill + self.response[self.thinking[1] :]
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -16,7 +16,7 @@ from lensteer import models
 from lensteer.cache_steering import Record, contrastive_pairs
 from lensteer.cache_steering.pairs import benchmark_records
 from lensteer.errors import LensteerError
-from lensteer.evaluation.choice import graded, last_number, letter, read_out
+from lensteer.evaluation.choice import graded, letter, read_out
 from lensteer.generation.jobs import generate_traces
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task, grade
@@ -385,20 +385,20 @@ def hand_made(model, task, response, *, finished=True, opens_thinking=False):
         ("First 3, then 4. So it is 18.", "18"),
         ("It costs $1,234.50.", "1234.50"),
         ("7 - 12 = -5, so -5 degrees", "-5"),
-        ("from 5-7", "7"),
+        ("from 5-7", None),
         ("That is \\boxed{1080}.", "1080"),
-        ("He has .5 left", ".5"),
+        ("He has .5 left", "0.5"),
         ("No idea.", None),
         ("<think>\nIt may be 12.\n</think>\n\nIt is 13.", "13"),
         ("<think>\nIt may be 12.\n</think>\n\nI can't tell.", None),
         ("<think>\nIt may be 12", None),
     ],
 )
-def test_the_last_number_outside_of_the_thought(tiny_model, response, number):
+def test_a_number_is_read_outside_of_the_thought(tiny_model, response, number):
     model = tiny_model("qwen2")
     task = Task("t", "c", "test", "How many of 99?", "18", "numeric")
     trace = hand_made(model, task, response)
-    assert last_number(trace) == number
+    assert trace.answer == number
     assert read_out(model, [trace]) == [number]
 
 
@@ -410,6 +410,19 @@ def test_graded_tells_unread_from_wrong():
         graded(tasks, ["B"])
     with pytest.raises(LensteerError, match="no definite answer"):
         graded([Task("t", "c", "test", "Why?")], ["B"])
+
+
+def test_a_choice_that_a_response_states_is_not_asked_for_again(tiny_model, monkeypatch):
+    import lensteer.evaluation.choice as module
+
+    def asked(*args, **options):
+        raise AssertionError("nothing is to be decoded")
+
+    monkeypatch.setattr(module, "generate", asked)
+    model = tiny_model("qwen2")
+    traces = [hand_made(model, choice_task("B"), text) for text in ("The answer is C.", "So it is option B.", "(A)")]
+    assert read_out(model, traces) == ["C", "B", "A"]
+    assert graded([trace.task for trace in traces], ["C", "B", "A"]) == [trace.correct for trace in traces]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])

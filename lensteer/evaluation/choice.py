@@ -1,14 +1,12 @@
-"""Extracts a benchmark answer from a response: the letter of a choice, or the last number. The rules are only here.
+"""Reads a benchmark's answers off responses; a choice that a response doesn't state is asked for once more.
 
-As in Belitsky et al. (arXiv 2507.08799): a choice is elicited again, whatever form the response takes.
+- What a response states by itself is read by the rule of `Trace.answer`, so that `Trace.correct` and this agree.
+- A choice that it doesn't state is asked for, as Belitsky et al. do (arXiv 2507.08799): after what the model wrote (its
+  end token left out, a thought that is still open closed) a fixed lead-in is put on a line of its own, and a few tokens
+  are decoded, greedily and without any steering. What they begin with is the answer if it is one letter, and one of
+  those that the prompt offers as "(A) ...".
 
-- Choice: a fixed lead-in is appended to the response on its own line (end token removed, open thinking closed), and a
-  few tokens are decoded greedily without steering. Their beginning is the answer if it is a single letter that the
-  prompt offers as "(A) ...".
-- Numeric: the last number of the response outside its thinking.
-
-A response with neither is unread: None, which is not the same as wrong, although accuracy counts it as wrong.
-`Trace.correct` is stricter: there a response has to state its answer without a lead-in.
+A response that gives neither is unread: None, which is not the same as wrong, though accuracy counts it so.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ LEAD_IN = "The answer is ("
 
 _LETTER = re.compile(r"\s*\(?(?:([A-Za-z])\s*\)|([A-Z])(?![\w'’]))")
 _OFFERED = re.compile(r"^\(([A-Z])\) ", re.MULTILINE)
-_NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
 def read_out(
@@ -47,8 +44,8 @@ def read_out(
     Args:
         model: the bridge, with no plan on: traces may be steered, reading them is unsteered.
         traces: of tasks with the grader "choice" or "numeric".
-        lead_in: text that elicits a choice.
-        max_new_tokens: decoded after the lead-in.
+        lead_in: what a choice that was not stated is asked for with.
+        max_new_tokens: decoded after it.
         batch_size: traces that are read together.
 
     Raises:
@@ -61,8 +58,8 @@ def read_out(
     for task in (trace.task for trace in traces):
         if task.grader not in ("choice", "numeric"):
             raise LensteerError(f"task {task.id!r} has the grader {task.grader!r}: give 'choice' or 'numeric' tasks")
-    answers = [last_number(trace) if trace.task.grader == "numeric" else None for trace in traces]
-    asked = [index for index, trace in enumerate(traces) if trace.task.grader == "choice"]
+    answers = [trace.answer for trace in traces]
+    asked = [i for i, trace in enumerate(traces) if trace.task.grader == "choice" and answers[i] is None]
     for begin in range(0, len(asked), batch_size):
         batch = asked[begin : begin + batch_size]
         prompts = [_question(model, traces[index], lead_in) for index in batch]
@@ -95,12 +92,6 @@ def letter(text: str, task: Task) -> str | None:
         return None
     named, offered = (found[1] or found[2]).upper(), _OFFERED.findall(task.prompt)
     return named if named in offered or not offered else None
-
-
-def last_number(trace: Trace) -> str | None:
-    """The last number in a response outside its thinking, without thousands separators."""
-    found = _NUMBER.findall(trace.response[trace.thinking[1] :])
-    return found[-1].replace(",", "").replace("−", "-") if found else None
 
 
 def _question(model: TransformerBridge, trace: Trace, lead_in: str) -> list[int]:

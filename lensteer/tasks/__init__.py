@@ -2,7 +2,7 @@
 
 from lensteer.tasks.benchmarks import load_benchmark
 from lensteer.tasks.grading import GRADERS, final_answer
-from lensteer.tasks.values import CATEGORIES, SPLITS, Task, grade, load_tasks
+from lensteer.tasks.values import CATEGORIES, SPLITS, Task, grade, load_tasks, read_answer
 
 __all__ = [
     "CATEGORIES",
@@ -13,4 +13,5 @@ __all__ = [
     "grade",
     "load_benchmark",
     "load_tasks",
+    "read_answer",
 ]

@@ -1,14 +1,20 @@
-"""Extraction and grading of answers: lenient about form, strict about value."""
+"""What a response gives as its answer, and whether that is the right one: forgiving of form, strict of value.
+
+`final_answer` is the one rule for where an answer stands; `Trace.answer`, `Trace.correct` and the benchmarks' read-out
+use it. Graders that take the last number of a text, such as math-verify 0.9, read 18 in "17 or 18", "at least 18" and
+"not 18", and nothing in "eighteen".
+"""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 
 _SKIPPED = r"(?:[\s*_]|\\\[|\$\$)*"
 #: A label before an answer: "Answer:", "The final answer is", or "Final answer" alone on a line as a heading.
@@ -17,26 +23,57 @@ _LABEL = re.compile(
     rf"|\banswer[\s*_]*\bis\b\s*:?{_SKIPPED}(?P<said>.+)",
     re.IGNORECASE | re.MULTILINE,
 )
-_BOX = re.compile(r"\\boxed\s*\{")
-#: A last line that is bold as a whole and contains only one number or one letter.
+#: Where a number is asked for, two more labels: GSM8K's "#### 18" (with words after it, a heading), "18 is the answer".
+_MARK = re.compile(
+    r"^#{4}[ \t]*(?P<mark>[-−+$€£\d.,/]*\d[ \t]*%?)\.?[ \t]*$"
+    r"|(?<!\S)(?P<named>[^\s\w]{0,5}\d\S{0,40}(?:[ \t][A-Za-z]{1,20})?)[ \t]is the (?:final |correct |right )*answer\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+#: A last line that is bold from end to end and holds nothing but one number or one letter.
 _LAST = re.compile(r"\*\*\s*(\$?[-−+$]?[\d.,/%]*\d%?\$?|\(?[A-Za-z]\))\s*\*\*\.?")
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|emph)\s*\{([^{}]*)\}")
 
 
-def final_answer(response: str) -> str | None:
-    r"""The answer that a response gives, or None if it gives none.
+def final_answer(response: str, grader: str = "exact", *, question: str = "", finished: bool = True) -> str | None:
+    r"""What a response gives as its answer, or None where it gives none that can be read.
 
     Only what comes after the thinking counts: after the last `</think>`, and before any `<think>` that is not
-    closed. In this order:
+    closed. A marked answer goes first, in this order:
 
     1. The content of the last `\boxed{…}`. Several boxes on its line are one answer ("\boxed{1} or \boxed{2}").
     2. The rest of the line after the last "Answer:", "answer is" or heading "Answer"; an "Answer:" that comes after
-       the last box outranks it. If a bold answer ends its sentence ("**Answer: No.** She may…"), only the bold part.
-    3. A last line that is bold as a whole and contains only a number or a letter in parentheses: "**12**", "**(B)**".
-       Other bold text may be a heading, and a bare last line a step of the calculation: neither counts.
+       the last box outranks it. Where a bold answer ends its sentence ("**Answer: No.** She may…"), only the bold part.
+    3. A last line that is bold as a whole and is nothing but a number or a letter in parentheses: "**12**", "**(B)**".
+       Other bold text may be a heading.
+
+    For "exact" that is all. For "numeric" the lines "#### 18" and "18 is the answer" are labels as well, and where
+    nothing is marked the last sentence that states a number counts. If it states several that differ, its answer is the
+    one in bold type; else the one right after its last equals sign ("3 · 6 = 18") or "is"; else the only one that the
+    question does not state ("after 3 weeks she has 18"). Where none of these tells, nothing is read. For "choice" it is
+    the last sentence that names an option, if it names one only.
+
+    Args:
+        response: with or without its thinking.
+        grader: the task's.
+        question: the prompt, with its numbers and its options "(A) …".
+        finished: whether the response ended by itself. Of one that was cut off, only a marked answer counts.
+
+    Returns:
+        For "exact" the text; for "numeric" one number, in digits; for "choice" one capital letter.
     """
     spoken = response.rpartition("</think>")[2].partition("<think>")[0]
-    text = re.sub(r"<[|｜][^|｜]*[|｜]>", "", spoken)
+    text = re.sub(r"<[|｜][^|｜]{0,60}[|｜]>", "", spoken)
+    if grader == "numeric":
+        number = _number_of(text, question, finished)
+        return None if number is None else str(number)
+    marked = _marked(text)
+    if grader == "choice":
+        return _letter(marked) if marked else _last_named(text, question) if finished else None
+    return marked
+
+
+def _marked(text: str) -> str | None:
     labels = list(_LABEL.finditer(text))
     boxes = _boxes(text)
     if boxes and not (labels and labels[-1]["label"] and labels[-1].start() > boxes[-1][0]):
@@ -63,15 +100,16 @@ def _set_off(text: str, label: re.Match[str]) -> str:
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     r"""Begin, end and content of every closed `\boxed{…}`, outermost only."""
     boxes: list[tuple[int, int, str]] = []
-    for found in _BOX.finditer(text):
-        if boxes and found.start() < boxes[-1][1]:
-            continue
-        depth = 1
-        for end in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
-            if depth == 0:
-                boxes.append((found.start(), end + 1, text[found.end() : end]))
-                break
+    opened: list[re.Match[str]] = []
+    for found in _BRACE.finditer(text):
+        if found[0].endswith("{") and found[0] != r"\{":
+            opened.append(found)
+        elif found[0] == "}" and opened:
+            begin = opened.pop()
+            if begin[0] != "{":
+                while boxes and boxes[-1][0] > begin.start():
+                    boxes.pop()
+                boxes.append((begin.start(), found.end(), text[begin.end() : found.start()]))
     return boxes
 
 
@@ -137,6 +175,47 @@ _ABOUT = re.compile(r"≈|(?:\bor\s+)?\b(?:about|approximately|approx\b\.?|rough
 _CLAUSE = re.compile(r"\d.*(?:[,;.]\s|\b(?:and|or|because|since|as|but|is|so|if|where|when|with|for)\b)", re.IGNORECASE)
 
 
+#: Sentences end at these, unless a small letter follows ("3 p.m. on").
+_STOP = re.compile(r"(?<=[.!?])[*_)\"'”’]{0,3}\s+(?=[^\sa-z])")
+_ITEM = re.compile(
+    r"^[\s>]*(?:[-*•#]{1,6}\s+)?(?:(?:\d{1,2}[.)]|(?:step|part)\s+\d{1,2}\s*[:.)])\s+(?=\S))?", re.IGNORECASE
+)
+_LONGEST = 600
+_CODE = re.compile(r"```(?!\s*(?:output|text|plaintext|plain)?\s*\n)[^`]*(?:```|\Z)", re.IGNORECASE)
+_PARTING = re.compile(
+    r"\W*(?:i hope|hope|let me know|please|feel free|if you (?:have|need|want|would)|would you|do you|is there|note)\b",
+    re.IGNORECASE,
+)
+#: "one" that counts nothing. "One hundred", "twenty-one", "is one", "one." do.
+_PRONOUN = re.compile(
+    rf"(?<!ty )(?<![-\w])(?<!is )(?<!are )(?<!has )(?<!have )(?<!left )one\b"
+    rf"(?!\W*$|-|\s+(?:{'|'.join([*_SCALES, *_PARTS])}|and\b))|\bone (?:of|way|more|by|another|who|that|which)\b",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+#: What says that a number comes out.
+_SIGN = re.compile(
+    r"[=≈](?P<equals>)|\b(?:is|are|was|were|be|being|equals?|makes|total(?:s|ing)? of|totals)\b"
+    r"(?:\s+(?:equal to|about|approximately|roughly|only|just|exactly|now|a total of|still))*",
+    re.IGNORECASE,
+)
+#: After the result and before another number: a second statement, or more of a formula.
+_JOINER = re.compile(
+    r"[,;:=]|\b(?:and|or|but|so|which|leaving|then|not|plus|minus|times|while)\b|\bto\W*$", re.IGNORECASE
+)
+#: In front of an equals sign: what is equated is a reason for a number that came before, or a second unknown.
+_REASON = re.compile(
+    r"\d.*\b(?:because|since|if|where|or)\b|(?<!\w)[a-z]\w?\s*=.*(?<![\w(])[a-z]\w?\s*$", re.IGNORECASE
+)
+#: "18 more apples than Tom": a comparison that the number is the outcome of.
+_COMPARED = re.compile(r"(?<=\d)((?:\s+[^\W\d]+){1,8})\s+than\b")
+_BECAUSE = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
+#: What only says something about a marked answer.
+_ASIDE = re.compile(r",?\s+(?:which|because|since|where)\b", re.IGNORECASE)
+#: Between two labels that follow one another.
+_BETWEEN = re.compile(r"\W*(?:(?:so|therefore|thus|hence)\W+)?(?:the|my)?\W*(?:final|correct|right)?\W*", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Number:
     """An exact value; for a percentage, the number before its sign. `places` are the digits after a decimal point."""
@@ -150,6 +229,14 @@ class Number:
         """The value with a percent sign applied: 3/8 for 37.5 %."""
         return self.value / 100 if self.percent else self.value
 
+    def __str__(self) -> str:
+        """In digits, as `read_number` reads it: "1234.50", "-3/8", "37.5%"."""
+        text = str(self.value)
+        if self.places:
+            whole, part = divmod(int(abs(self.value) * 10**self.places), 10**self.places)
+            text = f"{'-' if self.value < 0 else ''}{whole}.{part:0{self.places}}"
+        return f"{text}%" if self.percent else text
+
 
 def read_number(text: str) -> Number | None:
     """The one number that a text states; None if it states none, several different ones, or one that cannot be read.
@@ -158,7 +245,10 @@ def read_number(text: str) -> Number | None:
     rounded value. Two forms of one number ("3/8, or 37.5 %") are one. Words and units around it are ignored, but not
     those that change it ("not 12", "at least 12", "12 or more", "12!", "3 · 4", "5-7", "12 x").
     """
-    text = _plain(text)
+    return _read(_plain(text))
+
+
+def _read(text: str) -> Number | None:
     about = _ABOUT.search(text)
     exact, rough = (text[: about.start()], text[about.end() :]) if about else ("", text)
     if not re.search(r"\d", exact) or not re.search(r"\d", rough):
@@ -175,15 +265,77 @@ def _stated(text: str) -> Number | None:
     if equals and not _CLAUSE.search(front) and not re.search(r"[<>≤≥≠±]", front):
         text = back
     text = _NAME.sub(r"\1", text)
-    numbers = []
-    for found in _NUMBER.finditer(text):
-        try:
-            numbers.append(_value(found))
-        except ZeroDivisionError:
-            return None
+    numbers = [_value(found) for found in _NUMBER.finditer(text)]
     around = _NUMBER.sub("#", text)
-    alike = len({number.plain for number in numbers}) == 1
+    alike = None not in numbers and len({number.plain for number in numbers if number}) == 1
     return numbers[0] if alike and "=" not in around and not _OTHERWISE.search(around) else None
+
+
+def _number_of(text: str, question: str, finished: bool) -> Number | None:
+    """The number that a response without its thinking gives as its answer: see `final_answer`."""
+    text = _MARK.sub(lambda m: f"Answer: {m['mark'] or m['named']}", text)
+    marked = _marked(text)
+    if marked is None or not re.search(r"\d", _plain(marked)):
+        return _last_stated(text, question) if finished else None
+    for first, second in pairwise(list(_LABEL.finditer(text))[-2:]):
+        if _BETWEEN.fullmatch(text[first.end() : second.start()]):
+            one, other = (read_number(label["text"] or label["said"]) for label in (first, second))
+            if one and other and one.plain != other.plain:
+                return None
+    return read_number(marked) or _result("= " + _ASIDE.split(next(_sentences(marked), ""))[0], question)
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a text, at most a line long, without what numbers a list."""
+    for line in text.splitlines():
+        yield from (_ITEM.sub("", sentence) for sentence in _STOP.split(line) if sentence.strip())
+
+
+def _last_stated(text: str, question: str) -> Number | None:
+    """The number of the last sentence that states one; program code and parting words state none."""
+    for sentence in reversed(list(_sentences(_CODE.sub("\n", text)))):
+        sentence = _PRONOUN.sub("a", sentence[-_LONGEST:])
+        if not _PARTING.match(sentence) and re.search(r"\d", _plain(sentence)):
+            return _result(sentence, question)
+    return None
+
+
+def _result(sentence: str, question: str) -> Number | None:
+    """The number that a sentence comes to: its only one, or the one that something sets apart from the others."""
+    bold = {number for text in _BOLD.findall(sentence) if (number := read_number(text))}
+    if len(bold) == 1:
+        return bold.pop()
+    text = _plain(sentence.rstrip("!?. "), words=not re.search(r"\d", sentence))
+    front = _BECAUSE.split(text)[0]
+    text = front if re.search(r"\d", front) else text
+    text = _COMPARED.sub(r"\1 of", text)
+    number = _read(text)
+    if number or re.search(r"\bor\b", text):
+        return number
+    return _equated(text) or _not_asked(text, question)
+
+
+def _equated(text: str) -> Number | None:
+    """The number right after the last equals sign or "is", if what follows it only says of what it is."""
+    for sign in sorted(_SIGN.finditer(text), key=lambda sign: (sign["equals"] is None, -sign.start())):
+        back = text[sign.end() :]
+        first, second = (*_NUMBER.finditer(back), None, None)[:2]
+        if first is None or re.search(r"[^\W\d_]{2}", back[: first.start()]):
+            continue
+        between = back[first.end() : second.start()] if second else " of"
+        if not re.match(r"\s*[^\W\d_]{2}", between) or _JOINER.search(between) or _REASON.search(text[: sign.start()]):
+            return None
+        return _stated("= " + back[: first.end()] + _NUMBER.sub("some", back[first.end() :]))
+    return None
+
+
+def _not_asked(text: str, question: str) -> Number | None:
+    """The only number of a sentence that the question does not state."""
+    asked = {number.plain for found in _NUMBER.finditer(_plain(question)) if (number := _value(found))}
+    new = [found for found in _NUMBER.finditer(text) if (number := _value(found)) and number.plain not in asked]
+    if len({found[0] for found in new}) != 1:
+        return None
+    return _stated(_NUMBER.sub(lambda found: found[0] if found[0] == new[0][0] else "some", text))
 
 
 def same_number(given: Number, wanted: Number) -> bool:
@@ -209,9 +361,13 @@ def _round(value: Fraction, places: int | None) -> Fraction:
     return Fraction(-units if value < 0 else units, 10**places)
 
 
-def _value(found: re.Match[str]) -> Number:
-    top = _literal(found["top"])
-    value = top / _literal(found["bottom"]) if found["bottom"] else top
+def _value(found: re.Match[str]) -> Number | None:
+    """What a piece of text is worth; None for a division by zero."""
+    try:
+        top = _literal(found["top"])
+        value = top / _literal(found["bottom"]) if found["bottom"] else top
+    except ZeroDivisionError:
+        return None
     value += int(found["whole"] or 0)
     decimal = re.fullmatch(r"[\d,]*\.(\d+)", found["top"])
     places = len(decimal[1]) if decimal and not found["bottom"] else None
@@ -227,8 +383,8 @@ def _literal(text: str) -> Fraction:
     return value
 
 
-def _plain(text: str) -> str:
-    """Text in plain signs and digits: LaTeX, typographic signs and number words replaced."""
+def _plain(text: str, words: bool = True) -> str:
+    """In plain signs and digits: LaTeX and typographic signs replaced; number words, too, unless told not to."""
     text = untypeset(text)
     text = re.sub(r"(\d?)\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", _fraction, text)
     text = re.sub(r"\\(?:times|cdot)\b|[×·⋅]", "*", text)
@@ -240,7 +396,7 @@ def _plain(text: str) -> str:
     text = re.sub("[\u2212\u2013\u2010\u2011]", "-", unicodedata.normalize("NFKC", text).replace("⁄", "/"))
     text = re.sub(r"!=|\\neq?\b", "≠", re.sub(r"<=|\\leq?\b", "≤", re.sub(r">=|\\geq?\b", "≥", text)))
     text = re.sub("[€£*_]*$|^[*_]+|[€£#]", "", text.strip().rstrip(".").strip())
-    return _digits(text)
+    return _digits(text, words)
 
 
 def _fraction(found: re.Match[str]) -> str:
@@ -249,11 +405,12 @@ def _fraction(found: re.Match[str]) -> str:
     return f"{digit}{' ' if digit else ''}{top.strip()}/{bottom.strip()}" if simple else found[0]
 
 
-def _digits(text: str) -> str:
-    """Number words as digits: "two hundred and five" is 205, "three and a half" 3 1/2, "minus two thirds" -2/3."""
-    text = _SMALL_WORD.sub(lambda m: str(_SMALL[re.sub(r"\s+", "-", m[0].lower())]), text)
-    text = _PART_WORD.sub(lambda m: f"{_count(m[1] or m[3])}/{_PARTS[(m[2] or m[4]).lower()]}", text)
-    text = re.sub(r"\bhalf\b", "1/2", text, flags=re.IGNORECASE)
+def _digits(text: str, words: bool) -> str:
+    """With number words as digits: "two hundred and five" is 205, "three and a half" 3 1/2, "minus two thirds" -2/3."""
+    if words:
+        text = _SMALL_WORD.sub(lambda m: str(_SMALL[re.sub(r"\s+", "-", m[0].lower())]), text)
+        text = _PART_WORD.sub(lambda m: f"{_count(m[1] or m[3])}/{_PARTS[(m[2] or m[4]).lower()]}", text)
+        text = re.sub(r"\bhalf\b", "1/2", text, flags=re.IGNORECASE)
     text = re.sub(r"\b(\d+) and (?=\d+/\d+)", r"\1 ", text)
     for name, scale in _SCALES.items():
         rest = "" if name == "dozen" else rf"(?:,?\s+(?:and\s+)?(\d{{1,{len(str(scale)) - 1}}})\b(?![.,/]\d))?"
@@ -278,6 +435,14 @@ _NAMED = re.compile(
 _LAST_NAMED = re.compile(r"[^()]*\((?P<letter>[A-Za-z])\)")
 #: Other options in the rest of the text: capitals that stand alone, but not an article, "I", or letters in parentheses.
 _OTHERS = re.compile(r"\b(?:[B-HJ-Z]|[AI](?!\s+\w|'))\b|(?<=\()[a-z](?=\))")
+_OFFERED = re.compile(r"^\(([A-Z])\) ", re.MULTILINE)
+_OPTION = re.compile(r"[\s*_>-]{0,8}\(?([A-Za-z])[).:](?!\w)")
+#: What a statement may begin with before it names an option.
+_SO = re.compile(
+    r"[\s*_>-]{0,8}(?:(?:so|therefore|thus|hence|then|in conclusion|i|we|would|will|can|choose|pick|select|go with|say|"
+    r"think|believe|conclude|that)\b[\s,:]*)*",
+    re.IGNORECASE,
+)
 _LETTERS = re.compile(r"[a-z](?:[\s,;]+(?:and\s+)?[a-z])+")
 _UNDONE = re.compile(r"\W*(?:or|and|nor|is (?:not|wrong|incorrect))\b", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|nor|neither|never|no|or|wrong|incorrect)\b|n't\b", re.IGNORECASE)
@@ -300,6 +465,10 @@ def choice(given: str, wanted: str) -> bool:
     heavier"; or it closes it in parentheses: "the blue one (B)". "A blue one", "A or B", "not B" and "B, not C" (which
     letters alone do not settle) name none.
     """
+    return _letter(given) == wanted.strip().upper()
+
+
+def _letter(given: str) -> str | None:
     text = re.sub(r"\s+", " ", untypeset(given)).strip(" *_\"'")
     opening, closing = _NAMED.match(text), _LAST_NAMED.fullmatch(text.rstrip(". "))
     if opening:
@@ -309,9 +478,23 @@ def choice(given: str, wanted: str) -> bool:
         letter, rest = closing["letter"], text[: closing.start("letter") - 1]
         undone = _DENIED.search(rest)
     else:
-        return False
+        return None
     others = {other.upper() for other in _OTHERS.findall(rest)} - {letter.upper()}
-    return letter.upper() == wanted.strip().upper() and not others and not undone
+    return None if others or undone else letter.upper()
+
+
+def _last_named(text: str, question: str) -> str | None:
+    """The option that the last sentence with an option's letter names; none at the end of a list of options."""
+    offered = _OFFERED.findall(question)
+    listed = {found[1].upper() for line in text.splitlines() if (found := _OPTION.match(line))}
+    for sentence in reversed(list(_sentences(text))):
+        said = _SO.sub("", sentence[-_LONGEST:], count=1)
+        letter = _letter(said)
+        if letter and (not offered or letter in offered):
+            return None if _OPTION.match(said) and len(listed) > 1 else letter
+        if any(other.upper() in offered or not offered for other in _OTHERS.findall(untypeset(said))):
+            return None
+    return None
 
 
 def exact(given: str, wanted: str) -> bool:

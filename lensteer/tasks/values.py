@@ -57,11 +57,20 @@ class Task:
         return Task(**values)
 
 
-def grade(task: Task, response: str) -> bool | None:
-    """Whether a response answers a task; None if the task has no definite answer."""
+def read_answer(task: Task, response: str, *, finished: bool = True) -> str | None:
+    """What a response gives as its answer, in the form that the task's grader takes; None where none can be read.
+
+    None is "unread", which `grade` counts as wrong. Where a response was cut off (not `finished`), only an answer that
+    it marks as such counts. See `grading.final_answer` for the rule.
+    """
+    return final_answer(response, task.grader or "exact", question=task.prompt, finished=finished)
+
+
+def grade(task: Task, response: str, *, finished: bool = True) -> bool | None:
+    """Whether a response answers a task, by `read_answer`; None where the task has no definite answer."""
     if task.answer is None or task.grader is None:
         return None
-    given = final_answer(response)
+    given = read_answer(task, response, finished=finished)
     return given is not None and GRADERS[task.grader](given, task.answer)
 
 
