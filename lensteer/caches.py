@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _probes: weakref.WeakKeyDictionary[Any, dict[int, list[tuple[Tensor, Tensor]]]] = weakref.WeakKeyDictionary()
+_latent: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
 def new_cache(model: TransformerBridge, attention: Callable[[], DynamicLayer] = DynamicLayer) -> DynamicCache:
@@ -61,11 +62,12 @@ def single_token(model: TransformerBridge, position: int) -> list[tuple[Tensor, 
 
 def latent(model: TransformerBridge) -> bool:
     """Whether Hugging Face's own model keeps something of another shape than the bridge's keys and values."""
-    twin = twins.plain_twin(model)
-    if twin is None:
-        return False
-    pairs = zip(_kept(model, twin, 0), single_token(model, 0), strict=True)
-    return any(a.shape != b.shape for own, bridged in pairs for a, b in zip(own, bridged, strict=True))
+    if model not in _latent:
+        twin = twins.plain_twin(model)
+        own = single_token(model, 0) if twin is None else _kept(model, twin, 0)
+        pairs = zip(own, single_token(model, 0), strict=True)
+        _latent[model] = any(a.shape != b.shape for one, two in pairs for a, b in zip(one, two, strict=True))
+    return _latent[model]
 
 
 def _kept(model: TransformerBridge, runner: Any, position: int) -> list[tuple[Tensor, Tensor]]:

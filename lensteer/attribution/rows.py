@@ -7,6 +7,7 @@ before its chain begins and to the rows of its own chain up to itself, never to 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ CHECKED = 32
 TOLERATED = {torch.float32: 1e-2, torch.float64: 1e-6}
 TOLERATED_IN_HALF = 0.5
 
+
+_takes_rows: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 #: What can be done on a model that cannot be attributed this way.
 INSTEAD = "compare layers by forced_effect of plans, or by embedding_overlap"
@@ -169,6 +172,7 @@ class SharedCache:
         for number, layer in enumerate(self._cache.layers):
             if not layer.is_initialized or layer.keys.shape[-2] != len(self.ids):
                 raise LensteerError(f"layer {number} of this model does not keep its past in the cache it was given")
+        self._check_mask()
 
     def hooked(self, layers: Sequence[int], edit: Callable[[int, Tensor], Tensor]) -> AbstractContextManager[None]:
         """Hook `edit(layer, resid)` at resid_post of `layers` into whatever runs the rows."""
@@ -225,15 +229,29 @@ class SharedCache:
 
     def _forward(self, ids: Int[Tensor, " pos"], **options: Any) -> Float[Tensor, "kept d_vocab"]:
         options |= dict(past_key_values=self._cache, use_cache=True)
+        return call(self.model, self._runner, None, ids[None], **options)[0]
+
+    def _check_mask(self) -> None:
+        """Run one row, once for each runner, with nothing else on it: does its attention take a mask between rows?
+
+        Raises:
+            LensteerError: It does not.
+        """
+        if self._runner in _takes_rows:
+            return
+        row, counts = torch.zeros(1, dtype=torch.long), (self.n_forwards, self.n_rows)
         try:
-            return call(self.model, self._runner, None, ids[None], **options)[0]
+            with torch.no_grad(), twins.unhooked(self.model):
+                self.run(Rows(row, row))
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            if options.get("attention_mask") is None or models.out_of_memory(error):  # it is not about the mask
+            if models.out_of_memory(error):
                 raise
             raise LensteerError(
                 f"the attention of {models.fingerprint(self.model).name!r} does not take a mask between single rows "
                 f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); {INSTEAD}"
             ) from error
+        self.n_forwards, self.n_rows = counts
+        _takes_rows.add(self._runner)
 
 
 class _Shared(DynamicLayer):
