@@ -201,7 +201,9 @@ def _read_gguf(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, add_bos_token=True)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if tokenizer.bos_token is not None and hasattr(tokenizer, "add_bos_token"):
+            tokenizer.add_bos_token = True  # as TransformerLens has those of folders, whatever the file says
     options |= dict(gguf_file=path.name, attn_implementation="eager", output_loading_info=True)
     model, said = AutoModelForCausalLM.from_pretrained(path.parent, **options)
     _check_complete(str(path), said)
