@@ -7,11 +7,13 @@ import random
 import re
 import time
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensteer.annotation import alignment as aligner
 from lensteer.annotation.alignment import align
 from lensteer.behaviors import BEHAVIORS, Sentence, Span
 from lensteer.errors import LensteerError
@@ -417,6 +419,69 @@ def test_an_unedited_partition_is_placed_whole(data, parts):
 
 
 # --- size, and the real thing ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", ["none", "one", "every tenth", "the second half is missing", "every other is missing"])
+@pytest.mark.parametrize("unit", [["Wait."], ["Wait, let me check that again."], ["Wait.", "No.", "Wait.", "Hmm, so."]])
+def test_sentences_that_recur_are_placed_at_a_few_places_each(unit, edit, monkeypatch):
+    """The places that are weighed are counted: all for every sentence would be the square of their number."""
+    n, weighed = 1000, []
+    chain = aligner._chain
+
+    def counted(options, size):
+        weighed.append(sum(len(own.start) for own in options))
+        return chain(options, size)
+
+    monkeypatch.setattr(aligner, "_chain", counted)
+    parts = [unit[i % len(unit)] for i in range(n)]
+    response = " ".join(parts)
+    said = list(parts)
+    for i in {"one": [500], "every tenth": range(0, n, 10)}.get(edit, []):
+        said[i] = said[i].replace("W", "V").replace("No", "Nö")
+    said = {"the second half is missing": said[: n // 2], "every other is missing": said[::2]}.get(edit, said)
+    sentences = [Sentence("deduction", text) for text in said]
+    before = time.process_time()
+    found = align(sentences, response, range(len(response)), prompt_length=PROMPT)
+    assert time.process_time() - before < 20  # it took minutes
+    assert len(found.spans) >= 0.9 * len(said)
+    if "missing" not in edit:
+        assert sum(weighed) <= (20 if edit == "none" else 250) * n
+    if edit == "none":
+        ends = [*accumulate(len(part) + 1 for part in parts)]
+        assert [(s.char_start, s.char_end) for s in found.spans] == [
+            (end - 1 - len(part), end - 1) for end, part in zip(ends, parts, strict=True)
+        ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_places_that_are_left_out_are_in_no_best_chain(data):
+    """Against the dynamic program over all places."""
+    words = st.sampled_from(["a.", "b.", "ab.", "a b.", "aa."])
+    response = " ".join(data.draw(st.lists(words, min_size=9, max_size=60)))
+    said = data.draw(st.lists(words, max_size=40))
+    page = aligner._Page(*aligner._letters(response), response)
+    options = [aligner._Options.of(aligner._unedited(page, aligner._letters(text)[0], text)) for text in said]
+    size = len(page.letters)
+    assert aligner._best_chain(options, size) == aligner._chain(options, size)[0]
+
+
+def test_rising_places_are_weighed_at_once_as_one_by_one(monkeypatch):
+    rng = random.Random(0)
+    for _ in range(100):
+        size, options = 60, []
+        for _ in range(rng.randint(1, 12)):
+            starts = sorted(rng.sample(range(50), rng.randint(0, 20)))
+            length = rng.randint(1, 5)
+            options.append(
+                aligner._Options.of(
+                    aligner._Place(s, s + length, length + rng.choice([0, 0.5, 1]), 1.0) for s in starts
+                )
+            )
+        together = aligner._chain(options, size)
+        with monkeypatch.context() as patch:
+            patch.setattr(aligner, "_NEAR", 10**6)
+            assert aligner._chain(options, size) == together
 
 
 def test_a_long_chain_takes_well_under_a_second():

@@ -11,12 +11,13 @@ This is the only module that maps characters to tokens.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lensteer.behaviors import Sentence, Span
 from lensteer.errors import LensteerError
@@ -25,6 +26,7 @@ MIN_SIMILARITY = 0.75  # at most a quarter of the letters of a repaired sentence
 _LANDMARK = 16  # letters; a shorter sentence may occur anywhere by chance and does not bound a search
 _PIECE = 8  # consecutive letters that must be unchanged in a long sentence for a search to find it
 _WORD_EDGE, _SENTENCE_EDGE = 2, 8  # extra edits allowed to a place that begins or ends at such an edge
+_NEAR = 8  # places; a sentence that has more is first looked for at that many of them
 _TOUCH = 0.25  # letters; only breaks ties
 _ALIKE = str.maketrans("‘’‚‛′“”„‟″«»‐‑‒–—―−", "'" * 5 + '"' * 7 + "-" * 7)
 
@@ -182,51 +184,143 @@ def _letters(text: str) -> tuple[str, list[int]]:
     return "".join(c for c, _ in kept).translate(_ALIKE), [i for _, i in kept]
 
 
+class _Options(NamedTuple):
+    """All candidate places of one sentence, one entry each, as in `_Place`."""
+
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    similarity: NDArray[np.float64]
+
+    @staticmethod
+    def of(places: Iterable[_Place]) -> _Options:
+        columns = list(zip(*places, strict=True)) or [()] * 4
+        start, end = (np.array(column, np.int64) for column in columns[:2])
+        weight, similarity = (np.array(column, np.float64) for column in columns[2:])
+        return _Options(start, end, weight, similarity)
+
+    def chosen(self, keep: NDArray[np.bool_] | slice) -> _Options:
+        return _Options(self.start[keep], self.end[keep], self.weight[keep], self.similarity[keep])
+
+    def and_also(self, other: _Options) -> _Options:
+        start, end = np.concatenate([self.start, other.start]), np.concatenate([self.end, other.end])
+        weight, similarity = (np.concatenate([mine, its]) for mine, its in ((self[2], other[2]), (self[3], other[3])))
+        return _Options(start, end, weight, similarity)
+
+    def place(self, n: int) -> _Place:
+        return _Place(int(self.start[n]), int(self.end[n]), float(self.weight[n]), float(self.similarity[n]))
+
+
 def _place(page: _Page, wanted: list[str], texts: list[str]) -> list[_Place | None]:
     """The place of each sentence, or None: unedited sentences first, then the others between certain ones."""
     size = len(page.letters)
-    options = [list(_unedited(page, letters, text)) for letters, text in zip(wanted, texts, strict=True)]
+    unedited: dict[tuple[str, str], _Options] = {}  # equal sentences share their places
+    for letters, text in zip(wanted, texts, strict=True):
+        if (letters, text) not in unedited:
+            unedited[letters, text] = _Options.of(_unedited(page, letters, text))
+    options = [unedited[key] for key in zip(wanted, texts, strict=True)]
     chain = _best_chain(options, size)
-    claimed = {n for p in chain if p for n in range(p.start, p.end)}
-    sure = [p if len(options[i]) == 1 and len(wanted[i]) >= _LANDMARK else None for i, p in enumerate(chain)]
+    taken = np.zeros(size + 1, int)
+    for place in filter(None, chain):
+        taken[place.start + 1 : place.end + 1] = 1
+    claimed = taken.cumsum()  # letters before each that a sentence has
+    sure = [p if len(options[i].start) == 1 and len(wanted[i]) >= _LANDMARK else None for i, p in enumerate(chain)]
+    lows = list(accumulate((p.end if p else 0 for p in sure), max))
+    highs = list(accumulate((p.start if p else size for p in reversed(sure)), min))[::-1]
+    edited: dict[tuple[str, int, int], _Options] = {}
     for i, letters in enumerate(wanted):
+        own = options[i]
         # A sentence that occurs unedited in unclaimed text was moved, not edited: a similar place would be wrong.
-        if not letters or chain[i] or any(claimed.isdisjoint(range(o.start, o.end)) for o in options[i]):
+        if not letters or chain[i] or bool((claimed[own.start] == claimed[own.end]).any()):
             continue
-        low = next((p.end for p in sure[i::-1] if p), 0)
-        high = next((p.start for p in sure[i:] if p), size)
-        options[i] += _edited(page, letters, low, high)
+        key = letters, lows[i], highs[i]
+        if key not in edited:
+            edited[key] = _Options.of(_edited(page, *key))
+        options[i] = own.and_also(edited[key])
     return _best_chain(options, size)
 
 
-def _best_chain(options: list[list[_Place]], size: int) -> list[_Place | None]:
+def _best_chain(options: list[_Options], size: int) -> list[_Place | None]:
     """At most one place per sentence, in order and without overlap, with the greatest total weight.
+
+    A sentence that recurs has many places, and weighing all of them for each copy takes quadratic time. So a chain
+    through the few places nearest to each sentence's expected position is found first. The best chain lacks at most as
+    much of the total weight of all sentences as this one. A place is left out if so few letters remain before or after
+    it that the sentences there must lose more than that. The result is the same.
+    """
+    many = [i for i, own in enumerate(options) if len(own.start) > _NEAR]
+    if not many:
+        return _chain(options, size)[0]
+    known: dict[int, tuple[float, float, bool]] = {}  # equal sentences share their options
+    for own in options:
+        if id(own) not in known:
+            found = len(own.start) > 0
+            heaviest = float(own.weight.max()) if found else 0.0
+            shortest = min(float((own.end - own.start).min()), heaviest) if found else 0.0
+            rising = bool((np.diff(own.start) > 0).all() and (np.diff(own.end) > 0).all())
+            known[id(own)] = heaviest + _TOUCH * found, shortest, rising
+    least = np.array([known[id(own)][1] for own in options])
+    before = least.cumsum() - least
+    after = least.sum() - before - least
+    near = list(options)
+    for i in many:
+        expected = before[i] + (size - least.sum()) * before[i] / max(1.0, before[i] + after[i])
+        first = int(np.searchsorted(options[i].start, expected)) - _NEAR // 2
+        near[i] = options[i].chosen(slice(max(0, first), max(0, first) + _NEAR))
+    spare = sum(known[id(own)][0] for own in options) - _chain(near, size)[1] + 1e-6
+    for i in many:
+        own = options[i]
+        if known[id(own)][2]:
+            first = int(np.searchsorted(own.start, before[i] - spare))
+            own = own.chosen(slice(first, int(np.searchsorted(own.end, size - after[i] + spare, "right"))))
+        lost = np.maximum(0, before[i] - own.start) + np.maximum(0, after[i] - (size - own.end))
+        near[i] = own.chosen(lost <= spare)
+    return _chain(near, size)[0]
+
+
+def _chain(options: list[_Options], size: int) -> tuple[list[_Place | None], float]:
+    """The chain with the greatest total weight among all options, and its weight.
 
     Dynamic programming over the sentences; of equal chains the one that ends earliest wins. Adjacent places weigh a
     little more: of several occurrences, the one next to the sentence's neighbors is taken.
     """
     best = np.zeros(size + 1)  # the weight of the best chain that ends at or before each letter,
     tip = np.full(size + 1, -1)  # its last node,
-    ending: dict[int, tuple[float, int]] = {}  # and the best chain that ends exactly there
-    nodes: list[tuple[int, _Place, int]] = []  # sentence, place, node before
-    for i, places in enumerate(options):
-        reached = []
-        for place in places:
-            apart = (float(best[place.start]), int(tip[place.start]))
-            weight, before = max(apart, ending.get(place.start, (0.0, -1)))
-            reached.append((weight + place.weight, before, place))
-        for weight, before, place in reached:
-            beaten = int(np.searchsorted(best, weight))
-            best[place.end : beaten], tip[place.end : beaten] = weight, len(nodes)
-            if ending.get(place.end, (0.0, -1))[0] < weight + _TOUCH:
-                ending[place.end] = (weight + _TOUCH, len(nodes))
-            nodes.append((i, place, before))
+    touching, last = np.zeros(size + 1), np.full(size + 1, -1)  # and the same of chains that end exactly there
+    firsts: list[int] = []  # each sentence's first node; a node is one place of one sentence
+    links: list[NDArray[np.int64]] = []  # the nodes before
+    n = 0
+    for own in options:
+        apart, ahead = best[own.start], tip[own.start]
+        beside, near = touching[own.start], last[own.start]
+        touches = (beside > apart) | ((beside == apart) & (near > ahead))
+        weights = np.where(touches, beside, apart) + own.weight
+        firsts.append(n)
+        links.append(np.where(touches, near, ahead))
+        if len(weights) > _NEAR and bool((np.diff(own.end) > 0).all()):
+            high = weights > np.concatenate([[-1.0], np.maximum.accumulate(weights)[:-1]])
+            ends, nodes = own.end[high], n + np.flatnonzero(high)
+            widths = np.diff(ends, append=size + 1)
+            stairs = np.repeat(weights[high], widths)
+            better = stairs > best[ends[0] :]
+            best[ends[0] :][better] = stairs[better]
+            tip[ends[0] :][better] = np.repeat(nodes, widths)[better]
+            more = touching[own.end] < weights + _TOUCH
+            touching[own.end[more]], last[own.end[more]] = weights[more] + _TOUCH, n + np.flatnonzero(more)
+        else:
+            for node, (end, weight) in enumerate(zip(own.end.tolist(), weights.tolist(), strict=True), n):
+                beaten = int(np.searchsorted(best, weight))
+                best[end:beaten], tip[end:beaten] = weight, node
+                if touching[end] < weight + _TOUCH:
+                    touching[end], last[end] = weight + _TOUCH, node
+        n += len(weights)
     chain: list[_Place | None] = [None] * len(options)
     node = int(tip[size])
     while node >= 0:
-        i, place, node = nodes[node]
-        chain[i] = place
-    return chain
+        i = bisect_right(firsts, node) - 1
+        chain[i] = options[i].place(node - firsts[i])
+        node = int(links[i][node - firsts[i]])
+    return chain, float(best[size])
 
 
 def _occurrences(letters: str, within: str, low: int, high: int) -> Iterator[int]:
