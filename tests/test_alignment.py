@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lensteer.annotation import alignment as aligner
 from lensteer.annotation.alignment import align
+from lensteer.annotation.published import read_published
 from lensteer.behaviors import BEHAVIORS, Sentence, Span
 from lensteer.errors import LensteerError
 
@@ -162,10 +163,13 @@ def check_invariants(sentences, response, offsets, alignment) -> None:
         assert (drop.label, drop.text) == (sentences[drop.index].label, sentences[drop.index].text.strip())
         assert drop.reason
     gone = {d.index for d in report.dropped}
-    kept = [i for i in range(len(sentences)) if i not in gone]
+    assert sorted(alignment.sentences) == [i for i in range(len(sentences)) if i not in gone]
+    in_order = [i for i in alignment.sentences if i not in report.moved]
+    assert in_order == sorted(in_order)
+    assert set(report.moved) <= set(alignment.sentences)
     repaired = {r.index: r for r in report.repaired}
     char_end, end = 0, PROMPT
-    for i, span in zip(kept, spans, strict=True):
+    for i, span in zip(alignment.sentences, spans, strict=True):
         assert span.label == sentences[i].label
         assert char_end <= span.char_start < span.char_end <= len(response)
         assert end <= span.start < span.end <= PROMPT + len(offsets)
@@ -194,11 +198,10 @@ def test_planted_edits_are_undone():
         offsets = tokenize(response, rng)
         alignment = align(sentences, response, offsets, prompt_length=PROMPT, labels=BEHAVIORS)
         check_invariants(sentences, response, offsets, alignment)
-        lost = {d.index for d in alignment.report.dropped}
-        spans = iter(alignment.spans)
+        spans = dict(zip(alignment.sentences, alignment.spans, strict=True))
         for i, (sentence, truth, kind) in enumerate(quoted):
-            span = None if i in lost else next(spans)
-            if kind == "swapped":  # one of the two cannot be placed: it must be dropped, not put elsewhere
+            span = spans.get(i)
+            if kind == "swapped":  # dropped where nothing says which occurrence it is, and never put elsewhere
                 n_swapped += 1
                 n_lost += span is None
                 if span is None:
@@ -216,7 +219,7 @@ def test_planted_edits_are_undone():
     assert sum(right.values()) / sum(total.values()) >= 0.995, (shares, wrong[:20])
     assert min(shares.values()) >= 0.95, (shares, wrong[:20])
     assert n_swapped >= 80
-    assert n_lost <= n_swapped / 2
+    assert n_lost <= n_swapped / 20
 
 
 def test_each_edit_alone_is_mended_and_reported():
@@ -287,20 +290,84 @@ def test_an_edited_sentence_is_found_before_a_chance_occurrence():
     assert starts(alignment) == [0, 21, 46, 70]
 
 
-def test_swapped_neighbors_lose_at_most_one_and_say_so():
+def test_swapped_neighbors_are_both_placed_and_reported():
     response = "Node 3 leads to node 9. Perhaps that is a dead end. I go on."
     alignment = placed(response, "Perhaps that is a dead end.", "Node 3 leads to node 9.", "I go on.")
-    assert starts(alignment) == [24, 52]
-    (drop,) = alignment.report.dropped
-    assert drop.index == 1
-    assert "out of order" in drop.reason
+    assert starts(alignment) == [0, 24, 52]
+    assert alignment.sentences == (1, 0, 2)
+    assert alignment.report.moved == (1,)
+    assert not alignment.report.dropped
+    short = placed("Wait. No. I go on.", "No.", "Wait.", "I go on.")
+    assert starts(short) == [0, 6, 10]
+    assert len(short.report.moved) == 1
 
 
 def test_a_moved_sentence_is_not_taken_for_a_lookalike():
     response = "I try the edge from 3 to 5. The sum of it all is twelve and no more. I try the edge from 3 to 7."
     alignment = placed(response, "I try the edge from 3 to 7.", "The sum of it all is twelve and no more.")
-    assert starts(alignment) == [28]
-    assert [d.index for d in alignment.report.dropped] == [0]
+    assert starts(alignment) == [28, 69]
+    assert alignment.sentences == (1, 0)
+    assert alignment.report.moved == (0,)
+
+
+def test_what_is_said_twice_is_placed_once_and_the_rest_is_reported():
+    response = "I try the edge from 3 to 5. The sum is twelve and no more. I go on to the very end of it."
+    parts = ["I try the edge from 3 to 5.", "The sum is twelve and no more.", "I go on to the very end of it."]
+    for i, part in enumerate(parts):
+        for at in range(4):
+            alignment = placed(response, *parts[:at], part, *parts[at:])
+            assert starts(alignment) == [0, 28, 59]
+            (drop,) = alignment.report.dropped
+            assert drop.text == parts[i]
+            assert "another sentence's" in drop.reason
+    lookalike = placed(response, parts[0], parts[0], parts[2])  # not the edge that the annotator left out
+    assert starts(lookalike) == [0, 59]
+
+
+def test_a_moved_and_edited_sentence_is_found():
+    response = "I try the edge from node 3 to node 5 first. The sum of it all is twelve and no more. So I go on."
+    alignment = placed(
+        response, "The sum of it all is twelve and no more.", "I try an edge from node 3 to node 5 first."
+    )
+    assert starts(alignment) == [0, 44]
+    assert alignment.report.moved
+    assert len(alignment.report.repaired) == 1
+
+
+@pytest.mark.medium
+def test_a_judge_that_repeats_and_moves_loses_nothing_that_is_there():
+    """Blocks moved or said twice: every part keeps its place, up to short ones that stand anywhere."""
+    n_parts, n_lost = 0, 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        response, ranges = compose(rng)
+        order = [(i, response[a:b]) for i, (a, b) in enumerate(ranges)]
+        begin = rng.randrange(len(order) - 6)
+        block = order[begin : begin + rng.randint(1, 5)]
+        if rng.random() < 0.5:  # moved
+            order = order[:begin] + order[begin + len(block) :]
+        to = rng.randrange(len(order))
+        order[to:to] = block
+        sentences = [Sentence("deduction", text) for _, text in order]
+        alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT)
+        check_invariants(sentences, response, range(len(response)), alignment)
+        found = {(s.char_start, s.char_end) for s in alignment.spans}
+        missing = [(a, b) not in found for a, b in ranges]
+        n_parts, n_lost = n_parts + len(missing), n_lost + sum(missing)
+        assert not any(all(missing[i : i + 3]) for i in range(len(missing) - 2)), seed
+    assert n_parts > 1500
+    assert n_lost <= 0.005 * n_parts, (n_lost, n_parts)
+
+
+def test_no_published_chain_loses_sections_whose_text_is_there(reference_folder):
+    for path in sorted(reference_folder.glob("*_annotated_chains.jsonl")):
+        traces, report = read_published(path)
+        assert report.placed >= 0.999
+        for trace, of_chain in zip(traces, report.alignments, strict=True):
+            for drop in of_chain.dropped:  # another section has its words
+                words = r"\s*".join(map(re.escape, drop.text.split()))
+                for found in re.finditer(words, trace.response, re.IGNORECASE):
+                    assert any(s.char_start < found.end() and found.start() < s.char_end for s in trace.spans)
 
 
 def test_parts_of_a_sentence_and_missing_parts():

@@ -3,7 +3,8 @@
 The output of every annotator is aligned here, whether it copies the text or, like language models, fixes typos, joins
 lines, swaps sentences and leaves some out. All sentences are placed together, as the ordered sequence of places that
 covers the most letters. So a repeated sentence is placed at its next occurrence, and a short one that recurs by chance
-far ahead does not displace the rest. The report lists every sentence that was repaired or dropped.
+far ahead does not displace the rest. A sentence that the annotator moved is placed where its words are, if no other
+sentence has them. The report lists every sentence that was repaired, moved or dropped.
 
 This is the only module that maps characters to tokens.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -63,12 +65,14 @@ class Drop:
 class AlignmentReport:
     """The outcome for every sentence: `matched` occur in the response unchanged, the others are listed.
 
+    `moved` are the indices of those that have a span, matched or repaired, out of the order of the sentences.
     `pandas.DataFrame(report.dropped)` gives a table of one of the lists.
     """
 
     matched: int
     repaired: tuple[Repair, ...]
     dropped: tuple[Drop, ...]
+    moved: tuple[int, ...] = ()
 
     @property
     def placed(self) -> float:
@@ -79,10 +83,14 @@ class AlignmentReport:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Spans in reading order, without overlaps, and the report on how they were found."""
+    """Spans in reading order, without overlaps, and the report on how they were found.
+
+    `sentences` has, for each span, which of the sentences handed in it is.
+    """
 
     spans: tuple[Span, ...]
     report: AlignmentReport
+    sentences: tuple[int, ...] = ()
 
 
 def align(
@@ -119,36 +127,46 @@ def align(
     page = _Page(*_letters(response), response)
     wanted = [_letters(s.text)[0] if labels is None or s.label in labels else "" for s in sentences]
     chain = _place(page, wanted, [s.text.strip() for s in sentences])
-    spans: list[Span] = []
+    moved = _moved(page, wanted, [s.text.strip() for s in sentences], chain)
+    spans: dict[int, Span] = {}
     repaired: list[Repair] = []
+    crowded: dict[int, str] = {}
+    token = 0
+    placed = {i: place for i, place in enumerate(chain) if place} | moved
+    for i, place in sorted(placed.items(), key=lambda entry: entry[1].start):
+        start, end = page.origin[place.start], page.origin[place.end - 1] + 1
+        holder = bisect_right(offsets, start) - 1  # the last token that begins there or before
+        first = max(token, bisect_left(offsets, offsets[holder]) if holder >= 0 else 0)
+        last = bisect_left(offsets, end)
+        if first >= last:
+            crowded[i] = f"characters {start} to {end} have no token that is not the span's before"
+            continue
+        spans[i] = Span(sentences[i].label, prompt_length + first, prompt_length + last, start, end)
+        token = last
     dropped: list[Drop] = []
-    cursor, token = 0, 0
-    for i, (sentence, place) in enumerate(zip(sentences, chain, strict=True)):
-        text, reason, start, end, first, last = sentence.text.strip(), "", 0, 0, 0, 0
+    cursor = 0
+    for i, sentence in enumerate(sentences):
+        text = sentence.text.strip()
+        if i in spans:
+            found = response[spans[i].char_start : spans[i].char_end]
+            if found != text:
+                repaired.append(Repair(i, text, found, placed[i].similarity))
+            if i not in moved:
+                cursor = spans[i].char_end
+            continue
+        reason = crowded.get(i, "")
         if labels is not None and sentence.label not in labels:
             reason = f"label {sentence.label!r} not in {', '.join(labels)}"
         elif not text:
             reason = "empty text"
-        elif place is None:
+        elif not reason:
             reason = f"no match at or after character {cursor} that keeps the order"
             if (at := response.find(text)) >= 0:
                 reason += f"; the words at character {at} are out of order or another sentence's"
-        else:
-            start, end = page.origin[place.start], page.origin[place.end - 1] + 1
-            holder = bisect_right(offsets, start) - 1  # the last token that begins there or before
-            first = max(token, bisect_left(offsets, offsets[holder]) if holder >= 0 else 0)
-            last = bisect_left(offsets, end)
-            if first >= last:
-                reason = f"characters {start} to {end} have no token that is not the span's before"
-        if place is None or reason:
-            dropped.append(Drop(i, sentence.label, text, reason))
-            continue
-        spans.append(Span(sentence.label, prompt_length + first, prompt_length + last, start, end))
-        if response[start:end] != text:
-            repaired.append(Repair(i, text, response[start:end], place.similarity))
-        cursor, token = end, last
-    matched = len(spans) - len(repaired)
-    return Alignment(tuple(spans), AlignmentReport(matched, tuple(repaired), tuple(dropped)))
+        dropped.append(Drop(i, sentence.label, text, reason))
+    out_of_order = tuple(sorted(i for i in moved if i in spans))
+    report = AlignmentReport(len(spans) - len(repaired), tuple(repaired), tuple(dropped), out_of_order)
+    return Alignment(tuple(spans.values()), report, tuple(spans))
 
 
 class _Place(NamedTuple):
@@ -237,7 +255,45 @@ def _place(page: _Page, wanted: list[str], texts: list[str]) -> list[_Place | No
         if key not in edited:
             edited[key] = _Options.of(_edited(page, *key))
         options[i] = own.and_also(edited[key])
-    return _best_chain(options, size)
+    return _best_chain(options, size) if edited else chain
+
+
+def _moved(page: _Page, wanted: list[str], texts: list[str], chain: list[_Place | None]) -> dict[int, _Place]:
+    """Places, in letters that no sentence has, of sentences that the chain has no place for.
+
+    Unedited words at the edges of words are taken: of a sentence of some length anywhere, the nearest to where the
+    chain is; of a short one only beside the sentence that was handed in before or after it. A long sentence whose
+    words stand nowhere unedited is looked for among edited ones.
+    """
+    taken = np.zeros(len(page.letters), bool)
+    for place in filter(None, chain):
+        taken[place.start : place.end] = True
+    moved: dict[int, _Place] = {}
+    lost = [i for i, letters in enumerate(wanted) if letters and not chain[i]]
+    ends = list(accumulate((place.end if place else 0 for place in chain), max))
+    for some in ([i for i in lost if len(wanted[i]) >= _LANDMARK], [i for i in lost if len(wanted[i]) < _LANDMARK]):
+        for i in some:
+            letters = wanted[i]
+            places = [*_unedited(page, letters, texts[i])]
+            if not places and len(letters) >= 4 * _PIECE and not taken.all():
+                places = [*_edited(page, letters, 0, len(page.letters))]
+            beside = [p for n in (i - 1, i + 1) if 0 <= n < len(chain) and (p := chain[n] or moved.get(n))]
+            free = [
+                place
+                for place in places
+                if not taken[place.start : place.end].any()
+                and page.edge(place.start, opening=True)
+                and page.edge(place.end, opening=False)
+                and (len(letters) >= _LANDMARK or any(place.start == p.end or place.end == p.start for p in beside))
+            ]
+            if free:
+                moved[i] = min(free, key=partial(_distance, at=ends[i]))
+                taken[moved[i].start : moved[i].end] = True
+    return moved
+
+
+def _distance(place: _Place, at: int) -> tuple[float, int]:
+    return -place.similarity, abs(place.start - at)
 
 
 def _best_chain(options: list[_Options], size: int) -> list[_Place | None]:
