@@ -123,7 +123,7 @@ def planted_trace(model: Any, seed: int) -> ls.Trace:
 
 
 def attempt(do: Callable[[], Any]) -> str:
-    """What a cell says: "yes", with what `do` adds in words, or the reason of a refusal."""
+    """The text of a cell: "yes" with the text that `do` returns, or the message of the error."""
     try:
         added = do()
         return f"yes{added if isinstance(added, str) else ''}"

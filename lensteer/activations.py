@@ -5,7 +5,6 @@ One layer of one batch is held at a time, and no logits are computed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.behaviors import Span
 from lensteer.errors import LensteerError
+from lensteer.files import digest
 from lensteer.forward import Forward, read_there, right_padded
 from lensteer.traces import Trace
 
@@ -241,7 +241,7 @@ def _checked_layers(model: TransformerBridge, layers: Sequence[int] | None, batc
 
 def trace_key(trace: Trace) -> str:
     """A name of the trace that does not depend on its index: its task, and a hash of its tokens."""
-    return f"{trace.task.id}|{hashlib.sha256(repr(list(trace.ids)).encode()).hexdigest()[:16]}"
+    return f"{trace.task.id}|{digest(repr(list(trace.ids)).encode())}"
 
 
 def _ranges(trace: Trace, windows: list[Window]) -> list[tuple[int, int]]:

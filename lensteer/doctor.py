@@ -22,6 +22,7 @@ from lensteer.errors import LensteerError
 from lensteer.forward import Forward, left_padded
 from lensteer.generation import generate
 from lensteer.pipeline import RunConfig
+from lensteer.pipeline.stages import planned_chains
 from lensteer.results import Result
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
@@ -267,9 +268,7 @@ def _cost(model: TransformerBridge, config: RunConfig) -> Iterator[Finding]:
     decoded()  # warm
     began = time.perf_counter()
     rate = decoded() / (time.perf_counter() - began)
-    chains = config.n_dev * config.dev_samples * (1 + 2 * len(config.behaviors) * len(config.coefficients))
-    chains += config.n_test * config.n_samples * (1 + 3 * len(config.behaviors))
-    chains += config.n_test * config.control_samples * config.n_controls * 3
+    chains = sum(planned_chains(config, config.behaviors).values())
     tokens = chains * config.max_new_tokens + config.n_train * config.train_tokens
     shape = model.original_model.config
     heads = int(getattr(shape, "num_key_value_heads", None) or getattr(shape, "num_attention_heads", 1) or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+
+
+def digest(data: bytes) -> str:
+    """The first 16 hex digits of SHA-256, which identify files, settings and models here."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:

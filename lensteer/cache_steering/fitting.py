@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from lensteer import models
 from lensteer.cache_steering.pairs import Pair
 from lensteer.caches import new_cache
 from lensteer.errors import LensteerError
+from lensteer.files import digest
 from lensteer.forward import Forward, left_padded
 from lensteer.progress import progress_bar
 from lensteer.rotary import rotated, turning
@@ -70,11 +70,10 @@ def fit_cache_vector(
             sums = (parts[0], parts[1]) if sums is None else (sums[0] + parts[0], sums[1] + parts[1])
             bar.update(len(batch))
     assert sums is not None
-    digest = hashlib.sha256(json.dumps([[p.positive, p.negative] for p in pairs]).encode()).hexdigest()[:16]
     provenance: dict[str, Any] = {
         "model": models.fingerprint(model).to_dict(),
         "n_pairs": len(pairs),
-        "pairs": digest,
+        "pairs": digest(json.dumps([[p.positive, p.negative] for p in pairs]).encode()),
     }
     if layers is not None:
         provenance["layers"] = read

@@ -5,7 +5,6 @@ A pair is read at a named position. The tokens of each position are found here, 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from lensteer import models
 from lensteer.activations import TraceFeatures, stream_means
 from lensteer.contrast.pairs import Pair, Text, load_pairs
 from lensteer.errors import LensteerError
+from lensteer.files import digest
 from lensteer.vectors import BehaviorVectors, Controls
 from lensteer.vectors.components import PairComponents
 from lensteer.vectors.constructions import PAIRS, ContrastSums, Recipe, isotropic
@@ -274,7 +274,7 @@ def fit_directions(
         provenance={
             "model": models.fingerprint(model).to_dict(),
             "site": site,
-            "pairs": hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
+            "pairs": digest("\n".join(sorted(keys)).encode()),
             "seed": seed,
             "versions": library_versions(recipe),
         },
@@ -341,7 +341,7 @@ def _keys(pairs: Sequence[Pair], read: Sequence[tuple[_Read, _Read]]) -> list[st
     seen: Counter[str] = Counter()
     keys = []
     for pair, sides in zip(pairs, read, strict=True):
-        name = f"{pair.label}|{hashlib.sha256(repr(sides).encode()).hexdigest()[:16]}"
+        name = f"{pair.label}|{digest(repr(sides).encode())}"
         keys.append(f"{name}|{seen[name]}")
         seen[name] += 1
     return keys

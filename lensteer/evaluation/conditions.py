@@ -6,7 +6,6 @@ share its prefill.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from lensteer.annotation import Annotator, annotate, labels_of, unlabeled
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
-from lensteer.files import append_lines, drop_cut_line, read_jsonl
+from lensteer.files import append_lines, digest, drop_cut_line, read_jsonl
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
@@ -401,7 +400,7 @@ def _digest(
         [plan.identity() for plan in active_plans(model)],
         asdict(sampling),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return digest(json.dumps(parts).encode())
 
 
 def _resume(path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job]) -> dict[int, Trace]:

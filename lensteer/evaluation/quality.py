@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.files import append_lines, drop_cut_line, read_jsonl
+from lensteer.files import append_lines, digest, drop_cut_line, read_jsonl
 from lensteer.forward import forced_logits
 from lensteer.generation import run_batches
 from lensteer.progress import progress_bar
@@ -59,7 +58,7 @@ def text_quality(
 
     def key(i: int) -> str:
         parts = [fingerprint, on, identities[id(plans[i])], list(traces[i].ids), traces[i].prompt_length]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return digest(json.dumps(parts).encode())
 
     keys = [key(i) for i in range(len(traces))]
     known: dict[str, dict[str, float]] = {}
@@ -89,9 +88,10 @@ def text_quality(
         for some, found in run_batches(model, read, batches):
             for i, figures in zip(some, found, strict=True):
                 if not all(map(math.isfinite, figures.values())):
-                    raise LensteerError(
-                        f"the likelihood of chain {traces[i].id!r} is not finite: lower the coefficient that wrote it"
-                    )
+                    why = "lower the coefficient that wrote it"
+                    if plans[i] is None:
+                        why = f"{model.original_model.dtype} does not hold this model's activations; load it in another"
+                    raise LensteerError(f"the likelihood of chain {traces[i].id!r} is not finite: {why}")
                 known[keys[i]] = figures
             if path is not None:
                 append_lines(path, (json.dumps({"key": keys[i], **known[keys[i]]}) for i in some))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.files import append_lines, drop_cut_line
+from lensteer.files import append_lines, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
 from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
@@ -254,7 +254,7 @@ def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | No
     plans = [*active_plans(model), *([] if plan is None else [plan])]
     edits = [p.identity() for p in plans]
     identity = replace(models.fingerprint(model), name="", revision="")
-    return hashlib.sha256(json.dumps([identity.to_dict(), edits, numbers]).encode()).hexdigest()[:16]
+    return digest(json.dumps([identity.to_dict(), edits, numbers]).encode())
 
 
 def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[int, Trace]:

@@ -5,7 +5,6 @@ Layer `l` is 0-based and means the residual stream at the output of block `l`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.files import digest
 from lensteer.models.loading import ORGANISM
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def fingerprint(model: TransformerBridge) -> ModelId:
         revision=str(getattr(config, "_commit_hash", None) or ""),
         n_layers=n_layers(model),
         d_model=d_model(model),
-        weights=_digest(raw),
+        weights=digest(raw),
         tokenizer=_vocabulary_digest(tokenizer, len(tokenizer)),
-        template=_digest(str(tokenizer.chat_template or "").encode()),
+        template=digest(str(tokenizer.chat_template or "").encode()),
     )
 
 
@@ -110,17 +110,13 @@ def fingerprint(model: TransformerBridge) -> ModelId:
 def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase, _size: int) -> str:
     """Digest of a tokenizer, cached because serializing a large one takes seconds; added tokens change its size."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return _digest((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
+    return digest((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
 
 
 def _short_name(name: str) -> str:
     if Path(name) == ORGANISM:
         return "organism"
     return Path(name).name if Path(name).exists() else name
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def final_norm_gain(model: TransformerBridge) -> Tensor:

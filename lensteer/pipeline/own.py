@@ -6,7 +6,6 @@ files in its folder.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 from lensteer.annotation import annotate
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import score
+from lensteer.files import digest
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
@@ -44,7 +44,7 @@ def file_of(name: str) -> Path:
 
 def digest_of(path: str | Path) -> str:
     """Digest of a file's content."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return digest(Path(path).read_bytes())
 
 
 def load_own(name: str) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.evaluation.conditions import Measure
-from lensteer.files import write_atomically
+from lensteer.files import digest, write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
 from lensteer.positions import (
@@ -229,8 +228,7 @@ class Run:
         """
         folder = Path(folder)
         if config is not None and config.pairs is not None and config.behaviors == STEERED:
-            labels = dict.fromkeys(pair.label for pair in load_pairs(config.pairs, config.pair_format))
-            config = replace(config, behaviors=tuple(labels))
+            config = replace(config, behaviors=_pair_labels(config))
         manifest = folder / MANIFEST
         if not manifest.exists():
             if config is None:
@@ -262,8 +260,8 @@ class Run:
             raise LensteerError(
                 f"{str(folder)!r} holds another run, with {other}: give another folder, or the same options"
             )
-        for path, digest in run.files.items():
-            if Path(path).exists() and digest_of(path) != digest:
+        for path, known in run.files.items():
+            if Path(path).exists() and digest_of(path) != known:
                 raise LensteerError(
                     f"{path!r} has changed since {str(folder)!r} was begun: give another folder, or the file as it was"
                 )
@@ -391,7 +389,7 @@ class Run:
                     f"pairs {c.pairs!r} without a measure: give --measure FILE.py:NAME, a function that scores what "
                     "the model writes, or an --annotator with these labels"
                 )
-            labels = list(dict.fromkeys(pair.label for pair in load_pairs(c.pairs, c.pair_format)))
+            labels = list(_pair_labels(c))
             if odd := [label for label in c.behaviors if label not in labels]:
                 raise LensteerError(f"behaviors {odd} are not in the pairs {c.pairs!r}, which have {labels}")
         elif c.pair_format is not None:
@@ -426,7 +424,7 @@ class Run:
         Raises:
             LensteerError: another process holds the lock.
         """
-        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        place = digest(str(self.folder.resolve()).encode())
         user = os.getuid() if hasattr(os, "getuid") else "user"  # each user has separate locks in a shared folder
         lock = FileLock(Path(tempfile.gettempdir()) / f"lensteer-{user}-{place}.lock", timeout=0)
         try:
@@ -484,3 +482,9 @@ class Run:
     def path(self, name: str) -> Path:
         """Path of an artifact."""
         return self.folder / name
+
+
+def _pair_labels(config: RunConfig) -> tuple[str, ...]:
+    """The concepts that the run's pairs name, in their order."""
+    assert config.pairs is not None
+    return tuple(dict.fromkeys(pair.label for pair in load_pairs(config.pairs, config.pair_format)))

@@ -48,7 +48,7 @@ from lensteer.pipeline.chains import (
     trust,
     with_masks,
 )
-from lensteer.pipeline.run import SCOPES, Run
+from lensteer.pipeline.run import SCOPES, Run, RunConfig
 from lensteer.report import Example, RunResults, render, summary
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
@@ -301,6 +301,25 @@ def _select(run: Run) -> dict[str, Any]:
     return {"layers": dict(layers), "down": coefficients.down, "up": coefficients.up}
 
 
+def planned_chains(
+    config: RunConfig, labels: Sequence[str], *, n_dev: int | None = None, n_layers: int = 1
+) -> dict[str, int]:
+    """How many chains a run generates to choose coefficients, for its own conditions, and for control vectors.
+
+    Args:
+        config: of the run.
+        labels: the steered behaviors.
+        n_dev: dev tasks that there are; None: as many as the configuration asks for.
+        n_layers: distinct layers that are steered.
+    """
+    c, dev = config, config.n_dev if n_dev is None else n_dev
+    return {
+        "coefficients": dev * c.dev_samples * (1 + 2 * len(labels) * len(c.coefficients)),
+        "own": c.n_test * c.n_samples * (1 + 2 * len(labels) + sum(label in BASELINE_PROMPTS for label in labels)),
+        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_controls * len(POOLS) * n_layers,
+    }
+
+
 def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) -> None:
     """Base rates on dev tasks, and the power of the evaluation, before any long stage.
 
@@ -327,11 +346,7 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
         rate = float(json.loads(run.path("plan.json").read_text(encoding="utf-8"))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
-    chains = {
-        "coefficients": len(run.tasks("dev")) * c.dev_samples * (1 + 2 * len(labels) * len(c.coefficients)),
-        "own": c.n_test * c.n_samples * (1 + 2 * len(labels) + sum(label in BASELINE_PROMPTS for label in labels)),
-        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_controls * len(POOLS) * n_layers,
-    }
+    chains = planned_chains(c, labels, n_dev=len(run.tasks("dev")), n_layers=n_layers)
     minutes = sum(chains.values()) * per_chain / rate / 60
     plan = {"chains": chains, "tokens_per_chain": per_chain, "tokens_per_second": rate, "minutes": minutes}
     write_atomically(run.path("plan.json"), json.dumps({**plan, "power": to_rows(found)}, indent=1))

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from lensteer import plots
 from lensteer.behaviors import BEHAVIORS, in_order
 from lensteer.evaluation.results import SHOWN
-from lensteer.report.summary import Example, RunResults, condition_key, kind_key, summary
+from lensteer.report.summary import Example, RunResults, condition_key, key_of, summary
 from lensteer.traces import Trace
 
 #: Styles of numbers: format and factor.
@@ -161,7 +161,7 @@ def _environment() -> Environment:
         "chain": _chain,
         "condition_key": condition_key,
         "drawn": _drawn,
-        "kind_key": kind_key,
+        "key_of": key_of,
         "legend": _legend,
     }
     return environment

@@ -104,7 +104,7 @@ def summary(results: RunResults) -> dict[str, Value]:
     """
     found: dict[str, Any] = {"title": results.title}
     found |= {f"model.{name}": value for name, value in results.model.items()}
-    found |= {f"config.{_KEYS.get(name, name)}": value for name, value in results.config.items()}
+    found |= {f"config.{key_of(name)}": value for name, value in results.config.items()}
     found |= {f"annotator.{name}": value for name, value in results.annotator.items()}
     found |= {f"alignment.{name}": value for name, value in results.alignment.items()}
     found |= {f"note.{number}": note for number, note in enumerate(results.notes)}
@@ -220,7 +220,7 @@ def _coefficients(coefficients: ChosenCoefficients) -> dict[str, Any]:
 
 def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"plan.{name}": value for name, value in plan.items() if not isinstance(value, (dict, list))}
-    found |= {f"plan.chains.{_KEYS.get(name, name)}": n for name, n in plan.get("chains", {}).items()}
+    found |= {f"plan.chains.{key_of(name)}": n for name, n in plan.get("chains", {}).items()}
     for row in plan.get("power", ()):
         found |= {f"power.{row['behavior']}.{name}": value for name, value in row.items() if name != "behavior"}
     return found
@@ -228,16 +228,16 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _effects(evaluation: Evaluation) -> dict[str, Any]:
     names = ("n_tasks", "n_samples", "n_controls", "control_samples", "scope", "coefficient_unit")
-    found: dict[str, Any] = {f"evaluation.{_KEYS.get(name, name)}": getattr(evaluation, name) for name in names}
+    found: dict[str, Any] = {f"evaluation.{key_of(name)}": getattr(evaluation, name) for name in names}
     first = evaluation.annotators[0]
     for effect in evaluation.effects:
-        kind = kind_key(effect.kind)
+        kind = key_of(effect.kind)
         path = f"effect.{effect.behavior}.{kind}.{effect.unit}"
         if effect.annotator:
             path = f"by.{effect.annotator}.{effect.behavior}.{kind}"
         for name, value in flat(effect).items():
             if name not in ("behavior", "kind", "unit", "annotator", "controls"):
-                found[f"{path}.{_KEYS.get(name, name).removeprefix('change_')}"] = value
+                found[f"{path}.{key_of(name).removeprefix('change_')}"] = value
         for pool in effect.controls:
             values = {name: value for name, value in asdict(pool).items() if name != "pool"}
             found |= {f"{path}.{pool.pool}.{name}": value for name, value in values.items()}
@@ -297,12 +297,12 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
 
 def condition_key(name: str) -> str:
     """The prefix of a condition's keys: "arm.backtracking.words" for "backtracking/prompted"."""
-    return ".".join(["arm", *(_KEYS.get(part, part) for part in name.split("/"))])
+    return ".".join(["arm", *map(key_of, name.split("/"))])
 
 
-def kind_key(kind: str) -> str:
-    """An effect's kind as in keys."""
-    return _KEYS.get(kind, kind)
+def key_of(name: str) -> str:
+    """What a field or a kind of condition is called in keys."""
+    return _KEYS.get(name, name)
 
 
 def _breaks(condition: ConditionSummary) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from lensteer import models
 from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
 from lensteer.errors import LensteerError
+from lensteer.files import digest
 from lensteer.traces import Trace, label_axis
 from lensteer.vectors.constructions import PAIRS, ContrastSums, Recipe, isotropic
 from lensteer.vectors.probes import ProbeFits, check_memory
@@ -127,7 +127,7 @@ def fit_recipes(
     provenance = {
         "model": models.fingerprint(model).to_dict(),
         "site": site,
-        "traces": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
+        "traces": digest("\n".join(keys).encode()),
         "seed": seed,
     }
     made = []
