@@ -39,7 +39,7 @@ from lensteer.evaluation import (
     text_check,
     text_quality,
 )
-from lensteer.evaluation.text import check_standard
+from lensteer.evaluation.margins import check_standard
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import generated, thinking
 from lensteer.statistics import Ratio, bootstrap_interval, holm

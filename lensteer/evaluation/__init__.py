@@ -5,6 +5,7 @@ from lensteer.evaluation.coefficients import COEFFICIENTS, ChosenCoefficients, C
 from lensteer.evaluation.conditions import Condition, Counts, Record, by_condition, draw_chains, measure, run_conditions
 from lensteer.evaluation.controls import POOLS, random_directions
 from lensteer.evaluation.effects import BASE, BASELINE_PROMPTS, KINDS, evaluate, summarize
+from lensteer.evaluation.margins import GRAMMAR_MARGINS, Margins, TextCheck, TextFigure, text_check
 from lensteer.evaluation.modes import FIGURES, Modes, ModeSummary, measure_modes
 from lensteer.evaluation.power import Power, power
 from lensteer.evaluation.quality import text_quality
@@ -18,7 +19,6 @@ from lensteer.evaluation.results import (
     PositionEffect,
 )
 from lensteer.evaluation.shares import ResampledShares, estimate_of
-from lensteer.evaluation.text import GRAMMAR_MARGINS, Margins, TextCheck, TextFigure, text_check
 
 __all__ = [
     "BASE",

@@ -14,7 +14,7 @@ from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
 from lensteer.evaluation.effects import BASE, KINDS, measures_of
-from lensteer.evaluation.text import Margins, TextCheck, check_standard, text_check
+from lensteer.evaluation.margins import Margins, TextCheck, check_standard, text_check
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.results import Saved

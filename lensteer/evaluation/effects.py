@@ -17,8 +17,8 @@ from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
 from lensteer.evaluation.controls import POOLS, control_conditions, ranked
+from lensteer.evaluation.margins import Margins, text_check
 from lensteer.evaluation.results import ConditionSummary, Effect, Evaluation
-from lensteer.evaluation.text import Margins, text_check
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.statistics import Estimate, Ratio, bootstrap_interval, holm, sign_flip_test

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation.text import TextCheck
+from lensteer.evaluation.margins import TextCheck
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
 

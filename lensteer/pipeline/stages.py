@@ -33,9 +33,9 @@ from lensteer.evaluation import (
     power,
     run_conditions,
 )
+from lensteer.evaluation.margins import check_standard
 from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
-from lensteer.evaluation.text import check_standard
 from lensteer.files import read_jsonl, write_atomically
 from lensteer.generation.jobs import generate_traces
 from lensteer.pipeline.cache import read_cache_run
