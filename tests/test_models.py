@@ -149,15 +149,19 @@ def test_end_ids_are_the_tokenizers_and_the_generation_configs(tiny_model, monke
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
-def test_the_token_table_says_what_each_token_does(family, tiny_model):
+def test_the_token_table_says_what_each_token_does(family, tiny_model, monkeypatch):
     model = tiny_model(family)
+    assert models.token_table(model).thought is None  # its template knows no marks
+    monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # models share tokenizers
+    models.set_thought_marks(model, "<think>")
     table = models.token_table(model)
     ids = models.encode(model, "<think>I am. So</think>\nThe")
     texts = [model.tokenizer.decode([i]) for i in ids]
-    assert [texts[i] for i in table.opens[ids].nonzero()[:, 0]] == ["<think>"]
-    assert [texts[i] for i in table.closes[ids].nonzero()[:, 0]] == ["</think>"]
+    opens, closes = table.thought
+    assert [texts[i] for i in opens.whole[ids].nonzero()[:, 0]] == ["<think>"]
+    assert [texts[i] for i in closes.whole[ids].nonzero()[:, 0]] == ["</think>"]
     assert [texts[i] for i in table.ends_sentence[ids].nonzero()[:, 0]] == [".", "\n"]
-    assert len(table.opens) == model.cfg.d_vocab
+    assert len(opens.whole) == len(table.texts) == model.cfg.d_vocab
     assert table is models.token_table(model)
 
 

@@ -137,9 +137,11 @@ def run_jobs(
     return [made[i] for i in range(len(jobs))]
 
 
-def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
-    """A trace from generated ids, with its text decoded from them."""
-    response, offsets = models.decode_offsets(model.tokenizer, result.ids)
+def trace_of(
+    model: TransformerBridge, job: Job, result: Generated, text: tuple[str, Sequence[int]] | None = None
+) -> Trace:
+    """A trace from generated ids; its text and its offsets are decoded from them, unless they are known."""
+    response, offsets = models.decode_offsets(model.tokenizer, result.ids) if text is None else text
     return Trace(
         job.task,
         job.prompt,
@@ -150,6 +152,8 @@ def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
         result.finished,
         job.sample,
         prefill=job.prefill,
+        marks=models.thought_marks(model),
+        opened=models.opens_thought(model, job.prompt),
     )
 
 
