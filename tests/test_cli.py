@@ -102,6 +102,7 @@ OPTIONS = {
     "--temperature": ("0.6", "temperature", 0.6),
     "--top-p": ("0.95", "top_p", 0.95),
     "--prefill": ("Okay, ", "prefill", "Okay, "),
+    "--system": ("Be brief.", "system", "Be brief."),
     "--n-train": ("11", "n_train", 11),
     "--n-dev": ("12", "n_dev", 12),
     "--n-test": ("13", "n_test", 13),

@@ -21,6 +21,7 @@ from lensteer.cli.options import (
     Model,
     Revision,
     Seed,
+    System,
     Tasks,
     numbers,
     tasks_for,
@@ -139,6 +140,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         temperature: Annotated[float | None, _option("temperature", "For all sampling.")] = None,
         top_p: Annotated[float | None, _option("top_p", "For all sampling.")] = None,
         prefill: Annotated[str | None, typer.Option(help="What every chain begins with.")] = None,
+        system: System = "",
         n_train: Annotated[int | None, _option("n_train", "Tasks that chains are generated on.")] = None,
         n_dev: Annotated[int | None, _option("n_dev", "Tasks that coefficients are chosen on.")] = None,
         n_test: Annotated[int | None, _option("n_test", "Held-out tasks.")] = None,
@@ -170,6 +172,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             device_map=device_map,
             revision=revision,
             seed=seed,
+            system=system,
         )
         maybe: dict[str, Any] = dict(
             behaviors=None if behaviors is None else tuple(part.strip() for part in behaviors.split(",")),

@@ -49,6 +49,13 @@ def tasks_for(model: str | None, tasks: str | None) -> str:
     return tasks or ("organism" if model is None else "builtin")
 
 
+System = Annotated[
+    str,
+    typer.Option(
+        help="The system prompt of every question, in every condition; pairs that have one keep theirs.",
+        show_default="none, or what the chat template inserts",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="For all random draws.")]
 
 

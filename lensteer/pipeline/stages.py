@@ -170,6 +170,7 @@ def _traces(run: Run) -> dict[str, Any]:
         temperature=c.temperature,
         top_p=c.top_p,
         prefill=c.prefill,
+        system=c.system,
         seed=c.seed,
         max_new_tokens=c.train_tokens,
         batch_size=c.batch_size,
