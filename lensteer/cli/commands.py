@@ -197,7 +197,9 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             batch_size=batch_size,
         )
         asked |= {name: value for name, value in maybe.items() if value is not None}
-        go(Run.open(out, replace(base, **asked), progress=True))
+        opened = Run.open(out, replace(base, **asked), progress=True)
+        opened.announce = typer.echo
+        go(opened)
 
     command.__doc__ = doc
     return command

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lensteer.errors import LensteerError
+from lensteer.tasks.benchmarks import FORMATS
 
 
 class Commands(TyperGroup):
@@ -38,7 +39,9 @@ DeviceMap = Annotated[
 Tasks = Annotated[
     str | None,
     typer.Option(
-        help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.",
+        help="'organism', 'builtin' (550 written tasks), or a file (JSONL, parquet) of tasks or of a benchmark: "
+        f"{', '.join(form.title for form in FORMATS)}. Of a benchmark's questions, a fifth is for dev, a fifth held "
+        "out and the rest for training, unless its records name a split.",
         show_default="builtin; for the organism: organism",
     ),
 ]

@@ -25,7 +25,7 @@ from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run
-from lensteer.tasks import load_tasks
+from lensteer.tasks import describe_tasks, load_tasks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -134,6 +134,8 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     model = run.model if run else _load(config)
     vector = CacheVector.load(config.vector, model)
     own = config.tasks == "organism"
+    if (said := describe_tasks(config.tasks)) is not None:
+        announce(f"tasks: {said}")
     sampling = Sampling(
         1,
         config.temperature,

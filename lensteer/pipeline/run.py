@@ -62,7 +62,7 @@ class RunConfig:
         device: where it runs.
         device_map: of Hugging Face, such as "auto", to spread it over devices; instead of `device`.
         revision: of a checkpoint on the hub.
-        tasks: "builtin", "organism", or a JSONL file.
+        tasks: "builtin", "organism", or a file of tasks or of a benchmark, as `load_tasks` takes it.
         chains: files of chains to use instead of generating any: traces, or the published annotation format. Their
             labels are kept, and the vectors are fitted on them.
         pairs: a file of contrastive pairs, or the name of a written set, to fit the vectors on instead of on chains;
