@@ -139,7 +139,7 @@ def test_parquet_says_the_same_as_jsonl(tmp_path):
         ({"question": "How many?"}, r"\['question'\].*PIQA \(goal.*MATH \(problem, and answer or solution\).*MMLU \("),
         (
             {"question": "How many?", "answer": "3"},
-            r"\['answer', 'question'\].*GSM8K \(question, answer ending in '#### 18'\)",
+            r"\['answer', 'question'\].*answer ending in '#### 18'\)",
         ),
         ({"problem": "How many?", "solution": "Three."}, r"no answer, and its solution has no \\boxed\{…\}: 'Three.'"),
         ({**mmlu(1), "answer": 4}, "answer 4 has to be a letter of ABCD, or a number from 0"),

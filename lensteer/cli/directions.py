@@ -27,7 +27,7 @@ def directions(
     raw: Annotated[bool, typer.Option("--raw", help="Texts already contain their template, or need none.")] = False,
     system: System = "",
     complete: Annotated[
-        int, typer.Option(help="Let the model generate this many tokens if pairs have no completion.")
+        int, typer.Option(help="Most tokens that the model writes where a pair has no completion; 0 for none.")
     ] = 0,
     position: Annotated[
         str | None,

@@ -28,11 +28,14 @@ class Commands(TyperGroup):
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A checkpoint's folder, a GGUF file or a name on the hub; default: the organism."),
+    typer.Option(help="A checkpoint's folder, a GGUF file or a name on the hub.", show_default="the organism"),
 ]
-Revision = Annotated[str | None, typer.Option(help="Of the checkpoint on the hub: a branch, tag or commit.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Of a checkpoint on the hub: a branch, tag or commit.", show_default="its main branch"),
+]
 Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: TransformerLens chooses.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", show_default="TransformerLens chooses")]
 DeviceMap = Annotated[
     str | None, typer.Option(help="Of Hugging Face, such as auto, to spread a model over devices; instead of --device.")
 ]

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import check_labels
+from lensteer.annotation import Judge, check_labels
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
@@ -342,6 +342,8 @@ class Run:
                 f"annotators {list(self.annotators)} with classifier={c.classifier!r}: only 'classifier' takes the "
                 "file that `lensteer annotate fit` wrote"
             )
+        if "judge" in self.annotators:
+            Judge()  # raises where its settings lack something
         for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).exists():
                 raise LensteerError(f"no file {path!r}: give one that exists")
