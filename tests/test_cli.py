@@ -102,6 +102,7 @@ OPTIONS = {
     "--temperature": ("0.6", "temperature", 0.6),
     "--top-p": ("0.95", "top_p", 0.95),
     "--prefill": ("Okay, ", "prefill", "Okay, "),
+    "--system": ("Be brief.", "system", "Be brief."),
     "--n-train": ("11", "n_train", 11),
     "--n-dev": ("12", "n_dev", 12),
     "--n-test": ("13", "n_test", 13),
@@ -273,3 +274,44 @@ def test_an_error_of_our_own_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["lensteer", "demo", "--out", str(tmp_path / "run")])
     with pytest.raises(RuntimeError, match="ours"):
         cli.main()
+
+
+@pytest.mark.parametrize("command", ["run", "traces"])
+def test_help_says_what_the_judge_needs_and_costs(command, lensteer, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", lensteer(command, "--help")[1]).split())
+    for word in (
+        "LENSTEER_JUDGE_MODEL",
+        "LENSTEER_JUDGE_URL",
+        "LENSTEER_JUDGE_KEY",
+        "extra `judge`",
+        "costs thousands",
+    ):
+        assert word in text
+
+
+def test_a_judge_without_a_model_is_refused_before_any_work(lensteer, monkeypatch, tmp_path):
+    for name in ("LENSTEER_JUDGE_MODEL", "LENSTEER_JUDGE_URL", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    words = ("--model", "some/model", "--annotator", "rules", "--annotator", "judge")
+    one_line(lensteer("run", "--out", tmp_path / "run", *words), "no model for the judge", "LENSTEER_JUDGE_MODEL")
+    assert not (tmp_path / "run").exists()
+
+
+def every_command(command, name=""):
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from every_command(inner, f"{name} {word}")
+    if name:
+        yield name.strip(), command
+
+
+def test_every_option_has_a_help_text_that_leaves_its_default_to_the_brackets():
+    from typer.main import get_command
+
+    for name, command in every_command(get_command(cli.app)):
+        for option in command.params:
+            if option.name == "help" or option.param_type_name == "argument":
+                continue
+            text = option.help or ""
+            assert text.endswith("."), (name, option.name)
+            assert "default" not in text.lower(), (name, option.name)  # it stands in brackets, in one form

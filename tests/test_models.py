@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import lensteer as ls
 from lensteer import models, twins
+from lensteer.models.dates import DATE
 from lensteer.steering import SteeringPlan
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
@@ -129,6 +132,68 @@ def test_a_prompt_may_be_words_or_messages_and_may_open_thinking(tiny_model, org
     assert models.chat_text(tiny_model(opens_thinking=True), "Three?").endswith("assistant\n<think>\n")
     assert models.chat_text(organism, "Three?").endswith("assistant\n<think>\n")
     assert models.chat_text(organism, "Three?", thinking=False).endswith("assistant\n")
+
+
+#: As in Llama 3.2: today's date unless one is given.
+GIVEN_OR_TODAY = """
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{{- "Today: " + date_string + "\n" }}
+{%- for m in messages %}{{ m['content'] }}{% endfor %}"""
+#: As in SmolLM3 and others: always today's, here with a number that is computed from it.
+TODAY = "\n{{ 'It is ' + strftime_now('%A, %-d/%m/%Y %H:%M:%S, 100 %%') }} {{ strftime_now('%Y')|int - 1 }}"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Set the time that transformers' templates see."""
+
+    def show(when):
+        class Clock:
+            @staticmethod
+            def now():
+                return when
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+
+    return show
+
+
+def test_a_template_that_writes_the_date_gives_the_same_prompt_on_every_day(tiny_model, monkeypatch, clock):
+    model, found = tiny_model(), {}
+    for name, template in (("given", GIVEN_OR_TODAY), ("always", TODAY)):
+        monkeypatch.setattr(model.tokenizer, "chat_template", template)
+        plain = []
+        for when in (datetime(2025, 12, 31, 23, 59), datetime(2026, 1, 1), DATE):
+            clock(when)
+            found.setdefault(name, set()).add(models.chat_text(model, "Three?"))
+            plain.append(model.tokenizer.apply_chat_template([{"role": "user", "content": "Three?"}], tokenize=False))
+        assert len(set(plain)) == 3  # without us, each day has its own
+        assert found[name] == {plain[-1]}  # what the template itself writes on that date
+    assert found["given"] == {"Today: 26 Jul 2024\nThree?"}
+    assert found["always"] == {"\nIt is Friday, 26/07/2024 00:00:00, 100 % 2023"}
+
+
+def test_every_directive_is_written_as_python_writes_it(tiny_model, monkeypatch, clock):
+    model = tiny_model()
+    for letter in "aAbBcdDeFfGHIjmMpSTuUVwWxXyYzZ%":
+        monkeypatch.setattr(model.tokenizer, "chat_template", f"{{{{ strftime_now('<%{letter}>%%{letter}') }}}}")
+        assert models.chat_text(model, "Three?") == DATE.strftime(f"<%{letter}>%%{letter}")
+
+
+def test_chains_are_resumed_on_another_day(tiny_model, monkeypatch, clock, tmp_path):
+    model, tasks = tiny_model(), ls.load_tasks(n=3)
+    monkeypatch.setattr(model.tokenizer, "chat_template", GIVEN_OR_TODAY)
+    options: dict[str, Any] = dict(path=tmp_path / "chains.jsonl", max_new_tokens=3)
+    clock(datetime(2025, 12, 31))
+    ls.generate_traces(model, tasks[:2], **options)
+    clock(datetime(2026, 1, 1))
+    assert len(ls.generate_traces(model, tasks, **options)) == 3
 
 
 def test_a_missing_chat_template_is_named(tiny_checkpoint, tmp_path):

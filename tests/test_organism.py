@@ -32,7 +32,7 @@ from lensteer.organism.grammar import (
     write_chain,
 )
 from lensteer.organism.train import PATTERN, Config, build_model, collate, stream, train
-from lensteer.tasks.values import organism_tasks
+from lensteer.tasks.sources import organism_tasks
 
 NODE = r"(?:[A-Z]|start|none|exit|goal)"
 

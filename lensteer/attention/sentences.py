@@ -169,6 +169,8 @@ def _in_template(model: TransformerBridge, trace: Trace) -> Tensor:
         if text.endswith(tail):
             end = len(tail)
             break
+    if not begin and trace.task.prompt:  # a system prompt is before the message
+        begin = max(0, text.rfind(trace.task.prompt, 0, len(text) - end))
     ends = torch.tensor([*starts[1:], len(text)])
     return (ends <= begin) | (torch.tensor(starts) >= len(text) - end)
 

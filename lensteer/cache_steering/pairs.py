@@ -59,6 +59,7 @@ def contrastive_pairs(
     join: str = " ",
     neighbors: str = "random",
     thinking: bool = False,
+    system: str = "",
     seed: int = 0,
 ) -> list[Pair]:
     """Few-shot prompts with steps, paired with the same without steps or with steps of another style.
@@ -79,11 +80,12 @@ def contrastive_pairs(
         neighbors: Examples at random, or those nearest to the question by TF-IDF of its words or by the mean of the
             model's token embeddings.
         thinking: Whether the template opens `<think>`.
+        system: The system prompt of both sides.
         seed: For all draws.
 
     Raises:
         LensteerError: Fewer records than a prompt needs, an impossible number, an unknown style or kind of neighbors,
-            or two sides that the chat template makes the same.
+            two sides that the chat template makes the same, or a template that takes no system prompt.
     """
     if n < 1 or shots < 1:
         raise LensteerError(f"n={n}, shots={shots}: ask for at least one pair and one example")
@@ -109,7 +111,7 @@ def contrastive_pairs(
         else:
             chosen = near[target][:shots][::-1]  # the nearest is last, next to the question
         replies = [[_reply(records[i], side, ending, join) for i in chosen] for side in (style, against)]
-        sides = [_prompt(model, records, chosen, target, wordings, thinking) for wordings in replies]
+        sides = [_prompt(model, records, chosen, target, wordings, system, thinking) for wordings in replies]
         if sides[0] == sides[1]:
             raise LensteerError(
                 f"both sides of the pair that asks {records[target].question[:60]!r} are the same text: the chat "
@@ -137,6 +139,7 @@ def _prompt(
     examples: Sequence[int],
     target: int,
     replies: Sequence[str],
+    system: str,
     thinking: bool,
 ) -> str:
     messages = []
@@ -144,7 +147,7 @@ def _prompt(
         messages.append({"role": "user", "content": records[i].question})
         messages.append({"role": "assistant", "content": reply})
     messages.append({"role": "user", "content": records[target].question})
-    return models.chat_text(model, messages, thinking=thinking)
+    return models.chat_text(model, messages, system=system, thinking=thinking)
 
 
 def _nearest(model: TransformerBridge, records: Sequence[Record], kind: str) -> list[list[int]]:

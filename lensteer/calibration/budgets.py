@@ -187,6 +187,7 @@ def calibrate(
     max_rounds: int = 8,
     max_coefficient: float = 32.0,
     max_new_tokens: int = 200,
+    system: str = "",
     seed: int = 0,
     batch_size: int = 256,
     memory: int = 2**30,
@@ -210,6 +211,7 @@ def calibrate(
         max_rounds: limit on the search.
         max_coefficient: limit on the coefficient, in `unit`.
         max_new_tokens: per rollout.
+        system: the system prompt of tasks.
         seed: for the sampling.
         batch_size: rollouts that run together.
         memory: bytes of a teacher-forced pass, roughly.
@@ -241,6 +243,7 @@ def calibrate(
         max_rounds=max_rounds,
         max_coefficient=max_coefficient,
         max_new_tokens=max_new_tokens,
+        system=system,
         seed=seed,
         batch_size=batch_size,
         memory=memory,
@@ -259,6 +262,7 @@ def calibrate_many(
     max_rounds: int = 8,
     max_coefficient: float = 32.0,
     max_new_tokens: int = 200,
+    system: str = "",
     seed: int = 0,
     batch_size: int = 256,
     memory: int = 2**30,
@@ -281,6 +285,7 @@ def calibrate_many(
         max_rounds: of the search; when they are spent, the nearest measured coefficient is the result.
         max_coefficient: the largest absolute value to try.
         max_new_tokens: per rollout.
+        system: the system prompt of tasks.
         seed: for the sampling; a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
@@ -322,6 +327,7 @@ def calibrate_many(
             prompts,
             tried,
             max_new_tokens=max_new_tokens,
+            system=system,
             seed=seed,
             batch_size=batch_size,
             memory=memory,

@@ -77,6 +77,7 @@ def rollout_kl(
     plans: Sequence[Plan],
     *,
     max_new_tokens: int = 200,
+    system: str = "",
     seed: int = 0,
     batch_size: int = 256,
     memory: int = 2**30,
@@ -92,6 +93,7 @@ def rollout_kl(
         prompts: tasks with distinct ids, or token ids.
         plans: each is compared with the unsteered model.
         max_new_tokens: per rollout.
+        system: the system prompt of tasks.
         seed: for the sampling: a prompt has the same random numbers under every plan and at every coefficient.
         batch_size: rollouts that run together.
         memory: bytes that a teacher-forced pass may take, roughly.
@@ -101,7 +103,7 @@ def rollout_kl(
         LensteerError: no prompts, an empty one, tasks that share an id, an impossible number, a layer that the model
             lacks, or a coefficient so large that logits are not finite.
     """
-    ids, names = _encoded(model, prompts)
+    ids, names = _encoded(model, prompts, system)
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise LensteerError(f"{name}={value}: give a positive number")
@@ -139,7 +141,7 @@ def rollout_kl(
 
 
 def _encoded(
-    model: TransformerBridge, prompts: Sequence[Task] | Sequence[Sequence[int]]
+    model: TransformerBridge, prompts: Sequence[Task] | Sequence[Sequence[int]], system: str
 ) -> tuple[list[list[int]], list[str]]:
     """Token ids of each prompt, and the name that seeds its sampling."""
     if not prompts:
@@ -148,7 +150,7 @@ def _encoded(
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, Task):
             names.append(prompt.id)
-            ids.append(models.encode(model, models.chat_text(model, prompt.prompt)))
+            ids.append(models.encode(model, models.chat_text(model, prompt.prompt, system=system)))
         else:
             names.append(str(number))
             ids.append([int(token) for token in prompt])  # type: ignore[attr-defined]  # a sequence, if not a task

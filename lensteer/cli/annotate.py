@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.options import Commands, Device, DeviceMap, Dtype, Model, Revision, Seed
+from lensteer.cli.options import Commands, Device, DeviceMap, Dtype, Revision, Seed
 from lensteer.models import load_model
 from lensteer.pipeline import Run, fit_annotator, run_stage
 
@@ -25,9 +25,17 @@ def annotate(out: Annotated[Path | None, typer.Option(help="The run's folder.")]
 def fit(
     chains: Annotated[list[Path], typer.Option(help="Annotated chains: traces, or the published format; repeatable.")],
     out: Annotated[Path, typer.Option(help="The classifier's file, for `--annotator classifier --classifier FILE`.")],
-    abstain: Annotated[float, typer.Option(help="Below this probability a sentence stays unlabeled.")] = 0.0,
-    layer: Annotated[int | None, typer.Option(help="Also read the residual stream at this layer.")] = None,
-    model: Model = None,
+    abstain: Annotated[float, typer.Option(help="Probability below which a sentence stays unlabeled.")] = 0.0,
+    layer: Annotated[
+        int | None,
+        typer.Option(help="Layer of --model whose residual stream is read, too.", show_default="none: text alone"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model of the chains, as `lensteer run` takes it.", show_default="none; with --layer the organism"
+        ),
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: DeviceMap = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lensteer.annotation.judge_client import KEY, MODEL, URL
 from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
@@ -21,6 +22,7 @@ from lensteer.cli.options import (
     Model,
     Revision,
     Seed,
+    System,
     Tasks,
     numbers,
     tasks_for,
@@ -28,7 +30,7 @@ from lensteer.cli.options import (
 )
 from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
-from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig, complete, run_stage
+from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, SCOPES, STAGES, Run, RunConfig, complete, run_stage
 
 app = typer.Typer(
     cls=Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -39,19 +41,28 @@ Annotators = Annotated[
     list[str] | None,
     typer.Option(
         "--annotator",
-        help="grammar, rules, classifier or judge, or FILE.py:NAME for your own; repeatable: the first is tested, "
-        "the others are reported as well. Default: by tasks and chains.",
+        help="What labels the sentences of generated text: grammar (the organism's), rules, classifier (see "
+        "--classifier), judge, or FILE.py:NAME for a function of yours; repeatable: the first is tested, the others "
+        "are reported as well. judge is a chat model on an OpenAI-compatible server, which is sent every chain of "
+        "every condition, 60 sentences a request, so it costs thousands of requests in a full run; replies are kept "
+        f"in the run's folder. It needs the extra `judge`, {MODEL} (the model's name), {URL} (such as "
+        f"http://localhost:8000/v1; OpenAI without one), and for most servers {KEY}.",
+        show_default="grammar for the organism's tasks; classifier, rules with --chains or --classifier; none with "
+        "--measure and --pairs or --chains; else rules",
     ),
 ]
 Classifier = Annotated[
     str | None,
-    typer.Option(help="The file that `lensteer annotate fit` wrote; default: one is fitted on the chains' labels."),
+    typer.Option(
+        help="The file that `lensteer annotate fit` wrote, for --annotator classifier.",
+        show_default="one is fitted on the labels of --chains",
+    ),
 ]
 Chains = Annotated[
     list[str] | None,
     typer.Option(
-        help="Chains to use instead of generating any: traces, or annotated ones, whose labels fit the vectors; "
-        "repeatable."
+        help="A file of chains to fit the vectors on instead of generating any: saved traces, or the published "
+        "annotation format. Their labels are kept; repeatable."
     ),
 ]
 Pairs = Annotated[
@@ -80,7 +91,7 @@ def _option(name: str, what: str) -> Any:
     def shown(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    words = shown(language)
+    words = shown(language) or "by scores"  # only layers have no value of their own
     if own != language or small != language:
         words += f"; organism: {shown(own)}" + (f"; small: {shown(small)}" if small != own else "")
     return typer.Option(help=what, show_default=words)
@@ -123,7 +134,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         seed: Seed = 0,
         behaviors: Annotated[str | None, _option("behaviors", "Which to steer, separated by commas.")] = None,
         layers: Annotated[
-            str | None, _option("layers", "One layer for all behaviors or one for each; default: by scores.")
+            str | None,
+            _option("layers", "Layers to steer, such as 15 or 12,15,15,18: one for all behaviors or one for each."),
         ] = None,
         window: Annotated[
             str | None, _option("window", "Where a behavior is read: onset, onset±k, span or published.")
@@ -131,14 +143,19 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         negatives: Annotated[
             str | None, _option("negatives", "What it is compared with: spans, all, rest or same_trace.")
         ] = None,
-        scope: Annotated[
-            str | None, _option("scope", "Where steering acts: generated, thinking, onsets, everywhere, ...")
-        ] = None,
+        scope: Annotated[str | None, _option("scope", f"Where steering acts: {', '.join(SCOPES)}.")] = None,
         unit: Annotated[str | None, _option("unit", "What coefficient 1 adds: difference, mean_norm or unit.")] = None,
-        coefficients: Annotated[str | None, _option("coefficients", "Coefficients to choose from, both signs.")] = None,
-        temperature: Annotated[float | None, _option("temperature", "For all sampling.")] = None,
-        top_p: Annotated[float | None, _option("top_p", "For all sampling.")] = None,
-        prefill: Annotated[str | None, typer.Option(help="What every chain begins with.")] = None,
+        coefficients: Annotated[
+            str | None, _option("coefficients", "Coefficients to choose from, in --unit; both signs are tried.")
+        ] = None,
+        temperature: Annotated[float | None, _option("temperature", "For all sampling; 0 is greedy.")] = None,
+        top_p: Annotated[
+            float | None, _option("top_p", "Probability that the likeliest tokens to draw from add up to.")
+        ] = None,
+        prefill: Annotated[
+            str | None, typer.Option(help="What every generated chain begins with.", show_default="nothing")
+        ] = None,
+        system: System = "",
         n_train: Annotated[int | None, _option("n_train", "Tasks that chains are generated on.")] = None,
         n_dev: Annotated[int | None, _option("n_dev", "Tasks that coefficients are chosen on.")] = None,
         n_test: Annotated[int | None, _option("n_test", "Held-out tasks.")] = None,
@@ -147,9 +164,14 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             int | None, _option("control_samples", "Chains per held-out task and control vector.")
         ] = None,
         n_controls: Annotated[int | None, _option("n_controls", "Control vectors per pool and layer.")] = None,
-        n_score_controls: Annotated[int | None, _option("n_score_controls", "Controls of the scores.")] = None,
-        train_tokens: Annotated[int | None, _option("train_tokens", "Per training chain.")] = None,
-        max_new_tokens: Annotated[int | None, _option("max_new_tokens", "Per chain of dev and held-out tasks.")] = None,
+        n_score_controls: Annotated[
+            int | None,
+            _option("n_score_controls", "Control vectors of each of two kinds for the scores by layer; 0 for none."),
+        ] = None,
+        train_tokens: Annotated[int | None, _option("train_tokens", "Most tokens of a training chain.")] = None,
+        max_new_tokens: Annotated[
+            int | None, _option("max_new_tokens", "Most tokens of a chain on dev and held-out tasks.")
+        ] = None,
         batch_size: Annotated[int | None, _option("batch_size", "Chains per batch.")] = None,
     ) -> None:
         chosen = tasks_for(model, tasks)
@@ -170,6 +192,7 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             device_map=device_map,
             revision=revision,
             seed=seed,
+            system=system,
         )
         maybe: dict[str, Any] = dict(
             behaviors=None if behaviors is None else tuple(part.strip() for part in behaviors.split(",")),
@@ -194,7 +217,9 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             batch_size=batch_size,
         )
         asked |= {name: value for name, value in maybe.items() if value is not None}
-        go(Run.open(out, replace(base, **asked), progress=True))
+        opened = Run.open(out, replace(base, **asked), progress=True)
+        opened.announce = typer.echo
+        go(opened)
 
     command.__doc__ = doc
     return command

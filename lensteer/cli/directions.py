@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision, Seed
-from lensteer.contrast import FORMATS, POSITIONS, complete_pairs, fit_directions, load_pairs
+from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision, Seed, System
+from lensteer.contrast import FORMATS, POSITIONS, complete_pairs, fit_directions, load_pairs, with_system
+from lensteer.errors import LensteerError
 from lensteer.models import load_model
 from lensteer.vectors.constructions import PAIR_CONSTRUCTIONS
 
@@ -24,8 +25,9 @@ def directions(
         str | None, typer.Option(help="The concept's name, if pairs have none.", show_default="the file's name")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Texts already contain their template, or need none.")] = False,
+    system: System = "",
     complete: Annotated[
-        int, typer.Option(help="Let the model generate this many tokens if pairs have no completion.")
+        int, typer.Option(help="Most tokens that the model writes where a pair has no completion; 0 for none.")
     ] = 0,
     position: Annotated[
         str | None,
@@ -45,7 +47,9 @@ def directions(
     seed: Seed = 0,
 ) -> None:
     """Fit a direction per concept and layer from pairs of texts that differ in it."""
-    loaded_pairs = load_pairs(pairs, format, label=label, raw=raw or None)
+    if raw and system:
+        raise LensteerError(f"--raw with --system {system!r}: raw texts hold theirs, leave one of the two out")
+    loaded_pairs = with_system(load_pairs(pairs, format, label=label, raw=raw or None), system)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map, revision=revision)
     if complete:
         loaded_pairs = complete_pairs(loaded, loaded_pairs, max_new_tokens=complete, seed=seed)

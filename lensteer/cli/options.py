@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lensteer.errors import LensteerError
+from lensteer.tasks.benchmarks import FORMATS
 
 
 class Commands(TyperGroup):
@@ -27,18 +28,23 @@ class Commands(TyperGroup):
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A checkpoint's folder, a GGUF file or a name on the hub; default: the organism."),
+    typer.Option(help="A checkpoint's folder, a GGUF file or a name on the hub.", show_default="the organism"),
 ]
-Revision = Annotated[str | None, typer.Option(help="Of the checkpoint on the hub: a branch, tag or commit.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Of a checkpoint on the hub: a branch, tag or commit.", show_default="its main branch"),
+]
 Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: TransformerLens chooses.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", show_default="TransformerLens chooses")]
 DeviceMap = Annotated[
     str | None, typer.Option(help="Of Hugging Face, such as auto, to spread a model over devices; instead of --device.")
 ]
 Tasks = Annotated[
     str | None,
     typer.Option(
-        help="'organism', 'builtin' (550 written tasks) or a JSONL file of tasks.",
+        help="'organism', 'builtin' (550 written tasks), or a file (JSONL, parquet) of tasks or of a benchmark: "
+        f"{', '.join(form.title for form in FORMATS)}. Of a benchmark's questions, a fifth is for dev, a fifth held "
+        "out and the rest for training, unless its records name a split.",
         show_default="builtin; for the organism: organism",
     ),
 ]
@@ -49,6 +55,13 @@ def tasks_for(model: str | None, tasks: str | None) -> str:
     return tasks or ("organism" if model is None else "builtin")
 
 
+System = Annotated[
+    str,
+    typer.Option(
+        help="The system prompt of every question, in every condition; pairs that have one keep theirs.",
+        show_default="none, or what the chat template inserts",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="For all random draws.")]
 
 

@@ -2,7 +2,7 @@
 
 from lensteer.contrast.completing import complete_pairs, pair_traces
 from lensteer.contrast.fitting import POSITIONS, Position, fit_directions
-from lensteer.contrast.pairs import FORMATS, Pair, Text, load_pairs, pair_up
+from lensteer.contrast.pairs import FORMATS, Pair, Text, load_pairs, pair_up, with_system
 
 __all__ = [
     "FORMATS",
@@ -15,4 +15,5 @@ __all__ = [
     "load_pairs",
     "pair_traces",
     "pair_up",
+    "with_system",
 ]

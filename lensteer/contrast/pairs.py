@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,15 @@ class Pair:
             raise LensteerError(
                 f"both sides of a pair of {self.label!r} are the same, {said[:60]!r}: give two that differ"
             )
+
+
+def with_system(pairs: Sequence[Pair], system: str) -> list[Pair]:
+    """The pairs with a system prompt for each text that has none. Raw texts, which hold theirs, stay as they are."""
+
+    def filled(text: Text) -> Text:
+        return text if text.raw or text.system else replace(text, system=system)
+
+    return [replace(pair, positive=filled(pair.positive), negative=filled(pair.negative)) for pair in pairs]
 
 
 def pair_up(

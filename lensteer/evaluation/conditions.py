@@ -261,7 +261,7 @@ def run_conditions(
     annotators = named(unlabeled if annotator is None and measures else annotator)
     if not annotators:
         raise LensteerError("no annotator: give at least one, such as annotator=rules, or a measure")
-    _try_measures(model, tasks, measures)
+    _try_measures(model, tasks, measures, sampling or Sampling())
     chains = draw_chains(model, tasks, conditions, sampling, path=path, progress=progress)
     first, *others = [annotate([trace for _, trace in chains], each) for each in annotators.values()]
     labels = in_order(
@@ -314,11 +314,13 @@ def _scores(measures: Mapping[str, Measure], trace: Trace) -> dict[str, float]:
     return {behavior: found[id(each)] for behavior, each in measures.items()}
 
 
-def _try_measures(model: TransformerBridge, tasks: Sequence[Task], measures: Mapping[str, Measure]) -> None:
+def _try_measures(
+    model: TransformerBridge, tasks: Sequence[Task], measures: Mapping[str, Measure], sampling: Sampling
+) -> None:
     """Score one made-up chain with each measure, so that a broken measure fails before anything is generated."""
     if not measures or not tasks:
         return
-    prompt = models.chat_text(model, tasks[0].prompt)
+    prompt = models.chat_text(model, tasks[0].prompt, system=sampling.system, thinking=sampling.thinking)
     ids = tuple(models.encode(model, "Let me think. The answer is 4."))
     job = Job(tasks[0], 0, prompt, tuple(models.encode(model, prompt)))
     _scores(measures, trace_of(model, job, Generated(ids, True)))
@@ -350,7 +352,7 @@ def draw_chains(
         start = sampling.prefill + condition.prefill + wanted_prefill(model, condition.plan)
         if (t, condition.suffix, start) not in first:
             asked = f"{tasks[t].prompt} {condition.suffix}".strip()
-            text = models.chat_text(model, asked, thinking=sampling.thinking) + start
+            text = models.chat_text(model, asked, system=sampling.system, thinking=sampling.thinking) + start
             first[t, condition.suffix, start] = Job(tasks[t], 0, text, tuple(models.encode(model, text)), start)
         return replace(first[t, condition.suffix, start], sample=sample, plan=condition.plan)
 

@@ -36,6 +36,7 @@ class Sampling:
         thinking: whether the template opens `<think>`, if it supports both.
         top_p: nucleus sampling: draw from the likeliest tokens that together have this probability.
         prefill: text that every chain begins with.
+        system: the system prompt of every question.
 
     Raises:
         LensteerError: an invalid number, or greedy samples that would all be the same.
@@ -49,6 +50,7 @@ class Sampling:
     thinking: bool = True
     top_p: float = 1.0
     prefill: str = ""
+    system: str = ""
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "max_new_tokens", "batch_size"):
@@ -174,6 +176,7 @@ def generate_traces(
     batch_size: int = 128,
     thinking: bool = True,
     prefill: str = "",
+    system: str = "",
     rewrite: Callable[[Task], str] | None = None,
     plans: Sequence[Plan | None] | None = None,
     path: str | Path | None = None,
@@ -192,6 +195,7 @@ def generate_traces(
         batch_size: chains per batch.
         thinking: whether the template opens `<think>`, if it supports both.
         prefill: the beginning of every answer, such as "Answer:" for a direct one.
+        system: the system prompt of every question.
         rewrite: from a task to a changed prompt (such as one with a cue).
         plans: one per task, None for a task without one.
         path: JSONL file that each finished batch is appended to; batches already in it are not rerun. (It does not
@@ -199,18 +203,20 @@ def generate_traces(
         progress: show a bar with tokens per second.
 
     Raises:
-        LensteerError: no task, an invalid number, two tasks with the same id and a path, or a file of another run.
+        LensteerError: no task, an invalid number, two tasks with the same id and a path, a file of another run, or a
+            chat template that takes no system prompt.
     """
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
-    sampling = Sampling(n_samples, temperature, seed, max_new_tokens, batch_size, thinking, top_p, prefill)
+    sampling = Sampling(n_samples, temperature, seed, max_new_tokens, batch_size, thinking, top_p, prefill, system)
     if plans is not None and len(plans) != len(tasks):
         raise LensteerError(f"{len(plans)} plans for {len(tasks)} tasks: give one per task")
     own = list(plans or [None] * len(tasks))
     first = []
     for task, plan in zip(tasks, own, strict=True):
         start = prefill + wanted_prefill(model, plan)
-        prompt = models.chat_text(model, rewrite(task) if rewrite else task.prompt, thinking=thinking) + start
+        asked = rewrite(task) if rewrite else task.prompt
+        prompt = models.chat_text(model, asked, system=system, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
     made = resume_jobs(model, jobs, sampling, path=path, progress=progress)

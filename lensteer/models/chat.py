@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lensteer.errors import LensteerError
+from lensteer.models.dates import directives, with_fixed_date
 from lensteer.models.facts import device, fingerprint
 from lensteer.models.thought import Marks, header, opens_thought, thought_marks
 from lensteer.positions import STOPS, SURE_STOPS, Mark, TokenTable, ends_sentence
@@ -23,6 +24,9 @@ def chat_text(
     model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
 ) -> str:
     """The prompt of a conversation, formatted with the model's chat template, up to the assistant's turn.
+
+    A template that writes today's date (through `strftime_now`) gets `dates.DATE`, 26 July 2024, instead: prompts, and
+    chains that are resumed, would otherwise differ from day to day.
 
     Args:
         model: whose template to use.
@@ -49,7 +53,12 @@ def chat_text(
     try:
         text = str(
             model.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                list(messages),
+                chat_template=with_fixed_date(model.tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                lensteer_date=directives(),
             )
         )
     except TemplateError as error:

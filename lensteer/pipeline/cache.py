@@ -25,7 +25,7 @@ from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run
-from lensteer.tasks import load_tasks
+from lensteer.tasks import describe_tasks, load_tasks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -51,6 +51,7 @@ class CacheFit:
     seed: int = 0
     device_map: str | None = None
     revision: str | None = None
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class CacheRun:
     seed: int = 0
     device_map: str | None = None
     revision: str | None = None
+    system: str = ""
 
 
 def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> CacheVector:
@@ -98,6 +100,7 @@ def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], objec
         against=config.against,
         neighbors=config.neighbors,
         seed=config.seed,
+        system=config.system,
         **wording,
     )
     vector = fit_cache_vector(model, pairs, position=position, label=config.style)
@@ -131,7 +134,17 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     model = run.model if run else _load(config)
     vector = CacheVector.load(config.vector, model)
     own = config.tasks == "organism"
-    sampling = Sampling(1, config.temperature, config.seed, config.max_new_tokens, config.batch_size, thinking=False)
+    if (said := describe_tasks(config.tasks)) is not None:
+        announce(f"tasks: {said}")
+    sampling = Sampling(
+        1,
+        config.temperature,
+        config.seed,
+        config.max_new_tokens,
+        config.batch_size,
+        thinking=False,
+        system=config.system,
+    )
 
     def measured(split: str, conditions: list[Condition], n: int) -> Modes:
         return measure_modes(

@@ -25,7 +25,7 @@ from lensteer.annotation import (
     read_published,
     rules,
 )
-from lensteer.contrast import Pair, Text, complete_pairs, load_pairs
+from lensteer.contrast import Pair, Text, complete_pairs, load_pairs, with_system
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl, write_atomically
 from lensteer.pipeline.own import is_own, load_own
@@ -87,7 +87,7 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
     """
     c = run.config
     assert c.pairs is not None
-    given = load_pairs(c.pairs, c.pair_format)
+    given = with_system(load_pairs(c.pairs, c.pair_format), c.system)
     if all(text.answered for pair in given for text in (pair.positive, pair.negative)):
         return given, given
     path = run.path("pairs.jsonl")

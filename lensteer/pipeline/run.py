@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import check_labels
+from lensteer.annotation import Judge, check_labels
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
@@ -62,7 +62,7 @@ class RunConfig:
         device: where it runs.
         device_map: of Hugging Face, such as "auto", to spread it over devices; instead of `device`.
         revision: of a checkpoint on the hub.
-        tasks: "builtin", "organism", or a JSONL file.
+        tasks: "builtin", "organism", or a file of tasks or of a benchmark, as `load_tasks` takes it.
         chains: files of chains to use instead of generating any: traces, or the published annotation format. Their
             labels are kept, and the vectors are fitted on them.
         pairs: a file of contrastive pairs, or the name of a written set, to fit the vectors on instead of on chains;
@@ -85,6 +85,8 @@ class RunConfig:
         temperature: of all sampling.
         top_p: of all sampling: the smallest set of tokens with at least this probability.
         prefill: text that every chain begins with.
+        system: the system prompt of every question that is put to the model, in every condition; pairs that have a
+            system prompt keep theirs.
         train_tokens: maximum per training chain.
         max_new_tokens: maximum per chain of dev and held-out tasks.
         batch_size: chains per batch.
@@ -126,6 +128,7 @@ class RunConfig:
     temperature: float = 0.8
     top_p: float = 1.0
     prefill: str = ""
+    system: str = ""
     train_tokens: int = 600
     max_new_tokens: int = 140
     batch_size: int = 200
@@ -339,6 +342,8 @@ class Run:
                 f"annotators {list(self.annotators)} with classifier={c.classifier!r}: only 'classifier' takes the "
                 "file that `lensteer annotate fit` wrote"
             )
+        if "judge" in self.annotators:
+            Judge()  # raises where its settings lack something
         for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).exists():
                 raise LensteerError(f"no file {path!r}: give one that exists")
@@ -438,7 +443,7 @@ class Run:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        """The run's model, checked against the one the run began with."""
+        """The run's model, checked against the one the run began with, and for whether it takes the system prompt."""
         model = models.load_model(
             self.config.model,
             dtype=self.config.dtype,
@@ -446,6 +451,8 @@ class Run:
             device_map=self.config.device_map,
             revision=self.config.revision,
         )
+        if self.config.system:  # before anything is written
+            models.chat_text(model, self.tasks("test")[0].prompt, system=self.config.system)
         found = models.fingerprint(model)
         if not self.model_id:
             self.model_id = found.to_dict()
@@ -476,7 +483,14 @@ class Run:
         """The run's sampling settings."""
         c = self.config
         return Sampling(
-            n_samples, c.temperature, c.seed, c.max_new_tokens, c.batch_size, top_p=c.top_p, prefill=c.prefill
+            n_samples,
+            c.temperature,
+            c.seed,
+            c.max_new_tokens,
+            c.batch_size,
+            top_p=c.top_p,
+            prefill=c.prefill,
+            system=c.system,
         )
 
     def path(self, name: str) -> Path:

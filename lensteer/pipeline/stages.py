@@ -50,6 +50,7 @@ from lensteer.pipeline.chains import (
 )
 from lensteer.pipeline.run import SCOPES, Run, RunConfig
 from lensteer.report import Example, RunResults, render, summary
+from lensteer.tasks import describe_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
 from lensteer.vectors.geometry import cosine_matrix
@@ -153,6 +154,9 @@ def _traces(run: Run) -> dict[str, Any]:
     c = run.config
     for layer in c.layers:
         models.check_layer(run.model, layer)
+    if (said := describe_tasks(c.tasks)) is not None:
+        run.announce(f"tasks: {said}")
+        run.note(f"Tasks: {said}")
     if c.pairs:
         completed, _ = pairs_of(run)
         traces = pair_traces(run.model, completed)
@@ -170,6 +174,7 @@ def _traces(run: Run) -> dict[str, Any]:
         temperature=c.temperature,
         top_p=c.top_p,
         prefill=c.prefill,
+        system=c.system,
         seed=c.seed,
         max_new_tokens=c.train_tokens,
         batch_size=c.batch_size,

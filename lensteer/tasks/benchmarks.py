@@ -1,6 +1,7 @@
-"""Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub.
+r"""Public benchmarks as tasks: GSM8K, ARC-Challenge, CommonsenseQA and PIQA, from files or from the hub.
 
-This module defines which published part of each is for choosing and which for reporting. Their schemas:
+This module defines which published part of each is for choosing and which for reporting. `recognize` tells by its keys
+which benchmark a record is of; that also knows MATH and MMLU. Their schemas:
 
 - GSM8K (Cobbe et al., arXiv 2110.14168; on the hub openai/gsm8k, "main"): `question`, and `answer` with the steps and
   then "#### 18".
@@ -9,6 +10,10 @@ This module defines which published part of each is for choosing and which for r
 - CommonsenseQA (Talmor et al., arXiv 1811.00937; tau/commonsense_qa): the same two forms. Test answers are hidden.
 - PIQA (Bisk et al., arXiv 1911.11641; ybisk/piqa): `goal`, `sol1`, `sol2`, `label` 0 or 1. The authors keep the labels
   of `x.jsonl` in `x-labels.lst`. Test answers are hidden.
+- MATH (Hendrycks et al., arXiv 2103.03874) and others of its form, such as MATH-500 and AIME: `problem`, and `answer`
+  or a `solution` that ends in `\boxed{18}`.
+- MMLU (Hendrycks et al., arXiv 2009.03300; cais/mmlu): `question`, `choices` as texts, `answer` as a number from 0 or a
+  letter. In MMLU-Pro `options` instead of `choices`.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from typing import Any
 
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl
+from lensteer.tasks.grading import GRADERS, final_answer
 from lensteer.tasks.values import Task
 
 _HIDDEN = "a hidden answer cannot be graded, take the validation part"
@@ -91,6 +97,37 @@ def read_piqa(values: Mapping[str, Any], where: str) -> Reading:
     return Reading(_lettered(goal, solutions, where), "AB"[int(label)], "choice")
 
 
+def read_math(values: Mapping[str, Any], where: str) -> Reading:
+    r"""A record of MATH: the answer, or else what the solution puts into its last `\boxed{…}`.
+
+    Raises:
+        LensteerError: a record of another form; `where` identifies it.
+    """
+    problem, solution = _text(values, "problem", where), str(values.get("solution") or "")
+    given = values.get("answer")
+    answer = (final_answer(solution) or "" if given is None else str(given)).strip()
+    if not answer:
+        raise LensteerError(f"{where} has no answer, and its solution has no \\boxed{{…}}: {solution[-200:]!r}")
+    return Reading(problem, answer, "numeric" if GRADERS["numeric"](answer, answer) else "exact", solution)
+
+
+def read_mmlu(values: Mapping[str, Any], where: str) -> Reading:
+    """A record of MMLU or MMLU-Pro.
+
+    Raises:
+        LensteerError: a record of another form; `where` identifies it.
+    """
+    question, answer = _text(values, "question", where), values.get("answer")
+    options = values.get("options") if values.get("choices") is None else values.get("choices")
+    prompt = _lettered(question, options if isinstance(options, list) else [], where)
+    letters = ascii_uppercase[: len(options or [])]
+    if isinstance(answer, int) and 0 <= answer < len(letters):
+        answer = letters[answer]
+    if not isinstance(answer, str) or answer.strip() not in [*letters]:
+        raise LensteerError(f"{where}: answer {answer!r} has to be a letter of {letters}, or a number from 0")
+    return Reading(prompt, answer.strip(), "choice")
+
+
 def _lettered(question: str, options: list[Any], where: str) -> str:
     """A question with its options on separate lines, relabeled "(A)" and so on."""
     if not 2 <= len(options) <= len(ascii_uppercase) or not all(isinstance(o, str) and o.strip() for o in options):
@@ -106,9 +143,66 @@ def _text(values: Mapping[str, Any], key: str, where: str) -> str:
     return found.strip()
 
 
+@dataclass(frozen=True)
+class Format:
+    """The form of a benchmark's records: its name in ids, its title and keys for messages, how it is told and read."""
+
+    name: str
+    title: str
+    keys: str
+    fits: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any], str], Reading]
+
+
+def _labeled(values: Mapping[str, Any]) -> bool:
+    """Whether a record has options with labels: in its `choices`, or within its `question`."""
+    choices = values.get("choices")
+    in_list = isinstance(choices, list) and any(isinstance(choice, dict) for choice in choices)
+    return in_list or isinstance(choices, dict) or isinstance(values.get("question"), dict)
+
+
+def _of_commonsense(values: Mapping[str, Any]) -> bool:
+    question = values.get("question")
+    return _labeled(values) and "question_concept" in {*values, *(question if isinstance(question, dict) else ())}
+
+
+#: In the order in which a record is compared with them.
+FORMATS = (
+    Format("piqa", "PIQA", "goal, sol1, sol2, label", lambda v: {"goal", "sol1", "sol2"} <= set(v), read_piqa),
+    Format(
+        "math",
+        "MATH",
+        "problem, and answer or solution",
+        lambda v: "problem" in v and ("answer" in v or "solution" in v),
+        read_math,
+    ),
+    Format("commonsense_qa", "CommonsenseQA", "question, choices, answerKey", _of_commonsense, read_choice),
+    Format("arc", "ARC", "question, choices, answerKey", _labeled, read_choice),
+    Format(
+        "mmlu",
+        "MMLU",
+        "question, choices or options, answer",
+        lambda v: "question" in v and ("choices" in v or "options" in v),
+        read_mmlu,
+    ),
+    Format(
+        "gsm8k",
+        "GSM8K",
+        "question, answer ending in '#### 18'",
+        lambda v: "question" in v and "####" in str(v.get("answer")),
+        read_gsm8k,
+    ),
+)
+
+
+def recognize(values: Mapping[str, Any]) -> Format | None:
+    """The benchmark that a record is of, by its keys; None if by them it is of none."""
+    return next((form for form in FORMATS if form.fits(values)), None)
+
+
 #: The name of a benchmark's part in file names, to its name on the hub.
-_PARTS = {"train": "train", "test": "test", "tests": "test"}
-_PARTS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
+PARTS = {"train": "train", "test": "test", "tests": "test"}
+PARTS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _SHARD = re.compile(r"-\d+-of-(\d+)$")
 
@@ -122,7 +216,7 @@ class Solved:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A record as read: its location (for messages), its part if known, and its number there."""
 
     where: str
@@ -196,18 +290,18 @@ def solved_tasks(name: str, source: str | Path | None = None, *, split: str = "t
         raise LensteerError(f"no split {split!r} of a benchmark: choose 'dev' or 'test'")
     form = _FORMS[name]
     if source is None:
-        return _solved(name, split, _from_hub(form, form.parts(split)[0]))
+        return solved_rows(name, form.read, split, _from_hub(form, form.parts(split)[0]))
     files = _files(Path(source), {*form.dev, form.test})
     if len(files) == 1:
         [(part, paths)] = files.items()
-        return _share(_solved(name, split, _from_files(paths, part)), split, str(source))
+        return _share(solved_rows(name, form.read, split, _from_files(paths, part)), split, str(source))
     part = next((part for part in form.parts(split) if part in files), None)
     if part is None:
         raise LensteerError(
             f"{str(source)!r} has no file for {split!r} of {name}: that is its {' or '.join(form.parts(split))} part, "
             f"and there is {' and '.join(map(str, files))}"
         )
-    return _solved(name, split, _from_files(files[part], part))
+    return solved_rows(name, form.read, split, _from_files(files[part], part))
 
 
 def _share(solved: list[Solved], split: str, source: str) -> list[Solved]:
@@ -219,10 +313,17 @@ def _share(solved: list[Solved], split: str, source: str) -> list[Solved]:
     return [s for s in solved if (s.task.prompt in dev) == (split == "dev")]
 
 
-def _solved(name: str, split: str, rows: Iterable[_Row]) -> list[Solved]:
+def solved_rows(
+    name: str, read_record: Callable[[Mapping[str, Any], str], Reading], split: str, rows: Iterable[Row]
+) -> list[Solved]:
+    """The tasks of records, all in one split. `name` begins their ids and is their category.
+
+    Raises:
+        LensteerError: a corrupt record, or two with one id.
+    """
     found: dict[str, tuple[str, Solved]] = {}
     for row in rows:
-        read = _FORMS[name].read(row.values, row.where)
+        read = read_record(row.values, row.where)
         own = row.values.get("id")
         key = str(own) if own not in (None, "") else "-".join(filter(None, (row.part, f"{row.number:05d}")))
         values = dict(id=f"{name}-{key}", category=name, split=split)
@@ -260,12 +361,21 @@ def _files(source: Path, known: set[str]) -> dict[str | None, list[Path]]:
 
 
 def _part(path: Path) -> str | None:
-    return next((_PARTS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in _PARTS), None)
+    return next((PARTS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in PARTS), None)
 
 
-def _from_files(paths: list[Path], part: str | None) -> list[_Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The records of a file, .parquet or with one a line.
+
+    Raises:
+        LensteerError: no such file, or one that cannot be read.
+    """
+    return _from_files([path], _part(path))
+
+
+def _from_files(paths: list[Path], part: str | None) -> list[Row]:
     rows = [row for path in paths for row in (_parquet(path) if path.suffix == ".parquet" else _jsonl(path))]
-    return [_Row(where, part, number, values) for number, (where, values) in enumerate(rows, 1)]
+    return [Row(where, part, number, values) for number, (where, values) in enumerate(rows, 1)]
 
 
 def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -293,7 +403,7 @@ def _parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{path}, row {number}", values) for number, values in enumerate(records, 1)]
 
 
-def _from_hub(form: _Form, part: str) -> list[_Row]:
+def _from_hub(form: _Form, part: str) -> list[Row]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -305,4 +415,4 @@ def _from_hub(form: _Form, part: str) -> list[_Row]:
             f"cannot load the {part} part of {form.hub} from the hub ({type(error).__name__}: {error}): "
             "give a file or folder as `source`"
         ) from error
-    return [_Row(f"{form.hub}, {part} row {i}", part, i, values) for i, values in enumerate(records, 1)]
+    return [Row(f"{form.hub}, {part} row {i}", part, i, values) for i, values in enumerate(records, 1)]
