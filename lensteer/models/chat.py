@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
+_LONGEST = 16  # tokens; bytes that have not become a character by then never will, and a run of them may be long
+
 
 def chat_text(
     model: TransformerBridge, messages: str | Sequence[Mapping[str, str]], *, system: str = "", thinking: bool = True
@@ -121,7 +123,8 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
     for end in range(1, len(ids) + 1):  # drop a leading space
         starts.append(cursor)
         piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
-        if piece.endswith("�") or not text.startswith(piece, cursor):
+        unfinished = piece.endswith("�") and end - begin < _LONGEST
+        if unfinished or not text.startswith(piece, cursor):
             continue
         cursor += len(piece)
         alone = decode(ids[end - 1 : end]) if end - begin > 1 else "�"
