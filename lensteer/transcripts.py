@@ -45,6 +45,11 @@ def is_transcript(row: Mapping[str, Any]) -> bool:
     return "prompt_ids" not in row and ("messages" in row or any(name in row for name in _RESPONSES))
 
 
+def has_labels(path: str | Path) -> bool:
+    """Whether a file of chains holds labels: the published annotation format, or traces with spans."""
+    return Path(path).is_file() and any("annotated" in row or row.get("spans") for _, row in read_jsonl(Path(path)))
+
+
 def read_transcripts(path: str | Path, model: TransformerBridge | None = None) -> list[Trace]:
     """Traces, without labels, from a JSONL file of chains as plain text.
 

@@ -131,12 +131,16 @@ def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[
 
 
 def read_published(
-    path: str | Path, tokenizer: Any = None, *, labels: Sequence[str] = BEHAVIORS
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    labels: Sequence[str] = BEHAVIORS,
+    marks: models.Marks | None = None,
 ) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
-    The file does not hold the full prompt of the model. A trace's prompt is empty (or an open `<think>`, if the
-    response holds none) and is represented by one token with the id 0, so that no span begins at position 0. Tasks are
+    The file does not hold the full prompt of the model. A trace's prompt is empty (or an open thought, if the response
+    opens none) and is represented by one token with the id 0, so that no span begins at position 0. Tasks are
     named `published-000` and so on, and hold the line's `prompt`, if there is one.
 
     Args:
@@ -145,6 +149,8 @@ def read_published(
             generated, and decode to another text if the tokenizer normalizes (offsets are into the file's text even
             then). Without one, every character is a token with the id 0, enough for code that reads text only.
         labels: that sections may have.
+        marks: of the model that the chains are for: a chain's own ones, if it has others, become these. None: they
+            stay as they are.
 
     Returns:
         The traces, in the file's order, and what was placed, repaired and dropped.
@@ -158,16 +164,22 @@ def read_published(
         if not isinstance(response, str) or not isinstance(annotated, str):
             raise LensteerError(f"{path}, line {number} has {sorted(row)}: give the texts 'response' and 'annotated'")
         sentences, found = parse_published(annotated, labels)
+        theirs = models.marks_in(response)
+        if marks is not None and marks[0] and theirs[0]:
+            response = response.replace(theirs[0], marks[0], 1).replace(theirs[1], marks[1], 1)
+            theirs = marks
+        opens, closes = theirs if theirs[0] else (models.OPEN_THINKING, models.CLOSE_THINKING)
         ids, offsets = _tokens(response, tokenizer, f"published-{i:03}")
         alignment = align(sentences, response, offsets, prompt_length=1)
         trace = Trace(
             task=Task(f"published-{i:03}", "published", "train", str(row.get("prompt", ""))),
-            prompt="" if models.OPEN_THINKING in response else models.OPEN_THINKING,
+            prompt="" if opens in response else opens,
             response=response,
             prompt_ids=(0,),
             response_ids=ids,
             offsets=offsets,
-            finished=models.CLOSE_THINKING in response,
+            finished=closes in response,
+            marks=(opens, closes),
         )
         unread = len(alignment.report.dropped) + sum(p.kind in (STRAY, OUTSIDE) for p in found)
         traces.append(with_spans(trace, alignment.spans, unread))

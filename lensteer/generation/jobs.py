@@ -180,6 +180,7 @@ def generate_traces(
     rewrite: Callable[[Task], str] | None = None,
     plans: Sequence[Plan | None] | None = None,
     path: str | Path | None = None,
+    inspect: Callable[[Sequence[Trace]], object] | None = None,
     progress: bool = False,
 ) -> list[Trace]:
     """Generate a model's responses to tasks.
@@ -200,6 +201,7 @@ def generate_traces(
         plans: one per task, None for a task without one.
         path: JSONL file that each finished batch is appended to; batches already in it are not rerun. (It does not
             record foreign hooks.)
+        inspect: called with each finished batch's new chains once they are in the file; it may raise an error to stop.
         progress: show a bar with tokens per second.
 
     Raises:
@@ -219,7 +221,7 @@ def generate_traces(
         prompt = models.chat_text(model, asked, system=system, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
-    made = resume_jobs(model, jobs, sampling, path=path, progress=progress)
+    made = resume_jobs(model, jobs, sampling, path=path, inspect=inspect, progress=progress)
     return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
 
 
@@ -229,6 +231,7 @@ def resume_jobs(
     sampling: Sampling,
     *,
     path: str | Path | None = None,
+    inspect: Callable[[Sequence[Trace]], object] | None = None,
     progress: bool = False,
 ) -> list[Trace]:
     """`run_jobs`, without rerunning batches that are already in a file.
@@ -238,6 +241,7 @@ def resume_jobs(
         jobs: as in `run_jobs`.
         sampling: how chains are drawn.
         path: JSONL file that each finished batch is appended to.
+        inspect: as in `generate_traces`.
         progress: show a bar.
 
     Raises:
@@ -254,6 +258,8 @@ def resume_jobs(
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None and fresh:
             append_lines(Path(path), (trace.to_json() for trace in named(fresh).values()))
+        if inspect is not None and fresh:
+            inspect(list(fresh.values()))
 
     made = named(dict(enumerate(run_jobs(model, jobs, sampling, done=done, keep=keep, progress=progress))))
     return [made[i] for i in range(len(jobs))]

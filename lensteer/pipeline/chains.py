@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from lensteer import models
 from lensteer.annotation import (
     Annotator,
     Judge,
@@ -67,7 +68,8 @@ def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridg
 def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
     _, first = read_jsonl(Path(path))[0]
     if "annotated" in first:
-        return read_published(path, None if model is None else model.tokenizer)[0]
+        tokenizer, marks = (None, None) if model is None else (model.tokenizer, models.thought_marks(model))
+        return read_published(path, tokenizer, marks=marks)[0]
     if is_transcript(first):
         return read_transcripts(path, model)
     traces = load_traces(path)
