@@ -72,12 +72,12 @@ class Trace:
         """Characters of the response that are its chain of thought.
 
         After the first opening mark (from 0 if the prompt has opened the thought; marks that repeat it are skipped) to
-        the first closing one or the end; empty without either. Without marks, the response up to its last token, if
-        that ended it.
+        the first closing one or the end; empty without either. Without marks, the response without the token that
+        ends it.
         """
         opens, closes = self.marks
         if not opens:
-            return (0, self.offsets[-1] if self.finished and self.offsets else len(self.response))
+            return (0, self.offsets[-1] if self._ends_in_a_mark else len(self.response))
         opened = self.opened
         if opened is None:
             opened = self.prompt.rfind(opens) > self.prompt.rfind(closes)
@@ -88,6 +88,12 @@ class Trace:
             begin = repeated.end()
         end = self.response.find(closes, begin)
         return (begin, len(self.response) if end < 0 else end)
+
+    @property
+    def _ends_in_a_mark(self) -> bool:
+        """Whether the last token is one such as `<|im_end|>`."""
+        last = self.response[self.offsets[-1] :] if self.finished and self.offsets else ""
+        return re.fullmatch(r"\s*<[^<>\s]+>\s*", last) is not None
 
     @property
     def closed(self) -> bool:

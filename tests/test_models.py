@@ -218,8 +218,8 @@ def test_end_ids_are_the_tokenizers_and_the_generation_configs(tiny_model, monke
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
 def test_the_token_table_says_what_each_token_does(family, tiny_model, monkeypatch):
     model = tiny_model(family)
+    monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # the model is shared
     assert models.token_table(model).thought is None  # its template knows no marks
-    monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # models share tokenizers
     models.set_thought_marks(model, "<think>")
     table = models.token_table(model)
     ids = models.encode(model, "<think>I am. So</think>\nThe")

@@ -29,7 +29,7 @@ def marked(tiny_model, monkeypatch):
         model = tiny_model("qwen2")
         if template is not None:
             monkeypatch.setattr(model.tokenizer, "chat_template", template)
-        monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # models share tokenizers
+        monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # the model is shared
         models.set_thought_marks(model, "auto" if marks is None else marks)
         return model
 

@@ -271,8 +271,7 @@ def _attribute(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     traces = [trace for trace in load_traces(run.path("annotated.jsonl")) if trace.spans]
-    step = max(1, len(traces) // c.score_chains)
-    some = traces[::step][: c.score_chains]  # from all files, if several
+    some = score_chains(traces, c.score_chains, _steered(run, vectors))
     options: dict[str, Any] = dict(behaviors=_steered(run, vectors), max_spans=c.max_spans)
     options |= dict(coefficient=c.score_coefficient, unit=c.unit, seed=c.seed, progress=run.progress)
     scores = attribute(run.model, some, vectors, **options)
@@ -282,6 +281,16 @@ def _attribute(run: Run) -> dict[str, Any]:
         beside.save(run.path("controls.json"))
     embedding_overlap(run.model, vectors).save(run.path("overlap.json"))
     return {"method": scores.method}
+
+
+def score_chains(traces: Sequence[Trace], n: int, behaviors: Sequence[str]) -> list[Trace]:
+    """About `n` chains evenly from all (from all files, if several), and one more for each behavior that they lack."""
+    chosen = list(traces[:: max(1, len(traces) // n)][:n])
+    for label in behaviors:
+        has = [trace for trace in traces if any(span.label == label for span in trace.spans)]
+        if has and not any(trace in has for trace in chosen):
+            chosen.append(has[0])
+    return chosen
 
 
 def _steered(run: Run, vectors: BehaviorVectors) -> list[str]:
