@@ -262,7 +262,11 @@ def test_an_unknown_dtype_is_refused_by_name(dtype, tiny_checkpoint):
     ("options", "said"),
     [
         (dict(device="cpu", device_map="auto"), "give one of them"),
-        (dict(device_map="everywhere"), "cannot load model .*everywhere"),
+        (dict(device_map="everywhere"), "device_map='everywhere': no device 'everywhere' here: there is cpu"),
+        (dict(device_map={"": "cuda:9"}), "device_map=.*no device 'cuda:9' here"),
+        (dict(device_map={"": 9}), "device_map=.*no device 'cuda:9' here"),
+        (dict(device_map={"": "disk"}), "weights on disk are not supported"),
+        (dict(device_map={"": 3.5}), "device_map"),
         (dict(tokenizer="words"), "tokenizer='words'"),
     ],
 )

@@ -15,6 +15,7 @@ from lensteer.annotation.annotators import unlabeled
 from lensteer.forward import left_padded
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, trace_of
+from lensteer.pipeline.stages import check_thoughts
 from lensteer.tasks import Task
 
 KNOWN = [*models.MARKS.values()]
@@ -164,6 +165,58 @@ def test_a_trace_of_before_reads_as_it_did():
     trace = ls.Trace.from_dict(values)
     assert trace.thinking == (0, 3)
     assert ls.Trace.from_dict({**values, "marks": ["[A]", "[B]"]}).marks == ("[A]", "[B]")
+
+
+def test_chains_without_a_thought_are_noticed_in_the_first_batch(marked, tmp_path):
+    tasks = [Task(f"t{i}", "given", "train", f"How many are {i}?") for i in range(6)]
+    path = tmp_path / "traces.jsonl"
+    for marks, template, said in (
+        (("[THINK]", "[/THINK]"), TEMPLATE, r"none of the 2 chains .*'\[THINK\]'.*--thought none"),
+        (models.UNMARKED, TEMPLATE, None),
+        (None, TEMPLATE + OPENS.replace("MARK", "<think>"), None),
+    ):
+        path.unlink(missing_ok=True)
+        model = marked(marks, template)
+
+        def run(model=model, marks=marks) -> list[ls.Trace]:
+            return ls.generate_traces(
+                model,
+                tasks,
+                max_new_tokens=4,
+                batch_size=2,
+                path=path,
+                inspect=lambda new: check_thoughts(model, new),
+            )
+
+        if said is None:
+            assert len(run()) == 6
+        else:
+            with pytest.raises(ls.LensteerError, match=said):
+                run()
+            assert len(path.read_text().splitlines()) == 2  # the first batch is kept, and no other was begun
+
+
+def test_chains_that_mark_a_thought_unasked_are_noticed(marked):
+    model = marked("none", TEMPLATE)
+    traces = [written(model, "How many?", f"<think>\nSo {i}.\n</think>\n7") for i in range(3)]
+    with pytest.raises(ls.LensteerError, match=r"all 3 chains .*'<think>'.*--thought '<think>'"):
+        check_thoughts(model, traces)
+    check_thoughts(model, [*traces, written(model, "How many?", "Seven.")])
+
+
+def test_a_template_from_a_file(tiny_checkpoint, tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(TEMPLATE + OPENS.replace("MARK", "[THINK]"))
+    model = ls.load_model(tiny_checkpoint("qwen2", seed=3), template=file)
+    assert models.chat_text(model, "Hi").endswith("[THINK]\n")
+    assert models.thought_marks(model) == ("[THINK]", "[/THINK]")
+    for text in ("{% for x %}", "no prompt", None):
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+        with pytest.raises(ls.LensteerError, match=r"chat template .*chat\.jinja"):
+            ls.load_model(tiny_checkpoint("qwen2", seed=3), template=file)
 
 
 #: Each message between marks of its own, then the assistant's header; BODY stands for what a template does else.

@@ -145,12 +145,14 @@ def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     return found
 
 
-def _check_device(device: str | torch.device | None, device_map: object) -> torch.device:
+def _check_device(device: str | torch.device | None, device_map: Any) -> torch.device:
     """The device, or where a checkpoint goes first if a map says the rest."""
     from transformer_lens.utilities import get_device
 
     if device is not None and device_map is not None:
         raise LensteerError(f"device={str(device)!r} and device_map={device_map!r}: give one of them")
+    if device_map is not None:
+        return _check_map(device_map)
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         there.append("mps")
@@ -165,6 +167,27 @@ def _check_device(device: str | torch.device | None, device_map: object) -> torc
         reason = str(error).splitlines()[0]
         raise LensteerError(f"no device {str(device)!r} here: there is {', '.join(there)} ({reason})") from error
     return found
+
+
+#: Names that Hugging Face resolves by itself.
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def _check_map(device_map: Any) -> torch.device:
+    """Where a checkpoint goes first if a map says the rest; each device of the map has to be there."""
+    named = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for where in named:
+        if where in _MAPS and not isinstance(device_map, Mapping):
+            continue
+        if where == "disk":
+            raise LensteerError(f"device_map={device_map!r}: weights on disk are not supported; give GPUs, or the CPU")
+        try:
+            _check_device(f"cuda:{where}" if isinstance(where, int) else where, None)
+        except (LensteerError, TypeError) as error:
+            raise LensteerError(
+                f"device_map={device_map!r}: {error}; or give one of {', '.join(map(repr, _MAPS))}"
+            ) from error
+    return _check_device(None, None)
 
 
 def _check_file(name: str) -> None:
@@ -307,7 +330,13 @@ def _wrapped(
     try:
         with _no_installs(), _kept(tokenizer):
             bridge = TransformerBridge.boot_transformers(name, dtype=dtype, hf_model=model, tokenizer=tokenizer)
-    except Exception as error:  # whatever TransformerLens raises is about this architecture
+    except Exception as error:  # whatever else TransformerLens raises is about this architecture
+        if "device_map" in str(error):
+            raise LensteerError(
+                f"the device map of {name!r} mixes a GPU with the CPU or the disk, which TransformerLens does not run: "
+                "give one of GPUs alone, load it in bfloat16 or quantized, or take the CPU "
+                f"({type(error).__name__}: {str(error)[:300]})"
+            ) from error
         raise LensteerError(
             f"TransformerLens cannot wrap {name!r}, a {type(model).__name__}: take a model of an architecture that it "
             f"has ({type(error).__name__}: {str(error)[:300]})"
