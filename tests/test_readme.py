@@ -139,7 +139,8 @@ def test_the_commands_for_a_model_of_ones_own_run_as_written(folder, tiny_checkp
     assert [words[0] for words in OWN_MODEL] == ["run", "annotate", "run", "run"]
     for words in OWN_MODEL:
         model = str(tiny_checkpoint("qwen2", opens_thinking=True) if "--chains" in words else real)
-        small = [word for word in SMALL if words[0] == "run"]
+        small = [*SMALL, "--n-controls", "1", "--n-score-controls", "0"]
+        small = small if words[0] == "run" else []
         told = called([model if word == R1 else word for word in words] + small)
     assert "tasks: 'gsm8k.jsonl' is read as GSM8K" in told
     summaries = {}
