@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lensteer import models, twins
 from lensteer.activations import MAX_TOKENS
@@ -18,9 +18,11 @@ from lensteer.attribution import attribute
 from lensteer.attribution.overlap import embedding_overlap
 from lensteer.behaviors import Span
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
+from lensteer.caches import new_cache
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, left_padded
-from lensteer.generation import generate
+from lensteer.generation import Generated, generate
+from lensteer.generation.jobs import Job, trace_of
 from lensteer.pipeline import RunConfig
 from lensteer.pipeline.stages import planned_chains
 from lensteer.results import Result
@@ -149,10 +151,20 @@ def _text(model: TransformerBridge) -> Iterator[Finding]:
     template = bool(getattr(tokenizer, "chat_template", None))
     shown = repr(prompt[-60:]) if template else "none: give a chat model, or set one"
     yield Finding("text", "chat template", shown, template)
-    opened = prompt.rfind(models.OPEN_THINKING) > prompt.rfind(models.CLOSE_THINKING)
-    known = models.OPEN_THINKING in str(getattr(tokenizer, "chat_template", "") or "")
-    told = "opened by the template" if opened else "in the template" if known else "not in the template"
-    yield Finding("text", f"thought mark {models.OPEN_THINKING}", told)
+    opens, closes = models.thought_marks(model)
+    if not opens:
+        yield Finding("text", "thought marks", "none: the whole response is the chain (else --thought 'OPEN CLOSE')")
+        return
+    opened = models.opens_thought(model, prompt)
+    who = "the template" if opened else "the model"
+    yield Finding("text", "thought marks", f"{opens} {closes}, opened by {who}")
+    if template:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            direct = models.chat_text(model, QUESTION, thinking=False)
+        own = direct.removesuffix(f"\n{closes}\n\n") == prompt
+        closing = "closed at once, because the template opens a thought" if opened and own else "by the template"
+        yield Finding("text", "direct answers", closing if direct != prompt else "the model decides")
 
 
 def _checks(model: TransformerBridge) -> Iterator[Finding]:
@@ -192,7 +204,8 @@ def _logits(model: TransformerBridge, rows: list[list[int]], *, fast: bool) -> l
 
 
 def _cached(model: TransformerBridge, ids: list[int]) -> Tensor:
-    forward = Forward(model, left_padded(model, [ids]), cache=DynamicCache(), fast=False)
+    """In two parts over a cache, by what generates text: the fast path, if there is one."""
+    forward = Forward(model, left_padded(model, [ids]), cache=new_cache(model))
     half = len(ids) // 2
     with forward.hooked():
         return torch.cat([forward.run(0, half), forward.run(half)], 1)[0].float()
@@ -209,10 +222,8 @@ def example(model: TransformerBridge) -> Trace:
         spans.append(Span(label, begin, begin + len(new), at, at + len(text)))
         ids += new
         at += len(text)
-    text, offsets = models.decode_offsets(model.tokenizer, tuple(ids))
-    task = Task("example", "example", "dev", QUESTION)
-    trace = Trace(task, prompt, text, tuple(prompt_ids), tuple(ids), tuple(offsets), True)
-    return replace(trace, spans=tuple(spans))
+    job = Job(Task("example", "example", "dev", QUESTION), 0, prompt, tuple(prompt_ids))
+    return replace(trace_of(model, job, Generated(tuple(ids), False)), spans=tuple(spans))
 
 
 def features(model: TransformerBridge) -> dict[str, Callable[[], object]]:

@@ -6,7 +6,7 @@ Padding is never selected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,20 +24,46 @@ CLOSERS = "\"'”’»」』｣）)]}】》〉*_`"
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A text that one or several tokens spell, such as `<think>`.
+
+    Attributes:
+        text: the mark, without white space.
+        whole: per id, whether the token holds all of it.
+        tail: per id, whether the token begins with an end of it, so that it may be the last of several.
+        run: the ids that spell it where some hold a part of a character, so that their texts do not tell.
+    """
+
+    text: str
+    whole: Bool[Tensor, " d_vocab"]
+    tail: Bool[Tensor, " d_vocab"]
+    run: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(text: str, texts: Sequence[str], device: torch.device | str = "cpu", run: tuple[int, ...] = ()) -> Mark:
+        """From the text of each token of a vocabulary."""
+        ends = tuple(text[i:] for i in range(1, len(text)))
+        whole, tail = [text in t for t in texts], [t.startswith(ends) for t in texts]
+        return Mark(text, torch.tensor(whole, device=device), torch.tensor(tail, device=device), run)
+
+
+@dataclass(frozen=True)
 class TokenTable:
     """Facts about the ids of a vocabulary.
 
     Attributes:
-        opens: per id, whether it opens thinking.
-        closes: per id, whether it closes it.
         ends_sentence: per id, whether its text ends a sentence (`ends_sentence`).
         split_ends: runs of ids, none of which is a whole character, that together are one that ends a sentence.
+        texts: per id, its text.
+        thought: what opens and what closes a thought; None if the whole response is the chain.
+        header: what the chat template writes before a response, without white space; marks before it do not count.
     """
 
-    opens: Bool[Tensor, " d_vocab"]
-    closes: Bool[Tensor, " d_vocab"]
     ends_sentence: Bool[Tensor, " d_vocab"]
     split_ends: tuple[tuple[int, ...], ...] = ()
+    texts: Sequence[str] = ()
+    thought: tuple[Mark, Mark] | None = None
+    header: str = ""
 
 
 def ends_sentence(text: str) -> bool:
@@ -83,6 +109,13 @@ class Context:
                 ends |= _runs(self, run)
         return ends & (self.position >= self.prompt_length[:, None])
 
+    def marks(self) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Tokens that complete a mark that opens a thought, and one that closes it, whoever wrote them."""
+        if self.tokens.thought is None:
+            return torch.zeros_like(self.ids, dtype=torch.bool), torch.zeros_like(self.ids, dtype=torch.bool)
+        opens, closes = self.tokens.thought
+        return _spelled(self, opens), _spelled(self, closes)
+
 
 @dataclass(frozen=True)
 class PositionScope:
@@ -119,17 +152,72 @@ def _runs(context: Context, run: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:
     return found
 
 
+def _spelled(context: Context, mark: Mark) -> Bool[Tensor, "batch pos"]:
+    """The tokens that complete a mark."""
+    texts, found = context.tokens.texts, context.flag(mark.whole)
+    if mark.run:
+        found |= _runs(context, mark.run)
+    candidates = (context.flag(mark.tail) & ~found).nonzero().tolist()
+    pads = context.pad.tolist() if candidates else []
+    for row, column in candidates:
+        before, at = "", column
+        while len(before) < len(mark.text) and at > pads[row]:
+            at -= 1
+            before = texts[int(context.ids[row, at])] + before
+        # It begins before the last token and ends within it.
+        whole = before + texts[int(context.ids[row, column])]
+        found[row, column] = 0 <= whole.find(mark.text, max(0, len(before) - len(mark.text) + 1)) < len(before)
+    return found
+
+
+def _own_marks(context: Context, marks: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """The prompt's marks after its last message: those before the assistant's header are somebody's words."""
+    columns = marks.any(0).nonzero().flatten()
+    if not len(columns):
+        return marks
+    own, first = marks.clone(), int(columns[0])
+    ends = (context.pad + context.prompt_length - first).tolist()
+    rows = zip(marks[:, first:].tolist(), context.ids[:, first:].tolist(), ends, strict=True)
+    for row, (marked, ids, end) in enumerate(rows):
+        after = ""
+        for at in reversed(range(marked.index(True) if True in marked else end, end)):
+            after = context.tokens.texts[ids[at]] + after
+            if marked[at] and in_message(after, context.tokens.header):
+                own[row, : first + at + 1] = False
+                break
+    return own
+
+
+def in_message(rest: str, header: str) -> bool:
+    """Whether a mark is part of a message: the assistant's header is in the rest of the prompt, from the mark on."""
+    return bool(header) and header in squeezed(rest)
+
+
+def squeezed(text: str) -> str:
+    """A text without its white space, which tokenizers add, drop and merge."""
+    return "".join(text.split())
+
+
 def _inside_thinking(context: Context) -> Bool[Tensor, "batch pos"]:
-    if not bool(context.tokens.opens.any()):
-        raise LensteerError(
-            "scope 'thinking': this vocabulary has no single token '<think>'; use `generated` or explicit positions"
-        )
-    # By the last tag, not by counting tags: some models repeat a `<think>` that the template has opened.
-    column = torch.arange(1, context.ids.shape[1] + 1, device=context.ids.device)
-    opened, closed = (
-        (context.flag(table) * column).cummax(1).values for table in (context.tokens.opens, context.tokens.closes)
-    )
-    return opened > closed
+    answer = context.position >= context.prompt_length[:, None]
+    if context.tokens.thought is None:
+        return answer
+    opens, closes = context.marks()
+    column = torch.arange(context.ids.shape[1], device=context.ids.device)
+    # In the prompt the last mark decides: a template may open a thought, and close it, too.
+    own = _own_marks(context, (opens | closes) & ~answer)
+    opened, closed = (((found & own) * (column + 1)).cummax(1).values for found in (opens, closes))
+    left_open = opened > closed
+    is_open = left_open[:, -1:]  # those of the answer do not change it
+    # The answer has one thought: from its first opening mark, or from the start, to the first closing mark after that.
+    first = torch.where(is_open, context.pad[:, None] + context.prompt_length[:, None], _first(opens & answer))
+    last = _first(closes & answer & (column >= first))
+    return torch.where(answer, (column >= first) & (column < last), left_open)
+
+
+def _first(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
+    """The first column of each row that is selected; the width if none is."""
+    return torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])[:, None]
 
 
 def _after_sentence_end(context: Context) -> Bool[Tensor, "batch pos"]:
@@ -149,7 +237,11 @@ prompt = PositionScope("prompt", lambda c: c.position < c.prompt_length[:, None]
 generated = PositionScope("generated", lambda c: c.position >= c.prompt_length[:, None])
 """The answer's tokens."""
 thinking = PositionScope("thinking", _inside_thinking)
-"""From `<think>` on (which the chat template may contain), up to the token before `</think>`."""
+"""From the mark that opens a thought (the chat template may write it) up to the token before the one that closes it.
+
+Only marks after the last message count, and of a response its first thought, as in `Trace.thinking`. A mark of several
+tokens is known at its last one. If the model marks no thought (`models.thought_marks`), every generated token.
+"""
 sentence_starts = PositionScope("sentence_starts", _after_sentence_end)
 """The first token of each generated sentence. A period within a number counts as an end: later tokens are unknown."""
 onsets = PositionScope(

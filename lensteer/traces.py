@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ class Trace:
         n_unparsed: sentences of the chain that no annotator could label; they stay in every denominator.
         prefill: the end of the prompt, where it begins the assistant's answer.
         run: digest of the model, plans, seed and numbers it came from; detects a file of another run.
+        marks: what opens and what closes its thought; two empty texts if the whole response is the chain.
+        opened: whether the prompt leaves a thought open; None: if its last mark opens one.
     """
 
     task: Task
@@ -46,6 +49,8 @@ class Trace:
     n_unparsed: int = 0
     prefill: str = ""
     run: str = ""
+    marks: models.Marks = (models.OPEN_THINKING, models.CLOSE_THINKING)
+    opened: bool | None = None
 
     @property
     def id(self) -> str:
@@ -64,18 +69,36 @@ class Trace:
 
     @property
     def thinking(self) -> tuple[int, int]:
-        """Characters of the response that are thinking.
+        """Characters of the response that are its chain of thought.
 
-        After the first `<think>` (from 0 if the prompt has opened it) to `</think>` or the end; empty without either.
+        After the first opening mark (from 0 if the prompt has opened the thought; marks that repeat it are skipped) to
+        the first closing one or the end; empty without either. Without marks, the response without the token that
+        ends it.
         """
-        begin = 0
-        if self.prompt.rfind(models.OPEN_THINKING) <= self.prompt.rfind(models.CLOSE_THINKING):
-            found = self.response.find(models.OPEN_THINKING)
-            if found < 0:
-                return (0, 0)
-            begin = found + len(models.OPEN_THINKING)
-        end = self.response.find(models.CLOSE_THINKING, begin)
+        opens, closes = self.marks
+        if not opens:
+            return (0, self.offsets[-1] if self._ends_in_a_mark else len(self.response))
+        opened = self.opened
+        if opened is None:
+            opened = self.prompt.rfind(opens) > self.prompt.rfind(closes)
+        begin = 0 if opened else self.response.find(opens)
+        if begin < 0:
+            return (0, 0)
+        if repeated := re.compile(rf"(\s*{re.escape(opens)})+").match(self.response, begin):
+            begin = repeated.end()
+        end = self.response.find(closes, begin)
         return (begin, len(self.response) if end < 0 else end)
+
+    @property
+    def _ends_in_a_mark(self) -> bool:
+        """Whether the last token is one such as `<|im_end|>`."""
+        last = self.response[self.offsets[-1] :] if self.finished and self.offsets else ""
+        return re.fullmatch(r"\s*<[^<>\s]+>\s*", last) is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the thought came to its end. Without marks there is none to come to."""
+        return self.marks[1] in self.response
 
     @property
     def answer(self) -> str | None:
@@ -89,7 +112,9 @@ class Trace:
 
     @property
     def _spoken(self) -> str:
-        return self.prefill + self.response[self.thinking[1] :]
+        if not self.marks[1]:
+            return self.prefill + self.response
+        return self.prefill + self.response[self.thinking[1] :].removeprefix(self.marks[1])
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -108,6 +133,9 @@ class Trace:
             values["spans"] = tuple(Span(**span) for span in values.get("spans", ()))
             for key in ("prompt_ids", "response_ids", "offsets"):
                 values[key] = tuple(int(i) for i in values[key])
+            if "marks" in values:
+                opens, closes = values["marks"]
+                values["marks"] = (opens, closes)
             trace = Trace(**values)
         except LensteerError:
             raise

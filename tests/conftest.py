@@ -168,7 +168,10 @@ def organism() -> TransformerBridge:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., TransformerBridge]:
-    """A factory of loaded random models: `tiny_model("llama")`. Shared like `organism`: leave nothing behind."""
+    """A factory of loaded random models: `tiny_model("llama")`. Shared like `organism`: leave nothing behind.
+
+    Their thoughts are marked by `<think>`, also where the template does not say so.
+    """
     import lensteer as ls
 
     made: dict[tuple, TransformerBridge] = {}
@@ -176,7 +179,7 @@ def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., Transforme
     def make(family: str = "qwen2", **options: Any) -> TransformerBridge:
         key = (family, *sorted(options.items()))
         if key not in made:
-            made[key] = ls.load_model(tiny_checkpoint(family, **options))
+            made[key] = ls.load_model(tiny_checkpoint(family, **options), thought="<think>")
         return made[key]
 
     return make

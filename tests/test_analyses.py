@@ -155,6 +155,20 @@ def test_the_decoding_benchmark_names_its_ratios(monkeypatch):
         assert 0 < found[f"{name}.low"] <= found[name] <= found[f"{name}.high"]
 
 
+def test_the_benchmark_of_large_models_runs_in_miniature(tmp_path):
+    benchmark, out = load("large_models", "benchmarks"), tmp_path / "found.json"
+    found = benchmark.main(benchmark.Config(str(ls.models.ORGANISM), tiny=True, out=out))
+    assert found["failed"] == {}
+    assert set(found["seconds"]) == set(benchmark.STEPS)
+    for rows in found["generate"]["batches"].values():
+        assert [row["same_start"] for row in rows.values()] == [1.0] * 3
+        assert rows["hugging_face"]["speed"] == 1
+    assert all("same tokens: True" in said for said in found["device_map"].values())
+    assert found["doctor"]["ok"]
+    assert found["attribute"]["exact"]["cost"]["rows"] > found["attribute"]["fisher"]["cost"]["rows"]
+    assert json.loads(out.read_text())["seconds"] == found["seconds"]
+
+
 def test_a_cache_edit_is_compared_with_the_residual_stream():
     analysis = load("cache_versus_residual")
     config = analysis.Config(

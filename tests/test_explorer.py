@@ -32,7 +32,7 @@ from lensteer.explorer.payloads import condition_payload, numbers, options_paylo
 from lensteer.explorer.state import code_of
 from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
-from lensteer.positions import Context, TokenTable
+from lensteer.positions import Context, Mark, TokenTable
 from lensteer.steering import SteeringPlan, foreign_hooks
 
 PACKAGE = Path(ls.__file__).parent / "explorer"
@@ -67,11 +67,12 @@ def sends(explorer, **command):
 
 # Expressions
 
+PIECES = ("<think>", "</think>", ".", "a", "b", "c", "d", "e")
 CONTEXT = Context(
     torch.tensor([[3, 0, 4, 2, 5, 2, 1, 6, 2, 7]]),
     torch.tensor([0]),
     torch.tensor([3]),
-    TokenTable(torch.arange(8) == 0, torch.arange(8) == 1, torch.arange(8) == 2),
+    TokenTable(torch.arange(8) == 2, (), PIECES, (Mark.of("<think>", PIECES), Mark.of("</think>", PIECES))),
 )
 atoms = st.sampled_from([*NAMES, "first(2)", "first( 30 )", "at([0])", "at([9, 4,4])", "at([25])"])
 expressions = st.recursive(

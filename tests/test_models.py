@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import time
 from datetime import datetime
 from typing import Any
 
@@ -214,15 +216,19 @@ def test_end_ids_are_the_tokenizers_and_the_generation_configs(tiny_model, monke
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma3"])
-def test_the_token_table_says_what_each_token_does(family, tiny_model):
+def test_the_token_table_says_what_each_token_does(family, tiny_model, monkeypatch):
     model = tiny_model(family)
+    monkeypatch.setitem(vars(model.tokenizer), "thought_marks", None)  # the model is shared
+    assert models.token_table(model).thought is None  # its template knows no marks
+    models.set_thought_marks(model, "<think>")
     table = models.token_table(model)
     ids = models.encode(model, "<think>I am. So</think>\nThe")
     texts = [model.tokenizer.decode([i]) for i in ids]
-    assert [texts[i] for i in table.opens[ids].nonzero()[:, 0]] == ["<think>"]
-    assert [texts[i] for i in table.closes[ids].nonzero()[:, 0]] == ["</think>"]
+    opens, closes = table.thought
+    assert [texts[i] for i in opens.whole[ids].nonzero()[:, 0]] == ["<think>"]
+    assert [texts[i] for i in closes.whole[ids].nonzero()[:, 0]] == ["</think>"]
     assert [texts[i] for i in table.ends_sentence[ids].nonzero()[:, 0]] == [".", "\n"]
-    assert len(table.opens) == model.cfg.d_vocab
+    assert len(opens.whole) == len(table.texts) == model.cfg.d_vocab
     assert table is models.token_table(model)
 
 
@@ -263,6 +269,17 @@ def test_text_behind_a_broken_character_starts_where_it_stands(tokenizer):
     literal = tokenizer("�", add_special_tokens=False).input_ids
     text, starts, _ = check_offsets(tokenizer, [*after, *literal, *after])
     assert starts[len(after) + len(literal)] == text.rindex(" maybe")
+
+
+def test_a_long_run_of_broken_characters_takes_no_longer_than_text(tokenizer):
+    """A model that is steered too far writes them."""
+    broken = tokenizer("🤔", add_special_tokens=False).input_ids[:1]
+    after = tokenizer(" maybe right", add_special_tokens=False).input_ids
+    start = time.perf_counter()
+    text, starts, _ = check_offsets(tokenizer, [*broken * 8000, *after])
+    assert time.perf_counter() - start < 5  # 0.3 s; it was 12 s
+    assert starts[8000] == text.index(" maybe") == 8000
+    assert max(b - a for a, b in itertools.pairwise(starts)) <= 16  # they don't all begin at the first
 
 
 @settings(max_examples=200, deadline=None)

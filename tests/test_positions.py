@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from lensteer.positions import (
     STOPS,
     SURE_STOPS,
     Context,
+    Mark,
     PositionScope,
     TokenTable,
     at,
@@ -36,7 +38,9 @@ from lensteer.positions import (
 
 WORD, OPENS, CLOSES, END = range(4)
 IDS = torch.arange(4)
-TABLE = TokenTable(IDS == OPENS, IDS == CLOSES, IDS == END)
+TEXTS = ("word", "<think>", "</think>", ".")
+MARKS = (Mark.of("<think>", TEXTS), Mark.of("</think>", TEXTS))
+TABLE = TokenTable(IDS == END, (), TEXTS, MARKS)
 BASE = [everywhere, prompt, generated, thinking, sentence_starts, onsets, first(1), first(3), at([0]), at([2, 5, 40])]
 
 scopes = st.recursive(
@@ -54,16 +58,24 @@ rows = st.lists(st.integers(0, 3), min_size=1, max_size=12).flatmap(
 )
 
 
+def table_of(tokenizer) -> TokenTable:
+    return chat._table(tokenizer, len(tokenizer), models.marks_of(tokenizer), "", torch.device("cpu"))
+
+
 def single(ids, length) -> Context:
     return Context(torch.tensor([ids]), torch.tensor([0]), torch.tensor([length]), TABLE)
 
 
 def slow(name: str, ids: list[int], length: int) -> list[bool]:
     """What each named scope means, token by token."""
-    out, inside = [], False
+    out, inside, done = [], False, False
     for p, token in enumerate(ids):
-        inside = {OPENS: True, CLOSES: False}.get(token, inside)
         answer = p >= length
+        if answer:  # one thought, the first
+            done |= inside and token == CLOSES
+            inside = (inside or token == OPENS) and not done
+        else:
+            inside = {OPENS: True, CLOSES: False}.get(token, inside)
         out.append(
             {
                 "everywhere": True,
@@ -120,10 +132,53 @@ def test_scopes_compose_as_sets(a, b, row):
     assert torch.equal((~a).mask(context), ~one)
 
 
-def test_the_last_tag_decides_about_thinking():
-    # The template opened it, the model opens it again; one closing tag ends both.
+def test_a_response_has_one_thought():
+    # The template opened it, the model opens it again; one closing mark ends both, and what it opens later is text.
     ids = [OPENS, OPENS, WORD, CLOSES, WORD, CLOSES, OPENS, WORD]
-    assert thinking.mask(single(ids, 1))[0].tolist() == [True, True, True, False, False, False, True, True]
+    assert thinking.mask(single(ids, 1))[0].tolist() == [True, True, True, False, False, False, False, False]
+
+
+def test_without_marks_the_response_is_the_thought():
+    context = Context(torch.tensor([[0, 1, 2, 3]]), torch.tensor([0]), torch.tensor([2]), TokenTable(IDS == END))
+    assert thinking.mask(context)[0].tolist() == [False, False, True, True]
+
+
+PIECES = ("<", "thi", "nk", ">", "</", "think>\n", ".</", "word", "<think>\n", "[asst]", "nk>The")
+SPLIT = TokenTable(
+    torch.zeros(len(PIECES), dtype=torch.bool),
+    (),
+    PIECES,
+    (Mark.of("<think>", PIECES), Mark.of("</think>", PIECES)),
+    "[asst]",
+)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "length", "inside"),
+    [
+        # Tokens that only together are a mark; it is known at the last of them.
+        ("word|<|thi|nk|>|word|</|think>\n|word", 1, "000011100"),
+        ("word|<|thi|nk>The|word|.</|think>\n|word", 1, "0001110 0"),
+        ("word|<think>\n|word|</|thi|nk|>|word", 1, "011111 00"),
+        # Not a mark: something stands between.
+        ("word|<|word|thi|nk|>|word", 1, "0000000"),
+        # The user's mark, then the template's header: somebody's words.
+        ("word|<think>\n|word|[asst]|word|word", 4, "000000"),
+        ("word|</|think>\n|[asst]|<think>\n|word|word", 5, "0000111"),
+        ("<think>\n|word|[asst]|<think>\n|</|think>\n|word", 6, "0001100"),
+        # Opened by a prefill, after the header.
+        ("word|[asst]|<think>\n|word|word|word", 4, "001111"),
+    ],
+)
+def test_marks_of_several_tokens_and_of_messages(pieces, length, inside):
+    ids = [PIECES.index(piece) for piece in pieces.split("|")]
+    for pad in (0, 3):  # padding in front holds a piece of a mark
+        context = Context(torch.tensor([[8] * pad + ids]), torch.tensor([pad]), torch.tensor([length]), SPLIT)
+        found = thinking.mask(context)[0].tolist()
+        assert found == [False] * pad + [c == "1" for c in inside.replace(" ", "")]
+        for cut in range(length, len(ids)):  # what comes later does not matter
+            part = replace(context, ids=context.ids[:, : pad + cut])
+            assert thinking.mask(part)[0].tolist() == found[: pad + cut]
 
 
 def test_names_say_what_is_chosen_and_decide_equality():
@@ -143,14 +198,6 @@ def test_names_say_what_is_chosen_and_decide_equality():
         (lambda: first(-2), r"first\(-2\)"),
         (lambda: at([]), r"at\(\[\]\)"),
         (lambda: at([3, -1]), r"at\(\[-1, 3\]\)"),
-        (
-            lambda: thinking.mask(
-                Context(
-                    torch.tensor([[0]]), torch.tensor([0]), torch.tensor([1]), TokenTable(IDS < 0, IDS < 0, IDS < 0)
-                )
-            ),
-            "no single token '<think>'",
-        ),
     ],
 )
 def test_impossible_scopes_are_refused(make, words):
@@ -180,7 +227,7 @@ def tokenizer(request, grammar_tokenizer, tiny_checkpoint):
 def ends_of(tokenizer, text: str, prompt: str = "") -> list[int]:
     """Where in a text the tokens stop that end a sentence for the scopes, as characters."""
     ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text)]
-    table = chat._table(tokenizer, len(tokenizer))
+    table = table_of(tokenizer)
     context = Context(torch.tensor([[*ids[0], *ids[1]]]), torch.tensor([0]), torch.tensor([len(ids[0])]), table)
     decoded, starts = models.decode_offsets(tokenizer, ids[1])
     assert decoded == text
@@ -229,7 +276,7 @@ def test_sentences_of_other_scripts_have_their_onsets(sentences, between, tokeni
 
 def test_a_stop_of_several_tokens_ends_a_sentence_with_the_last_and_nothing_in_padding():
     none = torch.zeros(6, dtype=torch.bool)
-    table = TokenTable(none, none, none, ((1, 2, 3), (4, 3)))
+    table = TokenTable(none, ((1, 2, 3), (4, 3)))
     rows = [[1, 2, 3, 4, 3, 1, 3, 2, 3], [0, 1, 2, 3, 3, 4, 3, 3, 3]]
     context = Context(torch.tensor(rows), torch.tensor([1, 0]), torch.tensor([0, 0]), table)
     assert context.ends().nonzero().tolist() == [[0, 4], [1, 3], [1, 6]]
@@ -249,7 +296,7 @@ def test_english_tokens_end_sentences_as_they_always_did(text):
 
 
 def test_the_organisms_masks_are_what_they_were(grammar_tokenizer):
-    table = chat._table(grammar_tokenizer, len(grammar_tokenizer))
+    table = table_of(grammar_tokenizer)
     texts = grammar_tokenizer.batch_decode([[i] for i in range(len(grammar_tokenizer))])
     assert table.ends_sentence.tolist() == [old_rule(text) for text in texts]
     rng = random.Random(0)
@@ -262,7 +309,7 @@ def test_the_organisms_masks_are_what_they_were(grammar_tokenizer):
 
 @pytest.mark.medium
 def test_the_published_chains_masks_change_in_chinese_only(tokenizer, reference_folder):
-    table = chat._table(tokenizer, len(tokenizer))
+    table = table_of(tokenizer)
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     before = torch.tensor([old_rule(text) for text in texts])
     n, changed = 0, 0

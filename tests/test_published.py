@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lensteer.annotation import labeled_sentences, parse_published, read_published, write_published
 from lensteer.annotation.annotators import label_intervals
@@ -165,6 +171,144 @@ def test_what_is_written_is_read_again(tmp_path):
     assert report.n_matched == 3
     with pytest.raises(LensteerError, match="which the format uses"):
         write_published(trace('<think>So ["end-section"] it is.', ("deduction", 'So ["end-section"] it is.')))
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+OPENERS = {
+    "emoji": "🤔",
+    "flag": "🇫🇷",
+    "skin tone": "👍🏽",
+    "family": "👩\u200d👩\u200d👧\u200d👦",
+    "heart": "❤\ufe0f",
+    "keycap": "1\ufe0f\u20e3",
+    "Chinese": "嗯，",
+    "rare Chinese": "𠮷",
+    "Japanese": "うーん、",
+    "Korean": "잠깐,",
+    "Hindi": "रुको",
+    "Thai": "เดี๋ยว",
+    "Arabic": "انتظر،",
+    "combining": "E\u0301h,",
+    "accent first": "\u0301So",
+    "composed": "É,",
+    "math": "𝑥",
+    "quote": "“Wait”",
+    "replacement": "\ufffd",
+    "special token": "<|im_end|>",
+}
+BETWEEN = (" ", "  ", "\n", "\n\n", "\t", " \n ", "\u00a0", "\u3000")
+
+
+@pytest.fixture(
+    scope="module",
+    params=["organism", "bytes", "bytes with a BOS", "smollm2", "mini-r1", "qwen2.5-0.5b", "gemma3-270m", "llama-like"],
+)
+def any_tokenizer(request, tiny_checkpoint):
+    if request.param == "organism":
+        return request.getfixturevalue("grammar_tokenizer")
+    if request.param == "llama-like":
+        return llama_like()
+    if request.param.startswith("bytes"):
+        return AutoTokenizer.from_pretrained(tiny_checkpoint("llama" if "BOS" in request.param else "qwen2"))
+    folder = Path(os.environ.get("LENSTEER_REAL", "none")) / request.param
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"LENSTEER_REAL has no tokenizer {request.param!r}")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def llama_like(*normalizer):
+    """It puts a blank in front, spells what it lacks in bytes, and drops the first blank when it decodes."""
+    names = ["<unk>", "▁", *(f"<0x{byte:02X}>" for byte in range(256)), "So", "▁So", "S", "o", "i", "s", "x", "2", "."]
+    merges = [("S", "o"), ("▁", "So")]
+    core = Tokenizer(BPE({n: i for i, n in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True))
+    marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    core.normalizer = normalizers.Sequence([*normalizer, *marks])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(parts)
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def bytes_of(tokenizer, token: int) -> bytes:
+    """What a token spells."""
+    name = tokenizer.convert_ids_to_tokens(token)
+    if token in tokenizer.added_tokens_decoder:
+        return name.encode()
+    if re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return bytes([int(name[3:5], 16)])
+    if "ByteLevel" in type(tokenizer.backend_tokenizer.decoder).__name__:
+        # GPT-2's table: bytes that print stand for themselves, the others follow from 256 on.
+        printed = [b for b in range(256) if chr(b).isprintable() and chr(b) not in " \xad" and not 127 <= b < 161]
+        table = {chr(b): b for b in printed}
+        table |= {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in printed)}
+        return bytes(table[c] for c in name)
+    return name.replace("▁", " ").encode()
+
+
+def owners(tokenizer, ids, text: str) -> list[tuple[int, int]]:
+    """For each character of what the tokenizer encoded, the first and the last token with a byte of it."""
+    spelled = [bytes_of(tokenizer, token) for token in ids]
+    owner = [n for n, some in enumerate(spelled) for _ in some]
+    lead = b"".join(spelled).removesuffix(text.encode())
+    assert lead in (b"", b" ")
+    assert len(owner) == len(lead + text.encode())
+    ends = [len(lead) + len(text[: at + 1].encode()) for at in range(len(text))]
+    return [(owner[end - len(char.encode())], owner[end - 1]) for char, end in zip(text, ends, strict=True)]
+
+
+def chain_of(*sentences: str, between: str = " ") -> dict[str, str]:
+    annotated = "".join(f'["deduction"]{sentence}["end-section"]' for sentence in sentences)
+    return {"response": "<think>" + between.join(sentences) + "</think>2", "annotated": annotated}
+
+
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS.keys())
+def test_no_sentence_loses_a_token(opener, any_tokenizer, tmp_path):
+    """Whatever character it opens with, after whatever blank, and with whatever tokenizer."""
+    sentences = (f"{opener} so x is 2.", "So.", f"{opener}.", f"{opener} so.")
+    rows = [chain_of(*sentences, between=between) for between in BETWEEN]
+    traces, report = read_published(write(tmp_path / "chains.jsonl", *rows), any_tokenizer)
+    assert report.n_matched == len(sentences) * len(rows)
+    form = "NFC" if "NFC" in repr(any_tokenizer.backend_tokenizer.normalizer) else ""
+    for read in traces:
+
+        def encoded(text):
+            return unicodedata.normalize(form, text) if form else text
+
+        held = owners(any_tokenizer, read.response_ids, encoded(read.response))
+        for span in read.spans:
+            first, last = (len(encoded(read.response[:at])) for at in (span.char_start, span.char_end))
+            assert span.start == read.prompt_length + held[first][0]
+            assert span.end == read.prompt_length + held[last - 1][1] + 1
+
+
+def test_a_text_that_the_tokenizer_changes_keeps_the_files_characters(tmp_path):
+    """The ids of such a tokenizer decode to the composed form, which is shorter."""
+    row = chain_of("E\u0301h, so x is 2.", "E\u0301 so.", "So.")
+    path = write(tmp_path / "chains.jsonl", row)
+    tokenizer = llama_like(normalizers.NFC())
+    (read,), report = read_published(path, tokenizer)
+    assert read.response == row["response"] != tokenizer.decode(read.response_ids)
+    assert report.n_matched == 3
+    assert list(read.offsets) == sorted(read.offsets)
+    assert [tokenizer.decode(read.ids[s.start : s.end]).strip() for s in read.spans] == [
+        *("Éh, so x is 2.", "É so.", "So.")
+    ]
+
+    class Slow:
+        """It has no offsets."""
+
+        def __call__(self, text, return_offsets_mapping=False, **options):
+            if return_offsets_mapping:
+                raise NotImplementedError
+            return tokenizer(text, **options)
+
+        decode = tokenizer.decode
+
+    words = r"published-000: .* another text from character 7 on \('Éh, .* give a fast tokenizer"
+    with pytest.raises(LensteerError, match=words):
+        read_published(path, Slow())
+    same = write(tmp_path / "same.jsonl", chain_of("So x is 2.", "So."))
+    assert read_published(same, Slow())[0][0].spans == read_published(same, tokenizer)[0][0].spans
 
 
 # --- sentences ------------------------------------------------------------------------------------

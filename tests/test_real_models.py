@@ -40,8 +40,9 @@ def test_its_prompt_ends_in_an_opened_thought(model, real_model):
     assert not models.chat_text(real_model("smollm2"), QUESTION).rstrip().endswith(models.OPEN_THINKING)
     ids, table = models.encode(model, text), models.token_table(model)
     assert models.decode_offsets(model.tokenizer, ids)[0] == text
-    assert int(table.opens[ids].sum()) == 1  # the tag is one token, and no token of the question
-    assert int(table.opens.sum()) == int(table.closes.sum()) == 1
+    opens, closes = (mark.whole for mark in table.thought)
+    assert int(opens[ids].sum()) == 1  # the tag is one token, and no token of the question
+    assert int(opens.sum()) == int(closes.sum()) == 1
     assert not models.end_ids(model) & set(ids[-2:])
 
 

@@ -131,25 +131,32 @@ def parse_published(annotated: str, labels: Sequence[str] = BEHAVIORS) -> tuple[
 
 
 def read_published(
-    path: str | Path, tokenizer: Any = None, *, labels: Sequence[str] = BEHAVIORS
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    labels: Sequence[str] = BEHAVIORS,
+    marks: models.Marks | None = None,
 ) -> tuple[list[Trace], PublishedReport]:
     """Annotated traces from a JSONL file with `response` and `annotated` on each line.
 
-    The file does not hold the full prompt of the model. A trace's prompt is empty (or an open `<think>`, if the
-    response holds none) and is represented by one token with the id 0, so that no span begins at position 0. Tasks are
+    The file does not hold the full prompt of the model. A trace's prompt is empty (or an open thought, if the response
+    opens none) and is represented by one token with the id 0, so that no span begins at position 0. Tasks are
     named `published-000` and so on, and hold the line's `prompt`, if there is one.
 
     Args:
         path: the file.
-        tokenizer: a fast Hugging Face tokenizer, which re-encodes the response; the ids may differ from those that
-            were generated. Without one, every character is a token with the id 0, enough for code that reads text only.
+        tokenizer: a Hugging Face tokenizer, which re-encodes the response; the ids may differ from those that were
+            generated, and decode to another text if the tokenizer normalizes (offsets are into the file's text even
+            then). Without one, every character is a token with the id 0, enough for code that reads text only.
         labels: that sections may have.
+        marks: of the model that the chains are for: a chain's own ones, if it has others, become these. None: they
+            stay as they are.
 
     Returns:
         The traces, in the file's order, and what was placed, repaired and dropped.
 
     Raises:
-        LensteerError: no such file, or a line without these texts.
+        LensteerError: no such file, a line without these texts, or a slow tokenizer that changes a text.
     """
     traces, alignments, problems = [], [], []
     for i, (number, row) in enumerate(read_jsonl(Path(path))):
@@ -157,16 +164,22 @@ def read_published(
         if not isinstance(response, str) or not isinstance(annotated, str):
             raise LensteerError(f"{path}, line {number} has {sorted(row)}: give the texts 'response' and 'annotated'")
         sentences, found = parse_published(annotated, labels)
-        ids, offsets = _tokens(response, tokenizer)
+        theirs = models.marks_in(response)
+        if marks is not None and marks[0] and theirs[0]:
+            response = response.replace(theirs[0], marks[0], 1).replace(theirs[1], marks[1], 1)
+            theirs = marks
+        opens, closes = theirs if theirs[0] else (models.OPEN_THINKING, models.CLOSE_THINKING)
+        ids, offsets = _tokens(response, tokenizer, f"published-{i:03}")
         alignment = align(sentences, response, offsets, prompt_length=1)
         trace = Trace(
             task=Task(f"published-{i:03}", "published", "train", str(row.get("prompt", ""))),
-            prompt="" if models.OPEN_THINKING in response else models.OPEN_THINKING,
+            prompt="" if opens in response else opens,
             response=response,
             prompt_ids=(0,),
             response_ids=ids,
             offsets=offsets,
-            finished=models.CLOSE_THINKING in response,
+            finished=closes in response,
+            marks=(opens, closes),
         )
         unread = len(alignment.report.dropped) + sum(p.kind in (STRAY, OUTSIDE) for p in found)
         traces.append(with_spans(trace, alignment.spans, unread))
@@ -192,9 +205,29 @@ def write_published(trace: Trace) -> str:
     return "\n\n".join(parts)
 
 
-def _tokens(text: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids and the first character of each token."""
+def _tokens(text: str, tokenizer: Any, chain: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids and the first character of each token, as `models.decode_offsets` gives it for generated traces.
+
+    Some tokenizers change the text before they encode it (Unicode's composed form, blanks at its ends), so their ids
+    decode to another one. Then the tokenizer's own offsets, which are into the text as it was handed in, are used, and
+    tokens that share a character get one start, as the decoder's have.
+    """
     if tokenizer is None:
         return (0,) * len(text), tuple(range(len(text)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return tuple(encoded["input_ids"]), tuple(start for start, _ in encoded["offset_mapping"])
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    decoded, starts = models.decode_offsets(tokenizer, ids)
+    if decoded == text:
+        return ids, tuple(starts)
+    try:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    except NotImplementedError as error:
+        at = next(n for n in range(len(text) + 1) if decoded[: n + 1] != text[: n + 1])
+        raise LensteerError(
+            f"{chain}: the tokenizer's ids decode to another text from character {at} on ({decoded[at : at + 20]!r} "
+            f"for {text[at : at + 20]!r}), and it gives no offsets: give a fast tokenizer, or none"
+        ) from error
+    starts, covered = [], 0
+    for start, end in offsets:
+        starts.append(start if start >= covered else starts[-1])
+        covered = max(covered, end)
+    return ids, tuple(starts)

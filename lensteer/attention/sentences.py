@@ -166,7 +166,9 @@ def _in_template(model: TransformerBridge, trace: Trace) -> Tensor:
         head, _, tail = models.chat_text(model, _MARK, thinking=thinking).partition(_MARK)
         tail += trace.prefill
         begin = max(begin, len(head) if text.startswith(head) else 0)
-        end = max(end, len(tail) if text.endswith(tail) else 0)
+        if text.endswith(tail):
+            end = len(tail)
+            break
     if not begin and trace.task.prompt:  # a system prompt is before the message
         begin = max(0, text.rfind(trace.task.prompt, 0, len(text) - end))
     ends = torch.tensor([*starts[1:], len(text)])

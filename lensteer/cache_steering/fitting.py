@@ -49,7 +49,8 @@ def fit_cache_vector(
         progress: Show a bar.
 
     Raises:
-        LensteerError: No pair, a position outside a prompt, an unsupported attention, numbers that are not finite.
+        LensteerError: No pair, two sides that are the same up to the position, a position outside a prompt, an
+            unsupported attention, numbers that are not finite.
     """
     if not pairs:
         raise LensteerError("no pairs: make some with contrastive_pairs(model, records)")
@@ -57,6 +58,13 @@ def fit_cache_vector(
     read = list(range(models.n_layers(model))) if layers is None else sorted(set(layers))
     check_attention(model, read)
     prompts = [models.encode(model, text) for pair in pairs for text in (pair.positive, pair.negative)]
+    for number, (one, other) in enumerate(zip(prompts[::2], prompts[1::2], strict=True)):
+        ends = [index_in(position, len(side)) + 1 for side in (one, other)]
+        if one[: ends[0]] == other[: ends[1]]:
+            raise LensteerError(
+                f"pair {number}: both sides are the same {ends[0]} tokens up to position {position!r}, where they are "
+                f"read, such as {pairs[number].positive[:60]!r}: give pairs that differ before it"
+            )
     signs = [1.0, -1.0] * len(pairs)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     sums: tuple[Tensor, Tensor] | None = None

@@ -85,7 +85,7 @@ def contrastive_pairs(
 
     Raises:
         LensteerError: Fewer records than a prompt needs, an impossible number, an unknown style or kind of neighbors,
-            or a chat template that takes no system prompt.
+            two sides that the chat template makes the same, or a template that takes no system prompt.
     """
     if n < 1 or shots < 1:
         raise LensteerError(f"n={n}, shots={shots}: ask for at least one pair and one example")
@@ -112,6 +112,12 @@ def contrastive_pairs(
             chosen = near[target][:shots][::-1]  # the nearest is last, next to the question
         replies = [[_reply(records[i], side, ending, join) for i in chosen] for side in (style, against)]
         sides = [_prompt(model, records, chosen, target, wordings, system, thinking) for wordings in replies]
+        if sides[0] == sides[1]:
+            raise LensteerError(
+                f"both sides of the pair that asks {records[target].question[:60]!r} are the same text: the chat "
+                "template drops what the examples differ in (some drop earlier thoughts), or their steps are the same; "
+                "give other records, or another template"
+            )
         pairs.append(Pair(*sides))
     return pairs
 

@@ -17,6 +17,8 @@ from lensteer.cli.options import (
     Seed,
     System,
     Tasks,
+    Template,
+    Thought,
     numbers,
     tasks_for,
 )
@@ -51,12 +53,15 @@ def fit(
     device: Device = None,
     device_map: DeviceMap = None,
     revision: Revision = None,
+    thought: Thought = "auto",
+    template: Template = None,
     seed: Seed = 0,
 ) -> None:
     """Fit a cache vector: mean keys and values of prompts with steps less those without."""
     config = CacheFit(
-        model, records, style, against, n, shots, neighbors, position, dtype, device, seed, device_map, revision, system
-    )
+        model, records, style, against, n, shots, neighbors, position, dtype, device, seed, device_map, revision,
+        system, thought, template,
+    )  # fmt: skip
     cache_fit(config, out, typer.echo)
 
 
@@ -82,12 +87,15 @@ def run(
     device: Device = None,
     device_map: DeviceMap = None,
     revision: Revision = None,
+    thought: Thought = "auto",
+    template: Template = None,
     seed: Seed = 0,
 ) -> None:
     """Edit one slot of each prompt's cache, and compare the effect with random vectors and a prompted baseline."""
     config = CacheRun(
         str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, n_dev, n_test, n_controls,
         temperature, max_new_tokens, batch_size, dtype, device, seed, device_map, revision, system,
+        thought, template,
     )  # fmt: skip
     cache_run(config, out, typer.echo)
     if (out / MANIFEST).exists() and "report" in (opened := Run.open(out)).stages:

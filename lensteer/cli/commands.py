@@ -18,12 +18,13 @@ from lensteer.cli.options import (
     Commands,
     Device,
     DeviceMap,
-    Dtype,
     Model,
     Revision,
     Seed,
     System,
     Tasks,
+    Template,
+    Thought,
     numbers,
     tasks_for,
     whole_numbers,
@@ -81,19 +82,21 @@ Measuring = Annotated[
         help="FILE.py:NAME of a function from a trace to a number; its mean is tested instead of shares of sentences.",
     ),
 ]
-Small = Annotated[bool, typer.Option("--small", help="The demo's sizes instead of the full run's (organism only).")]
+Small = Annotated[bool, typer.Option("--small", help="The demo's sizes, which are too small for rare behaviors.")]
 
 
 def _option(name: str, what: str) -> Any:
-    """An option whose default depends on the model: a language model, the organism, the organism's demo."""
-    language, own, small = (getattr(config, name) for config in (RunConfig(), ORGANISM, DEMO))
+    """An option whose default depends on the model, a language model or the organism, and on `--small`."""
+    language, short, own, small = (getattr(config, name) for config in (RunConfig(), DEMO_REAL, ORGANISM, DEMO))
 
     def shown(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     words = shown(language) or "by scores"  # only layers have no value of their own
+    if short != language:
+        words += f" (small: {shown(short)})"
     if own != language or small != language:
-        words += f"; organism: {shown(own)}" + (f"; small: {shown(small)}" if small != own else "")
+        words += f"; organism: {shown(own)}" + (f" (small: {shown(small)})" if small != own else "")
     return typer.Option(help=what, show_default=words)
 
 
@@ -127,10 +130,14 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         pairs: Pairs = None,
         pair_format: PairFormat = None,
         measure: Measuring = None,
-        dtype: Dtype = "float32",
+        dtype: Annotated[
+            str | None, _option("dtype", "Of weights and activations: float32, bfloat16 or float16.")
+        ] = None,
         device: Device = None,
         device_map: DeviceMap = None,
         revision: Revision = None,
+        thought: Thought = "auto",
+        template: Template = None,
         seed: Seed = 0,
         behaviors: Annotated[str | None, _option("behaviors", "Which to steer, separated by commas.")] = None,
         layers: Annotated[
@@ -175,9 +182,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         batch_size: Annotated[int | None, _option("batch_size", "Chains per batch.")] = None,
     ) -> None:
         chosen = tasks_for(model, tasks)
-        if small and chosen != "organism":
-            raise LensteerError(f"--small with tasks {chosen!r}: it is the demo of the organism; give sizes instead")
-        base = DEMO if small else ORGANISM if chosen == "organism" else RunConfig()
+        full, demo_sized = (ORGANISM, DEMO) if chosen == "organism" else (RunConfig(), DEMO_REAL)
+        base = demo_sized if small else full
         asked: dict[str, Any] = dict(
             model=model,
             tasks=chosen,
@@ -187,14 +193,16 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             pairs=pairs,
             pair_format=pair_format,
             measure=measure,
-            dtype=dtype,
             device=device,
             device_map=device_map,
             revision=revision,
+            thought=thought,
+            template=template,
             seed=seed,
             system=system,
         )
         maybe: dict[str, Any] = dict(
+            dtype=dtype,
             behaviors=None if behaviors is None else tuple(part.strip() for part in behaviors.split(",")),
             layers=None if layers is None else whole_numbers(layers),
             window=window,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision
+from lensteer.cli.options import Device, DeviceMap, Dtype, Model, Revision, Template, Thought
 from lensteer.doctor import diagnose
 from lensteer.models import load_model
 from lensteer.pipeline import ORGANISM, RunConfig
@@ -16,11 +16,22 @@ def doctor(
     device: Device = None,
     device_map: DeviceMap = None,
     revision: Revision = None,
+    thought: Thought = "auto",
+    template: Template = None,
 ) -> None:
     """Examine a model: facts, checks that its passes agree, each feature tried, time and memory of a full run."""
     config = ORGANISM if model is None else RunConfig()
     found = diagnose(
-        load_model(model, dtype=dtype, device=device, device_map=device_map, revision=revision), config=config
+        load_model(
+            model,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            thought=thought,
+            template=template,
+        ),
+        config=config,
     )
     typer.echo(str(found))
     if not found.ok:

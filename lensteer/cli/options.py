@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lensteer.errors import LensteerError
+from lensteer.models import MARKS
 from lensteer.tasks.benchmarks import FORMATS
 
 
@@ -38,6 +39,16 @@ Dtype = Annotated[str, typer.Option(help="Of weights and activations: float32, b
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", show_default="TransformerLens chooses")]
 DeviceMap = Annotated[
     str | None, typer.Option(help="Of Hugging Face, such as auto, to spread a model over devices; instead of --device.")
+]
+Thought = Annotated[
+    str,
+    typer.Option(
+        help="How the model marks its thought: auto (read from its chat template), none (the whole response is its "
+        f"chain), one of {', '.join(MARKS)}, or both marks with a blank between them."
+    ),
+]
+Template = Annotated[
+    str | None, typer.Option(help="A file with a chat template (Jinja).", show_default="the tokenizer's own")
 ]
 Tasks = Annotated[
     str | None,

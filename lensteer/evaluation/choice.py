@@ -100,6 +100,6 @@ def _question(model: TransformerBridge, trace: Trace, lead_in: str) -> list[int]
     while written and written[-1] in ends:
         written.pop()
     begin, end = trace.thinking
-    is_open = end > begin and end == len(trace.response)
-    tail = f"\n{models.CLOSE_THINKING}\n\n{lead_in}" if is_open else f"\n{lead_in}"
+    is_open = bool(trace.marks[1]) and end > begin and end == len(trace.response)
+    tail = f"\n{trace.marks[1]}\n\n{lead_in}" if is_open else f"\n{lead_in}"
     return [*trace.prompt_ids, *written, *models.encode(model, tail)]

@@ -180,7 +180,6 @@ def measure(
         measured: likelihoods.
     """
     counts = _counts(trace, labels)
-    closed = models.CLOSE_THINKING in trace.response
     return Record(
         condition,
         trace.task.id,
@@ -189,7 +188,7 @@ def measure(
         counts.tokens,
         counts.n_sentences,
         counts.n_tokens,
-        trace.finished and closed and not trace.n_unparsed and bool(trace.spans),
+        trace.finished and trace.closed and not trace.n_unparsed and bool(trace.spans),
         trace.finished,
         trace.correct,
         len(trace.response_ids),
@@ -366,7 +365,7 @@ def draw_chains(
     names = [conditions[wanted[i][0]].name for i in order]
     done: dict[int, Trace] = {}
     if path is not None:
-        done = _resume(path, _digest(model, tasks, conditions, sampling), names, ordered)
+        done = _resume(path, _digest(model, tasks, conditions, sampling), names, ordered, model)
 
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None:
@@ -405,7 +404,9 @@ def _digest(
     return digest(json.dumps(parts).encode())
 
 
-def _resume(path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job]) -> dict[int, Trace]:
+def _resume(
+    path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job], model: TransformerBridge
+) -> dict[int, Trace]:
     if not drop_cut_line(path):
         append_lines(path, [json.dumps({"experiment": digest})])
         return {}
@@ -419,11 +420,8 @@ def _resume(path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job]) 
     for row in rows[1:]:
         try:
             i = numbers[row["condition"], row["task"], row["sample"]]
-            job, ids, offsets = jobs[i], tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
-            done[i] = Trace(
-                job.task, job.prompt, row["response"], job.prompt_ids, ids, offsets, row["finished"], job.sample,
-                prefill=job.prefill,
-            )  # fmt: skip
+            ids, offsets = tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
+            done[i] = trace_of(model, jobs[i], Generated(ids, row["finished"]), (row["response"], offsets))
         except (KeyError, TypeError, ValueError) as error:
             raise LensteerError(f"{path} holds a line that is no chain ({error!r}): give another path") from error
     return done

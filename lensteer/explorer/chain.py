@@ -66,7 +66,8 @@ class Chain:
         texts = _cut(prompt, starts) + _cut(trace.response, trace.offsets)
         ids, zero = torch.tensor([trace.ids]), torch.zeros(1, dtype=torch.long)
         context = Context(ids, zero, zero + trace.prompt_length, table)
-        tags = (table.opens | table.closes)[ids[0]].nonzero()[:, 0].tolist()
+        opens, closes = context.marks()
+        tags = (opens | closes)[0].nonzero()[:, 0].tolist()
         return Chain(trace, tuple(texts), context, _pieces(trace, context, tags), tuple(tags))
 
     def __len__(self) -> int:

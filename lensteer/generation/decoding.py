@@ -168,8 +168,7 @@ def decode(
     forward = Forward(model, left_padded(model, rows, prompt_lengths), plans, cache=cache)
     where, width = forward.text.ids.device, forward.text.ids.shape[1]
     ends = torch.tensor(sorted(models.end_ids(model)), device=where)
-    numbers = torch.arange(len(rows), device=where)  # rows in the batch, and which of them have not ended
-    live = torch.ones(len(rows), dtype=torch.bool, device=where)
+    numbers, live = list(range(len(rows))), [True] * len(rows)  # rows in the batch, and which of them have not ended
     noise = None
     if temperature and seeds is not None:
         noise = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(where)
@@ -182,22 +181,26 @@ def decode(
                 logits = forward.run(end - 1, end, keep=1)[:, -1].float()
             else:
                 logits = _prefilled(forward, rows, plans, alike)
-            _check(logits, numbers, step, steered, model)
             if noise is None:
                 new = logits.argmax(-1)
             else:
                 p = (logits / temperature).softmax(-1)
                 new = inverse_cdf(p if top_p == 1 else nucleus(p, top_p), noise[:, step])
             forward.text = replace(forward.text, ids=torch.cat([forward.text.ids, new[:, None]], 1))
-            over = torch.isin(new, ends)
-            yield Step(numbers[live].tolist(), new[live].tolist(), over[live].tolist())
-            live = live & ~over
-            if not live.any():
+            # All that the host has to know, in one transfer: a GPU is waited for once per step.
+            tokens, ended, finite = torch.stack([new, torch.isin(new, ends).long(), _finite(logits)]).tolist()
+            if not all(finite):
+                raise _overflow(numbers[finite.index(0)], step, steered, model)
+            now = [i for i, alive in enumerate(live) if alive]
+            yield Step([numbers[i] for i in now], [tokens[i] for i in now], [bool(ended[i]) for i in now])
+            live = [alive and not over for alive, over in zip(live, ended, strict=True)]
+            if not any(live):
                 return
-            if live.float().mean() < 0.8:  # compacting the KV cache copies it, so several rows leave together
-                kept = live.nonzero()[:, 0]
+            if sum(live) / len(live) < 0.8:  # compacting the KV cache copies it, so several rows leave together
+                left = [i for i, alive in enumerate(live) if alive]
+                kept = torch.tensor(left, device=where)
                 forward.keep(kept)
-                numbers, live = numbers[kept], live[kept]
+                numbers, live = [numbers[i] for i in left], [True] * len(left)
                 noise = None if noise is None else noise[kept]
 
 
@@ -233,23 +236,19 @@ def _prefilled(
     return forward.run(width - 1, width, keep=1)[:, -1].float()
 
 
-def _check(
-    logits: Float[Tensor, "batch d_vocab"],
-    numbers: Int[Tensor, " batch"],
-    step: int,
-    steered: Bool[Tensor, " row"],
-    model: TransformerBridge,
-) -> None:
+def _finite(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
+    """1 for the rows whose logits are all finite."""
     low, high = logits.aminmax(dim=1)  # both NaN where any logit is
-    finite = torch.isfinite(low) & torch.isfinite(high)
-    if not finite.all():
-        row = int(numbers[~finite][0])
-        where, dtype = f"the logits of row {row} are not finite at step {step}", model.original_model.dtype
-        if steered[row]:
-            raise LensteerError(f"{where}: lower the coefficient")
-        raise LensteerError(
-            f"{where}, unsteered: {dtype} does not hold this model's activations; load it in another dtype"
-        )
+    return (torch.isfinite(low) & torch.isfinite(high)).long()
+
+
+def _overflow(row: int, step: int, steered: Bool[Tensor, " row"], model: TransformerBridge) -> LensteerError:
+    where, dtype = f"the logits of row {row} are not finite at step {step}", model.original_model.dtype
+    if steered[row]:
+        return LensteerError(f"{where}: lower the coefficient")
+    return LensteerError(
+        f"{where}, unsteered: {dtype} does not hold this model's activations; load it in another dtype"
+    )
 
 
 def nucleus(p: Float[Tensor, "batch d_vocab"], mass: float) -> Float[Tensor, "batch d_vocab"]:

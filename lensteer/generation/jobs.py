@@ -139,9 +139,11 @@ def run_jobs(
     return [made[i] for i in range(len(jobs))]
 
 
-def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
-    """A trace from generated ids, with its text decoded from them."""
-    response, offsets = models.decode_offsets(model.tokenizer, result.ids)
+def trace_of(
+    model: TransformerBridge, job: Job, result: Generated, text: tuple[str, Sequence[int]] | None = None
+) -> Trace:
+    """A trace from generated ids; its text and its offsets are decoded from them, unless they are known."""
+    response, offsets = models.decode_offsets(model.tokenizer, result.ids) if text is None else text
     return Trace(
         job.task,
         job.prompt,
@@ -152,6 +154,8 @@ def trace_of(model: TransformerBridge, job: Job, result: Generated) -> Trace:
         result.finished,
         job.sample,
         prefill=job.prefill,
+        marks=models.thought_marks(model),
+        opened=models.opens_thought(model, job.prompt),
     )
 
 
@@ -176,6 +180,7 @@ def generate_traces(
     rewrite: Callable[[Task], str] | None = None,
     plans: Sequence[Plan | None] | None = None,
     path: str | Path | None = None,
+    inspect: Callable[[Sequence[Trace]], object] | None = None,
     progress: bool = False,
 ) -> list[Trace]:
     """Generate a model's responses to tasks.
@@ -196,6 +201,7 @@ def generate_traces(
         plans: one per task, None for a task without one.
         path: JSONL file that each finished batch is appended to; batches already in it are not rerun. (It does not
             record foreign hooks.)
+        inspect: called with each finished batch's new chains once they are in the file; it may raise an error to stop.
         progress: show a bar with tokens per second.
 
     Raises:
@@ -215,7 +221,7 @@ def generate_traces(
         prompt = models.chat_text(model, asked, system=system, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
-    made = resume_jobs(model, jobs, sampling, path=path, progress=progress)
+    made = resume_jobs(model, jobs, sampling, path=path, inspect=inspect, progress=progress)
     return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
 
 
@@ -225,6 +231,7 @@ def resume_jobs(
     sampling: Sampling,
     *,
     path: str | Path | None = None,
+    inspect: Callable[[Sequence[Trace]], object] | None = None,
     progress: bool = False,
 ) -> list[Trace]:
     """`run_jobs`, without rerunning batches that are already in a file.
@@ -234,6 +241,7 @@ def resume_jobs(
         jobs: as in `run_jobs`.
         sampling: how chains are drawn.
         path: JSONL file that each finished batch is appended to.
+        inspect: as in `generate_traces`.
         progress: show a bar.
 
     Raises:
@@ -250,6 +258,8 @@ def resume_jobs(
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None and fresh:
             append_lines(Path(path), (trace.to_json() for trace in named(fresh).values()))
+        if inspect is not None and fresh:
+            inspect(list(fresh.values()))
 
     made = named(dict(enumerate(run_jobs(model, jobs, sampling, done=done, keep=keep, progress=progress))))
     return [made[i] for i in range(len(jobs))]

@@ -4,8 +4,6 @@ Layer `l` is 0-based and means the residual stream at the output of block `l`.
 """
 
 from lensteer.models.chat import (
-    CLOSE_THINKING,
-    OPEN_THINKING,
     chat_text,
     decode_offsets,
     encode,
@@ -27,13 +25,30 @@ from lensteer.models.facts import (
 )
 from lensteer.models.length import check_length, forget_frequencies, length_limits
 from lensteer.models.loading import DTYPES, ORGANISM, load_model, out_of_memory
+from lensteer.models.thought import (
+    CLOSE_THINKING,
+    MARKS,
+    OPEN_THINKING,
+    UNMARKED,
+    Marks,
+    header,
+    marks_in,
+    marks_of,
+    named_marks,
+    opens_thought,
+    set_thought_marks,
+    thought_marks,
+)
 
 __all__ = [
     "CLOSE_THINKING",
     "DTYPES",
+    "MARKS",
     "OPEN_THINKING",
     "ORGANISM",
     "SITES",
+    "UNMARKED",
+    "Marks",
     "ModelId",
     "chat_text",
     "check_layer",
@@ -48,10 +63,17 @@ __all__ = [
     "final_norm_gain",
     "fingerprint",
     "forget_frequencies",
+    "header",
     "length_limits",
     "load_model",
+    "marks_in",
+    "marks_of",
     "n_layers",
+    "named_marks",
+    "opens_thought",
     "out_of_memory",
     "resid_hook",
+    "set_thought_marks",
+    "thought_marks",
     "token_table",
 ]

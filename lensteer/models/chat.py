@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -10,14 +11,15 @@ import torch
 
 from lensteer.errors import LensteerError
 from lensteer.models.dates import directives, with_fixed_date
-from lensteer.models.facts import fingerprint
-from lensteer.positions import STOPS, SURE_STOPS, TokenTable, ends_sentence
+from lensteer.models.facts import device, fingerprint
+from lensteer.models.thought import Marks, header, opens_thought, thought_marks
+from lensteer.positions import STOPS, SURE_STOPS, Mark, TokenTable, ends_sentence
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
-OPEN_THINKING, CLOSE_THINKING = "<think>", "</think>"
+_LONGEST = 16  # tokens; bytes that have not become a character by then never will, and a run of them may be long
 
 
 def chat_text(
@@ -32,7 +34,8 @@ def chat_text(
         model: whose template to use.
         messages: a user's message as text, or messages with `role` and `content`.
         system: the system prompt, before the messages; without one the template may insert a default.
-        thinking: passed to the template as `enable_thinking`; templates without that variable ignore it.
+        thinking: passed to the template as `enable_thinking`. Some templates ignore it: if one opens a thought although
+            it is False, the thought is closed at once, and a warning says so.
 
     Raises:
         LensteerError: the tokenizer has no chat template, or its template does not support a system prompt.
@@ -69,6 +72,14 @@ def chat_text(
             f"the chat template of {fingerprint(model).name!r} takes no system prompt ({reason}): put "
             f"{system.strip()[:60]!r} into the user's prompt instead"
         )
+    if not thinking and opens_thought(model, text):
+        end = f"\n{thought_marks(model)[1]}\n\n"
+        warnings.warn(
+            f"the chat template of {fingerprint(model).name!r} opens a thought although thinking=False: a direct "
+            f"answer is asked for by closing it, with {end!r}",
+            stacklevel=2,
+        )
+        text += end
     return text
 
 
@@ -112,7 +123,8 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
     for end in range(1, len(ids) + 1):  # drop a leading space
         starts.append(cursor)
         piece = decode(ids[before:end])[len(decode(ids[before:begin])) :]
-        if piece.endswith("�") or not text.startswith(piece, cursor):
+        unfinished = piece.endswith("�") and end - begin < _LONGEST
+        if unfinished or not text.startswith(piece, cursor):
             continue
         cursor += len(piece)
         alone = decode(ids[end - 1 : end]) if end - begin > 1 else "�"
@@ -123,26 +135,28 @@ def decode_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
 
 
 @lru_cache(maxsize=8)
-def _table(tokenizer: PreTrainedTokenizerBase, size: int) -> TokenTable:
+def _table(tokenizer: PreTrainedTokenizerBase, size: int, marks: Marks, header: str, where: torch.device) -> TokenTable:
     texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))], skip_special_tokens=False)
     texts += [""] * (size - len(texts))
+    thought = [Mark.of(mark, texts, where, _split(tokenizer, mark, texts)) for mark in marks if mark]
     return TokenTable(
-        torch.tensor([t.strip() == OPEN_THINKING for t in texts]),
-        torch.tensor([t.strip() == CLOSE_THINKING for t in texts]),
-        torch.tensor([ends_sentence(t) for t in texts]),
+        torch.tensor([ends_sentence(t) for t in texts], device=where),
         tuple(filter(None, (_split(tokenizer, stop, texts) for stop in STOPS + SURE_STOPS))),
+        texts,
+        (thought[0], thought[1]) if thought else None,
+        header,
     )
 
 
-def _split(tokenizer: PreTrainedTokenizerBase, character: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """The ids that spell a character in bytes; none if it is a token, or the tokenizer cannot spell it."""
-    ids = list(tokenizer(character, add_special_tokens=False).input_ids)
+def _split(tokenizer: PreTrainedTokenizerBase, text: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """The ids that spell a text, if some hold parts of a character only; none, too, if they cannot spell it."""
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     while ids and not texts[ids[0]].strip():  # some put a space in front
         ids.pop(0)
-    whole = len(ids) > 1 and tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == character
-    return tuple(ids) if whole and all("�" in texts[i] for i in ids) else ()
+    whole = len(ids) > 1 and tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == text
+    return tuple(ids) if whole and any("�" in texts[i] for i in ids) else ()
 
 
 def token_table(model: TransformerBridge) -> TokenTable:
-    """Facts about the model's vocabulary, computed once per tokenizer."""
-    return _table(model.tokenizer, int(model.cfg.d_vocab))
+    """Facts about the model's vocabulary, computed once per tokenizer, template and thought marks."""
+    return _table(model.tokenizer, int(model.cfg.d_vocab), thought_marks(model), header(model), device(model))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from lensteer.errors import LensteerError
+from lensteer.models.thought import Marks, named_marks, set_thought_marks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -48,6 +50,8 @@ def load_model(
     device_map: str | Mapping[str, Any] | None = None,
     revision: str | None = None,
     quantization_config: Any = None,
+    thought: str | Marks = "auto",
+    template: str | Path | None = None,
 ) -> TransformerBridge:
     """Load a causal language model as TransformerLens' own bridge, with raw Hugging Face weights.
 
@@ -61,22 +65,37 @@ def load_model(
         device_map: Of Hugging Face, such as "auto", to spread a model over devices; instead of `device`.
         revision: Of the checkpoint on the hub.
         quantization_config: Of Hugging Face, to quantize while loading; a checkpoint that is quantized needs none.
+        thought: How it marks its thought: "auto" reads that from its chat template, "none" says that its whole response
+            is the chain; or what opens a thought in a published model, such as "[THINK]", or both marks with a blank
+            between them. See `set_thought_marks`.
+        template: A file with a chat template (Jinja), instead of the tokenizer's own; a base model has none.
 
     Raises:
         LensteerError: No such model, or not a checkpoint; tensors that it lacks; an architecture that TransformerLens
             cannot wrap; no tokenizer; a library that the checkpoint needs and that is not installed; an unknown dtype;
-            a device that is not there; too little memory; options that a loaded model cannot take.
+            a device that is not there; too little memory; options that a loaded model cannot take; unknown marks; no
+            template.
     """
     from transformer_lens.model_bridge import TransformerBridge
+
+    marks = named_marks(thought) if isinstance(thought, str) else thought
+    chat = None if template is None else _read_template(Path(template))
+
+    def marked(bridge: TransformerBridge) -> TransformerBridge:
+        if chat is not None:
+            bridge.tokenizer.chat_template = chat
+        if marks is not None:
+            set_thought_marks(bridge, marks)
+        return bridge
 
     given = dict(
         dtype=dtype, device=device, device_map=device_map, revision=revision, quantization_config=quantization_config
     )
     if isinstance(source, TransformerBridge):
-        return _checked_bridge(source, given | dict(tokenizer=tokenizer))
+        return marked(_checked_bridge(source, given | dict(tokenizer=tokenizer)))
     if isinstance(source, nn.Module):
         loaded = _check_loaded(source, tokenizer, given)
-        return _wrapped(loaded, str(loaded.config._name_or_path), tokenizer, None)
+        return marked(_wrapped(loaded, str(loaded.config._name_or_path), tokenizer, None))
     name = str(ORGANISM if source is None else source)
     kind, where = _check_dtype(dtype), _check_device(device, device_map)
     _check_file(name)
@@ -93,7 +112,22 @@ def load_model(
                 model.to(where)
         except Exception as error:  # whatever transformers and its quantizers raise is about this checkpoint
             raise _refusal(error, name, kind, where, revision) from error
-    return _wrapped(model, name, tokenizer, revision)
+    return marked(_wrapped(model, name, tokenizer, revision))
+
+
+def _read_template(path: Path) -> str:
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+        environment.parse(re.sub(r"\{%-? *(end)?generation *-?%\}", "", text))  # transformers' own tag
+    except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
+        raise LensteerError(f"chat template {str(path)!r}: give a file with one in Jinja ({error})") from error
+    if "messages" not in text:
+        raise LensteerError(f"chat template {str(path)!r} does not use 'messages': give one in Jinja, not a prompt")
+    return text
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -24,11 +24,11 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
 from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
-from lensteer.pipeline.run import MANIFEST, Run
+from lensteer.pipeline.run import MANIFEST, Run, loading_options
 from lensteer.tasks import describe_tasks, load_tasks
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 ASK_TO_THINK = "Let us think step by step."
 RESULT = "cache.json"
@@ -52,6 +52,8 @@ class CacheFit:
     device_map: str | None = None
     revision: str | None = None
     system: str = ""
+    thought: str = "auto"
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class CacheRun:
     device_map: str | None = None
     revision: str | None = None
     system: str = ""
+    thought: str = "auto"
+    template: str | None = None
 
 
 def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], object] = lambda line: None) -> CacheVector:
@@ -84,7 +88,7 @@ def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], objec
     Raises:
         LensteerError: an unknown model, kind of records, style or position, or too few records.
     """
-    model = _load(config)
+    model = models.load_model(config.model, **loading_options(config))
     position = config.position
     if isinstance(position, str) and position.lstrip("-").isdigit():
         position = int(position)
@@ -109,12 +113,6 @@ def cache_fit(config: CacheFit, out: str | Path, announce: Callable[[str], objec
     return vector
 
 
-def _load(config: CacheFit | CacheRun) -> TransformerBridge:
-    return models.load_model(
-        config.model, dtype=config.dtype, device=config.device, device_map=config.device_map, revision=config.revision
-    )
-
-
 def _records(config: CacheFit) -> list[Record]:
     source = config.records or ("builtin" if config.model else "organism")
     return make_records(max(100, config.shots + 1), seed=config.seed) if source == "organism" else load_records(source)
@@ -131,7 +129,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     """
     folder = Path(out)
     run = Run.open(folder) if (folder / MANIFEST).exists() else None
-    model = run.model if run else _load(config)
+    model = run.model if run else models.load_model(config.model, **loading_options(config))
     vector = CacheVector.load(config.vector, model)
     own = config.tasks == "organism"
     if (said := describe_tasks(config.tasks)) is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from lensteer import models
 from lensteer.annotation import (
     Annotator,
     Judge,
@@ -31,6 +32,7 @@ from lensteer.files import read_jsonl, write_atomically
 from lensteer.pipeline.own import is_own, load_own
 from lensteer.pipeline.run import Run
 from lensteer.traces import Trace, load_traces
+from lensteer.transcripts import is_transcript, read_transcripts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,12 +42,13 @@ CLASSIFIER = "classifier.safetensors"
 
 
 def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridge | None = None) -> list[Trace]:
-    """Chains from files of traces or of the published annotation format, with any labels in them.
+    """Chains from files of traces, of the published annotation format or of plain text, with any labels in them.
 
     Chains on the same task in several files become that task's samples, in the order of the files.
 
     Args:
-        path: one or several JSONL files; a line with "annotated" is in the published format.
+        path: one or several JSONL files; a line with "annotated" is in the published format, one without token ids a
+            plain text (`read_transcripts`).
         model: with the tokenizer for published chains; without one each character is a token.
 
     Raises:
@@ -65,7 +68,10 @@ def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridg
 def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
     _, first = read_jsonl(Path(path))[0]
     if "annotated" in first:
-        return read_published(path, None if model is None else model.tokenizer)[0]
+        tokenizer, marks = (None, None) if model is None else (model.tokenizer, models.thought_marks(model))
+        return read_published(path, tokenizer, marks=marks)[0]
+    if is_transcript(first):
+        return read_transcripts(path, model)
     traces = load_traces(path)
     size = max((max(trace.ids) for trace in traces if trace.ids), default=0)
     if model is not None and size >= int(model.cfg.d_vocab):

@@ -37,6 +37,7 @@ from lensteer.positions import (
 )
 from lensteer.steering.plans import check_unit
 from lensteer.tasks import SPLITS, Task, load_tasks
+from lensteer.transcripts import has_labels
 from lensteer.vectors import Recipe
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class RunConfig:
         pair_format: of that file; None: detected from the first entry.
         annotators: for generated text: of `ANNOTATORS`, or FILE.py:NAME for your own; the first one is tested. () is
             the default: the grammar for the organism's tasks; none with a measure and pairs or chains; with chains or
-            `classifier`, the classifier, then the rules if they cover the behaviors; else the rules.
+            labels or `classifier`, the classifier, then the rules if they cover the behaviors; else the rules.
         measure: FILE.py:NAME of a function from a trace to a number, higher for more of the behavior; if given, its
             mean is tested.
         classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
@@ -84,6 +85,8 @@ class RunConfig:
         control_samples: chains per held-out task and control vector.
         temperature: of all sampling.
         top_p: of all sampling: the smallest set of tokens with at least this probability.
+        thought: how the model marks its thought, as in `load_model`.
+        template: a file with its chat template, instead of the tokenizer's own.
         prefill: text that every chain begins with.
         system: the system prompt of every question that is put to the model, in every condition; pairs that have a
             system prompt keep theirs.
@@ -127,6 +130,8 @@ class RunConfig:
     control_samples: int = 2
     temperature: float = 0.8
     top_p: float = 1.0
+    thought: str = "auto"
+    template: str | None = None
     prefill: str = ""
     system: str = ""
     train_tokens: int = 600
@@ -201,6 +206,12 @@ DEMO_REAL = replace(
     coefficients=(0.75, 1.0, 1.5),
     max_new_tokens=100,
 )
+
+
+def loading_options(config: Any) -> dict[str, Any]:
+    """The arguments of `load_model` that a config holds."""
+    names = ("dtype", "device", "device_map", "revision", "thought", "template")
+    return {name: getattr(config, name) for name in names}
 
 
 @dataclass
@@ -279,21 +290,21 @@ class Run:
             return ("grammar",)
         if self.config.measure and (self.config.pairs or self.config.chains):
             return ()
-        if self.config.chains or self.config.classifier:
+        if self.config.classifier or any(map(has_labels, self.config.chains)):
             return ("classifier", "rules") if set(self.config.behaviors) <= set(BEHAVIORS) else ("classifier",)
         return ("rules",)
 
     @property
     def own_files(self) -> list[Path]:
-        """Files of the user's functions and pairs.
+        """Files of the user's functions, pairs and chat template.
 
         Raises:
             LensteerError: no such file.
         """
         c = self.config
         named = [name for name in (*c.annotators, c.measure) if name is not None and is_own(name)]
-        pairs = [Path(c.pairs)] if c.pairs is not None and Path(c.pairs).is_file() else []
-        return [*pairs, *map(file_of, named)]
+        given = [Path(path) for path in (c.pairs, c.template) if path is not None and Path(path).is_file()]
+        return [*given, *map(file_of, named)]
 
     @cached_property
     def measure(self) -> Measure | None:
@@ -357,6 +368,7 @@ class Run:
                 f"layers {list(c.layers)} for behaviors {list(c.behaviors)}: give at least one behavior, and one layer "
                 "for all or one for each"
             )
+        models.named_marks(c.thought)
         if c.margins not in ("text", "grammar"):
             raise LensteerError(f"no margins {c.margins!r}: choose 'text', or 'grammar' for the organism's chains")
         if not c.coefficients or any(not 0 < trial < math.inf for trial in c.coefficients):
@@ -444,13 +456,7 @@ class Run:
     @cached_property
     def model(self) -> TransformerBridge:
         """The run's model, checked against the one the run began with, and for whether it takes the system prompt."""
-        model = models.load_model(
-            self.config.model,
-            dtype=self.config.dtype,
-            device=self.config.device,
-            device_map=self.config.device_map,
-            revision=self.config.revision,
-        )
+        model = models.load_model(self.config.model, **loading_options(self.config))
         if self.config.system:  # before anything is written
             models.chat_text(model, self.tasks("test")[0].prompt, system=self.config.system)
         found = models.fingerprint(model)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lensteer import models, organism
 from lensteer.annotation import Annotator, annotate_report
@@ -54,6 +54,9 @@ from lensteer.tasks import describe_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
 from lensteer.vectors.geometry import cosine_matrix
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 FULL_RUN = Path(organism.__file__).parent / "full_run.json"
 """The summary of the full run on the organism, committed with its weights."""
@@ -179,9 +182,32 @@ def _traces(run: Run) -> dict[str, Any]:
         max_new_tokens=c.train_tokens,
         batch_size=c.batch_size,
         path=run.path("traces.jsonl"),
+        inspect=lambda new: check_thoughts(run.model, new),
         progress=run.progress,
     )
     return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces)}
+
+
+def check_thoughts(model: TransformerBridge, traces: Sequence[Trace]) -> None:
+    """Check that the chains of a batch have what annotators read.
+
+    Raises:
+        LensteerError: none of them has a thought, or all of them have marks that the model is not known to use.
+    """
+    opens, closes = models.thought_marks(model)
+    begun = traces[0].response[:60]
+    if opens and not any(end > begin for begin, end in (trace.thinking for trace in traces)):
+        raise LensteerError(
+            f"none of the {len(traces)} chains of this batch has a thought, which {opens!r} would open and {closes!r} "
+            f"close; the first begins {begun!r}. If the model marks its thought otherwise, give --thought 'OPEN "
+            "CLOSE'; if it marks none, --thought none: then the whole response is the chain"
+        )
+    if not opens and all(models.marks_in(trace.response)[0] in trace.response[:200].split() for trace in traces):
+        found = models.marks_in(traces[0].response)
+        raise LensteerError(
+            f"all {len(traces)} chains of this batch begin a thought with {found[0]!r}, which the model's chat "
+            f"template does not name; the first begins {begun!r}. Give --thought '{found[0]}'"
+        )
 
 
 def _annotate(run: Run) -> dict[str, Any]:
@@ -245,8 +271,7 @@ def _attribute(run: Run) -> dict[str, Any]:
     c = run.config
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"), run.model)
     traces = [trace for trace in load_traces(run.path("annotated.jsonl")) if trace.spans]
-    step = max(1, len(traces) // c.score_chains)
-    some = traces[::step][: c.score_chains]  # from all files, if several
+    some = score_chains(traces, c.score_chains, _steered(run, vectors))
     options: dict[str, Any] = dict(behaviors=_steered(run, vectors), max_spans=c.max_spans)
     options |= dict(coefficient=c.score_coefficient, unit=c.unit, seed=c.seed, progress=run.progress)
     scores = attribute(run.model, some, vectors, **options)
@@ -256,6 +281,16 @@ def _attribute(run: Run) -> dict[str, Any]:
         beside.save(run.path("controls.json"))
     embedding_overlap(run.model, vectors).save(run.path("overlap.json"))
     return {"method": scores.method}
+
+
+def score_chains(traces: Sequence[Trace], n: int, behaviors: Sequence[str]) -> list[Trace]:
+    """About `n` chains evenly from all (from all files, if several), and one more for each behavior that they lack."""
+    chosen = list(traces[:: max(1, len(traces) // n)][:n])
+    for label in behaviors:
+        has = [trace for trace in traces if any(span.label == label for span in trace.spans)]
+        if has and not any(trace in has for trace in chosen):
+            chosen.append(has[0])
+    return chosen
 
 
 def _steered(run: Run, vectors: BehaviorVectors) -> list[str]:
