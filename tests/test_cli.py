@@ -118,6 +118,8 @@ OPTIONS = {
     "--device": ("cpu", "device", "cpu"),
     "--device-map": ("auto", "device_map", "auto"),
     "--revision": ("main", "revision", "main"),
+    "--thought": ("[THINK]", "thought", "[THINK]"),
+    "--template": ("chat.jinja", "template", "chat.jinja"),
 }
 
 
@@ -130,6 +132,7 @@ def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
         ([], ORGANISM, {"model": None}),
         (["--small"], DEMO, {"model": None}),
         (["--model", "some/model"], RunConfig(), {"model": "some/model"}),
+        (["--small", "--model", "some/model"], DEMO_REAL, {"model": "some/model"}),
         (["--model", "some/model", "--tasks", "organism"], ORGANISM, {"model": "some/model"}),
     ]
     for options, base, what in cases:
@@ -159,22 +162,17 @@ def test_options_that_are_given_several_times(lensteer, monkeypatch, tmp_path):
     assert config.annotators == ("rules", "classifier")
 
 
-@pytest.mark.parametrize("options", [["--model", "some/model"], ["--tasks", "builtin"]])
-def test_the_demos_sizes_are_of_the_embedded_model_only(options, lensteer, tmp_path):
-    one_line(lensteer("run", "--out", tmp_path / "run", "--small", *options), "--small", "builtin", "sizes")
-    assert not (tmp_path / "run").exists()
-
-
 def test_help_names_the_defaults_of_both_kinds_of_model(lensteer, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = re.sub(r"\W+", " ", lensteer("run", "--help")[1])
-    words = f"n_samples default {RunConfig().n_samples} organism {ORGANISM.n_samples} small {DEMO.n_samples}"
+    sizes = [config.n_samples for config in (RunConfig(), DEMO_REAL, ORGANISM, DEMO)]
+    words = "n_samples default {} small {} organism {} small {}".format(*sizes)
     assert words.removeprefix("n_samples ") in text
 
 
 def test_the_demo_on_a_model_of_ones_own(lensteer, monkeypatch, tmp_path):
     calls, chains = faked(monkeypatch), tmp_path / "chains.jsonl"
-    chains.touch()
+    chains.write_text('{"text": "Hmm."}\n')
     code, _, err = lensteer("demo", "--out", tmp_path / "a", "--model", "some/model", "--chains", chains)
     assert code == 0, err
     assert calls[-1][1].config == replace(DEMO_REAL, model="some/model", chains=(str(chains),))

@@ -26,7 +26,21 @@ PACKAGE = ROOT / "lensteer"
 ROOMS: list[tuple[str, list[str]]] = [
     ("files", ["errors", "_version", "files", "progress", "results"]),
     ("values", ["behaviors", "organism", "tasks", "positions", "metrics", "statistics"]),
-    ("model", ["models", "twins", "caches", "rotary", "steering", "forward", "traces", "cache_steering", "generation"]),
+    (
+        "model",
+        [
+            "models",
+            "twins",
+            "caches",
+            "rotary",
+            "steering",
+            "forward",
+            "traces",
+            "transcripts",
+            "cache_steering",
+            "generation",
+        ],
+    ),
     ("text", ["activations", "annotation"]),
     ("vectors", ["vectors", "contrast"]),
     ("where", ["attribution", "attention", "calibration"]),
