@@ -41,7 +41,7 @@ ROOMS: list[tuple[str, list[str]]] = [
             "generation",
         ],
     ),
-    ("text", ["activations", "annotation"]),
+    ("text", ["transcripts", "activations", "annotation"]),
     ("vectors", ["vectors", "contrast"]),
     ("where", ["attribution", "attention", "calibration"]),
     ("measure", ["evaluation", "ablation"]),
