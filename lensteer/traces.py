@@ -11,7 +11,7 @@ from typing import Any
 from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl, write_atomically
+from lensteer.files import check_text, read_jsonl, write_atomically
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -32,6 +32,9 @@ class Trace:
         n_unparsed: sentences of the chain that no annotator could label; they stay in every denominator.
         prefill: the end of the prompt, where it begins the assistant's answer.
         run: digest of the model, plans, seed and numbers it came from; detects a file of another run.
+
+    Raises:
+        LensteerError: a lone surrogate in a text or a label, which no file could hold.
     """
 
     task: Task
@@ -46,6 +49,12 @@ class Trace:
     n_unparsed: int = 0
     prefill: str = ""
     run: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response", "prefill"):
+            check_text(getattr(self, name), f"the {name} of {self.id}")
+        for label in {span.label for span in self.spans}:
+            check_text(label, f"a label of {self.id}")
 
     @property
     def id(self) -> str:
