@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lensteer.errors import LensteerError
+from lensteer.files import check_text
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LabelScheme:
         steered: the labels that are steered and evaluated by default; () means all.
 
     Raises:
-        LensteerError: no label, a duplicate, empty or reserved name, a missing description, an unknown steered label.
+        LensteerError: no label, a duplicate, empty or reserved name, a missing description, an unknown steered label,
+            or a lone surrogate in a text.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +33,8 @@ class LabelScheme:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.labels:
             raise LensteerError("a scheme without labels: give at least one name")
+        for text in (*self.labels, *self.descriptions):
+            check_text(text, "the scheme")
         for label in self.labels:
             if self.labels.count(label) > 1:
                 raise LensteerError(f"the scheme has the label {label!r} twice: give each name once")

@@ -1,10 +1,17 @@
-"""File I/O: atomic writes, JSONL, and safetensors with a JSON header."""
+"""File I/O: atomic writes, text, JSONL, and safetensors with a JSON header.
+
+Text is UTF-8. A byte order mark at its beginning is skipped; NUL and U+FEFF within it are characters like any other. A
+lone surrogate (half of a character, which JSON can spell as an escape and a Python string can hold) cannot be encoded:
+it is refused where a text comes in, by `read_jsonl`, `parse_json` and `check_text`. Writing never fails on one.
+"""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,21 @@ from torch import Tensor
 
 from lensteer.errors import LensteerError
 
+_ESCAPED = "backslashreplace"
+_HALF = (
+    "it is half of a character (a lone surrogate), which UTF-8 cannot hold; write the whole character, or leave it out"
+)
+#: The escapes of a JSON text, of which those of surrogates without their other half are `lone`.
+_ESCAPE = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+_WIDE = {  # UTF-32's first, because UTF-16's mark begins it
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
 
 def digest(data: bytes) -> str:
     """The first 16 hex digits of SHA-256, which identify files, settings and models here."""
@@ -22,12 +44,15 @@ def digest(data: bytes) -> str:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file atomically: at any moment it is either the complete old one or the complete new one."""
+    """Write a file atomically: at any moment it is either the complete old one or the complete new one.
+
+    A lone surrogate in a text is written as its escape, as in JSON, so that no result is lost because of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode(errors=_ESCAPED) if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -36,9 +61,9 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines and flush them to disk before returning."""
+    """Append lines and flush them to disk before returning; lone surrogates are escaped as in `write_atomically`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
         file.write("".join(line + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
@@ -55,20 +80,88 @@ def drop_cut_line(path: Path) -> bool:
     return bool(whole.strip())
 
 
+def check_text(text: str, what: str) -> str:
+    """Return a text if UTF-8 can hold it; `what` names it in the message.
+
+    Raises:
+        LensteerError: it has a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise LensteerError(
+            f"{what} has {text[at]!r} at character {at}, in {text[max(0, at - 20) : at + 20]!r}: {_HALF}"
+        ) from error
+    return text
+
+
+def parse_json(text: str, path: str | Path, line: int = 1) -> Any:
+    """The value that a JSON text spells; `line` of the file `path` is its first.
+
+    Raises:
+        LensteerError: a text in it has a lone surrogate.
+        ValueError: it is no JSON.
+    """
+    values = json.loads(text)
+    for escape in _ESCAPE.finditer(text):
+        if escape["lone"]:
+            at = escape.start()
+            line += text.count("\n", 0, at)
+            column = at - text.rfind("\n", 0, at)
+            raise LensteerError(f"{path}, line {line}, column {column} has '{escape[0]}': {_HALF}")
+    return values
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a text file, without the byte order mark that some editors put before UTF-8.
+
+    Raises:
+        LensteerError: it is UTF-16 or UTF-32.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    name = next((name for mark, name in _WIDE.items() if data.startswith(mark)), "")
+    if not name and b"\0" in data[:2] != b"\0\0":  # of UTF-16 without a mark, as JSON begins with an ASCII character
+        name = "UTF-16"
+    if name:
+        raise LensteerError(f"{path} is {name}, it begins with {data[:8]!r}: save it as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        LensteerError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    data = read_bytes(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise LensteerError(f"{path}, line {line} is not UTF-8 ({error}): save it as UTF-8") from error
+
+
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Numbered objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        LensteerError: a missing or empty file, or a line that is not a JSON object.
+        LensteerError: a missing or empty file, one that is not UTF-8, a line that is not a JSON object, or a lone
+            surrogate in one (names line and column).
     """
     if not path.is_file():
         raise LensteerError(f"no file {str(path)!r}: give a JSONL file, one object a line")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # not at Unicode's other line breaks
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):  # not at Unicode's other line breaks
+        line = line.removeprefix(codecs.BOM_UTF8)  # files with a mark that were joined have one within
         if not line.strip():
             continue
         try:
-            values = json.loads(line.decode())
+            values = parse_json(line.decode(), path, number)
+        except LensteerError:
+            raise
         except ValueError as error:  # of JSON or of UTF-8
             raise LensteerError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from error
         if not isinstance(values, dict):

@@ -83,7 +83,7 @@ def compression(text: str) -> float:
 
     Short texts compress little regardless of content: compare texts of similar length. 1 for an empty text.
     """
-    raw = text.encode()
+    raw = text.encode(errors="surrogatepass")
     return min(1.0, len(zlib.compress(raw, 9)) / len(raw)) if raw else 1.0
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.files import read_text, write_atomically
 
 _SHOWN = 6  # entries of a sequence or mapping
 
@@ -83,7 +83,7 @@ class Saved(Result):
             LensteerError: a missing or damaged file, or one of another kind or version.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_text(Path(path))))
         except (OSError, ValueError) as error:  # a LensteerError is one
             raise LensteerError(
                 f"cannot read {str(path)!r} ({error}): give the file that the `save` of a {cls.__name__} wrote"

@@ -12,7 +12,7 @@ from typing import Any
 from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl, write_atomically
+from lensteer.files import check_text, read_jsonl, write_atomically
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -35,6 +35,9 @@ class Trace:
         run: digest of the model, plans, seed and numbers it came from; detects a file of another run.
         marks: what opens and what closes its thought; two empty texts if the whole response is the chain.
         opened: whether the prompt leaves a thought open; None: if its last mark opens one.
+
+    Raises:
+        LensteerError: a lone surrogate in a text or a label, which no file could hold.
     """
 
     task: Task
@@ -51,6 +54,12 @@ class Trace:
     run: str = ""
     marks: models.Marks = (models.OPEN_THINKING, models.CLOSE_THINKING)
     opened: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response", "prefill"):
+            check_text(getattr(self, name), f"the {name} of {self.id}")
+        for label in {span.label for span in self.spans}:
+            check_text(label, f"a label of {self.id}")
 
     @property
     def id(self) -> str:

@@ -16,6 +16,7 @@ from lensteer.annotation.alignment import AlignmentReport, align
 from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence, Span
 from lensteer.errors import LensteerError
+from lensteer.files import check_text
 from lensteer.traces import Trace, with_spans
 
 
@@ -132,7 +133,8 @@ def annotate(traces: Sequence[Trace], annotator: Annotator) -> list[Trace]:
             function from traces to labeled sentences.
 
     Raises:
-        LensteerError: the annotator returns a label that it did not declare, or not one list per trace.
+        LensteerError: the annotator returns a label that it did not declare or that has a lone surrogate, or not one
+            list per trace.
     """
     return annotate_report(traces, annotator)[0]
 
@@ -147,6 +149,8 @@ def annotate_report(traces: Sequence[Trace], annotator: Annotator) -> tuple[list
     for trace, sentences in zip(traces, returned, strict=True):
         if labels is not None and (odd := {s.label for s in sentences}.difference(labels, [UNPARSED])):
             raise LensteerError(f"the annotator returned {sorted(odd)} in {trace.id}, but declares {list(labels)}")
+        for label in {s.label for s in sentences}:
+            check_text(label, f"a label that the annotator returned in {trace.id}")
         found = align(sentences, trace.response, trace.offsets, prompt_length=trace.prompt_length)
         spans = [span for span in found.spans if span.label != UNPARSED]
         annotated.append(with_spans(trace, spans, len(sentences) - len(spans)))

@@ -18,6 +18,7 @@ from lensteer.annotation.judge_questions import Remark, Talk, converse, parse_sc
 from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import REASONING, UNPARSED, LabelScheme, Sentence
 from lensteer.errors import LensteerError
+from lensteer.files import check_text
 from lensteer.progress import progress_bar
 from lensteer.traces import Trace
 
@@ -246,13 +247,14 @@ class JudgeScore(Connection):
         question: about the response; its answer is a degree.
 
     Raises:
-        LensteerError: no question, or as `Connection` does.
+        LensteerError: no question, one with a lone surrogate, or as `Connection` does.
     """
 
     question: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_text(self.question, "question")
         if not self.question.strip():
             raise LensteerError("question='': ask something about the response, such as 'How polite is the answer?'")
 

@@ -15,9 +15,9 @@ from threading import Event, Lock, local
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from lensteer.annotation.judge_questions import PROMPT_VERSION, Answer, Messages
+from lensteer.annotation.judge_questions import PROMPT_VERSION, Answer, Messages, clean
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.files import check_text, write_atomically
 
 OPENAI = "https://api.openai.com/v1"
 URL, MODEL, KEY = "LENSTEER_JUDGE_URL", "LENSTEER_JUDGE_MODEL", "LENSTEER_JUDGE_KEY"
@@ -51,7 +51,8 @@ class Connection:
         temperature: None leaves it to the server (some models accept no other).
 
     Raises:
-        LensteerError: no model, an invalid URL or one that holds a secret, or a number out of range.
+        LensteerError: no model, an invalid URL or one that holds a secret, a number out of range, or a lone surrogate
+            in a text.
     """
 
     model: str = ""
@@ -72,6 +73,8 @@ class Connection:
         object.__setattr__(self, "model", self.model or os.environ.get(MODEL, ""))
         if not self.model:
             raise LensteerError(f"no model for the judge at {url}: give model='...' or set {MODEL}")
+        check_text(self.model, "the judge's model")
+        check_text(url, "the judge's URL")
         if self.retries < 0:
             raise LensteerError(f"retries={self.retries}: give at least 0")
         if not self.timeout > 0:
@@ -116,7 +119,7 @@ class ReplyCache:
             return None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             return None
-        return Answer(record["text"], bool(record.get("cut")))
+        return Answer(clean(record["text"]), bool(record.get("cut")))
 
     def put(self, messages: Messages, answer: Answer) -> None:
         """Store a reply with its request."""
@@ -210,7 +213,7 @@ class Client:
             if text:
                 with self._counting:
                     self.n_answered += 1
-                return Answer(_without_key(text), cut, retried=tuple(retried))
+                return Answer(_without_key(clean(text)), cut, retried=tuple(retried))
             if repeat and len(retried) < self.connection.retries:  # the openai client counts it as an answer
                 retried.append(trouble)
                 self._stopped.wait(EMPTY_PAUSE)
@@ -303,7 +306,7 @@ def _without_key(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    return " ".join(_without_key(text).split())[:300]
+    return " ".join(_without_key(clean(text)).split())[:300]
 
 
 def _words(error: BaseException) -> str:

@@ -199,7 +199,7 @@ def question(
     """
     numbers = {index: n for n, index in enumerate(wanted, 1)}
     shown = sorted({i for index in wanted for i in range(max(0, index - context), index + 1)})
-    parts = [f"Task of the chain:\n{_clean(task[:MAX_TASK])}"] if task.strip() else []
+    parts = [f"Task of the chain:\n{clean(task[:MAX_TASK])}"] if task.strip() else []
     lines = [f"{f'[{numbers[i]}]' if i in numbers else '(context)'} {_line(sentences[i])}" for i in shown]
     parts.append("Sentences:\n" + "\n".join(lines))
     if complaint:
@@ -209,10 +209,10 @@ def question(
 
 
 def _line(text: str) -> str:
-    return " ".join(_clean(text).split())
+    return " ".join(clean(text).split())
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that can be encoded as UTF-8: lone surrogates become question marks."""
     return text.encode("utf-8", "replace").decode()
 
@@ -226,8 +226,8 @@ def score_question(about: str, trace: Trace, *, complaint: str = "") -> Messages
         complaint: what was wrong with an earlier answer; empty for none.
     """
     task = trace.task.prompt
-    parts = [f"Task:\n{_clean(task[:MAX_TASK])}"] if task.strip() else []
-    parts += [f"Response:\n{_clean(trace.prefill + trace.response)}", f"Question about the response: {_line(about)}"]
+    parts = [f"Task:\n{clean(task[:MAX_TASK])}"] if task.strip() else []
+    parts += [f"Response:\n{clean(trace.prefill + trace.response)}", f"Question about the response: {_line(about)}"]
     if complaint:
         parts.append(f"An earlier answer could not be used: {_line(complaint)}")
     parts.append('Give the score from 0 to 100 as JSON: {"score": n}.')

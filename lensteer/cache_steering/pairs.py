@@ -15,7 +15,7 @@ import numpy as np
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl
+from lensteer.files import check_text, read_jsonl
 from lensteer.tasks.benchmarks import solved_tasks
 
 if TYPE_CHECKING:
@@ -32,19 +32,34 @@ class Record:
         question: What is asked.
         steps: The reasoning, in one wording per style.
         answer: The answer, without the words around it.
+
+    Raises:
+        LensteerError: A lone surrogate in a text.
     """
 
     question: str
     steps: Mapping[str, str] = field(hash=False)
     answer: str
 
+    def __post_init__(self) -> None:
+        for text in (self.question, self.answer, *self.steps, *self.steps.values()):
+            check_text(text, "a record")
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts, including special tokens, that differ in their solved examples."""
+    """Two prompts, including special tokens, that differ in their solved examples.
+
+    Raises:
+        LensteerError: A lone surrogate in one.
+    """
 
     positive: str
     negative: str
+
+    def __post_init__(self) -> None:
+        check_text(self.positive, "a pair's positive side")
+        check_text(self.negative, "a pair's negative side")
 
 
 def contrastive_pairs(

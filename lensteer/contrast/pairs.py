@@ -15,14 +15,13 @@ repeng: a list of `DatasetEntry(positive, negative)` (github.com/vgel/repeng), o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl
+from lensteer.files import check_text, parse_json, read_jsonl, read_text
 
 #: The concept's default name.
 LABEL = "contrast"
@@ -40,7 +39,7 @@ class Text:
         completion_ids: the completion's tokens if a model generated it; they are used instead of encoding it again.
 
     Raises:
-        LensteerError: an empty prompt, or a raw one with a system prompt.
+        LensteerError: an empty prompt, a raw one with a system prompt, or a lone surrogate in a text.
     """
 
     prompt: str
@@ -50,6 +49,8 @@ class Text:
     completion_ids: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "completion", "system"):
+            check_text(getattr(self, name), name)
         if not self.prompt.strip():
             raise LensteerError(
                 f"an empty prompt (completion {self.completion[:60]!r}): give a text, because an answer is read "
@@ -78,7 +79,7 @@ class Pair:
             the last prompt token if there are none.
 
     Raises:
-        LensteerError: two sides that are the same, or a blank name.
+        LensteerError: two sides that are the same, a blank name, or one with a lone surrogate.
     """
 
     positive: Text
@@ -87,6 +88,7 @@ class Pair:
     position: str | int | None = None
 
     def __post_init__(self) -> None:
+        check_text(self.label, "the label of a pair")
         if not self.label.strip():
             raise LensteerError(f"label {self.label!r}: give the concept a name, such as 'politeness'")
         if self.positive == self.negative:
@@ -169,8 +171,8 @@ def load_pairs(
         raw: whether prompts already contain their template; by default only repeng's do.
 
     Raises:
-        LensteerError: no such file, an empty one, one of no known format, an entry that lacks a key or holds an empty
-            or two equal sides (names the line).
+        LensteerError: no such file, an empty one, one of no known format or encoding, an entry that lacks a key or
+            holds an empty or two equal sides or a lone surrogate (names the line).
     """
     if format is not None and format not in FORMATS:
         raise LensteerError(f"unknown format {format!r}: choose one of {', '.join(map(repr, FORMATS))}")
@@ -198,14 +200,16 @@ def _entries(path: Path) -> tuple[str, list[tuple[str, Any]]]:
         raise LensteerError(
             f"no file {str(path)!r}: give a file of pairs, or one of the written sets {', '.join(map(repr, _WRITTEN))}"
         )
-    content = path.read_bytes()
+    content = read_text(path)
     try:
-        whole = json.loads(content)
-    except ValueError:  # of JSON or UTF-8: JSONL, or unreadable, which the reader of lines reports
+        whole = parse_json(content, path)
+    except LensteerError:
+        raise
+    except ValueError:  # JSONL, or unreadable, which the reader of lines reports
         return "lines", [(f"{path}, line {number}", values) for number, values in read_jsonl(path)]
     if isinstance(whole, list):
         return "list", [(f"{path}, entry {i}", entry) for i, entry in enumerate(whole)]
-    return "object", [(str(path) if b"\n" in content.strip() else f"{path}, line 1", whole)]
+    return "object", [(str(path) if "\n" in content.strip() else f"{path}, line 1", whole)]
 
 
 def _recognized(where: str, entry: Any, kind: str) -> str:

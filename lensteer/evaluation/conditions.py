@@ -18,7 +18,7 @@ from lensteer.annotation import Annotator, annotate, labels_of, unlabeled
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
-from lensteer.files import append_lines, digest, drop_cut_line, read_jsonl
+from lensteer.files import append_lines, check_text, digest, drop_cut_line, read_jsonl
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
@@ -54,6 +54,9 @@ class Condition:
             "control" for a control vector; "other".
         behavior: that is steered or prompted for.
         pool: of the control vector.
+
+    Raises:
+        LensteerError: an unknown kind, or a lone surrogate in a text.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Condition:
     pool: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("name", "suffix", "prefill"):
+            check_text(getattr(self, name), f"the {name} of condition {self.name!r}")
         if self.kind not in CONDITION_KINDS:
             raise LensteerError(f"condition {self.name!r} of kind {self.kind!r}: choose one of {list(CONDITION_KINDS)}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lensteer.errors import LensteerError
+from lensteer.files import check_text
 from lensteer.models.dates import directives, with_fixed_date
 from lensteer.models.facts import device, fingerprint
 from lensteer.models.thought import Marks, header, opens_thought, thought_marks
@@ -38,7 +39,8 @@ def chat_text(
             it is False, the thought is closed at once, and a warning says so.
 
     Raises:
-        LensteerError: the tokenizer has no chat template, or its template does not support a system prompt.
+        LensteerError: the tokenizer has no chat template, its template does not support a system prompt, or a text has
+            a lone surrogate.
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -80,13 +82,16 @@ def chat_text(
             stacklevel=2,
         )
         text += end
-    return text
+    return check_text(text, "the prompt")
 
 
 def encode_raw(model: TransformerBridge, text: str) -> list[int]:
     """Token ids of a text without a chat template, as the tokenizer makes them: with a BOS if it adds one.
 
     A text that begins with the BOS gets no second one, and no token is appended.
+
+    Raises:
+        LensteerError: a lone surrogate in the text.
     """
     ids, bos = encode(model, text), model.tokenizer.bos_token_id
     writes_bos = bos is not None and list(model.tokenizer("a").input_ids)[:1] == [bos]
@@ -94,8 +99,12 @@ def encode_raw(model: TransformerBridge, text: str) -> list[int]:
 
 
 def encode(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of a text that already holds its special tokens: nothing is prepended (templates add the BOS)."""
-    return list(model.tokenizer(text, add_special_tokens=False).input_ids)
+    """Token ids of a text that already holds its special tokens: nothing is prepended (templates add the BOS).
+
+    Raises:
+        LensteerError: a lone surrogate in the text.
+    """
+    return list(model.tokenizer(check_text(text, "the text"), add_special_tokens=False).input_ids)
 
 
 def end_ids(model: TransformerBridge) -> set[int]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lensteer.errors import LensteerError
+from lensteer.files import read_text
 from lensteer.models.thought import Marks, named_marks, set_thought_marks
 
 if TYPE_CHECKING:
@@ -120,10 +121,10 @@ def _read_template(path: Path) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
         environment.parse(re.sub(r"\{%-? *(end)?generation *-?%\}", "", text))  # transformers' own tag
-    except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
+    except (OSError, LensteerError, TemplateSyntaxError) as error:
         raise LensteerError(f"chat template {str(path)!r}: give a file with one in Jinja ({error})") from error
     if "messages" not in text:
         raise LensteerError(f"chat template {str(path)!r} does not use 'messages': give one in Jinja, not a prompt")

@@ -22,7 +22,7 @@ from lensteer.cache_steering import (
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
-from lensteer.files import write_atomically
+from lensteer.files import read_text, write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run, loading_options
 from lensteer.tasks import describe_tasks, load_tasks
@@ -212,7 +212,7 @@ def read_cache_run(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_text(path))
         return {"c_values": values["c_values"], "vector": values["vector"], "test": Modes.from_dict(values["test"])}
     except (ValueError, KeyError, TypeError) as error:
         raise LensteerError(f"{path} holds no cache run ({error}): run it again") from error

@@ -23,7 +23,7 @@ from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.evaluation.conditions import Measure
-from lensteer.files import digest, write_atomically
+from lensteer.files import digest, read_text, write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
 from lensteer.positions import (
@@ -254,7 +254,7 @@ class Run:
             run.files = {str(path): digest_of(path) for path in run.own_files}
             return run
         try:
-            values = json.loads(manifest.read_text(encoding="utf-8"))
+            values = json.loads(read_text(manifest))
             found = dict(values["config"])
             if "unit" not in found and "coefficients" in found:
                 raise LensteerError(

@@ -36,7 +36,7 @@ from lensteer.evaluation import (
 from lensteer.evaluation.margins import check_standard
 from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
-from lensteer.files import read_jsonl, write_atomically
+from lensteer.files import read_jsonl, read_text, write_atomically
 from lensteer.generation.jobs import generate_traces
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
@@ -79,7 +79,7 @@ def load_results(run: Run) -> RunResults:
         for number, row in read_jsonl(run.path("examples.jsonl"))
     )
     try:
-        plan = json.loads(run.path("plan.json").read_text(encoding="utf-8"))
+        plan = json.loads(read_text(run.path("plan.json")))
     except (OSError, ValueError) as error:
         raise LensteerError(f"{run.path('plan.json')} cannot be read ({error}): do the stage 'select' again") from error
     reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
@@ -95,7 +95,7 @@ def load_results(run: Run) -> RunResults:
         model=run.model_id,
         config=asdict(run.config),
         traces=load_traces(run.path("annotated.jsonl")),
-        annotator=json.loads(run.path("annotator.json").read_text(encoding="utf-8")),
+        annotator=json.loads(read_text(run.path("annotator.json"))),
         alignment={k: run.stages["annotate"][k] for k in ("given", "matched", "repaired", "dropped", "unparsed")},
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
@@ -383,7 +383,7 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     found = power(base, labels, n_tasks=c.n_test, n_samples=c.n_samples)
     rate = sum(r.length for r in base) / max(time.perf_counter() - begun, 1e-9)
     if run.path("plan.json").exists():  # the chains were read from disk, so there is no timing
-        rate = float(json.loads(run.path("plan.json").read_text(encoding="utf-8"))["tokens_per_second"])
+        rate = float(json.loads(read_text(run.path("plan.json")))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = planned_chains(c, labels, n_dev=len(run.tasks("dev")), n_layers=n_layers)

@@ -29,7 +29,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl
+from lensteer.files import read_jsonl, read_text
 from lensteer.tasks.grading import GRADERS, final_answer
 from lensteer.tasks.values import Task
 
@@ -383,7 +383,7 @@ def _jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
     beside = path.with_name(f"{path.stem}-labels.lst")
     if not beside.is_file():
         return rows
-    labels = beside.read_text(encoding="utf-8").split()
+    labels = read_text(beside).split()
     if len(labels) != len(rows):
         raise LensteerError(f"{beside} has {len(labels)} labels for the {len(rows)} records of {path}: give one each")
     return [(where, {"label": label, **values}) for (where, values), label in zip(rows, labels, strict=True)]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lensteer.errors import LensteerError
+from lensteer.files import check_text
 from lensteer.tasks.grading import GRADERS, final_answer
 
 SPLITS = ("train", "dev", "test")
@@ -13,7 +14,11 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A question for a reasoning model; `answer` and `grader` are None if no answer is definite."""
+    """A question for a reasoning model; `answer` and `grader` are None if no answer is definite.
+
+    Raises:
+        LensteerError: a lone surrogate in a text.
+    """
 
     id: str
     category: str
@@ -21,6 +26,11 @@ class Task:
     prompt: str
     answer: str | None = None
     grader: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), str):
+                check_text(value, f"the {field.name} of task {self.id!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -31,7 +41,8 @@ class Task:
         """From JSON values.
 
         Raises:
-            LensteerError: a field is missing, unknown or of the wrong type, or the grader cannot read the answer.
+            LensteerError: a field is missing, unknown, of the wrong type or has a lone surrogate, or the grader cannot
+                read the answer.
         """
         known = [f.name for f in fields(Task)]
         unknown = sorted(set(values) - set(known))
@@ -49,7 +60,10 @@ class Task:
                 f"{where}: the grader {grader!r} cannot read the answer {answer!r}: "
                 "give a number (numeric), one letter (choice) or any text (exact)"
             )
-        return Task(**values)
+        try:
+            return Task(**values)
+        except LensteerError as error:
+            raise LensteerError(f"{where}: {error}") from error
 
 
 def read_answer(task: Task, response: str, *, finished: bool = True) -> str | None:
