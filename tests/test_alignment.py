@@ -334,6 +334,18 @@ def test_a_moved_and_edited_sentence_is_found():
     assert len(alignment.report.repaired) == 1
 
 
+def out_of_order(response: str, ranges: list[tuple[int, int]], rng: random.Random) -> list[Sentence]:
+    """What a judge returns that moves a block of one to five sentences, or says it twice."""
+    order = [response[a:b] for a, b in ranges]
+    begin = rng.randrange(len(order) - 6)
+    block = order[begin : begin + rng.randint(1, 5)]
+    if rng.random() < 0.5:  # moved
+        order = order[:begin] + order[begin + len(block) :]
+    to = rng.randrange(len(order))
+    order[to:to] = block
+    return [Sentence("deduction", text) for text in order]
+
+
 @pytest.mark.medium
 def test_a_judge_that_repeats_and_moves_loses_nothing_that_is_there():
     """Blocks moved or said twice: every part keeps its place, up to short ones that stand anywhere."""
@@ -341,14 +353,7 @@ def test_a_judge_that_repeats_and_moves_loses_nothing_that_is_there():
     for seed in range(60):
         rng = random.Random(seed)
         response, ranges = compose(rng)
-        order = [(i, response[a:b]) for i, (a, b) in enumerate(ranges)]
-        begin = rng.randrange(len(order) - 6)
-        block = order[begin : begin + rng.randint(1, 5)]
-        if rng.random() < 0.5:  # moved
-            order = order[:begin] + order[begin + len(block) :]
-        to = rng.randrange(len(order))
-        order[to:to] = block
-        sentences = [Sentence("deduction", text) for _, text in order]
+        sentences = out_of_order(response, ranges, rng)
         alignment = align(sentences, response, range(len(response)), prompt_length=PROMPT)
         check_invariants(sentences, response, range(len(response)), alignment)
         found = {(s.char_start, s.char_end) for s in alignment.spans}
@@ -356,6 +361,26 @@ def test_a_judge_that_repeats_and_moves_loses_nothing_that_is_there():
         n_parts, n_lost = n_parts + len(missing), n_lost + sum(missing)
         assert not any(all(missing[i : i + 3]) for i in range(len(missing) - 2)), seed
     assert n_parts > 1500
+    assert n_lost <= 0.005 * n_parts, (n_lost, n_parts)
+
+
+@pytest.mark.medium
+def test_no_published_chain_loses_three_sections_in_a_row_to_such_a_judge(reference_folder):
+    """Its real sections, as they stand in the response, moved or said twice."""
+    n_chains, n_parts, n_lost = 0, 0, 0
+    for path in sorted(reference_folder.glob("*_annotated_chains.jsonl")):
+        for number, trace in enumerate(read_published(path)[0]):
+            ranges = [(span.char_start, span.char_end) for span in trace.spans]
+            if len(ranges) < 7:
+                continue
+            sentences = out_of_order(trace.response, ranges, random.Random(f"{path.name} {number}"))
+            alignment = align(sentences, trace.response, range(len(trace.response)), prompt_length=PROMPT)
+            found = {(s.char_start, s.char_end) for s in alignment.spans}
+            missing = [place not in found for place in ranges]
+            n_chains, n_parts, n_lost = n_chains + 1, n_parts + len(missing), n_lost + sum(missing)
+            assert not any(all(missing[i : i + 3]) for i in range(len(missing) - 2)), (path.name, trace.id)
+    assert n_chains > 350
+    assert n_parts > 11_000
     assert n_lost <= 0.005 * n_parts, (n_lost, n_parts)
 
 

@@ -226,6 +226,196 @@ def test_what_a_real_judge_wrote_is_read_as_the_reader_of_its_files_does(referen
     assert sum(a == b for a, b in zip(found, expected, strict=True)) > 0.99 * len(found)
 
 
+# What is thought aloud before the verdict
+
+SIX = [sentence_of(label, i) for i, label in enumerate(LABELS)]
+TRUE = dict(enumerate(LABELS, 1))
+DRAFT = dict.fromkeys(TRUE, "deduction")  # wrong for all but the second
+VERDICT = entries(TRUE)
+LISTED = "\n".join(f"{n}. {label}" for n, label in TRUE.items())
+DRAFTED = "\n".join(f"{n}. {label}" for n, label in DRAFT.items())
+MAPPED = json.dumps({str(n): label for n, label in TRUE.items()})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>1: backtracking? no, it goes on. {entries(DRAFT)}</think>{VERDICT}",
+        f"<think>{entries(DRAFT)}</think>\n\n```json\n{VERDICT}\n```",
+        f"<thinking>{entries(DRAFT)}</thinking>\n{VERDICT}",
+        f"<reasoning>\n{DRAFTED}\n</reasoning>\n{VERDICT}",
+        f"[THINK]{entries(DRAFT)}[/THINK]{VERDICT}",
+        f"◁think▷{entries(DRAFT)}◁/think▷{VERDICT}",
+        f"<|channel|>analysis<|message|>{entries(DRAFT)}<|end|><|start|>assistant<|channel|>final<|message|>{VERDICT}",
+        f"The template opened it. {entries(DRAFT)}\n</think>\n\n{VERDICT}",
+        f"<think>a</think><think>{entries(DRAFT)}</think>{VERDICT}",
+        f"<think>{entries(DRAFT)}</think>{LISTED}",
+        f"1: backtracking? no, rather initializing. 3. deduction, hm.\n{VERDICT}",
+        f"1. initializing 2. deduction ... wait, let me redo: 1. backtracking 2. initializing.\n\n{VERDICT}",
+        f"First draft:\n{entries(DRAFT)}\nWait, that is too quick. Again:\n{VERDICT}",
+        f"```json\n{entries(DRAFT)}\n```\nOn reflection:\n```json\n{VERDICT}\n```\nDone.",
+        f"{entries(DRAFT)}\n{VERDICT}",
+        f"{json.dumps({str(n): label for n, label in DRAFT.items()})}\n{MAPPED}",
+        f"Draft: {entries({3: 'backtracking'})}. Final: {VERDICT}",
+        f"Draft: {entries({1: 'backtracking', 2: 'backtracking'})}. Final: {VERDICT}",
+        f"Sentence 4 is hard: {entries({4: 'deduction'})}, sentence 2: {entries({2: 'backtracking'})}. {VERDICT}",
+        f"{DRAFTED}\n\nHmm, no.\n\n{VERDICT}",
+        f"{DRAFTED}\n\nHmm, no.\n\n{LISTED}",
+        f"{entries(DRAFT)}\n\nHmm, no. The final labels:\n\n{LISTED}",
+        f"{LISTED}\n\nAs JSON:\n{VERDICT}",
+        "**Labels**\n\n" + "\n".join(f"{n}. **{label.title()}**" for n, label in TRUE.items()),
+        "\n".join(f"- [{n}]: `{label}` - it says so" for n, label in TRUE.items()),
+        "| n | label |\n|---|---|\n" + "\n".join(f"| {n} | {label} |" for n, label in TRUE.items()),
+        "\n".join(f"{n}: {label.replace('-', '_').upper()}" for n, label in TRUE.items()) + "\n\nThat is all.",
+        "\n".join(json.dumps({"n": n, "label": label}) for n, label in TRUE.items()),
+        f"{VERDICT}\n\nNote: 2 could also be backtracking, but it is not.",
+        f"{VERDICT}\n\n1. deduction was my first idea.",
+        f"The form is {entries({1: 'initializing', 2: 'deduction'})}, so:\n{VERDICT}",
+        "So " + VERDICT.replace("}, ", "},\n  "),
+    ],
+)
+def test_only_the_verdict_counts(text):
+    reply = parse_reply(text, SIX)
+    assert (reply.labels, reply.wrong) == (TRUE, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (f"<think>{VERDICT}</think>", {}),  # a thought is no verdict
+        (f"<think>{VERDICT}", {}),  # nor is one that never ends
+        (f"<think>{VERDICT}</think>I cannot do that.", {}),
+        ("<think>So</think>1: backtracking? no. 2: deduction", {}),
+        (f"{DRAFTED}\n\nWait, let me redo: 1. initializing 2. backtracking", {}),  # the draft was given up
+        (f"{LISTED}\n\nWait, 2 is rather backtracking.", {}),
+        ("\n".join(LISTED.splitlines()[:5]), {}),  # a list lacks one
+        ("1. initializing or deduction?\n" + "\n".join(LISTED.splitlines()[1:]), {}),
+        # The redone verdict was cut off: the draft does not fill it up.
+        (f"{entries(DRAFT)} Wait, again: {VERDICT[:150]}", {n: TRUE[n] for n in (1, 2, 3)}),
+        (f"{entries(DRAFT)} Wait, again: {VERDICT[:60]}", {1: TRUE[1]}),
+        (f"{entries(DRAFT)} Again: {entries({n: TRUE[n] for n in (1, 3, 4)})}", {n: TRUE[n] for n in (1, 3, 4)}),
+        (f"{entries(DRAFT)} Again: {entries(TRUE | {2: 'planning'})}", {n: TRUE[n] for n in (1, 3, 4, 5, 6)}),
+        # A correction contradicts its sentence alone.
+        (f"{VERDICT} But then {entries({3: 'backtracking'})}.", {n: TRUE[n] for n in (1, 2, 4, 5, 6)}),
+        (f"{VERDICT} But then {entries({1: 'backtracking'})}.", {n: TRUE[n] for n in (2, 3, 4, 5, 6)}),
+        (f"{VERDICT} Indeed {entries({3: TRUE[3]})}.", TRUE),
+    ],
+)
+def test_what_is_no_verdict_is_asked_again(text, read):
+    assert parse_reply(text, SIX).labels == read
+
+
+def test_a_judge_that_thinks_aloud_is_read_in_one_go(judge_at):
+    chains = make_chains(2, 12)
+
+    def aloud(sentences):
+        draft = "\n".join(f"{n}. deduction" for n in range(1, len(sentences) + 1))
+        return Say(f"Let me see.\n{draft}\nWait, no. 1: backtracking?\n{right(sentences).text}")
+
+    with JudgeServer(otherwise=aloud) as server:
+        annotated, report = judge_at(server).annotate(chains)
+    check_truth(annotated, chains)
+    assert server.n == 6
+    assert report.n_unlabeled == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("I'd first say 70, but the tone is harsh. Score: 35", 35),
+        ('<think>Score: 70, or {"score": 60}?</think>Score: 35', 35),
+        ("<think>70</think>35", 35),
+        ("<think>Score: 70</think>", None),
+        ("<think>Score: 70. Hmm", None),
+        ('thought of 80.\n</think>\n\n{"score": 35}', 35),
+        ("35/100", 35),
+        ("**35/100**", 35),
+        ("35 out of 100.", 35),
+        ("35%", 35),
+        ("I give it 35/100.", 35),
+        ("**Score:** 35", 35),
+        ("**Score: 35**", 35),
+        ("Score: **35** / 100", 35),
+        ("Final score: 35/100", 35),
+        ("The score is 35.", 35),
+        ("Rating: 72.5", 72.5),
+        ("Score - 35", 35),
+        ("\\boxed{35}", 35),
+        ("Very polite on 3 counts.\n\n35", 35),
+        ("Score: 70? No, too much. Score: 35", 35),
+        ("Score: 70. Wait, it swears. Score: 35", 35),
+        ('{"score": 70}\nWait, it swears.\n{"score": 35}', 35),
+        ('```json\n{"score": 70}\n```\nOn reflection:\n```json\n{"score": 35}\n```', 35),
+        ('I would say Score: 70, no: {"score": 35}', 35),
+        ('{"score": "35/100"}', 35),
+        ('{"score": 35, "why": {"tone": 10}}', 35),
+        ('{"Score": 35}', 35),
+        ('{"reason": "2 of 3 sentences are polite", "score": 35}', 35),
+        ('{"score": 35} The score is 35 because of the tone.', 35),
+        ("Score: 70. Score: 35.", None),
+        ("Score: 70, score: 35", None),
+        ('{"score": 70}\n{"score": 35}', None),
+        ('{"score": 70}\nThe final score is 35.', None),
+        ("70 or 35", None),
+        ("35/100 or 70/100", None),
+        ("Between 30/100 and 35/100.", None),
+        ("Score: 30-40", None),
+        ("Score: 30 to 40", None),
+        ("Score: 35 or 40", None),
+        ("Score: 7/10", None),
+        ("Score: 7 out of 10", None),
+        ("3.5 out of 5", None),
+        ("35/1000", None),
+        ("Score: -5", None),
+        ("-5/100", None),
+        ("Score: 101", None),
+        ("Score: 70. Or rather, hm, Score: 350", None),
+        ("Score: 72,5", None),
+        ("Score: 35?", None),
+        ("A score of 35 would be too low.", None),
+        ("There are 3 polite words.", None),
+        ('{"score": 3', None),
+        ('Maybe 70. {"score": 35', None),
+    ],
+)
+def test_only_the_final_score_counts(text, value):
+    assert parse_score(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. " + "_" * 60_000,
+        "(" * 60_000,
+        "score" + " " * 60_000,
+        "1. a " * 60_000,
+        "7/100 " * 60_000,
+        "1. deduction\n" * 5000,
+        '{"n": 1, "label": "deduction"} ' * 3000,
+        '{"n": 2, "label": "deduction"} or {"n": 1, "label": "deduction"} ' * 3000,
+    ],
+    ids=range(8),
+)
+def test_a_long_reply_is_read_quickly(text):
+    start = time.perf_counter()
+    parse_reply(text, SIX)
+    parse_score(text)
+    assert time.perf_counter() - start < 3
+
+
+def test_half_a_character_in_a_reply_is_no_trouble(judge_at, tmp_path):
+    """JSON can spell one; its line in the cache, the label and the report stay what can be written."""
+    chain = make_chain(LABELS)
+    odd = lambda s: Say(entries(true_labels(s) | {2: "\ud800deduction"}) + '{"n": "\\udc00", "label": "x"}\udfff')  # noqa: E731
+    with JudgeServer(odd) as server:
+        annotated, report = judge_at(server, max_chunk=6).annotate([chain])
+        judge_at(server, max_chunk=6).annotate([chain])
+    check_truth(annotated, [chain])
+    report.to_dataframe().to_csv(tmp_path / "report.csv")
+    ls.save_traces(ls.annotate([chain], lambda traces: annotated), tmp_path / "traces.jsonl")
+    assert "numbers that no sentence has: ?" in (tmp_path / "report.csv").read_text("utf-8")
+
+
 # Replies that are wrong: asked again for what is missing, then reported
 
 
@@ -613,7 +803,6 @@ def test_a_score_is_asked_once_with_task_and_response(tmp_path):
         ('<think>{"score": 1}?</think> I give {"score": "40"}.', 40),
         ('Between {"score": 20} and {"score": 30}, so {"score": 25}', 25),
         (" 85. ", 85),
-        ("85/100", None),
         ('{"score": 101}', None),
         ('{"score": -1}', None),
         ('{"score": NaN}', None),

@@ -262,14 +262,16 @@ def _moved(page: _Page, wanted: list[str], texts: list[str], chain: list[_Place 
     """Places, in letters that no sentence has, of sentences that the chain has no place for.
 
     Unedited words at the edges of words are taken: of a sentence of some length anywhere, the nearest to where the
-    chain is; of a short one only beside the sentence that was handed in before or after it. A long sentence whose
-    words stand nowhere unedited is looked for among edited ones.
+    chain is; of a short one only beside the sentence that was handed in before or after it, or, if that one has no
+    place in the chain either, where they occur only once. A long sentence whose words stand nowhere unedited is looked
+    for among edited ones.
     """
     taken = np.zeros(len(page.letters), bool)
     for place in filter(None, chain):
         taken[place.start : place.end] = True
     moved: dict[int, _Place] = {}
     lost = [i for i, letters in enumerate(wanted) if letters and not chain[i]]
+    lost_ones = set(lost)
     ends = list(accumulate((place.end if place else 0 for place in chain), max))
     for some in ([i for i in lost if len(wanted[i]) >= _LANDMARK], [i for i in lost if len(wanted[i]) < _LANDMARK]):
         for i in some:
@@ -278,13 +280,18 @@ def _moved(page: _Page, wanted: list[str], texts: list[str], chain: list[_Place 
             if not places and len(letters) >= 4 * _PIECE and not taken.all():
                 places = [*_edited(page, letters, 0, len(page.letters))]
             beside = [p for n in (i - 1, i + 1) if 0 <= n < len(chain) and (p := chain[n] or moved.get(n))]
+            in_block = bool({i - 1, i + 1} & lost_ones)  # a moved block of short sentences
             free = [
                 place
                 for place in places
                 if not taken[place.start : place.end].any()
                 and page.edge(place.start, opening=True)
                 and page.edge(place.end, opening=False)
-                and (len(letters) >= _LANDMARK or any(place.start == p.end or place.end == p.start for p in beside))
+                and (
+                    len(letters) >= _LANDMARK
+                    or (len(places) == 1 and in_block)
+                    or any(place.start == p.end or place.end == p.start for p in beside)
+                )
             ]
             if free:
                 moved[i] = min(free, key=partial(_distance, at=ends[i]))

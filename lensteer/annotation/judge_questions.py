@@ -7,16 +7,14 @@ a label or number that was not requested.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
 
 from lensteer.annotation.alignment import align
 from lensteer.annotation.annotators import label_intervals
+from lensteer.annotation.judge_verdicts import labels_of_verdict, number_of, plain, score_of, spoken
 from lensteer.annotation.published import parse_published
 from lensteer.behaviors import REASONING, UNPARSED, LabelScheme
 from lensteer.traces import Trace
@@ -31,10 +29,6 @@ MAX_TASK = 4000
 
 #: Questions about one chunk: the first, and further ones for as long as each answer brings a label.
 MAX_QUESTIONS = 5
-
-_OBJECT = re.compile(r"\{[^{}]*\}")  # entries are flat, so each complete one is found in prose and in cut JSON, too
-_BETWEEN = re.compile(r"[\s_\-‐‑–]+")
-_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 
 _REASONING = """\
 You annotate how a reasoning model thinks. You get sentences from its chain of thought and say, for each numbered one, \
@@ -235,34 +229,34 @@ def score_question(about: str, trace: Trace, *, complaint: str = "") -> Messages
 
 
 def parse_score(text: str) -> float | None:
-    """The score that a reply gives, from 0 to 100: the last `{"score": n}` in it, or a bare number; else None."""
-    said = text.rpartition("</think>")[2].strip()
-    scores = [values["score"] for values in _objects(said) if "score" in values] or [said]
-    score = str(scores[-1]).strip()
-    return float(score) if _NUMBER.fullmatch(score) and float(score) <= 100 else None
+    """The score from 0 to 100 that a reply gives, or None; `judge_verdicts` says what counts."""
+    return score_of(text)
 
 
 def parse_reply(text: str, sentences: Sequence[str], labels: Sequence[str] = REASONING.labels) -> Reply:
     """Read a reply to a question about `sentences`, whose labels are among `labels`.
 
     Accepts `{"labels": [{"n": 1, "label": "..."}]}`, the same inside prose or a code fence or cut off, an object that
-    maps numbers to labels, and the published format `["label"] text ["end-section"]`, whose text may be edited.
+    maps numbers to labels, a list with one item a line, and the published format `["label"] text ["end-section"]`,
+    whose text may be edited. Only the verdict counts, as `judge_verdicts` defines it.
     """
-    said = text.rpartition("</think>")[2]
-    entries = _entries(said) or _entries(text)
-    if not entries:
-        return _published(said if said.strip() else text, sentences, labels)
+    said = spoken(text)
+    entries, form = labels_of_verdict(said, len(sentences), labels)
+    if not entries:  # in the published format, a mark may be part of the copied chain
+        return _published(text if text.lstrip().startswith("[") else said, sentences, labels)
     reply = Reply()
-    if not said.strip().startswith("{") or not said.strip().endswith("}"):
+    if form == "list":
+        reply.repairs.append("a list instead of JSON")
+    elif not said.strip().startswith("{") or not said.strip().endswith("}"):
         reply.repairs.append("the JSON is inside other text, or is cut off")
     strays: list[str] = []
-    known = {_plain(label): label for label in labels}
+    known = {plain(label): label for label in labels}
     for number, raw in entries:
-        n = _number(number, len(sentences))
+        n = number_of(number, len(sentences))
         if n is None:
-            strays.append(str(number)[:20])
+            strays.append(clean(str(number)[:20]))
             continue
-        label = known.get(_plain(str(raw)), "")
+        label = known.get(plain(str(raw)), "")
         if not label:
             reply.wrong[n] = f"{str(raw)[:40]!r} is not one of the labels"
         elif reply.labels.setdefault(n, label) != label:
@@ -325,38 +319,6 @@ def converse(
         if i not in labels:
             remarks.append(Remark("unlabeled", i, sentences[i], reasons[i]))
     return {i: labels.get(i, UNPARSED) for i in wanted}, remarks
-
-
-def _plain(label: str) -> str:
-    """A label without quotes or capitals, and with "-" between its words, to compare spellings."""
-    return _BETWEEN.sub("-", label.strip(" \t\r\n\"'`[].*").lower())
-
-
-def _entries(text: str) -> list[tuple[Any, Any]]:
-    """Candidate pairs of number and label, from every complete flat object in a text."""
-    entries: list[tuple[Any, Any]] = []
-    for values in _objects(text):
-        if "n" in values and "label" in values:
-            entries.append((values["n"], values["label"]))
-        else:
-            entries += [(key, value) for key, value in values.items() if key.strip().isdecimal()]
-    return entries
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every complete flat JSON object in a text."""
-    for found in _OBJECT.finditer(text):
-        try:
-            yield json.loads(found[0])
-        except (ValueError, RecursionError):
-            continue
-
-
-def _number(value: object, n_sentences: int) -> int | None:
-    text = str(value).strip(" .#[]()")
-    if not (text.isdecimal() and len(text) < 10):
-        return None
-    return int(text) if 1 <= int(text) <= n_sentences else None
 
 
 def _published(text: str, sentences: Sequence[str], known: Sequence[str]) -> Reply:
