@@ -113,7 +113,7 @@ class Record:
         nll: nats per token of the text under the unsteered model; None if not measured.
         kl: nats per token between the steered and the unsteered model along the text; None if not measured.
         scores: of the user's measures, by behavior.
-        thinks: it has at least one token of thinking.
+        thinks: it has at least one token of thinking between marks; False if the model marks none.
     """
 
     condition: str
@@ -202,7 +202,7 @@ def measure(
         compression(trace.response),
         {name: _counts(seen, labels) for name, seen in (others or {}).items()},
         scores=dict(scores or {}),
-        thinks=_n_tokens(trace, *trace.thinking) > 0,
+        thinks=bool(trace.marks[0]) and _n_tokens(trace, *trace.thinking) > 0,
         **measured,
     )
 
