@@ -406,7 +406,11 @@ def test_a_long_reply_is_read_quickly(text):
 def test_half_a_character_in_a_reply_is_no_trouble(judge_at, tmp_path):
     """JSON can spell one; its line in the cache, the label and the report stay what can be written."""
     chain = make_chain(LABELS)
-    odd = lambda s: Say(entries(true_labels(s) | {2: "\ud800deduction"}) + '{"n": "\\udc00", "label": "x"}\udfff')  # noqa: E731
+
+    def odd(sentences):
+        labels = true_labels(sentences) | {2: "\ud800deduction"}
+        return Say(entries(labels) + '{"n": "\\udc00", "label": "x"}\udfff')
+
     with JudgeServer(odd) as server:
         annotated, report = judge_at(server, max_chunk=6).annotate([chain])
         judge_at(server, max_chunk=6).annotate([chain])
