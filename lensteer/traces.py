@@ -87,16 +87,20 @@ class Trace:
         opens, closes = self.marks
         if not opens:
             return (0, self.offsets[-1] if self._ends_in_a_mark else len(self.response))
-        opened = self.opened
-        if opened is None:
-            opened = self.prompt.rfind(opens) > self.prompt.rfind(closes)
-        begin = 0 if opened else self.response.find(opens)
+        begin = 0 if self._left_open else self.response.find(opens)
         if begin < 0:
             return (0, 0)
         if repeated := re.compile(rf"(\s*{re.escape(opens)})+").match(self.response, begin):
             begin = repeated.end()
         end = self.response.find(closes, begin)
         return (begin, len(self.response) if end < 0 else end)
+
+    @property
+    def _left_open(self) -> bool:
+        """Whether the prompt leaves a thought open."""
+        if self.opened is not None:
+            return self.opened
+        return self.prompt.rfind(self.marks[0]) > self.prompt.rfind(self.marks[1])
 
     @property
     def _ends_in_a_mark(self) -> bool:
@@ -123,7 +127,8 @@ class Trace:
     def _spoken(self) -> str:
         if not self.marks[1]:
             return self.prefill + self.response
-        return self.prefill + self.response[self.thinking[1] :].removeprefix(self.marks[1])
+        said = self.response[self.thinking[1] :].removeprefix(self.marks[1])
+        return said if self._left_open else self.prefill + said
 
     def to_json(self) -> str:
         """One line of JSON."""
