@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import lensteer as ls
 from lensteer import models
+from lensteer.behaviors import Span
+from lensteer.pipeline import Run, RunConfig
 from lensteer.pipeline.chains import read_chains
+from lensteer.pipeline.stages import score_chains
 from lensteer.transcripts import has_labels, read_transcripts
 
 THOUGHT, ANSWER = "Hmm, two weeks.  Wait, that is not right.  It is 14.", "The answer is 14."
@@ -118,6 +122,22 @@ def test_labels_are_noticed(tmp_path):
     assert not has_labels(written(tmp_path, ROWS["deepseek"]))
     assert has_labels(written(tmp_path, ROWS["deepseek"], {"response": "a", "annotated": '["deduction"] a'}))
     assert not has_labels(tmp_path / "none.jsonl")
+
+
+def test_chains_without_labels_are_labeled_by_the_rules(tmp_path):
+    plain = written(tmp_path, ROWS["deepseek"])
+    assert Run(tmp_path, RunConfig(model="some/model", chains=(plain,))).annotators == ("rules",)
+    labeled = written(tmp_path, {"response": "So.", "annotated": '["deduction"] So.'})
+    assert Run(tmp_path, RunConfig(model="some/model", chains=(labeled,))).annotators == ("classifier", "rules")
+
+
+def test_chains_for_scores_have_every_behavior_that_any_chain_has(tmp_path):
+    rows = [{"question": str(i), "response": f"So {i}."} for i in range(20)]
+    traces = read_transcripts(written(tmp_path, *rows))
+    rare = {3: "backtracking", 4: "deduction", 17: "adding-knowledge"}
+    traces = [replace(t, spans=(Span(rare[i], 1, 3, 0, 2),) if i in rare else ()) for i, t in enumerate(traces)]
+    chosen = score_chains(traces, 5, ["deduction", "backtracking", "adding-knowledge", "uncertainty-estimation"])
+    assert [trace.task.prompt for trace in chosen] == ["0", "4", "8", "12", "16", "3", "17"]
 
 
 @pytest.mark.parametrize("name", ["r1_distill_qwen_1.5b", "qwen3_4b_thinking"])
