@@ -176,7 +176,8 @@ def _own_marks(context: Context, marks: Bool[Tensor, "batch pos"]) -> Bool[Tenso
     if not len(columns):
         return marks
     own, first = marks.clone(), int(columns[0])
-    ends = (context.pad + context.prompt_length - first).tolist()
+    # The context may end within the prompt: rows with the same prompt share a pass over all but its last token.
+    ends = (context.pad + context.prompt_length - first).clamp(max=marks.shape[1] - first).tolist()
     rows = zip(marks[:, first:].tolist(), context.ids[:, first:].tolist(), ends, strict=True)
     for row, (marked, ids, end) in enumerate(rows):
         after = ""

@@ -176,6 +176,8 @@ def test_marks_of_several_tokens_and_of_messages(pieces, length, inside):
         context = Context(torch.tensor([[8] * pad + ids]), torch.tensor([pad]), torch.tensor([length]), SPLIT)
         found = thinking.mask(context)[0].tolist()
         assert found == [False] * pad + [c == "1" for c in inside.replace(" ", "")]
+        for cut in range(1, length):  # a pass may end within the prompt
+            assert len(thinking.mask(replace(context, ids=context.ids[:, : pad + cut]))[0]) == pad + cut
         for cut in range(length, len(ids)):  # what comes later does not matter
             part = replace(context, ids=context.ids[:, : pad + cut])
             assert thinking.mask(part)[0].tolist() == found[: pad + cut]
