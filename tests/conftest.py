@@ -168,7 +168,7 @@ def organism() -> TransformerBridge:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint: Callable[..., Path]) -> Callable[..., TransformerBridge]:
-    """A factory of loaded random models: `tiny_model("llama")`. Shared like `organism`: leave nothing behind.
+    """A factory of loaded random models: `tiny_model("llama")`. Tests share it, like `organism`: undo any change.
 
     Their thoughts are marked by `<think>`, also where the template does not say so.
     """
@@ -212,7 +212,7 @@ def reference_folder() -> Path:
 def real_model() -> Callable[[str], TransformerBridge]:
     """A factory of small real models by name: `real_model("mini-r1")`, from the folder LENSTEER_REAL.
 
-    Skips where there is none. Shared like `organism`: leave nothing behind.
+    Skips where there is none. Tests share it, like `organism`: undo any change.
     """
     import lensteer as ls
 

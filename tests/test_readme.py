@@ -27,7 +27,7 @@ COMMANDS = [
     if line.startswith("lensteer ")
 ]
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
-OWN_MODEL = [words for words in COMMANDS if R1 in words or "annotated.jsonl" in words]
+R1_COMMANDS = [words for words in COMMANDS if R1 in words or "annotated.jsonl" in words]
 
 
 def test_the_two_commands_open_the_readme():
@@ -136,13 +136,13 @@ def test_the_commands_for_a_model_of_ones_own_run_as_written(folder, tiny_checkp
     real = Path(os.environ.get("LENSTEER_REAL") or "none") / "mini-r1"
     if not real.is_dir():
         pytest.skip("LENSTEER_REAL has no mini-r1")
-    assert [words[0] for words in OWN_MODEL] == ["run", "annotate", "run", "run"]
-    for words in OWN_MODEL:
-        model = str(tiny_checkpoint("qwen2", opens_thinking=True) if "--chains" in words else real)
+    assert [words[0] for words in R1_COMMANDS] == ["run", "annotate", "run", "run"]
+    for words in R1_COMMANDS:
+        checkpoint = tiny_checkpoint("qwen2", opens_thinking=True) if "--chains" in words else real
         small = [*SMALL, "--n-controls", "1", "--n-score-controls", "0"]
         small = small if words[0] == "run" else []
-        told = called([model if word == R1 else word for word in words] + small)
-    assert "tasks: 'gsm8k.jsonl' is read as GSM8K" in told
+        output = called([str(checkpoint) if word == R1 else word for word in words] + small)
+    assert "tasks: 'gsm8k.jsonl' is read as GSM8K" in output
     summaries = {}
     for name in ("r1", "r1-own", "r1-gsm8k"):
         summaries[name] = json.loads((folder / name / "summary.json").read_text())

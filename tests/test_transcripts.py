@@ -13,6 +13,7 @@ from lensteer.behaviors import Span
 from lensteer.pipeline import Run, RunConfig
 from lensteer.pipeline.chains import read_chains
 from lensteer.pipeline.stages import score_chains
+from lensteer.traces import save_traces
 from lensteer.transcripts import has_labels, read_transcripts
 
 THOUGHT, ANSWER = "Hmm, two weeks.  Wait, that is not right.  It is 14.", "The answer is 14."
@@ -129,6 +130,14 @@ def test_chains_without_labels_are_labeled_by_the_rules(tmp_path):
     assert Run(tmp_path, RunConfig(model="some/model", chains=(plain,))).annotators == ("rules",)
     labeled = written(tmp_path, {"response": "So.", "annotated": '["deduction"] So.'})
     assert Run(tmp_path, RunConfig(model="some/model", chains=(labeled,))).annotators == ("classifier", "rules")
+
+
+def test_a_run_goes_on_with_its_annotators_where_its_files_are_gone(tmp_path):
+    folder, path = tmp_path / "run", written(tmp_path, {"response": "So.", "annotated": '["deduction"] So.'})
+    folder.mkdir()
+    save_traces(read_chains(path), folder / "traces.jsonl")
+    (tmp_path / "chains.jsonl").unlink()
+    assert Run(folder, RunConfig(model="some/model", chains=(path,))).annotators == ("classifier", "rules")
 
 
 def test_chains_for_scores_have_every_behavior_that_any_chain_has(tmp_path):

@@ -48,8 +48,8 @@ Annotators = Annotated[
         "every condition, 60 sentences a request, so it costs thousands of requests in a full run; replies are kept "
         f"in the run's folder. It needs the extra `judge`, {MODEL} (the model's name), {URL} (such as "
         f"http://localhost:8000/v1; OpenAI without one), and for most servers {KEY}.",
-        show_default="grammar for the organism's tasks; classifier, rules with --chains or --classifier; none with "
-        "--measure and --pairs or --chains; else rules",
+        show_default="grammar for the organism's tasks; classifier, rules with labeled --chains or --classifier; "
+        "none with --measure and --pairs or --chains; else rules",
     ),
 ]
 Classifier = Annotated[
@@ -62,8 +62,8 @@ Classifier = Annotated[
 Chains = Annotated[
     list[str] | None,
     typer.Option(
-        help="A file of chains to fit the vectors on instead of generating any: saved traces, or the published "
-        "annotation format. Their labels are kept; repeatable."
+        help="A file of chains to fit the vectors on instead of generating any: saved traces, the published "
+        "annotation format, or plain text of any model. Their labels are kept; repeatable."
     ),
 ]
 Pairs = Annotated[

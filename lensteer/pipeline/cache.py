@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lensteer import models, organism
 from lensteer.annotation import grammar, rules
@@ -26,9 +26,6 @@ from lensteer.files import read_text, write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run, loading_options
 from lensteer.tasks import describe_tasks, load_tasks
-
-if TYPE_CHECKING:
-    pass
 
 ASK_TO_THINK = "Let us think step by step."
 RESULT = "cache.json"

@@ -290,9 +290,15 @@ class Run:
             return ("grammar",)
         if self.config.measure and (self.config.pairs or self.config.chains):
             return ()
-        if self.config.classifier or any(map(has_labels, self.config.chains)):
+        if self.config.classifier or self._labeled:
             return ("classifier", "rules") if set(self.config.behaviors) <= set(BEHAVIORS) else ("classifier",)
         return ("rules",)
+
+    @cached_property
+    def _labeled(self) -> bool:
+        """Whether the given chains have labels; once the run has its copy, the files may be gone."""
+        copy = self.path("traces.jsonl")
+        return any(map(has_labels, [copy] if self.config.chains and copy.exists() else self.config.chains))
 
     @property
     def own_files(self) -> list[Path]:
