@@ -256,18 +256,19 @@ class Run:
         try:
             values = json.loads(read_text(manifest))
             found = dict(values["config"])
-            if "unit" not in found and "coefficients" in found:
-                raise LensteerError(
-                    f"{str(folder)!r} was begun by lensteer {values.get('lensteer')}, whose coefficients were "
-                    "multiples of the mean activation's length: begin a new run"
-                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
+        if "unit" not in found and "coefficients" in found:
+            raise LensteerError(
+                f"{str(folder)!r} was begun by lensteer {values.get('lensteer')}, whose coefficients were "
+                "multiples of the mean activation's length: begin a new run"
+            )
+        try:
             tuples = ("coefficients", "chains", "annotators", "behaviors", "layers")
             stored = RunConfig(**{**found, **{name: tuple(found[name]) for name in tuples}})
             run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]))
             run.files, run.progress = dict(values.get("files", {})), progress
-        except LensteerError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if config is not None and config != stored:
             other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}
