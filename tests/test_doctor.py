@@ -35,7 +35,7 @@ def test_facts_are_those_of_the_model(healthy, tiny_model):
     n = sum(p.numel() for p in tiny_model("llama", opens_thinking=True).original_model.parameters())
     assert named["weights"].value.startswith(f"{n / 1e6:,.0f} M parameters")
     assert "512 tokens" in named["context"].value
-    assert named["thought mark <think>"].value == "opened by the template"
+    assert named["thought marks"].value == "<think> </think>, opened by the template"
     assert [named[name].ok for name in ("cached = full", "padded = alone", "fast path = bridge")] == [True] * 3
     assert all(finding.ok for finding in found.findings if finding.topic == "feature")
     assert len(found.to_dataframe()) == len(found.findings)

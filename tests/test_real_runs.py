@@ -243,13 +243,22 @@ def test_without_labels_the_report_says_that_nothing_is_known(chains, tiny_check
 
 
 def test_an_annotator_that_finds_nothing_stops_the_run(tiny_checkpoint, tmp_path):
-    """Chains that never open their thinking have no sentence."""
-    out = tmp_path / "run"
-    call("traces", "--model", tiny_checkpoint("llama"), "--tasks", "builtin", "--out", out, *SMALL)
+    out, own = tmp_path / "run", tmp_path / "own.py"
+    own.write_text("def nothing(traces):\n    return [[] for _ in traces]\n")
+    options = ["--annotator", f"{own}:nothing", *SMALL]
+    call("traces", "--model", tiny_checkpoint("llama"), "--tasks", "builtin", "--out", out, *options)
     result = CliRunner().invoke(app, ["annotate", "--out", str(out)])
     assert result.exit_code == 1
-    assert "annotator 'rules' found no sentence in 4 chains" in result.output
+    assert f"annotator '{own}:nothing' found no sentence in 4 chains" in result.output
     assert list(Run.open(out).stages) == ["traces"]
+
+
+def test_chains_that_never_open_a_thought_stop_the_run(tiny_checkpoint, tmp_path):
+    words = ["traces", "--model", tiny_checkpoint("llama"), "--tasks", "builtin", "--out", tmp_path / "run", *SMALL]
+    result = CliRunner().invoke(app, [*map(str, words), "--thought", "<think>"])
+    assert result.exit_code == 1
+    assert "has a thought, which '<think>' would open" in result.output
+    assert "--thought none" in result.output
 
 
 def test_what_does_not_fit_is_one_line(chains, tiny_checkpoint, tmp_path):
