@@ -54,6 +54,7 @@ def traces():
     return made
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma3"])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_streamed_features_are_those_of_one_trace_at_a_time(tiny_checkpoint, traces, family, batch_size):

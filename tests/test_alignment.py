@@ -513,6 +513,7 @@ def test_an_unedited_partition_is_placed_whole(data, parts):
 # --- size, and the real thing ---------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("edit", ["none", "one", "every tenth", "the second half is missing", "every other is missing"])
 @pytest.mark.parametrize("unit", [["Wait."], ["Wait, let me check that again."], ["Wait.", "No.", "Wait.", "Hmm, so."]])
 def test_sentences_that_recur_are_placed_at_a_few_places_each(unit, edit, monkeypatch):

@@ -59,6 +59,7 @@ def check_spans(speaker, trace, sentences):
         before = span.end
 
 
+@pytest.mark.medium
 def test_labels_and_token_spans_are_exact(speaker):
     chains = list(written(150))
     traces, reports = annotate_report([speaker.trace(world, text) for world, _, text in chains], ls.grammar)

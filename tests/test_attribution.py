@@ -114,6 +114,7 @@ def test_exact_equals_brute_force(tiny_checkpoint, traces, family, unit):
     assert no_hook_is_left(model)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "gemma3"])
 def test_a_whole_span_equals_brute_force(tiny_checkpoint, traces, family):
     model = models.load_model(tiny_checkpoint(family, n_layers=N_LAYERS))

@@ -92,6 +92,7 @@ def test_drawn_tokens_follow_the_distribution():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_stay_out_of_it_and_no_hook_is_left(tiny_checkpoint, traces, monkeypatch, method):
     model = models.load_model(tiny_checkpoint("qwen2", n_layers=N_LAYERS))
@@ -127,6 +128,7 @@ def test_parameters_stay_out_of_it_and_no_hook_is_left(tiny_checkpoint, traces, 
 # --- Fisher ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("window", ["onset", "span"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fisher_expects_what_the_tangents_give(tiny_model, traces, family, window):
@@ -156,6 +158,7 @@ def test_the_standard_error_is_what_seeds_do(tiny_model, traces):
     assert one.standard_error.isnan().all()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("window", ["onset", "span"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tangents_give_the_second_order_of_the_exact_kl(tiny_checkpoint, traces, family, window):
@@ -328,6 +331,7 @@ def test_published_scores_are_those_of_the_code(tiny_model, traces, family):
 # --- precision ------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["fisher", "fisher_jvp", "signed", "published"])
 def test_half_precision_stays_near_full_precision(tiny_checkpoint, traces, method):
     full, half = (

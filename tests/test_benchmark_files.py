@@ -158,6 +158,7 @@ def test_tasks_of_ones_own_and_written_ones_need_no_word():
     assert describe_tasks("organism") is describe_tasks("builtin") is None
 
 
+@pytest.mark.medium
 def test_a_run_on_gsm8k_says_which_questions_it_takes(reference_folder, tiny_checkpoint, tmp_path, monkeypatch):
     path = reference_folder / "gsm8k" / "test.jsonl"
     said: list[str] = []

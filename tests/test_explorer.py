@@ -514,6 +514,7 @@ def test_what_goes_wrong_in_a_thread_is_shown(organism, vectors, traces):
     assert explorer.status["error"] is None
 
 
+@pytest.mark.medium
 def test_results_of_other_settings_are_not_the_results(explorer):
     explorer.state = replace(explorer.state, max_new_tokens=4)
     explorer.run_continuation()

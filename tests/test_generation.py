@@ -149,6 +149,7 @@ def test_a_foreign_hook_changes_what_is_written(tiny_model):
     assert generate(model, prompts, max_new_tokens=8) == plain
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("through_bridge", [False, True])
 def test_finished_rows_leave_and_the_others_do_not_notice(through_bridge, tiny_model, random_direction, monkeypatch):
     model = tiny_model()

@@ -281,6 +281,7 @@ def test_the_same_seed_gives_the_same_chain():
 # --- wordings ------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_no_token_gives_a_behavior_away(tokenizer):
     """A token in all wordings of one behavior is in all wordings of the others: a vector can't be a single token."""
     nodes = {"{x}": "Q", "{y}": "V"}

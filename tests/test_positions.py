@@ -209,7 +209,7 @@ def test_impossible_scopes_are_refused(make, words):
 
 # --- one rule about where sentences end --------------------------------------------------------------
 
-TOKENIZERS = ("organism", "tiny", "smollm2", "qwen2.5-0.5b", "gemma3-270m")
+TOKENIZERS = ("organism", "tiny", "smollm2", "qwen2.5-0.5b", pytest.param("gemma3-270m", marks=pytest.mark.medium))
 
 
 @pytest.fixture(params=TOKENIZERS, scope="module")

@@ -202,7 +202,13 @@ BETWEEN = (" ", "  ", "\n", "\n\n", "\t", " \n ", "\u00a0", "\u3000")
 
 @pytest.fixture(
     scope="module",
-    params=["organism", "bytes", "bytes with a BOS", "smollm2", "mini-r1", "qwen2.5-0.5b", "gemma3-270m", "llama-like"],
+    params=[
+        *("organism", "bytes", "bytes with a BOS", "llama-like"),
+        *(
+            pytest.param(name, marks=pytest.mark.medium)
+            for name in ("smollm2", "mini-r1", "qwen2.5-0.5b", "gemma3-270m")
+        ),
+    ],
 )
 def any_tokenizer(request, tiny_checkpoint):
     if request.param == "organism":

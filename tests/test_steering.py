@@ -86,6 +86,7 @@ def both_operators(model, random_direction, scope):
     return add + SteeringPlan(random_direction(model, 2), 2, 1.0, scope, "project_out")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("scope", SCOPES, ids=lambda s: s.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_padded_decode_is_the_full_single_forward(family, scope, tiny_model, random_direction):

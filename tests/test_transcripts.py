@@ -149,6 +149,7 @@ def test_chains_for_scores_have_every_behavior_that_any_chain_has(tmp_path):
     assert [trace.task.prompt for trace in chosen] == ["0", "4", "8", "12", "16", "3", "17"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["r1_distill_qwen_1.5b", "qwen3_4b_thinking"])
 def test_real_chains_with_the_marks_of_their_templates(name, real_model, reference_folder):
     path = reference_folder / "crest" / f"{name}_math_chains.jsonl"
