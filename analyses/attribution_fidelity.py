@@ -54,7 +54,7 @@ def main(config: Config) -> list[Row]:
     traces = ls.annotate(
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
-    vectors = ls.fit_vectors(model, traces)
+    vectors = ls.fit_vectors(model, traces, window="onset")
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed)
     exact = ls.attribute(model, traces, vectors, coefficient=config.coefficients, unit="mean_norm", **options)
     rows = []

@@ -27,7 +27,7 @@ from lensteer.evaluation import Condition, PositionAblation
 from lensteer.generation.jobs import Sampling
 from lensteer.vectors import Recipe, fit_recipes
 
-RECIPES = (Recipe(), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
+RECIPES = (Recipe("onset"), Recipe("span", "spans"), Recipe("onset", "all"), Recipe(construction="logistic"))
 JUST_THE_ANSWER = cache_versus_residual.JUST_THE_ANSWER
 
 
@@ -79,7 +79,7 @@ class _Shared:
     @cached_property
     def vectors(self) -> ls.BehaviorVectors:
         n = self.config.n_draws
-        return ls.fit_vectors(self.model, self.traces, n_controls=n, n_bootstrap=n)
+        return ls.fit_vectors(self.model, self.traces, window="onset", n_controls=n, n_bootstrap=n)
 
     @cached_property
     def exact(self) -> ls.LayerScores:

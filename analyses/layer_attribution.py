@@ -52,7 +52,7 @@ def main(config: Config) -> Result:
         traces = ls.annotate(
             ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
         )
-    vectors = ls.fit_vectors(model, traces, n_controls=config.n_controls, seed=config.seed)
+    vectors = ls.fit_vectors(model, traces, window="onset", n_controls=config.n_controls, seed=config.seed)
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=config.max_spans, seed=config.seed, unit="mean_norm")
     scores = ls.attribute(model, traces, vectors, method="fisher", n_controls=config.n_controls, **options)
     exact = ls.attribute(model, traces, vectors, **options)

@@ -128,7 +128,7 @@ def _fitted(config: Config) -> Setting:
     traces = ls.annotate(
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
-    vectors = ls.fit_vectors(model, traces)
+    vectors = ls.fit_vectors(model, traces, window="onset")
     options: dict[str, Any] = dict(behaviors=ls.STEERED, max_spans=100, seed=config.seed)
     scores = ls.attribute(model, traces, vectors, unit="mean_norm", **options)
     layers = ls.select_layers(scores, ls.embedding_overlap(model, vectors))

@@ -83,7 +83,7 @@ def measured(path: str, config: Config, number: int = 0) -> Measured:
     traces = ls.annotate(
         ls.generate_traces(model, train, temperature=1.0, seed=config.seed, batch_size=256), ls.grammar
     )
-    vectors = ls.fit_vectors(model, traces, behaviors=ls.BEHAVIORS)
+    vectors = ls.fit_vectors(model, traces, window="onset", behaviors=ls.BEHAVIORS)
     tasks = ls.load_tasks(split="dev", n=config.n_dev)
     plans = _calibrated(model, tasks[: config.n_prompts], vectors, config, config.folder / f"{number}-{name}.json")
     conditions = [Condition(key, plan) for key, plan in plans.items()]

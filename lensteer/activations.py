@@ -36,11 +36,13 @@ class Window:
 
     Attributes:
         kind: "onset", "span" or "published".
-        radius: number of positions of an onset window on either side.
+        before: number of positions of an onset window before the onset.
+        after: number of its positions behind the onset.
     """
 
     kind: str
-    radius: int = 0
+    before: int = 0
+    after: int = 0
 
     @classmethod
     def parse(cls, spec: str | Window) -> Window:
@@ -49,6 +51,7 @@ class Window:
         Args:
             spec: "onset", the token before the span, whose logits predict the span's first token;
                 "onset±k" or "onset+-k", it and its `k` neighbors on either side;
+                "onset-k" or "onset+k", it and the `k` positions before or behind it;
                 "span", the span's tokens and the one before it (arXiv 2506.18167, text);
                 "published", positions `start - 1` to `min(end - 1, start + 10)`, half-open (its code).
 
@@ -57,15 +60,19 @@ class Window:
         """
         if isinstance(spec, Window):
             return spec
-        match = re.fullmatch(r"onset(?:(?:±|\+-|\+/-)(\d+))?|span|published", spec)
+        match = re.fullmatch(r"onset(?:(±|\+-|\+/-|\+|-)(\d+))?|span|published", spec)
         if not match:
             raise LensteerError(
-                f"unknown window {spec!r}: choose 'onset', 'onset±k' such as 'onset±2', 'span' or 'published'"
+                f"unknown window {spec!r}: choose 'onset', 'onset±k' such as 'onset±3', 'onset-k', 'onset+k', 'span' "
+                "or 'published'"
             )
-        return cls("onset" if spec.startswith("onset") else spec, int(match[1] or 0))
+        sides, k = match[1] or "", int(match[2] or 0)
+        return cls("onset" if spec.startswith("onset") else spec, 0 if sides == "+" else k, 0 if sides == "-" else k)
 
     def __str__(self) -> str:
-        return f"{self.kind}±{self.radius}" if self.radius else self.kind
+        if self.before == self.after:
+            return f"{self.kind}±{self.before}" if self.before else self.kind
+        return f"{self.kind}-{self.before}" if self.before else f"{self.kind}+{self.after}"
 
     def bounds(self, span: Span, n_tokens: int) -> tuple[int, int]:
         """The window as a half-open range of absolute positions.
@@ -78,7 +85,7 @@ class Window:
         """
         onset = span.onset
         if self.kind == "onset":
-            begin, end = onset - self.radius, onset + self.radius + 1
+            begin, end = onset - self.before, onset + self.after + 1
         elif self.kind == "span":
             begin, end = onset, span.end
         else:

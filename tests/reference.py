@@ -27,8 +27,9 @@ def window_positions(span, window: str, n_tokens: int) -> list[int]:
     elif window == "published":
         chosen = list(range(span.start - 1, min(span.end - 1, span.start + 10)))
     else:
-        k = int(window.removeprefix("onset±"))
-        chosen = list(range(span.start - 1 - k, span.start - 1 + k + 1))
+        side, k = window[len("onset")], int(window[len("onset") + 1 :])
+        begin, end = span.start - 1 - (k if side in "±-" else 0), span.start - 1 + (k if side in "±+" else 0)
+        chosen = list(range(begin, end + 1))
     return [p for p in chosen if 1 <= p < n_tokens]
 
 

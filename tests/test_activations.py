@@ -17,7 +17,7 @@ from lensteer.traces import Trace
 from lensteer.twins import plain_twin
 from reference import kept_activations, window_positions
 
-WINDOWS = ("onset", "onset±2", "span", "published")
+WINDOWS = ("onset", "onset±2", "onset-2", "onset+2", "span", "published")
 
 
 def make_trace(rng: random.Random, number: int, labels=STEERED, n_prompt=4, n_spans=5) -> Trace:
@@ -132,6 +132,8 @@ def test_windows_at_the_edges():
     assert {w: Window.parse(w).bounds(span, 6) for w in (*WINDOWS, "onset+-1", "onset±9", "onset±0")} == {
         "onset": (2, 3),
         "onset±2": (1, 5),  # not position 0
+        "onset-2": (1, 3),
+        "onset+2": (2, 5),
         "span": (2, 5),
         "published": (2, 4),  # the published code leaves out the last token
         "onset+-1": (1, 4),
@@ -139,14 +141,15 @@ def test_windows_at_the_edges():
         "onset±0": (2, 3),
     }
     assert Window.parse("published").bounds(Span("backtracking", 3, 90, 0, 9), 95) == (2, 13)
-    assert str(Window.parse("onset+-2")) == "onset±2"
+    for spec, name in {"onset+-2": "onset±2", "onset-2": "onset-2", "onset+2": "onset+2", "onset+0": "onset"}.items():
+        assert str(Window.parse(spec)) == name
     assert str(Window.parse("span")) == "span"
     assert Window.parse("span").bounds(Span("backtracking", 1, 2, 0, 1), 6) == (1, 2)
     with pytest.raises(LensteerError, match="nothing but position 0"):
         Window.parse("onset").bounds(Span("backtracking", 1, 2, 0, 1), 6)
 
 
-@pytest.mark.parametrize("spec", ["offset", "onset±", "onset-2", "onset±-1", "onset±1.5", ""])
+@pytest.mark.parametrize("spec", ["offset", "onset±", "onset-", "onset*2", "onset±-1", "onset±1.5", ""])
 def test_an_unknown_window_lists_the_choices(spec):
     with pytest.raises(LensteerError, match=r"unknown window .*'onset', 'onset±k' .*'span' or 'published'"):
         Window.parse(spec)

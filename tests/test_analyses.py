@@ -257,3 +257,102 @@ def test_options_are_fields_of_the_scripts_config(script):
     (config,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config"]
     fields = {n.target.id for n in config.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     assert options_of(tree) - OUTPUTS <= fields
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory) -> str:
+    """A file of the organism's chains with the grammar's labels."""
+    model = ls.load_model()
+    tasks = ls.load_tasks(split="train", n=40)
+    traces = ls.annotate(ls.generate_traces(model, tasks, temperature=1.0, max_new_tokens=300), ls.grammar)
+    path = tmp_path_factory.mktemp("annotated") / "chains.jsonl"
+    ls.traces.save_traces(traces, path)
+    return str(path)
+
+
+def test_choices_are_compared_at_one_kl_and_scores_with_effects(annotated, tmp_path, monkeypatch):
+    analysis = load("choices_on_language")
+    monkeypatch.setattr(analysis, "ALPHAS", (0.5, 1.0))
+    config = dataclasses.replace(
+        analysis.tiny(analysis.Config(str(ls.models.ORGANISM), (annotated,), tasks="organism")),
+        dtype="float32",
+        layer=4,
+        layers=(3, 5),
+        n_tasks=4,
+        max_new_tokens=60,
+        sweep=2,
+    )
+    analysis.generate(config, tmp_path)
+    pieces = json.loads((tmp_path / "pieces.json").read_text())
+    assert {"vectors", "target", "choices-1 generated", "windows-1 generated", "layers-1 generated"} <= set(pieces)
+    analysis.generate(config, tmp_path)
+    assert json.loads((tmp_path / "pieces.json").read_text()) == pieces  # nothing is done twice
+    rows, means, scores = analysis.analyze(config, tmp_path)
+    assert [r.question for r in rows] == ["choices"] * 4 + ["windows"] * 4 + ["layers"] * 8
+    assert all(r.change.low <= r.change.value <= r.change.high for r in rows)
+    assert [m.recipe for m in means] == ["span-all", "onset±1-spans"]
+    for mean in means:
+        four = [
+            r.change.value
+            for r in rows
+            if (r.question, r.recipe) in {("choices", mean.recipe), ("windows", mean.recipe)}
+        ]
+        assert mean.change.value == pytest.approx(np.mean(four))
+    named = {s.score: s for s in scores}
+    assert {"exact at 1", "fisher", "signed", "published", "middle layer", "norm ratio"} <= set(named)
+    assert all(s.regret.value >= 0 and set(s.picks.values()) <= {3, 5} for s in scores)
+    assert named["middle layer"].ahead.value == 0
+    analysis.save(rows, means, scores, config, tmp_path)
+    assert analysis.table(rows, means, scores).count("\n") > len(rows)
+
+
+def test_which_chains_compares_subsets_labels_and_models(annotated, tmp_path):
+    analysis = load("which_chains")
+    organism = str(ls.models.ORGANISM)
+    config = analysis.Config(
+        organism,
+        organism,
+        (annotated,),
+        tmp_path,
+        tasks="organism",
+        dtype="float32",
+        layer=4,
+        length=60.0,
+        sizes=(20,),
+        n_relabeled=20,
+        n_base=20,
+        n_own=6,
+        own_tokens=100,
+        n_tasks=3,
+        n_samples=1,
+        max_new_tokens=60,
+        n_bootstrap=10,
+    )
+    rows = analysis.main(config)
+    assert {r.steered for r in rows} == {"model", "base"}
+    of = {(r.steered, r.chains, r.behavior): r for r in rows}
+    for b in ls.STEERED:
+        every, some = of["model", analysis.ALL, b], of["model", "20 chains", b]
+        assert every.cosine == pytest.approx(1)
+        assert every.n_chains == 40
+        assert some.n_chains == 20
+        assert some.low <= some.cosine + 0.1
+        assert some.n_spans < every.n_spans
+        # The base is the same model here: vectors of the same chains are the same, and so are their effects.
+        assert of["model", "base", b].cosine == pytest.approx(some.cosine, abs=1e-5)
+        assert of["base", analysis.ALL, b].change == every.change
+    assert analysis.main(config) == rows  # from its files
+    assert analysis.table(rows).count("\n") == 1 + len(rows)
+    assert len(analysis.figure(rows).data) == 8
+
+
+def test_where_a_sentence_of_the_organism_is_decided():
+    analysis = load("where_decided")
+    early, found = analysis.main(analysis.Config(layer=5, length=60.0, n_text=24, n_forced=4, max_tokens=120))
+    by_tokens = {row.tokens: row.f1.value for row in early}
+    assert by_tokens[1] < by_tokens[5]
+    assert by_tokens[0] > 0.95
+    assert len(found) == len(analysis.RECIPES) * len(analysis.SCOPES) * len(analysis.PLACES)
+    first, *_, later = (g.specific.value for g in found[: len(analysis.PLACES)])
+    assert first > abs(later)  # onset vectors on onsets
+    assert analysis.table(early, found).count("\n") == 3 + len(early) + len(found)

@@ -269,7 +269,7 @@ def test_scrambled_weights_do_not_show_the_organisms_profile(organism):
     traces = ls.annotate(ls.generate_traces(organism, tasks, temperature=1.0, seed=0, max_new_tokens=250), ls.grammar)
 
     def push(model) -> float:
-        vectors = ls.fit_vectors(model, traces)
+        vectors = ls.fit_vectors(model, traces, window="onset")
         labels = [label for label in ls.STEERED if label in vectors.labels]
         scores = attribute(model, traces, vectors, method="signed", behaviors=labels, coefficient=0.5)
         middle = slice(len(scores.layers) // 4, -len(scores.layers) // 4)

@@ -69,7 +69,7 @@ def test_a_cache_plan_is_an_condition_of_an_evaluation(organism):
     traces = ls.annotate(
         ls.generate_traces(organism, ls.load_tasks(split="train", n=12), max_new_tokens=300), ls.grammar
     )
-    vectors = ls.fit_vectors(organism, traces)
+    vectors = ls.fit_vectors(organism, traces, window="onset")
     found = ls.evaluate(
         organism,
         ls.load_tasks(split="test", n=3),

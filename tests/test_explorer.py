@@ -46,7 +46,7 @@ def traces(organism):
 
 @pytest.fixture(scope="module")
 def vectors(organism, traces):
-    return ls.fit_vectors(organism, traces)
+    return ls.fit_vectors(organism, traces, window="onset")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def chains(organism):
 
 @pytest.fixture(scope="module")
 def vectors(organism, chains):
-    return ls.fit_vectors(organism, chains)
+    return ls.fit_vectors(organism, chains, window="onset")
 
 
 def setting(analysis, organism, vectors, layer=4, coefficient=0.5):

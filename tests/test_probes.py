@@ -204,7 +204,7 @@ def test_a_probe_against_all_tokens_is_refused():
         Recipe("onset", "all", "span", "logistic")
     with pytest.raises(LensteerError, match="unknown construction 'svm': choose one of 'difference', 'logistic'"):
         Recipe("onset", "rest", "span", "svm")
-    assert str(Recipe()) == "onset − spans per span"
+    assert str(Recipe()) == "onset±3 − spans per span"
     assert str(LOGISTIC) == "onset − rest per span, logistic"
 
 

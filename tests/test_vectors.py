@@ -251,8 +251,8 @@ def test_a_file_gives_back_what_was_saved(model, vectors, path):
 
 
 def test_a_file_from_before_there_were_constructions_is_of_differences(vectors, path):
-    rewrite(path, recipe={"window": "onset", "negatives": "spans", "aggregation": "span"})
-    assert BehaviorVectors.load(path).recipe == vectors.recipe == Recipe("onset", "spans", "span", "difference")
+    rewrite(path, recipe={"window": "onset±3", "negatives": "spans", "aggregation": "span"})
+    assert BehaviorVectors.load(path).recipe == vectors.recipe == Recipe("onset±3", "spans", "span", "difference")
 
 
 def test_vectors_of_another_model_are_refused(path, tiny_checkpoint):

@@ -145,7 +145,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             _option("layers", "Layers to steer, such as 15 or 12,15,15,18: one for all behaviors or one for each."),
         ] = None,
         window: Annotated[
-            str | None, _option("window", "Where a behavior is read: onset, onset±k, span or published.")
+            str | None,
+            _option("window", "Where a behavior is read: onset, onset±k, onset-k, onset+k, span or published."),
         ] = None,
         negatives: Annotated[
             str | None, _option("negatives", "What it is compared with: spans, all, rest or same_trace.")

@@ -137,8 +137,8 @@ class RunConfig:
     train_tokens: int = 600
     max_new_tokens: int = 140
     batch_size: int = 200
-    window: str = "span"
-    negatives: str = "all"
+    window: str = Recipe.window
+    negatives: str = Recipe.negatives
     scope: str = "generated"
     unit: str = "difference"
     max_spans: int = 100

@@ -47,7 +47,7 @@ class Recipe:
             of spans, which have no differences.
     """
 
-    window: str = "onset"
+    window: str = "onset±3"
     negatives: str = "spans"
     aggregation: str = "span"
     construction: str = "difference"

@@ -13,7 +13,7 @@ def _():
 
     model = ls.load_model()
     traces = ls.annotate(ls.generate_traces(model, ls.load_tasks(split="train", n=12), temperature=1.0), ls.grammar)
-    vectors = ls.fit_vectors(model, traces)
+    vectors = ls.fit_vectors(model, traces, window="onset")
     mo.ui.anywidget(ls.explore(model, vectors, traces))
 
 
