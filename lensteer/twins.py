@@ -41,7 +41,12 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
     """The module of a plain twin whose output is the residual stream at the output of a block."""
-    return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
+    return _blocks(twin)[layer]
+
+
+def _blocks(twin: Any) -> nn.ModuleList:
+    blocks: nn.ModuleList = twin.model.layers  # Hugging Face's layout
+    return blocks
 
 
 def grouped_attention(
@@ -81,8 +86,7 @@ def block_outputs(twin: nn.Module) -> Iterator[list[Any]]:
     """Collect what each block returns, in order; edits that are hooked already are included."""
     found: list[Any] = []
     handles = [
-        block.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-        for block in twin.model.layers  # type: ignore[union-attr]  # Hugging Face's layout
+        block.register_forward_hook(lambda _module, _inputs, output: found.append(output)) for block in _blocks(twin)
     ]
     try:
         yield found
@@ -133,21 +137,21 @@ def resumes(twin: nn.Module, new_cache: Callable[[], Any]) -> bool:
     return _resumes[twin]
 
 
-def _continues(twin: nn.Module, new_cache: Callable[[], Any]) -> bool:
-    blocks, weight = twin.model.layers, next(twin.parameters())  # type: ignore[union-attr]
-    ids = torch.arange(min(8, int(twin.config.get_text_config().vocab_size)), device=weight.device)[None]  # type: ignore[union-attr,operator]
+def _continues(twin: Any, new_cache: Callable[[], Any]) -> bool:
+    n_layers = len(_blocks(twin))
     try:
+        ids = torch.arange(min(8, twin.config.get_text_config().vocab_size), device=twin.device)[None]
         with torch.inference_mode():
             with block_outputs(twin) as outputs:
                 whole = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
-            for layer in {1, len(blocks) - 1} - {0}:  # type: ignore[arg-type]
+            for layer in {1, n_layers - 1} - {0, n_layers}:
                 with resumed(twin, outputs, layer, slice(None), 1):
                     again = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
                 if not torch.equal(whole, again):
                     return False
     except Exception:  # it only makes things faster
         return False
-    return len(outputs) == len(blocks)  # type: ignore[arg-type]
+    return len(outputs) == n_layers
 
 
 @contextmanager
