@@ -10,20 +10,20 @@ without it. Importances do not add up: two redundant groups are both unimportant
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from lensteer import models
+from lensteer import models, twins
 from lensteer.caches import new_cache, recurrent_layers
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, choose_runner
-from lensteer.metrics import kl_divergence
 from lensteer.positions import Context
 from lensteer.results import Result
 from lensteer.steering import Plan, Plans, active_plans, foreign_hooks
@@ -79,20 +79,34 @@ MAX_ROWS = 8
 MAX_TOKENS = 4096
 #: Maximum number of logits per forward, which are kept in single precision (1 GiB).
 MAX_LOGITS = 2**28
+#: Number of logits that are compared at once: on a CPU few, which stay in a core's own cache in double precision.
+CHUNKS = {"cpu": 2**17}
+MAX_CHUNK = 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class _Unsteered:
-    """The pass that others are compared with, and the plans it ran under."""
+    """The pass that others are compared with, and the plans it ran under.
+
+    Attributes:
+        runner: what ran it.
+        plans: that were on.
+        cache: keys and values of all layers.
+        logits: for each token of the response.
+        log_norm: of the logits: log Σ exp.
+        outputs: of every block, if another pass can start from them; or else empty.
+    """
 
     runner: nn.Module
     plans: list[Plans]
     cache: DynamicCache
     logits: Float[Tensor, "pos d_vocab"]
+    log_norm: Float[Tensor, " pos"]
+    outputs: Sequence[Any]
 
 
 class ForcedChain:
-    """A chain with its unsteered pass cached: a plan only recomputes what follows the first token it changes.
+    """A chain with its unsteered pass cached: a plan only recomputes what follows the first token and block it changes.
 
     The numbers are those of `generation.forced_logits`, steered against unsteered. Plans and hooks that are on apply to
     both sides. In-place changes of weights are not detected.
@@ -174,21 +188,19 @@ class ForcedChain:
             logits = base.logits.new_empty((len(rows), 0, base.logits.shape[1]))
         else:
             cache = _beginning(base.cache, begin, len(rows)) if begin else new_cache(self.model)
-            logits = self._run(base.runner, rows, begin, cache)
+            logits = self._run(base.runner, rows, begin, cache, () if whole else base.outputs)
         made = []
         for first, row in zip(firsts, logits, strict=True):
             skip = max(first + 1 - self.prompt_length, 0)  # exactly 0 before it, even if the batch reran these
             kl, change = torch.zeros(2, n, dtype=torch.float64)
-            targets = self.ids[0, self.prompt_length + skip :]
-            step = max(1, 2**22 // row.shape[-1])
+            targets = self.ids[0, self.prompt_length :]
+            step = _step(row)
             for at in range(skip, n, step):
-                p, q = row[at - offset : at - offset + step], base.logits[at : at + step]
-                if not p.isfinite().all():
-                    raise LensteerError("the steered logits are not finite: lower the coefficient")
-                kl[at : at + step] = kl_divergence(p, q).cpu()
-                picked = targets[at - skip : at - skip + step, None]
-                now, then = (x.double().log_softmax(-1).gather(-1, picked)[:, 0] for x in (p, q))
-                change[at : at + step] = (now - then).cpu()
+                part = slice(at, min(at + step, n))
+                own = row[part.start - offset : part.stop - offset]
+                kl[part], change[part] = _compared(own, base.logits[part], base.log_norm[part], targets[part])
+            if not kl.isfinite().all():
+                raise LensteerError("the steered logits are not finite: lower the coefficient")
             made.append(ForcedEffect(self.prompt_length, kl, change))
         return made
 
@@ -197,21 +209,64 @@ class ForcedChain:
         same = kept is not None and kept.runner is runner and [*map(id, kept.plans)] == [*map(id, on)]
         if kept is None or not same or foreign_hooks(self.model):
             cache = new_cache(self.model)
-            logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)[0]
+            found: AbstractContextManager[Sequence[Any]] = nullcontext(())
+            if runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model)):
+                found = twins.block_outputs(runner)
+            with found as outputs:
+                logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)[0]
             if not logits.isfinite().all():
                 raise LensteerError("the model's own logits are not finite: load it in another dtype")
-            self._kept = kept = _Unsteered(runner, on, cache, logits)
+            log_norm = torch.cat([part.double().logsumexp(-1) for part in logits.split(_step(logits))])
+            self._kept = kept = _Unsteered(runner, on, cache, logits, log_norm, outputs)
         return kept
 
     def _run(
-        self, runner: nn.Module, rows: Sequence[Plan | None], begin: int, cache: DynamicCache
+        self,
+        runner: nn.Module,
+        rows: Sequence[Plan | None],
+        begin: int,
+        cache: DynamicCache,
+        outputs: Sequence[Any] = (),
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits for the response's tokens, or for those after `begin`, over a cache of the tokens before."""
+        """Logits for the response's tokens, or for those after `begin`, over a cache of the tokens before.
+
+        With the outputs of the unsteered pass, it starts at the first block whose output is edited: edits of plans that
+        are on are in these outputs from there on.
+        """
         width, length = self.ids.shape[1] - 1, self.prompt_length  # the last token predicts nothing
         forward = Forward(self.model, self.context(len(rows)), cache=cache, chosen=(runner, rows))
-        with forward.hooked():
+        first = min(forward.edits.groups, default=0)
+        again = bool(outputs) and not forward.slots  # an edit of the cache acts between two passes
+        start = twins.resumed(runner, outputs, first, slice(begin, width), len(rows)) if again else nullcontext()
+        with forward.hooked(), start:
             keep = min(width - begin, width + 1 - length)
             return forward.run(begin, width, keep=keep) if begin else forward.prefill(width, keep=keep)
+
+
+def _step(logits: Float[Tensor, "pos d_vocab"]) -> int:
+    """The number of rows that are compared at once."""
+    return max(1, CHUNKS.get(logits.device.type, MAX_CHUNK) // logits.shape[-1])
+
+
+def _compared(
+    p: Float[Tensor, "pos d_vocab"],
+    q: Float[Tensor, "pos d_vocab"],
+    log_norm: Float[Tensor, " pos"],
+    targets: Int[Tensor, " pos"],
+) -> tuple[Float[Tensor, " pos"], Float[Tensor, " pos"]]:
+    """KL(p‖q) = E_p[z_p − z_q] − log Z_p + log Z_q of logits z, as `kl_divergence`, and the change of the targets.
+
+    With log Z_q known, it takes one exponential per logit. In fp64, because nearby distributions cancel.
+    """
+    z = p.double()
+    apart = z - q
+    there = apart.gather(-1, targets[:, None])[:, 0]
+    most = z.amax(-1, keepdim=True)
+    weight = (z - most).exp_()
+    norm = weight.sum(-1)
+    moved = most[:, 0] + norm.log() - log_norm  # log Z_p − log Z_q
+    kl = torch.linalg.vecdot(weight, apart) / norm - moved
+    return kl.clamp_min(0.0).cpu(), (there - moved).cpu()
 
 
 def _beginning(cache: DynamicCache, length: int, n_rows: int) -> DynamicCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _Twin = tuple[tuple[int, ...], nn.Module | None]
 _twins: weakref.WeakKeyDictionary[nn.Module, dict[int, _Twin]] = weakref.WeakKeyDictionary()
+_resumes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _building = threading.Lock()
 
 
@@ -40,7 +41,12 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:
     """The module of a plain twin whose output is the residual stream at the output of a block."""
-    return twin.model.layers[layer]  # type: ignore[union-attr,index,return-value]  # Hugging Face's layout
+    return _blocks(twin)[layer]
+
+
+def _blocks(twin: Any) -> nn.ModuleList:
+    blocks: nn.ModuleList = twin.model.layers  # Hugging Face's layout
+    return blocks
 
 
 def grouped_attention(
@@ -73,6 +79,79 @@ def _attention() -> str:
     AttentionInterface.register("lensteer_sdpa", grouped_attention)
     AttentionMaskInterface.register("lensteer_sdpa", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     return "lensteer_sdpa"
+
+
+@contextmanager
+def block_outputs(twin: nn.Module) -> Iterator[list[Any]]:
+    """Collect what each block returns, in order; edits that are hooked already are included."""
+    found: list[Any] = []
+    handles = [
+        block.register_forward_hook(lambda _module, _inputs, output: found.append(output)) for block in _blocks(twin)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def resumed(twin: nn.Module, outputs: Sequence[Any], layer: int, columns: slice, rows: int) -> Iterator[None]:
+    """Start at a block: those below do not run, and return what they returned before.
+
+    Args:
+        twin: a plain twin that `resumes`.
+        outputs: from `block_outputs`, of a batch of one.
+        layer: the first block that runs.
+        columns: of the outputs, those that are run now.
+        rows: in the batch.
+    """
+
+    def again(kept: Any) -> Callable[..., Any]:
+        resid, *rest = kept if isinstance(kept, tuple) else (kept,)
+        there = resid[:, columns].expand(rows, -1, -1)
+        given = (there, *rest) if isinstance(kept, tuple) else there
+        return lambda *_args, **_options: given
+
+    below = [twin_layer(twin, index) for index in range(layer)]
+    try:
+        for block, kept in zip(below, outputs, strict=False):
+            block.forward = again(kept)
+        yield
+    finally:
+        for block in below:
+            vars(block).pop("forward", None)  # what remains is the class's own
+
+
+def resumes(twin: nn.Module, new_cache: Callable[[], Any]) -> bool:
+    """Whether a twin that starts at a block continues the pass that it was started from: checked once, on few tokens.
+
+    It does not if later blocks read more of earlier ones than the residual stream, such as their keys and values.
+
+    Args:
+        twin: the plain twin.
+        new_cache: makes an empty cache.
+    """
+    if twin not in _resumes:
+        _resumes[twin] = _continues(twin, new_cache)
+    return _resumes[twin]
+
+
+def _continues(twin: Any, new_cache: Callable[[], Any]) -> bool:
+    n_layers = len(_blocks(twin))
+    try:
+        ids = torch.arange(min(8, twin.config.get_text_config().vocab_size), device=twin.device)[None]
+        with torch.inference_mode():
+            with block_outputs(twin) as outputs:
+                whole = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
+            for layer in {1, n_layers - 1} - {0, n_layers}:
+                with resumed(twin, outputs, layer, slice(None), 1):
+                    again = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
+                if not torch.equal(whole, again):
+                    return False
+    except Exception:  # it only makes things faster
+        return False
+    return len(outputs) == n_layers
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import lensteer as ls
 from lensteer import models, twins
 from lensteer.ablation import ForcedChain, forced_effect, leave_one_out
 from lensteer.cache_steering import CachePlan, CacheVector
+from lensteer.caches import new_cache
 from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
 from lensteer.positions import at, everywhere, generated, onsets, prompt, thinking
@@ -82,18 +83,48 @@ def test_effects_are_those_of_teacher_forcing(tiny_model, random_direction, fami
 
 def test_only_what_follows_the_first_edit_is_run_again(organism, random_direction):
     (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=60)
-    chain, seen = ForcedChain.of(organism, trace), []
+    chain, tokens, blocks = ForcedChain.of(organism, trace), [], []
     twin = twins.plain_twin(organism)
-    handle = twin.register_forward_pre_hook(
-        lambda _m, _a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    chain.effect(None)
+    handles = [
+        twin.register_forward_pre_hook(
+            lambda _m, _a, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+        ),
+        *(
+            twins.twin_layer(twin, layer).mlp.register_forward_hook(lambda *_, layer=layer: blocks.append(layer))
+            for layer in range(models.n_layers(organism))
+        ),
+    ]
     try:
         n, direction = len(trace.ids), random_direction(organism)
-        for first in (n - 10, trace.prompt_length + 5, n - 1):
-            chain.effect(SteeringPlan(direction, 2, 1.0, at([first, n - 2 if first < n - 2 else n - 1])))
+        for first, layer in ((n - 10, 2), (trace.prompt_length + 5, 5), (n - 1, 0)):
+            chain.effect(SteeringPlan(direction, layer, 1.0, at([first, n - 2 if first < n - 2 else n - 1])))
     finally:
-        handle.remove()
-    assert seen == [n - 1, 9, n - 1 - trace.prompt_length - 5]
+        for handle in handles:
+            handle.remove()
+    assert tokens == [9, n - 1 - trace.prompt_length - 5]  # nothing is predicted after the last token
+    assert blocks == [*range(2, 8), *range(5, 8)]
+
+
+def test_a_pass_starts_at_a_block_only_if_the_residual_stream_is_all_it_reads(tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    trace, plan = trace_of(model), SteeringPlan(random_direction(model), 2, 1.0, generated)
+    expected, twin = slow(model, trace, plan), twins.plain_twin(model)
+    assert twins.resumes(twin, lambda: new_cache(model))
+    twins._resumes.clear()
+    left: list[None] = []  # by the first block, for the third
+    handles = [
+        twins.twin_layer(twin, 0).mlp.register_forward_hook(lambda *_: left.append(None)),
+        twins.twin_layer(twin, 2).mlp.register_forward_hook(lambda *_: left.pop()),
+    ]
+    try:
+        close(ForcedChain.of(model, trace).effect(plan), expected)
+        assert not twins.resumes(twin, lambda: new_cache(model))
+    finally:
+        twins._resumes.clear()
+        for handle in handles:
+            handle.remove()
+    assert not any("forward" in vars(twins.twin_layer(twin, layer)) for layer in range(models.n_layers(model)))
 
 
 def cache_vector(model, seed=0):

@@ -67,6 +67,27 @@ first = explorer.state
 """
 
 
+#: The explorer on a language model: vectors and classifier from labeled chains, shown is a chain of the model's own.
+LANGUAGE = """
+import lensteer as ls
+from lensteer.annotation import fit_classifier
+from lensteer.pipeline import read_chains
+
+model = ls.load_model({model!r}, dtype="bfloat16")
+labeled = read_chains([{chains!r}], model)
+annotator = fit_classifier(labeled)
+vectors = ls.fit_vectors(model, labeled[:40], window="span", negatives="all")
+scores = ls.attribute(model, labeled[:10], vectors, behaviors=ls.STEERED, coefficient=0.5, max_spans=6)
+tasks = ls.load_tasks("builtin", split="dev", n=2)
+chains = ls.annotate(ls.generate_traces(model, tasks, temperature=0.6), annotator)
+chains = sorted(chains, key=lambda chain: -len(chain.ids))
+middle = ls.models.n_layers(model) // 2
+explorer = ls.explore(model, vectors, chains, scores, dict.fromkeys(ls.STEERED, middle), annotator=annotator)
+explorer.state = explorer.state.changed(dict(coefficient=1.25, expression="generated", temperature=0.6))
+explorer
+"""
+
+
 @pytest.fixture(scope="module")
 def playwright():
     with sync_playwright() as started:
@@ -367,6 +388,36 @@ def test_by_keyboard_only(lab, shown):
     eventually(lambda: explorer.part("progress").is_hidden(), True)
 
 
+def test_a_sentence_at_a_time(lab, shown):
+    explorer, kernel = shown
+    page = lab[0].page
+    sentences = kernel.value("[[span.start, span.end] for span in chains[0].spans]")
+    explorer.part("select-none").click()
+    eventually(explorer.selected, [])
+    tag = explorer.part("chain").locator(f'[data-of="{sentences[2][0]}"]')
+    tag.click()
+    eventually(lambda: kernel.value("list(explorer.positions)"), [*range(*sentences[2])])
+    page.keyboard.press("ArrowDown")  # to the next sentence
+    page.keyboard.press("Enter")
+    eventually(explorer.selected, [*range(sentences[2][0], sentences[3][1])])
+    tag.click()
+    eventually(explorer.selected, [*range(*sentences[3])])
+    agrees(explorer, kernel)
+
+
+def test_where_most_is_chosen_the_behaviors_keep_their_colors(shown):
+    explorer, kernel = shown
+    style = "node => getComputedStyle(node).backgroundColor"
+    begin = kernel.value("chains[0].spans[1].start + 1")
+    plain = explorer.token(begin).evaluate(style)
+    explorer.token(begin).click()
+    eventually(lambda: explorer.token(begin).evaluate(style) != plain, True)
+    explorer.part("select-all").click()
+    eventually(lambda: explorer.token(begin).evaluate(style), plain)
+    explorer.part("select-none").click()
+    eventually(explorer.selected, [])
+
+
 def test_both_themes(lab, shown, tmp_path):
     explorer, _ = shown
     folder = Path(os.environ.get("LENSTEER_SCREENSHOTS", tmp_path))
@@ -375,6 +426,75 @@ def test_both_themes(lab, shown, tmp_path):
         set_theme(lab[0], theme)
         expect(explorer.root).to_have_attribute("data-theme", theme)
         explorer.root.screenshot(path=folder / f"explorer_{theme}.png")
+
+
+def test_a_long_chain_of_a_language_model(playwright, tmp_path, reference_folder, capsys):
+    """With LENSTEER_SCREENSHOTS=FOLDER it makes analyses/figures/explorer_language.png."""
+    model = Path(os.environ.get("LENSTEER_REAL") or "none") / "mini-r1"
+    if not model.is_dir():
+        pytest.skip("LENSTEER_REAL has no mini-r1")
+    labeled = reference_folder / "r1_qwen_1.5b_annotated_chains.jsonl"
+    cell = nbformat.v4.new_code_cell(LANGUAGE.format(model=str(model.resolve()), chains=str(labeled.resolve())))
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "root").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernelspec})
+    nbformat.write(notebook, tmp_path / "root" / "language.ipynb")
+    with (
+        jupyter_lab(tmp_path / "lab", tmp_path / "root") as server,
+        browser(playwright, tmp_path / "chromium") as opened,
+    ):
+        run_all(opened, server, "language.ipynb", 1, patience=10 * PATIENCE)
+        page, explorer = opened.page, Explorer(opened.page.get_by_test_id("ls-explorer"))
+        page.set_viewport_size({"width": 1440, "height": 2000})  # all of it on one picture
+        explorer.wait()
+        with only_kernel(tmp_path / "lab" / "jupyter_runtime_dir") as kernel:
+            n, starts = kernel.value("len(chains[0].ids)"), kernel.value("explorer.chain['starts']")
+            assert n > 400
+            assert 0 < float(explorer.part("view").get_attribute("width")) < n  # a part of it is in sight
+            focused = "() => Number(document.activeElement.dataset.i)"
+            box = explorer.part("strip").bounding_box()
+            explorer.part("strip").click(position={"x": 0.5 * box["width"], "y": 20})
+            at = page.evaluate(focused)
+            assert at == pytest.approx(n / 2, abs=0.01 * n)
+            eventually(lambda: float(explorer.part("view").get_attribute("x")) > 0, True)
+            view = [float(explorer.part("view").get_attribute(name)) for name in ("x", "width")]
+            assert view[0] < at < sum(view)
+            assert page.evaluate("window.scrollY") == 0
+            page.keyboard.press("PageDown")
+            assert page.evaluate(focused) > at + 20
+            page.keyboard.press("PageUp")
+            assert page.evaluate(focused) == pytest.approx(at, abs=60)  # a line
+            explorer.part("select-none").click()
+            eventually(explorer.selected, [])
+            explorer.token(at).focus()
+            page.keyboard.press("Enter")
+            own = [max(s for s in starts if s <= at), min([s for s in starts if s > at], default=n)]
+            eventually(explorer.selected, [*range(*own)])
+            explorer.wait()
+            measured = kernel.value("ls.ablation.forced_effect(model, chains[0], explorer.wait(120).plan).total")
+            assert explorer.total() == pytest.approx(measured, rel=0.1, abs=0.01)  # of bfloat16 logits
+            explorer.part("select-onsets").click()
+            explorer.wait()
+            middle = kernel.value("middle")
+            times = explorer.latencies([middle - 1, middle] * 4)
+            with capsys.disabled():
+                print(f"\nmini-R1, {n} tokens, layer to strip: median {statistics.median(times):.0f} ms")
+
+            kernel.run("explorer.state = explorer.state.changed(dict(expression='generated', max_new_tokens=120))")
+            first = kernel.value("next(span.start for span in chains[0].spans[6:])")
+            explorer.part("cut").fill(str(first))
+            explorer.part("cut").press("Enter")
+            eventually(lambda: kernel.value("explorer.state.cut"), first)
+            kernel.run("explorer.run_continuation(); explorer.wait(600)")
+            for name in ("unsteered", "steered"):
+                expect(explorer.part(name)).to_have_attribute("data-running", "false")
+                expect(explorer.part(name)).not_to_be_empty()
+            explorer.wait()
+            explorer.token(first).focus()
+            folder = Path(os.environ.get("LENSTEER_SCREENSHOTS", tmp_path))
+            explorer.root.screenshot(path=folder / "explorer_language.png")
+        assert opened.errors == []
+        assert opened.outside == []
 
 
 def test_in_marimo(playwright, tmp_path):

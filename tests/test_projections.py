@@ -37,6 +37,9 @@ def test_a_planted_direction_shows_where_it_was_added(organism, random_direction
     figure = ls.plots.token_projections(plain, n=20)
     assert "length of the layer's mean activation" in figure.layout.title.text
     assert len(figure.data[0].z) == 2
+    begin, end = trace.prompt_length, len(trace.ids) - 1
+    assert f"positions {begin} to {begin + 19} of {begin} to {end}" in figure.layout.title.text
+    assert "positions" not in ls.plots.token_projections(plain).layout.title.text  # all of them
     assert list(plain.to_dataframe()) == ["token", "projection"]
     with pytest.raises(ls.LensteerError, match="start=999"):
         ls.plots.token_projections(plain, start=999)

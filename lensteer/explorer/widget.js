@@ -9,7 +9,9 @@ All text from models is set as textContent. Stable data-testid attributes, for t
   ls-layer  ls-layer-value  ls-curve    ls-coefficient  ls-coefficient-number  ls-unit  ls-mark (data-value)
   ls-select-all -none -invert -sentence -behavior -thinking -sentence_starts -onsets
   ls-expression  ls-expression-error  ls-count  ls-legend  ls-total  ls-strip (data-kl, data-change)  ls-info
+  ls-view       what is in sight of the chain, on the strip
   ls-chain      the listbox; ls-token (data-i; aria-selected; data-label) its options; ls-bar (data-group) on it
+  ls-tag (data-of) before a sentence: chooses it
   ls-cut-here  ls-cut  ls-max-tokens  ls-temperature  ls-seed  ls-continue  ls-stop  ls-progress
   ls-unsteered  ls-steered (data-running, data-stale); ls-piece (data-label) in them
   ls-measure  ls-rank  ls-ranking (data-stale)  ls-rank-item (data-group)  ls-code
@@ -22,7 +24,8 @@ const SELECTIONS = {
 };
 const MEASURES = { kl: "total KL of the chain", log_prob: "log-prob of this behavior's first tokens" };
 const CHANNELS = { residual: "residual stream", cache: "KV cache" };
-const STRIP = 60; // height of the strip's viewBox
+const STRIP = 72; // height of the strip's viewBox
+const LONG = 300; // tokens: from there on the chain scrolls in a taller box
 
 const links = new WeakMap(); // one connection to Python per model, shared by all its views
 
@@ -72,7 +75,9 @@ function number(x, digits = 3) {
 }
 
 const signed = (x) => (x > 0 ? "+" : "") + number(x);
-const shown = (text) => (text === "" ? "·" : text.replace(/\n/g, "↵\n"));
+// A paragraph's end breaks the line once, however many line breaks it has: a long chain has no empty lines.
+const shown = (text, next = "") => (text === "" ? "·" : text.replace(/\n+/g, (breaks, at) =>
+  "↵".repeat(breaks.length) + (at + breaks.length === text.length && next.startsWith("\n") ? "" : "\n")));
 const spoken = (text) => text.replace(/\n/g, " line break ");
 
 function theme() {
@@ -233,11 +238,14 @@ function render({ model, el }) {
   const legend = h("div", { test: "legend", class: "ls-legend", role: "list", "aria-label": "behaviors" });
   const chain = h("div", {
     test: "chain", class: "ls-chain", role: "listbox", "aria-multiselectable": "true",
-    "aria-label": "chain, token by token: arrows move, space chooses, shift and arrows extend",
+    "aria-label": "chain, token by token: arrows move, page up and down scroll, space chooses, shift and arrows extend, enter chooses the sentence",
   });
   const info = h("p", { test: "info", class: "ls-info" });
   const total = h("p", { test: "total", class: "ls-total", "aria-live": "polite" });
   const strip = svg("svg", { class: "ls-strip", "data-testid": "ls-strip", preserveAspectRatio: "none", role: "img" });
+  const map = svg("g"), rug = svg("path", { class: "ls-rug" }), bars = svg("g"); // sentences, chosen positions, numbers
+  const view = svg("rect", { class: "ls-view", "data-testid": "ls-view", y: 0, height: STRIP });
+  strip.append(view, bars, map, rug);
 
   const look = (node, label) => {
     const { looks } = of("options");
@@ -256,12 +264,13 @@ function render({ model, el }) {
     if (t >= 0 && effect.kl) parts.push(`KL ${number(effect.kl[t])} nats`, `log-prob ${signed(effect.change[t])}`);
     info.textContent = parts.join(" · ");
   };
-  const moveTo = (i, focus = true) => {
+  const moveTo = (i, focus = true, scroll = false) => {
     if (!tokens.length) return;
     tokens[cursor]?.setAttribute("tabindex", "-1");
     cursor = Math.max(0, Math.min(i, tokens.length - 1));
     tokens[cursor].setAttribute("tabindex", "0");
     if (focus) tokens[cursor].focus();
+    else if (scroll) chain.scrollTop = tokens[cursor].offsetTop - chain.clientHeight / 3;
     describe(cursor);
   };
   const paint = (wanted) => {
@@ -271,12 +280,43 @@ function render({ model, el }) {
     chosen = wanted;
   };
   const spread = (base, from, to, value) => base.map((old, i) => (i >= Math.min(from, to) && i <= Math.max(from, to) ? value : old));
+  const page = (way) => { // the token that is nearly one box further up or down
+    const top = tokens[cursor].offsetTop + way * 0.9 * chain.clientHeight;
+    const there = tokens.findIndex((token) => token.offsetTop >= top);
+    return there < 0 ? tokens.length - 1 : there;
+  };
+  const sight = () => { // on the strip, what the chain's box shows
+    const { scrollTop, clientHeight, scrollHeight } = chain;
+    if (!tokens.length || scrollHeight <= clientHeight + 1) return view.setAttribute("width", 0);
+    let from = tokens.findIndex((token) => token.offsetTop + token.offsetHeight > scrollTop);
+    let to = tokens.findIndex((token) => token.offsetTop > scrollTop + clientHeight);
+    if (from < 0) from = 0;
+    if (to < 0) to = tokens.length;
+    view.setAttribute("x", from);
+    view.setAttribute("width", to - from);
+  };
+  let asked = 0;
+  const lookAgain = () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(sight); };
+  const sized = new ResizeObserver(lookAgain);
+  sized.observe(chain);
+  chain.addEventListener("scroll", lookAgain, { passive: true });
+  undo.push(() => { cancelAnimationFrame(asked); sized.disconnect(); });
   const commit = () => {
     const positions = chosen.flatMap((yes, i) => (yes ? [i] : []));
     if (positions.join() !== of("settings").positions.join()) send("choose", { positions });
   };
   const fixed = () => of("settings").channel === "cache"; // the cache vector has a slot of its own
   const tokenOf = (event) => event.target.closest?.("[data-i]");
+  const chooseSentence = (i) => {
+    now();
+    anchor = null;
+    moveTo(i);
+    if (!fixed()) send("select", { what: "sentence", cursor: i });
+  };
+  chain.addEventListener("click", (event) => {
+    const tag = event.target.closest?.("[data-of]");
+    if (tag) chooseSentence(Number(tag.dataset.of));
+  });
 
   chain.addEventListener("pointerdown", (event) => {
     const token = tokenOf(event);
@@ -307,6 +347,7 @@ function render({ model, el }) {
       ArrowRight: () => cursor + 1, ArrowLeft: () => cursor - 1, Home: () => 0, End: () => tokens.length - 1,
       ArrowDown: () => starts.find((s) => s > cursor) ?? tokens.length - 1,
       ArrowUp: () => starts.findLast((s) => s < cursor) ?? 0,
+      PageDown: () => page(1), PageUp: () => page(-1),
     }[event.key];
     if (!tokens.length || event.ctrlKey || event.metaKey || event.altKey) return;
     if (to) {
@@ -321,6 +362,9 @@ function render({ model, el }) {
         anchor = null;
         moveTo(to());
       }
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      chooseSentence(cursor);
     } else if (event.key === " " && !fixed()) {
       event.preventDefault();
       now();
@@ -331,31 +375,41 @@ function render({ model, el }) {
   });
   strip.addEventListener("click", (event) => {
     const box = strip.getBoundingClientRect();
-    moveTo(Math.floor((tokens.length * (event.clientX - box.left)) / box.width));
+    chain.scrollTop = 0; // so that the token comes to the same place from above and from below
+    moveTo(Math.floor((tokens.length * (event.clientX - box.left)) / box.width), false, true);
+    tokens[cursor]?.focus({ preventScroll: true });
   });
 
   const drawChain = () => {
-    const { texts = [], labels, starts, tags, prompt_length } = of("chain");
+    const { texts = [], labels, starts = [], tags, prompt_length } = of("chain");
     const begins = new Set(starts), thinks = new Set(tags), { looks } = of("options");
     const parts = [];
     tokens = texts.map((text, i) => {
       const token = look(h("span", {
-        test: "token", class: "ls-token", role: "option", tabindex: "-1", "data-i": i, "aria-selected": "false", text: shown(text),
+        test: "token", class: "ls-token", role: "option", tabindex: "-1", "data-i": i, "aria-selected": "false", text: shown(text, texts[i + 1]),
         "aria-label": `${i}: ${spoken(text)}, ${labels[i] || (i < prompt_length ? "prompt" : "no label")}`,
       }), labels[i]);
       if (i < prompt_length) token.classList.add("ls-prompt");
       if (begins.has(i)) token.classList.add("ls-start");
       if (thinks.has(i)) token.classList.add("ls-think");
       if (i === prompt_length) parts.push(h("span", { class: "ls-rule", role: "presentation" }));
-      if (begins.has(i) && labels[i]) parts.push(h("small", { class: "ls-tag", role: "presentation", "aria-hidden": "true", text: looks[labels[i]].tag }));
+      if (begins.has(i) && labels[i]) parts.push(h("small", { test: "tag", class: "ls-tag", role: "presentation", "aria-hidden": "true", "data-of": i, title: `choose this sentence: ${labels[i]}`, text: looks[labels[i]].tag }));
       parts.push(token);
       return token;
     });
     chosen = texts.map(() => false);
     chain.replaceChildren(...parts);
+    chain.classList.toggle("ls-long", texts.length > LONG);
+    chain.style.removeProperty("height"); // as the user made it, for another chain
+    chain.scrollTop = 0;
+    strip.setAttribute("viewBox", `0 0 ${Math.max(texts.length, 1)} ${STRIP}`);
+    map.replaceChildren(...starts.flatMap((start, k) => labels[start] ? [svg("rect", {
+      x: start, width: (starts[k + 1] ?? texts.length) - start, y: 61, height: 4, fill: looks[labels[start]].color,
+    })] : []));
     legend.replaceChildren(...Object.keys(looks).filter((label) => labels?.includes(label)).map((label) =>
       h("span", { role: "listitem" }, look(h("span", { class: "ls-token", text: label }), label), h("small", { class: "ls-tag", text: looks[label].tag }))));
     moveTo(Math.min(prompt_length ?? 0, texts.length - 1), false);
+    lookAgain();
   };
 
   const drawTotal = () => {
@@ -367,19 +421,19 @@ function render({ model, el }) {
   };
   const drawEffect = () => {
     const { kl, change } = of("effect"), { texts = [], prompt_length } = of("chain");
-    strip.replaceChildren();
-    strip.setAttribute("viewBox", `0 0 ${Math.max(texts.length, 1)} ${STRIP}`);
+    bars.replaceChildren();
     const known = kl && kl.length === texts.length - prompt_length;
     if (!known) return;
     const most = Math.max(...kl, 1e-9), far = Math.max(...change.map(Math.abs), 1e-9);
-    const bars = (name, values, base, size) => {
+    const wide = Math.max(0.9, (1.4 * texts.length) / (strip.getBoundingClientRect().width || 800)).toFixed(2); // 1.4 pixels at least
+    const draw = (name, values, base, size) => {
       const d = values.map((v, t) => (v ? `M${prompt_length + t + 0.5} ${base}v${(-v * size).toFixed(2)}` : "")).join("");
-      strip.append(svg("path", { class: name, d }));
+      bars.append(svg("path", { class: name, d, "stroke-width": wide }));
     };
-    bars("ls-kl", kl, 28, 26 / most);
-    bars("ls-up", change.map((v) => Math.max(v, 0)), 44, 14 / far);
-    bars("ls-down", change.map((v) => Math.min(v, 0)), 44, 14 / far);
-    strip.append(svg("path", { class: "ls-axis", d: `M0 28H${texts.length}M0 44H${texts.length}` }));
+    draw("ls-kl", kl, 28, 26 / most);
+    draw("ls-up", change.map((v) => Math.max(v, 0)), 44, 14 / far);
+    draw("ls-down", change.map((v) => Math.min(v, 0)), 44, 14 / far);
+    bars.append(svg("path", { class: "ls-axis", d: `M0 28H${texts.length}M0 44H${texts.length}` }));
     strip.dataset.kl = most;
     strip.dataset.change = far;
     strip.setAttribute("aria-label", `KL (above, up to ${number(most)} nats) and change of each token's log-probability (below, up to ${number(far)})`);
@@ -454,7 +508,7 @@ function render({ model, el }) {
     expression, expressionError, legend,
     h("div", { class: "ls-drawn" }, strip, ...["KL, steered ‖ unsteered", "change of log-probability"].map((text) => h("small", { text, "aria-hidden": "true" }))),
     total, chain, info,
-    h("div", { class: "ls-row" }, go, labeled("at", cut), cutHere, labeled("max tokens", most), labeled("temperature", temperature), labeled("seed", seed), stop, progress),
+    h("div", { class: "ls-row" }, go, stop, labeled("at", cut), cutHere, labeled("max tokens", most), labeled("temperature", temperature), labeled("seed", seed), progress),
     h("div", { class: "ls-continuations" }, ...sides.map(({ node }) => node)),
     h("div", { class: "ls-row" }, rank, labeled("measured by", measure)), ranking,
     h("details", {}, h("summary", { text: "code" }), code),
@@ -486,6 +540,8 @@ function render({ model, el }) {
     drawCoefficient();
     const yes = new Set(settings.positions);
     paint(tokens.map((_, i) => yes.has(i)));
+    chain.classList.toggle("ls-most", 2 * yes.size > tokens.length);
+    rug.setAttribute("d", settings.positions.map((i) => `M${i} 69h1`).join(""));
     tokens.forEach((token, i) => token.classList.toggle("ls-cut", i === settings.cut));
     const off = fixed();
     count.textContent = off ? "the cache vector's own slot is edited" : `${yes.size} of ${tokens.length} positions`;

@@ -113,7 +113,10 @@ def token_projections(found: TokenProjections, *, start: int | None = None, n: i
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     title = f"Projection on {found.label} at layer {found.layer}, token by token"
-    title += "<br><sup>1 = length of the layer's mean activation</sup>"
+    unit = "1 = length of the layer's mean activation"
+    if chosen.stop < len(found.tokens) or begin > found.prompt_length:
+        unit += f"; positions {begin} to {chosen.stop - 1} of {found.prompt_length} to {len(found.tokens) - 1}"
+    title += f"<br><sup>{unit}</sup>"
     return finish(figure, title, 110 + 30 * len(rows), False).update_layout(margin_l=20)
 
 

@@ -18,13 +18,13 @@ _RAN = """(wrong) => {
 }"""
 
 
-def run_all(browser: Browser, server: Server, notebook: str, n_cells: int) -> None:
-    """Open a notebook and run all its cells; none of them fails or warns."""
+def run_all(browser: Browser, server: Server, notebook: str, n_cells: int, patience: float = 3 * PATIENCE) -> None:
+    """Open a notebook and run all its cells, within `patience` milliseconds; none of them fails or warns."""
     page = browser.page
     page.goto(f"{server.url}lab/tree/{notebook}?token={server.token}&reset")
     page.wait_for_function(_READY, arg=n_cells)
     page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(_RAN, arg=_WRONG, timeout=3 * PATIENCE)
+    page.wait_for_function(_RAN, arg=_WRONG, timeout=patience)
     wrong = page.locator(_WRONG).all_text_contents()
     assert not wrong, "\n".join(wrong)
 
