@@ -111,6 +111,7 @@ class Config:
     max_new_tokens: int = 120
     batch_size: int = 1200
     n_prompts: int = 24
+    kl_tokens: int = 120
     max_rounds: int = 5
     quality: int = 24
     n_traces: int = 40
@@ -136,6 +137,7 @@ def tiny(config: Config) -> Config:
         n_samples=1,
         max_new_tokens=8,
         n_prompts=2,
+        kl_tokens=8,
         max_rounds=2,
         quality=2,
         n_traces=8,
@@ -268,8 +270,8 @@ def _target(model, vectors: BehaviorVectors, config: Config, folder: Path) -> No
 
 
 def _rollouts(config: Config) -> dict[str, Any]:
-    names = ("max_new_tokens", "seed", "batch_size", "memory")
-    return {name: getattr(config, name) for name in names}
+    names = ("seed", "batch_size", "memory")
+    return {"max_new_tokens": config.kl_tokens, **{name: getattr(config, name) for name in names}}
 
 
 def _tasks(config: Config) -> list[ls.Task]:
