@@ -64,8 +64,10 @@ class Config:
     n_bootstrap: int = 100
     n_controls: int = 20
     n_overlap: int = 30
+    attention_tokens: int = 600
     head_tokens: int = 10
     n_heads: int = 5
+    halves: bool = False
     seed: int = 0
 
 
@@ -141,6 +143,19 @@ def mantel(one: np.ndarray, other: np.ndarray) -> float:
 def scaled(layer: int, n_layers: int, of: int) -> int:
     """The layer of a model with `n_layers` at the relative depth of a layer of a model with `of` layers."""
     return round((layer + 1) / of * n_layers) - 1
+
+
+def disattenuated(model: Any, traces: Sequence[Trace], config: Config) -> dict[str, Any]:
+    """Cosines between behaviors, corrected for noise by vectors from two halves of the questions."""
+    found: dict[str, Any] = {}
+    questions, halves = sorted({trace.task.id for trace in traces}), []
+    for half in (0, 1):
+        part = [trace for trace in traces if questions.index(trace.task.id) % 2 == half]
+        halves.append(fitted(model, part, config.out, f"half-{half}", layers=[config.layer])[1])
+    corrected = disattenuated_cosines(*halves, config.layer)
+    for one, other in combinations(corrected.labels, 2):
+        put(found, f"cosine.all.{one}.{other}.mini_r1.disattenuated", corrected.at(one, other))
+    return found
 
 
 def between_layers(raw: torch.Tensor) -> torch.Tensor:
@@ -322,9 +337,9 @@ class Looks:
     counts: np.ndarray  # [chain, group]
 
 
-def looks(model: Any, traces: Sequence[Trace], config: Config, name: str) -> Looks:
+def looks(model: Any, traces: Sequence[Trace], config: Config) -> Looks:
     """Attention to earlier deductions, read from a file if it was measured before."""
-    path = config.out / f"{name}-attention.npz"
+    path = config.out / "attention.npz"
     if path.exists():
         return Looks(**np.load(path))
     pairs = {trace.id: pairs_of(trace, config.head_tokens) for trace in traces}
@@ -360,60 +375,43 @@ def group(asker: str, kind: str) -> int:
     return ASKERS.index(asker) * len(KINDS) + KINDS.index(kind)
 
 
-def attention(
-    found: Mapping[str, Looks], traces: Sequence[Trace], config: Config
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def attention(each: Looks, traces: Sequence[Trace], config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures over all heads and for chosen heads; and each head's difference on both halves, by kind."""
-    figures: dict[str, Any] = {"attention.chains": len(traces)}
     questions = sorted({trace.task.id for trace in traces})
     half = np.array([questions.index(trace.task.id) % 2 for trace in traces])
+    figures: dict[str, Any] = {"attention.chains": len(traces)}
     heads: dict[str, Any] = {}
     for kind in KINDS:
-        back, ded = group("backtracking", kind), group("deduction", kind)
-        for asker in ASKERS[:2]:
-            figures[f"attention.pairs.{kind}.{asker}"] = int(
-                next(iter(found.values())).counts[:, group(asker, kind)].sum()
-            )
-        for name, each in found.items():
-            for m, measure in enumerate(MEASURES):
-                every = {
-                    g: Ratio(each.seen[..., m, g].sum((1, 2)), each.expected[..., m, g].sum((1, 2)))
-                    for g in (back, ded)
-                }
-                key = f"attention.{name}.{measure}.{kind}"
-                for asker, g in (("backtracking", back), ("deduction", ded)):
-                    estimate(figures, f"{key}.{asker}", bootstrap_interval(every[g], seed=config.seed))
-                estimate(figures, f"{key}.difference", bootstrap_interval(every[back], every[ded], seed=config.seed))
-                figures[f"{key}.difference.p"] = sign_flip_test(every[back], every[ded], seed=config.seed)
-                if kind == "shared":  # the positive control: do shared words draw attention at all?
-                    g = group("deduction", kind)
-                    drawn = Ratio(each.seen[..., m, g].sum((1, 2)), each.unshared[..., m, g].sum((1, 2)))
-                    estimate(figures, f"{key}.beside_unshared", bootstrap_interval(drawn, seed=config.seed))
-
-        def difference(name: str, part: np.ndarray, back: int = back, ded: int = ded) -> list[Ratio]:
-            each, chosen = found[name], part.astype(bool)
-            return [Ratio(each.seen[chosen][..., 0, g], each.expected[chosen][..., 0, g]) for g in (back, ded)]
-
-        first, second = (bootstrap_interval(*difference("mini_r1", half == h), seed=config.seed) for h in (0, 1))
-        top = np.argsort(-np.nan_to_num(first.low, nan=-np.inf), axis=None)[: config.n_heads]
-        heads[kind] = (first.value, second.value)
-        key = f"attention.heads.{kind}"
-        both = np.isfinite(first.value) & np.isfinite(second.value)
-        put(figures, f"{key}.between_halves", spearmanr(first.value[both], second.value[both]).statistic)
+        groups = {asker: group(asker, kind) for asker in ASKERS[:2]}
+        for m, measure in enumerate(MEASURES):
+            key, seen, expected = f"attention.{measure}.{kind}", each.seen[..., m, :], each.expected[..., m, :]
+            every = {a: Ratio(seen[..., g].sum((1, 2)), expected[..., g].sum((1, 2))) for a, g in groups.items()}
+            for asker, ratio in every.items():
+                estimate(figures, f"{key}.{asker}", bootstrap_interval(ratio, seed=config.seed))
+                figures[f"attention.pairs.{kind}.{asker}"] = int(each.counts[:, groups[asker]].sum())
+            estimate(figures, f"{key}.difference", bootstrap_interval(*every.values(), seed=config.seed))
+            figures[f"{key}.difference.p"] = sign_flip_test(*every.values(), seed=config.seed)
+            if kind == "shared":  # the positive control: do shared words draw attention at all?
+                g = groups["deduction"]
+                drawn = Ratio(seen[..., g].sum((1, 2)), each.unshared[..., m, g].sum((1, 2)))
+                estimate(figures, f"{key}.beside_unshared", bootstrap_interval(drawn, seed=config.seed))
+        first, second = (
+            [Ratio(each.seen[half == h][..., 0, g], each.expected[half == h][..., 0, g]) for g in groups.values()]
+            for h in (0, 1)
+        )
+        ranked, tested = (bootstrap_interval(*sides, seed=config.seed) for sides in (first, second))
+        heads[kind] = (ranked.value, tested.value)
+        key, both = f"attention.heads.{kind}", np.isfinite(ranked.value) & np.isfinite(tested.value)
+        put(figures, f"{key}.between_halves", spearmanr(ranked.value[both], tested.value[both]).statistic)
+        top = np.argsort(-np.nan_to_num(ranked.low, nan=-np.inf), axis=None)[: config.n_heads]
         p_values = []
-        for rank, (layer, head) in enumerate(np.argwhere(np.ones(first.value.shape))[top]):
-            for name in found:
-                sides = [
-                    Ratio(r.values[:, layer, head], r.weights[:, layer, head]) for r in difference(name, half == 1)
-                ]
-                path = f"{key}.{rank}" + ("" if name == "mini_r1" else f".{name}")
-                estimate(figures, path, bootstrap_interval(*sides, seed=config.seed))
-                if name == "mini_r1":
-                    figures[f"{path}.head"] = f"L{layer}H{head}"
-                    figures[f"{path}.chosen_at"] = round(float(first.value[layer, head]), 4)
-                    p_values.append(sign_flip_test(*sides, seed=config.seed))
-        for rank, p in enumerate(holm(p_values)):
-            figures[f"{key}.{rank}.p_holm"] = p
+        for rank, (layer, head) in enumerate(zip(*np.unravel_index(top, ranked.value.shape), strict=True)):
+            sides = [Ratio(side.values[:, layer, head], side.weights[:, layer, head]) for side in second]  # type: ignore[index]
+            figures[f"{key}.{rank}.head"] = f"L{layer}H{head}"
+            figures[f"{key}.{rank}.chosen_at"] = round(float(ranked.value[layer, head]), 4)
+            estimate(figures, f"{key}.{rank}", bootstrap_interval(*sides, seed=config.seed))
+            p_values.append(sign_flip_test(*sides, seed=config.seed))
+        figures |= {f"{key}.{rank}.p_holm": round(p, 4) for rank, p in enumerate(holm(p_values))}
     return figures, heads
 
 
@@ -440,7 +438,6 @@ def main(config: Config) -> Result:
     paths = sorted(path for pattern in config.chains for path in config.reference.glob(pattern))
     traces = [cut(trace, config.max_tokens) for trace in read_chains(paths, model)]
     traces = [trace for trace in traces if trace.spans]
-    asking = [trace for trace in traces if any(span.label == "backtracking" for span in trace.spans[1:])]
     figures: dict[str, Any] = {"chains": len(traces), "tokens": sum(len(trace.ids) for trace in traces)}
     base = ls.load_model(config.base, dtype=torch.bfloat16)  # reads mini-R1's tokens
     options: dict[str, Any] = dict(n_bootstrap=config.n_bootstrap, n_controls=config.n_controls, seed=config.seed)
@@ -451,17 +448,12 @@ def main(config: Config) -> Result:
     r1 = published(config)
     figures |= {f"spans.{label}": n for label, n in own["mini_r1"][0].counts.items()}
     figures |= between_behaviors(own, r1, config)
-    questions = sorted({trace.task.id for trace in traces})
-    halves = []
-    for half in (0, 1):
-        part = [trace for trace in traces if questions.index(trace.task.id) % 2 == half]
-        halves.append(fitted(model, part, config.out, f"half-{half}", layers=[config.layer])[1])
-    corrected = disattenuated_cosines(*halves, config.layer)
-    for one, other in combinations(corrected.labels, 2):
-        put(figures, f"cosine.all.{one}.{other}.mini_r1.disattenuated", corrected.at(one, other))
     figures |= by_layer(model, own["mini_r1"][1], r1["all"], config)
-    seen = {name: looks(each, asking, config, name) for name, each in (("mini_r1", model), ("base", base))}
-    more, heads = attention(seen, asking, config)
+    short = [cut(trace, config.attention_tokens) for trace in traces]
+    asking = [trace for trace in short if any(span.label == "backtracking" for span in trace.spans[1:])]
+    more, heads = attention(looks(model, asking, config), asking, config)
+    if config.halves:
+        figures |= disattenuated(model, traces, config)
     return Result(figures | more, own, r1, heads)
 
 
@@ -509,7 +501,7 @@ def draw(result: Result, layer: int) -> go.Figure:
     figure.update_xaxes(title_text="relative depth", row=2)
     figure.update_xaxes(title_text="layer", row=3)
     for asker, shift in (("backtracking", -0.12), ("deduction", 0.12)):
-        keys = [f"attention.mini_r1.attention.{kind}.{asker}" for kind in KINDS]
+        keys = [f"attention.attention.{kind}.{asker}" for kind in KINDS]
         y, low, high = ([f[f"{key}{end}"] for key in keys] for end in ("", ".low", ".high"))
         x = [i + shift for i in range(len(KINDS))]
         points = go.Scatter(x=x, y=y, error_y=style.error_bars(y, low, high), mode="markers", name=asker)
@@ -539,6 +531,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reference", type=Path, default=os.environ.get("LENSTEER_REFERENCE"))
     parser.add_argument("--layer", type=int, default=Config.layer)
+    parser.add_argument("--halves", action="store_true", help="also cosines corrected for noise")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     given = vars(parser.parse_args())
