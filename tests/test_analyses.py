@@ -258,7 +258,7 @@ def test_geometry_and_attention_of_two_models_beside_published_means(tiny_checkp
     counts = {"counts": json.dumps(dict.fromkeys(ls.BEHAVIORS, 3))}
     save_file(means, tmp_path / "r1_qwen_1.5b_mean_activations.safetensors", counts)
     models = (str(tiny_checkpoint()), str(tiny_checkpoint(seed=1)))
-    sizes = dict(layer=2, n_bootstrap=6, n_controls=2, n_overlap=2, head_tokens=30, n_heads=2, halves=True)
+    sizes = dict(layer=2, n_bootstrap=6, n_controls=2, n_overlap=2, n_heads=2, halves=True)
     found = analysis.main(analysis.Config(*models, tmp_path / "out", tmp_path, ("chains.jsonl",), **sizes))
     f = found.figures
     assert f["chains"] == 6
@@ -267,7 +267,7 @@ def test_geometry_and_attention_of_two_models_beside_published_means(tiny_checkp
     assert len(f["norm.backtracking.mini_r1"]) == 4
     assert len(f["norm.backtracking.r1_1.5b"]) == 28
     assert f["attention.pairs.before.backtracking"] == 6  # the other one of each chain follows no deduction
-    assert f["attention.share.unshared.difference.low"] <= f["attention.share.unshared.difference.high"]
+    assert f["attention.share.before.difference.low"] <= f["attention.share.before.difference.high"]
     assert [f["attention.heads.shared.0.head"] != f["attention.heads.shared.1.head"]] == [True]
     assert len(analysis.draw(found, 2).data) > 20
     assert json.loads(json.dumps(f)).keys() == f.keys()
