@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 import lensteer as ls
 
@@ -228,6 +229,68 @@ def test_politeness_goes_from_pairs_to_a_measured_effect(tiny_checkpoint):
     assert all(analysis.COURTESY.search(pair.positive.completion) for pair in pairs)
     assert not any(analysis.COURTESY.search(pair.negative.completion) for pair in pairs)
     assert not {pair.positive.prompt for pair in pairs} & set(analysis.REQUESTS)
+
+
+def test_geometry_and_attention_of_two_models_beside_published_means(tiny_checkpoint, tmp_path):
+    from safetensors.torch import save_file
+
+    analysis = load("geometry_on_language")
+    said = {
+        "initializing": "Okay, so the question is about {} red apples and what they cost.",
+        "deduction": "So the number of apples must be {} and the rest are green ones.",
+        "adding-knowledge": "I remember that apples come in boxes of {} in most large shops.",
+        "example-testing": "For example, let me try {} apples and count the boxes again.",
+        "uncertainty-estimation": "Hmm, maybe it is not {} apples, I am not so sure of that.",
+        "backtracking": "Wait, no, it can not be {} apples, let me start all over again.",
+    }
+    rows = []
+    for i in range(6):
+        order = [*said, "deduction", "deduction", "backtracking", "deduction"]
+        parts = [(label, said[label].format(10 * i + n // 3)) for n, label in enumerate(order)]
+        rows.append(
+            {
+                "response": "<think>\n" + " ".join(text for _, text in parts),
+                "annotated": "".join(f'["{label}"]{text}["end-section"]' for label, text in parts),
+            }
+        )
+    (tmp_path / "chains.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    means = {name: torch.randn(28, 8) for name in (*ls.BEHAVIORS, "overall")}
+    counts = {"counts": json.dumps(dict.fromkeys(ls.BEHAVIORS, 3))}
+    save_file(means, tmp_path / "r1_qwen_1.5b_mean_activations.safetensors", counts)
+    models = (str(tiny_checkpoint()), str(tiny_checkpoint(seed=1)))
+    sizes = dict(layer=2, n_bootstrap=6, n_controls=2, n_overlap=2, n_heads=2, halves=True)
+    found = analysis.main(analysis.Config(*models, tmp_path / "out", tmp_path, ("chains.jsonl",), **sizes))
+    f = found.figures
+    assert f["chains"] == 6
+    assert -1 <= f["rank_correlation.mini_r1.published-all.middle"] <= 1
+    assert f["cosine.all.deduction.backtracking.mini_r1.low"] <= f["cosine.all.deduction.backtracking.mini_r1.high"]
+    assert len(f["norm.backtracking.mini_r1"]) == 4
+    assert len(f["norm.backtracking.r1_1.5b"]) == 28
+    assert f["attention.pairs.before.backtracking"] == 6  # the other one of each chain follows no deduction
+    assert f["attention.share.before.difference.low"] <= f["attention.share.before.difference.high"]
+    assert [f["attention.heads.shared.0.head"] != f["attention.heads.shared.1.head"]] == [True]
+    assert len(analysis.draw(found, 2).data) > 20
+    assert json.loads(json.dumps(f)).keys() == f.keys()
+
+
+def test_places_of_pairs_and_words_they_share():
+    analysis = load("geometry_on_language")
+    text = "The quotient is 42 now. We add the two sides here. Wait, is 42 the quotient? It all fits very well."
+    starts, labels = [0, 24, 52, 77], ["deduction", "deduction", "backtracking", "deduction"]
+    ends = [*starts[1:], len(text)]
+    spans = [ls.Span(b, 1 + s, e, s, e - 1) for b, s, e in zip(labels, starts, ends, strict=True)]
+    ids = tuple(range(len(text)))
+    trace = ls.Trace(ls.Task("a", "c", "test", "?"), "?", text, (1,), ids, ids, True, spans=tuple(spans))
+    found = analysis.pairs_of(trace, 10)
+    kinds = {
+        (int(i), int(j)): (analysis.ASKERS[g // 3], analysis.KINDS[g % 3], bool(c % 2))
+        for i, j, g, c in zip(found.later, found.earlier, found.group.tolist(), found.cell.tolist(), strict=True)
+    }
+    assert kinds[2, 1] == ("backtracking", "before", False)
+    assert kinds[2, 0] == ("backtracking", "shared", True)
+    assert kinds[3, 0] == ("deduction", "unshared", False)
+    assert (3, 2) not in kinds  # no deduction
+    assert [found.owner[i].item() for i in found.first] == [0, 1, 2, 3]
 
 
 SCRIPTS = sorted(path.name for folder in ("analyses", "benchmarks") for path in (ROOT / folder).glob("*.py"))
