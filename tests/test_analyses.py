@@ -418,4 +418,4 @@ def test_where_a_sentence_of_the_organism_is_decided():
     assert len(found) == len(analysis.RECIPES) * len(analysis.SCOPES) * len(analysis.PLACES)
     first, *_, later = (g.specific.value for g in found[: len(analysis.PLACES)])
     assert first > abs(later)  # onset vectors on onsets
-    assert analysis.table(early, found).count("\n") == 3 + len(early) + len(found)
+    assert analysis.table(early, found).count("\n") == 4 + len(early) + len(found)
