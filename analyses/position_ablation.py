@@ -138,6 +138,10 @@ def main(config: Config) -> PositionAblation:
 
     spent = _kept(config, "costs", lambda: costs(plans))
     rows = _rows("coefficient", _free(at, config, "coefficient", plans, spent, chains), config.reference)
+    whole = _kept(config, "forced", lambda: along(whole_chains(at, scopes, given)))
+    rows += _rows("forced", whole, config.reference)
+    without = _kept(config, "left-out", lambda: along(left_out(at, given, config.n_left_out)))
+    rows += _rows("left out", without, WHOLE)
     budget = config.budget or _pooled([kl for key, kl in spent.items() if key[0] == config.reference]).statistic(None)
     # A KL grows with the square of the coefficient, which gives the start of the search.
     near = {key: math.sqrt(budget / max(kl.statistic(None), budget / 100)) for key, kl in spent.items()}
@@ -153,10 +157,6 @@ def main(config: Config) -> PositionAblation:
     spent = _kept(config, "budget-costs", lambda: costs(plans))
     reached = {key: is_reached for key, (_, is_reached) in found.items()}
     rows += _rows("budget", _free(at, config, "budget", plans, spent, chains, reached), config.reference)
-    whole = _kept(config, "forced", lambda: along(whole_chains(at, scopes, given)))
-    rows += _rows("forced", whole, config.reference)
-    without = _kept(config, "left-out", lambda: along(left_out(at, given, config.n_left_out)))
-    rows += _rows("left out", without, WHOLE)
     return PositionAblation(
         tuple(rows), config.reference, budget, dict(at.layers), len(at.tasks), len(prompts), at.base
     )
