@@ -333,4 +333,4 @@ if __name__ == "__main__":
         about = json.dumps({**asdict(result), "rows": None})[:-1].replace('"rows": null', f'"rows": [\n{lines}\n]')
         out.write_text(about + "}\n", encoding="utf-8")
     if figure:
-        position_ablation(result).write_image(figure, width=1200, scale=2)
+        position_ablation(result).write_image(figure, width=860)
