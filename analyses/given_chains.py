@@ -10,13 +10,16 @@ rows cover the same sentences.
 Cases that differ only in the measured sentences share a forward, and all cases of a chain share the unsteered one.
 `lensteer.ablation.leave_one_out` gives the same importances, but reruns all plans for each set of targets, and its KL
 is KL(steered || unsteered).
+
+Chains of other models (`sub_chains`) are read as responses to the same questions in the steered model's chat template.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ Case = tuple[ls.PositionScope, Sequence[Span]]  # where a given chain is steered
 Cases = Mapping[tuple[str, str], Sequence[Sequence[Case]]]  # by scope and behavior, then by chain
 Row = tuple[int, str, str, ls.PositionScope]  # number of a given chain, behavior, "down" or "up", where
 KINDS = {"down": -1, "up": 1}
+UNSTEERED = "unsteered"
 OWN, WHOLE = "own spans", "all sentences"
 FIRST, BEFORE = "without the first", 4  # at least this many earlier sentences, so that those left out differ
 LEFT_OUT = {"without its own": 0, "without the one before": 1, "without the 2nd before": 2, "without the 3rd before": 3}
@@ -44,7 +48,11 @@ MAX_LOGITS = 2**27  # of a batch of given chains
 
 @dataclass(frozen=True)
 class Setting:
-    """What is steered, by how much, in which unit of the coefficient, and on which tasks."""
+    """What is steered, by how much, in which unit of the coefficient, and on which tasks.
+
+    `base` is the condition that free-running chains with a vector added are compared with: "down", the vector taken
+    away, or "unsteered". `given` are the chains that are read; without any, the model's own unsteered chains.
+    """
 
     model: Any
     vectors: ls.BehaviorVectors
@@ -54,6 +62,13 @@ class Setting:
     sampling: Sampling
     annotator: Annotator = grammar
     unit: str = "difference"
+    base: str = "down"
+    given: Sequence[ls.Trace] = ()
+
+    @property
+    def kinds(self) -> list[str]:
+        """The signs of the vector in free-running chains."""
+        return [kind for kind in KINDS if kind in (self.base, "up")]
 
     def plan(self, behavior: str, kind: str, scope: ls.PositionScope) -> ls.SteeringPlan:
         """A behavior's vector, taken away ("down") or added ("up")."""
@@ -71,14 +86,72 @@ class Cell:
     down: float
     up: float
     parsed: float = math.nan
+    repetition: float = math.nan
     reached: bool = True
+
+
+def sub_chains(model: Any, chains: Sequence[ls.Trace], behaviors: Sequence[str], n: int, size: int) -> list[ls.Trace]:
+    """The first `size` tokens of `n` chains, after their questions in the model's own template.
+
+    A file may lack the questions: a chain on the same task in another file gives them. The first file's chains are
+    used, and of those the ones with the most sentences of the behaviors, where a rare behavior's sentence counts more.
+    A chain without a question, or without a sentence of the behaviors, is not used.
+    """
+    asked = {chain.task.id: chain.task.prompt for chain in chains if chain.task.prompt}
+
+    def first(chain: ls.Trace) -> bool:
+        return not chain.sample and chain.task.id in asked and bool(chain.spans)
+
+    found = [_sub_chain(model, chain, asked[chain.task.id], size) for chain in chains if first(chain)]
+    counts = [Counter(span.label for span in chain.spans) for chain in found]
+    total = sum(counts, Counter())
+    worth = [sum(own[b] / total[b] for b in behaviors if own[b]) for own in counts]
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: -worth[i])[:n] if worth[i]]
+
+
+def _sub_chain(model: Any, chain: ls.Trace, question: str, size: int) -> ls.Trace:
+    """From a chain's first annotated token on, without the mark before it: the template writes its own."""
+    prompt = ls.models.chat_text(model, question)
+    ids, old = tuple(ls.models.encode(model, prompt)), chain.prompt_length
+    begin = chain.spans[0].start - old
+    end = min(begin + size, len(chain.response_ids))
+    char = chain.offsets[begin]
+    text = chain.response[char : chain.offsets[end] if end < len(chain.offsets) else None]
+    moved, back = len(ids) - old - begin, -char
+    spans = [
+        replace(
+            span,
+            start=span.start + moved,
+            end=span.end + moved,
+            char_start=span.char_start + back,
+            char_end=span.char_end + back,
+        )
+        for span in chain.spans
+        if span.end - old <= end
+    ]
+    return replace(
+        chain,
+        prompt=prompt,
+        prompt_ids=ids,
+        response=text,
+        response_ids=chain.response_ids[begin:end],
+        offsets=tuple(offset - char for offset in chain.offsets[begin:end]),
+        spans=tuple(spans),
+        finished=False,
+        opened=None,
+    )
 
 
 def whole_chains(at: Setting, scopes: Sequence[ls.PositionScope], chains: Sequence[ls.Trace]) -> Cases:
     """All of a behavior's sentences in each chain, at every scope and at the behavior's own spans."""
     own = {b: [[span for span in chain.spans if span.label == b] for chain in chains] for b in at.layers}
     cases = {(scope.name, b): [[(scope, spans)] for spans in own[b]] for scope in scopes for b in at.layers}
-    return cases | {(OWN, b): [[(_around(spans), spans)] for spans in own[b]] for b in at.layers}
+    cases |= {(OWN, b): [[(_around(spans), spans)] for spans in own[b]] for b in at.layers}
+    if not at.given:
+        return cases
+    # Most given chains lack some behavior: they would only add to the KL.
+    read = {key: [[case for case in some if case[1]] for some in by_chain] for key, by_chain in cases.items()}
+    return {key: by_chain for key, by_chain in read.items() if any(by_chain)}
 
 
 def _around(spans: Sequence[Span]) -> ls.PositionScope:
@@ -87,17 +160,19 @@ def _around(spans: Sequence[Span]) -> ls.PositionScope:
     return ls.at(chosen) if chosen else ~ls.everywhere
 
 
-def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
-    """Each sentence of a behavior, with all sentences steered, and with all but one."""
+def left_out(at: Setting, chains: Sequence[ls.Trace], most: int | None = None) -> Cases:
+    """Each sentence of a behavior (at most so many), with all sentences steered, and with all but one."""
     cases: dict[tuple[str, str], list[list[Case]]] = {
         (name, b): [[] for _ in chains] for name in (WHOLE, *LEFT_OUT, FIRST) for b in at.layers
     }
+    counts = Counter[str]()
     for number, chain in enumerate(chains):
         starts = [*(span.start for span in chain.spans), chain.spans[-1].end]
         every = set(range(starts[0], starts[-1]))
         for i, span in enumerate(chain.spans):
-            if i < BEFORE or span.label not in at.layers:
+            if i < BEFORE or span.label not in at.layers or (most is not None and counts[span.label] >= most):
                 continue
+            counts[span.label] += 1
             kept = {name: every.difference(range(*starts[i - n : i - n + 2])) for name, n in LEFT_OUT.items()}
             kept |= {WHOLE: every, FIRST: every.difference(range(*starts[:2]))}
             for name, positions in kept.items():
@@ -105,8 +180,10 @@ def left_out(at: Setting, chains: Sequence[ls.Trace]) -> Cases:
     return {key: by_chain for key, by_chain in cases.items() if any(by_chain)}
 
 
-def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0) -> dict[tuple[str, str], Cell]:
-    """Cells by scope and behavior. A chain's cases are resampled together."""
+def forced(
+    at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0, every: int = 1
+) -> dict[tuple[str, str], Cell]:
+    """Cells by scope and behavior. A chain's cases are resampled together. The KL is at one token of `every`."""
     plans = {
         (number, b, kind, scope): at.plan(b, kind, scope)
         for (_, b), by_chain in cases.items()
@@ -114,7 +191,7 @@ def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0)
         for number, some in enumerate(by_chain)
         for scope, _ in some
     }
-    found, n = _along(at.model, chains, plans), len(chains)
+    found, n = _along(at.model, chains, plans, every), len(chains)
     draws = np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=2000)])
     cells = {}
     for (name, b), by_chain in cases.items():
@@ -139,10 +216,11 @@ def forced(at: Setting, chains: Sequence[ls.Trace], cases: Cases, seed: int = 0)
 
 
 def _along(
-    model: Any, chains: Sequence[ls.Trace], plans: Mapping[Row, ls.SteeringPlan]
+    model: Any, chains: Sequence[ls.Trace], plans: Mapping[Row, ls.SteeringPlan], every: int
 ) -> dict[Row, tuple[torch.Tensor, torch.Tensor]]:
-    """KL(unsteered || steered) of every token of a response, and its log-probability when steered."""
+    """KL(unsteered || steered) at one of `every` tokens of a response, and all log-probabilities when steered."""
     longest = max(len(chain.response_ids) for chain in chains)
+    some_of = slice(every // 2, None, every)
     size, found = max(1, MAX_LOGITS // (longest * int(model.cfg.d_vocab))), {}
     for begin in range(0, len(chains), size):
         numbers = range(begin, min(begin + size, len(chains)))
@@ -152,9 +230,9 @@ def _along(
             some = rows[start : start + len(plain)]
             steered = _logits(model, [chains[row[0]] for row in some], [plans[row] for row in some])
             for row, q in zip(some, steered, strict=True):
-                halves = zip(plain[row[0]].split(256), q.split(256), strict=True)
+                halves = zip(plain[row[0]][some_of].split(256), q[some_of].split(256), strict=True)
                 said = torch.tensor(chains[row[0]].response_ids, device=q.device)[:, None]
-                log_p = q.float().log_softmax(-1).gather(1, said)[:, 0]
+                log_p = q.gather(1, said)[:, 0].float() - q.float().logsumexp(-1)
                 found[row] = torch.cat([kl_divergence(p, part) for p, part in halves]).cpu(), log_p.cpu()
     return found
 

@@ -128,6 +128,8 @@ def test_a_sentence_is_left_out_up_to_the_next(analysis, given, organism, vector
     few = dataclasses.replace(few, spans=few.spans[:4])
     assert given.left_out(at, [few]) == {}
     assert analysis._rows("left out", {}, given.WHOLE) == []
+    few = {key: [len(some) for some in by_chain] for key, by_chain in given.left_out(at, [chain, chain], 1).items()}
+    assert list(few.values()) == [[1, 0]] * 6
 
 
 def test_what_each_sentence_gives_is_missed_without_it(analysis, given, organism, vectors, chains):
@@ -191,7 +193,7 @@ def cells(analysis):
     kl = RolloutKL((torch.full((2,), 1.0, dtype=torch.float64), torch.full((6,), 3.0, dtype=torch.float64)))
     double = RolloutKL(tuple(2 * row for row in kl.tokens))
     return {
-        (scope, b): analysis.Cell(draws + effect, (kl, double), 7.0, -0.5, 0.5, 0.9, reached)
+        (scope, b): analysis.Cell(draws + effect, (kl, double), 7.0, -0.5, 0.5, 0.9, 0.2, reached)
         for scope, b, effect, reached in (
             ("onsets", "a", 4, True),
             ("onsets", "b", 2, True),
@@ -202,7 +204,7 @@ def cells(analysis):
 
 
 def test_rows_are_what_the_cells_say(analysis):
-    rows = {(r.scope, r.behavior): r for r in analysis._rows("budget", cells(analysis))}
+    rows = {(r.scope, r.behavior): r for r in analysis._rows("budget", cells(analysis), "onsets")}
     assert [rows["onsets", b].effect.value for b in ("a", "b", MEAN)] == [4, 2, 3]
     assert [rows["prompt", b].behind.value for b in ("a", "b", MEAN)] == [3, 2, 2.5]
     assert rows["prompt", MEAN].behind.low == pytest.approx(2.5)  # paired: what the draws share cancels
@@ -210,10 +212,13 @@ def test_rows_are_what_the_cells_say(analysis):
     assert all(r.kl.value == pytest.approx((2 + 18 + 4 + 36) / 16) for r in rows.values())  # over tokens, not prompts
     assert [r.reached for r in rows.values()] == [True, True, True, True, False, False]
     assert (rows["prompt", MEAN].edited, rows["prompt", MEAN].down, rows["prompt", MEAN].parsed) == (7, -0.5, 0.9)
+    assert rows["prompt", MEAN].repetition == pytest.approx(0.2)
 
 
 def ablation(analysis) -> PositionAblation:
-    rows = [row for name in ("coefficient", "budget", "forced") for row in analysis._rows(name, cells(analysis))]
+    rows = [
+        row for name in ("coefficient", "budget", "forced") for row in analysis._rows(name, cells(analysis), "onsets")
+    ]
     names = {"onsets": analysis.WHOLE, "prompt": "without its own"}
     others = {(names[scope], b): cell for (scope, b), cell in cells(analysis).items()}
     rows += analysis._rows("left out", others, analysis.WHOLE)
@@ -244,6 +249,9 @@ def test_the_figure_shows_the_rows(analysis):
     assert "nats per token" in bar.customdata[0]
     assert "not reached" in next(t for t in bars if t.name == "backtracking").customdata[1]
     assert "20 dev tasks" in figure.layout.title.text
+    assert "added − subtracted" in figure.layout.yaxis.title.text
+    unsteered = position_ablation(dataclasses.replace(result, base="unsteered"))
+    assert "added − unsteered" in unsteered.layout.yaxis.title.text
     frame = result.to_dataframe()
     assert len(frame) == len(result.rows)
     only = dataclasses.replace(result, rows=tuple(row for row in result.rows if row.comparison == "left out"))
@@ -287,6 +295,66 @@ def test_a_run_gives_vectors_site_and_coefficients(analysis, given, organism, ve
     assert math.isnan(rows["forced", "onsets"].parsed)
     assert analysis.table(result).count("\n") == 1 + 7 + 7 + 8 + 6
     assert json.loads(json.dumps(dataclasses.asdict(result)))["budget"] == result.budget
+
+
+def test_beginnings_of_given_chains_follow_their_questions(given, organism, chains):
+    blank = [dataclasses.replace(c, task=dataclasses.replace(c.task, prompt="")) for c in chains]
+    others = [dataclasses.replace(c, sample=1) for c in chains]  # of a second file, which has the questions
+    found = given.sub_chains(organism, [*blank, *others], [LABEL], 5, 60)
+    assert [len(own(c)) for c in found] == sorted((len(own(c)) for c in found), reverse=True)
+    assert len(found) == 5
+    assert not any(c.sample for c in found)
+    for part in found:
+        whole = next(c for c in chains if c.task.id == part.task.id)
+        begin = whole.spans[0].start - whole.prompt_length
+        assert part.response_ids == whole.response_ids[begin : begin + 60]
+        assert whole.response[whole.offsets[begin] :].startswith(part.response)
+        assert part.prompt == whole.prompt
+        assert len(part.spans) == sum(s.end - whole.prompt_length - begin <= 60 for s in whole.spans)
+        for short, long in zip(part.spans, whole.spans, strict=False):
+            assert part.ids[short.start : short.end] == whole.ids[long.start : long.end]
+            assert part.response[short.char_start : short.char_end] == whole.response[long.char_start : long.char_end]
+            assert short.label == long.label
+    assert given.sub_chains(organism, blank, [LABEL], 5, 60) == []
+
+
+def test_given_vectors_are_compared_with_unsteered_chains(analysis, given, vectors, chains, tmp_path, monkeypatch):
+    vectors.save(tmp_path / "vectors.safetensors")
+    ls.save_traces(chains, tmp_path / "chains.jsonl")
+    monkeypatch.setattr(analysis, "calibrate_many", short(analysis.calibrate_many, {}))
+    config = analysis.Config(
+        model=str(ls.models.ORGANISM),
+        vectors=tmp_path / "vectors.safetensors",
+        layer=4,
+        coefficients={LABEL: 0.45},
+        chains=(str(tmp_path / "chains.jsonl"),),
+        tasks="organism",
+        n_dev=2,
+        n_prompts=1,
+        first=4,
+        max_new_tokens=60,
+        reference="generated",
+        budget=0.01,
+        n_given=3,
+        given_tokens=150,
+        n_left_out=2,
+        kl_every=4,
+        folder=tmp_path / "folder",
+    )
+    result = analysis.main(config)
+    assert (result.base, result.reference, result.budget, result.layers) == ("unsteered", "generated", 0.01, {LABEL: 4})
+    rows = {(r.comparison, r.scope): r for r in result.rows if r.behavior == LABEL}
+    assert all(r.behind.value == 0 for (name, scope), r in rows.items() if scope == "generated")
+    for (name, _), r in rows.items():
+        assert r.down == {"coefficient": 0, "budget": 0}.get(name, -0.45)
+        assert math.isnan(r.repetition) == (name in ("forced", "left out"))
+    assert rows["coefficient", "everywhere"].up == rows["forced", given.OWN].up == 0.45
+    assert len(list(tmp_path.glob("folder/*.pickle"))) == 7
+    for name in ("forced", "rollout_kl", "calibrate_many", "fit_classifier"):
+        monkeypatch.delattr(analysis, name)  # all of it is in the folder
+    assert repr(analysis.main(config)) == repr(result)
+    with pytest.raises(LensteerError, match="for each behavior to steer"):
+        analysis.main(dataclasses.replace(config, coefficients={"elsewhere": 1.0}))
 
 
 def short(calibrate_many, seen):

@@ -267,16 +267,18 @@ class PositionEffect:
             "forced": teacher forcing on unsteered chains; "left out": the same, steered at all sentences but one.
         scope: its name.
         behavior: whose vector and effect, or `MEAN`.
-        effect: the behavior's share of sentences with its vector added less that with it subtracted; under teacher
-            forcing, the same difference of the log-probability of its own sentences, in nats per sentence.
+        effect: the behavior's share of sentences with its vector added less that with it subtracted (or less that of
+            unsteered chains, see `PositionAblation.base`); under teacher forcing, added less subtracted, of the
+            log-probability of its own sentences in nats per sentence.
         behind: by how much the effect is larger at the reference scope (for "left out", at all sentences), paired by
             task.
-        kl: mean KL per token over both signs, in nats, with its interval over prompts or chains; for "left out", a
-            chain counts once for each sentence that is measured.
+        kl: mean KL per token over the signs that were run, in nats, with its interval over prompts or chains; for
+            "left out", a chain counts once for each sentence that is measured.
         edited: positions of an unsteered chain that are edited, its prompt's included; a mean over chains.
-        down: the coefficient that subtracts (for `MEAN` a mean over behaviors).
+        down: the coefficient that subtracts (for `MEAN` a mean over behaviors); 0 if nothing was subtracted.
         up: the coefficient that adds.
         parsed: share of steered chains that end and can be read; NaN under teacher forcing.
+        repetition: share of their 4-grams that occurred earlier in the chain, a mean; NaN under teacher forcing.
         reached: whether all of its coefficients reach the target KL, if there is one.
     """
 
@@ -290,6 +292,7 @@ class PositionEffect:
     down: float
     up: float
     parsed: float
+    repetition: float
     reached: bool
 
 
@@ -304,6 +307,8 @@ class PositionAblation:
         layers: behavior → steered layer.
         n_tasks: dev tasks, one chain per condition.
         n_prompts: number of them used for KL over rollouts.
+        base: what free-running chains with the vector added are compared with: "down", the vector subtracted, or
+            "unsteered".
     """
 
     rows: tuple[PositionEffect, ...]
@@ -312,6 +317,7 @@ class PositionAblation:
     layers: dict[str, int]
     n_tasks: int
     n_prompts: int
+    base: str = "down"
 
     def to_dataframe(self) -> Any:
         """A row per comparison, scope and behavior."""

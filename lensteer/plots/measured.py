@@ -250,8 +250,8 @@ def kl_by_token(
 LEFT_OUT = "left out"
 #: For each comparison: its title, its effect, and the effect's unit as a factor and a word.
 COMPARISONS: dict[str, tuple[str, str, float, str]] = {
-    "coefficient": ("same coefficient", "share added − subtracted", 100.0, "points"),
-    "budget": ("same KL per token", "share added − subtracted", 100.0, "points"),
+    "coefficient": ("same coefficient", "share added − {base}", 100.0, "points"),
+    "budget": ("same KL per token", "share added − {base}", 100.0, "points"),
     "forced": ("teacher forcing: own sentences' log-probability", "log p, added − subtracted", 1.0, "nats"),
     LEFT_OUT: ("teacher forcing, steered at all sentences but one", "log p, added − subtracted", 1.0, "nats"),
 }
@@ -285,6 +285,7 @@ def position_ablation(result: PositionAblation) -> go.Figure:
         if name is None:
             continue
         _, quantity, factor, unit = COMPARISONS[name]
+        quantity = quantity.format(base="subtracted" if result.base == "down" else result.base)
         for behavior in dict.fromkeys(row.behavior for row in result.rows):
             rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
             about = [_about(row, factor, unit) for row in rows]
