@@ -36,7 +36,7 @@ from scipy.stats import rankdata
 
 import lensteer as ls
 from lensteer import models
-from lensteer.annotation import SentenceClassifier, annotate, fit_classifier, rules
+from lensteer.annotation import SentenceClassifier, annotate, fit_classifier, masking, rules
 from lensteer.attribution import LayerScores, efficiency
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.calibration import calibrate_many, rollout_kl
@@ -54,7 +54,7 @@ from lensteer.vectors import BehaviorVectors, Recipe, fit_recipes, probe_accurac
 Array = np.ndarray
 
 RECIPES = {
-    "span-all": Recipe("span", "all"),  # the paper's text, and the default
+    "span-all": Recipe("span", "all"),  # the paper's text; the default until this analysis
     "span-spans": Recipe("span", "spans"),
     "span-same_trace": Recipe("span", "same_trace"),
     "onset-spans": Recipe("onset", "spans"),
@@ -74,7 +74,7 @@ SCOPES = {
     "everywhere": ls.positions.everywhere_but_first,
     "thinking": ls.thinking,
 }
-DEFAULT = "span-all"
+DEFAULT, MASKED = "span-all", "cue words masked"
 #: On mini-R1 a chain's thinking is all that it generates, up to `</think>`: two recipes are enough to see that.
 THINKING = ("span-all", "onset-spans")
 #: Coefficients of the exact scores.
@@ -404,7 +404,10 @@ def _scores(given: list[ls.Trace], vectors: BehaviorVectors, config: Config, fol
 
 @dataclass(frozen=True)
 class ChoiceRow:
-    """One arm: shares of sentences by the classifier, the change from unsteered (by the rules, too), and its text."""
+    """One arm: shares of sentences by the classifier, the change from unsteered, and its text.
+
+    The change is also given by the rules, and by the classifier with cue words masked.
+    """
 
     question: str
     dose: float
@@ -419,6 +422,7 @@ class ChoiceRow:
     share: Estimate
     change: Estimate
     rules: Estimate
+    masked: Estimate
     nll: float
     text_kl: float
     repetition: float
@@ -515,10 +519,11 @@ def _records(model, config: Config, path: Path, classifier: SentenceClassifier) 
                 result, said = Generated(tuple(row["ids"]), row["finished"]), (row["response"], row["offsets"])
                 names.append(row["condition"])
                 traces.append(trace_of(model, replace(jobs[row["task"]], sample=row["sample"]), result, said))
-        first, second = annotate(traces, classifier), annotate(traces, rules)
+        first = annotate(traces, classifier)
+        others = {"rules": annotate(traces, rules), MASKED: annotate(traces, masking(classifier))}
         made = [
-            measure(trace, name, ls.BEHAVIORS, None, {"rules": other})
-            for name, trace, other in zip(names, first, second, strict=True)
+            measure(trace, names[i], ls.BEHAVIORS, None, {name: found[i] for name, found in others.items()})
+            for i, trace in enumerate(first)
         ]
         write_atomically(cache, "\n".join(json.dumps(asdict(record)) for record in made) + "\n")
     order = {task.id: i for i, task in enumerate(_tasks(config))}
@@ -527,8 +532,8 @@ def _records(model, config: Config, path: Path, classifier: SentenceClassifier) 
     return sorted(found, key=lambda record: (record.condition, order[record.task], record.sample))
 
 
-def _by_rules(records: Iterable[Record]) -> list[Record]:
-    return [replace(r, **asdict(r.by("rules"))) for r in records]
+def _by(annotator: str, records: Iterable[Record]) -> list[Record]:
+    return [replace(r, **asdict(r.by(annotator))) for r in records]
 
 
 def choice_rows(
@@ -539,7 +544,9 @@ def choice_rows(
     seed: int = 0,
 ) -> list[ChoiceRow]:
     """A row per arm. Shares are ratios of sums over tasks, so chains are weighted by length."""
-    shares, by_rules = ResampledShares(records, seed=seed), ResampledShares(_by_rules(records), seed=seed)
+    shares, by_rules, by_masked = (
+        ResampledShares(some, seed=seed) for some in (records, _by("rules", records), _by(MASKED, records))
+    )
     own: dict[str, list[Record]] = {}
     for record in records:
         own.setdefault(record.condition, []).append(record)
@@ -562,6 +569,7 @@ def choice_rows(
                 share=estimate_of(share),
                 change=estimate_of(share - base),
                 rules=estimate_of(by_rules.of(name, b) - by_rules.of("unsteered", b)),
+                masked=estimate_of(by_masked.of(name, b) - by_masked.of("unsteered", b)),
                 nll=float(nll),
                 text_kl=float(kl),
                 repetition=repetition[name],
@@ -761,7 +769,9 @@ def figure_of_choices(rows: Sequence[ChoiceRow], dose: float) -> go.Figure:
         figure.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=column)
     figure.update_xaxes(tickformat=".0%")
     finish(figure, f"Change of a behavior's share at the same KL ({dose:g} × target), by recipe and scope", 520)
-    return figure.update_yaxes(tickvals=list(range(len(recipes))), ticktext=recipes, autorange="reversed")
+    return figure.update_yaxes(
+        tickvals=list(range(len(recipes))), ticktext=recipes, autorange="reversed", zeroline=False
+    )
 
 
 def figure_of_layers(rows: Sequence[ChoiceRow]) -> go.Figure:
@@ -794,14 +804,15 @@ def figure_of_layers(rows: Sequence[ChoiceRow]) -> go.Figure:
 def table(rows: Sequence[ChoiceRow], means: Sequence[Mean], scores: Sequence[ScoreRow]) -> str:
     """Three tables: arms, recipes and scopes, scores."""
     lines = [
-        "arm | coefficient | KL | share | change | by rules | nll | repetition | text |",
-        "---|---|---|---|---|---|",
+        "arm | coefficient | KL | share | change | by rules | cue words masked | nll | repetition | text |",
+        "---|" * 10,
     ]
     for r in rows:
-        figures = f"{r.share.value:.3f} | {r.change:+.3f} | {r.rules:+.3f} | {r.nll:.2f} | {r.repetition:.2f}"
+        changes = f"{r.share.value:.3f} | {r.change:+.3f} | {r.rules:+.3f} | {r.masked:+.3f}"
+        figures = f"{r.nll:.2f} | {r.repetition:.2f}"
         missed = "" if r.reached else " (missed)"
         sound = "sound" if r.sound else "broken"
-        lines.append(f"{_arm(r).name} | {r.coefficient:.2f} | {r.kl:.3f}{missed} | {figures} | {sound} |")
+        lines.append(f"{_arm(r).name} | {r.coefficient:.2f} | {r.kl:.3f}{missed} | {changes} | {figures} | {sound} |")
     lines += ["", "dose | recipe | scope | change, mean of four | first ahead by | sound | at the KL |", "---|" * 7]
     for m in sorted(means, key=lambda m: (-m.dose, -m.change.value)):
         figures = f"{m.change:+.3f} | {m.ahead:+.3f} | {m.sound}/4 | {m.reached}/4"

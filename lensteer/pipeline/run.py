@@ -93,9 +93,11 @@ class RunConfig:
         train_tokens: maximum per training chain.
         max_new_tokens: maximum per chain of dev and held-out tasks.
         batch_size: chains per batch.
-        window: positions that represent a span.
+        window: positions that represent a span. "onset±3" against "spans" raised the four behaviors of mini-R1 most at
+            equal KL, twice as much as "span" against "all" (docs/choices.md).
         negatives: what a behavior is contrasted with.
-        scope: positions that are steered.
+        scope: positions that are steered. On mini-R1 "onsets" do somewhat more at equal KL, but need 3 to 4 times the
+            coefficient, and the text of one behavior broke.
         unit: what coefficient 1 means; see `SteeringPlan`.
         max_spans: sentences per behavior for scores by layer.
         score_chains: chains that these sentences are taken from.
