@@ -1004,5 +1004,8 @@ def test_resampled_shares_are_ratios_of_sums_and_paired_across_conditions():
 def test_resampling_keeps_a_tasks_samples_together_and_wants_the_same_tasks_everywhere():
     doubled = ResampledShares(share_records("a", [0, 0, 4, 4], [4, 4, 4, 4], n_samples=2))
     assert set(doubled.of("a", "backtracking")) <= {0.0, 0.5, 1.0}  # two tasks, each all or nothing
-    with pytest.raises(LensteerError, match="2 lists of tasks"):
+    once, twice = share_records("a", [0, 4], [4, 4]), share_records("b", [0, 0, 4, 4], [4, 4, 4, 4], n_samples=2)
+    mixed = ResampledShares([*once, *twice])  # not the same number of chains, but the same draws of tasks
+    assert (mixed.of("a", "backtracking") == mixed.of("b", "backtracking")).all()
+    with pytest.raises(LensteerError, match="2 sets of tasks"):
         ResampledShares(share_records("a", [1, 2], [3, 3]) + share_records("b", [1, 2, 3], [3, 3, 3]))

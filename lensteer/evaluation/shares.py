@@ -20,26 +20,26 @@ class ResampledShares:
     """Σ sentences of a behavior / Σ sentences, per draw of tasks: chains are weighted by length.
 
     Args:
-        records: of one call of `run_conditions`: the same tasks in the same order in every condition.
+        records: the same tasks in every condition. The number of chains per task may differ between conditions.
         n: draws, in addition to the first, which is the observed data.
         seed: of the draws.
 
     Raises:
-        LensteerError: conditions with different tasks, or fewer than two chains per condition.
+        LensteerError: conditions with different tasks, or fewer than two tasks.
     """
 
     def __init__(self, records: Sequence[Record], *, n: int = 2000, seed: int = 0) -> None:
         self._conditions: dict[str, list[Record]] = {}
         for record in records:
             self._conditions.setdefault(record.condition, []).append(record)
-        tasks = {tuple(r.task for r in found) for found in self._conditions.values()}
+        tasks = {frozenset(r.task for r in found) for found in self._conditions.values()}
         if len(tasks) != 1 or len(*tasks) < 2:
             raise LensteerError(
-                f"{len(self._conditions)} conditions on {len(tasks)} lists of tasks: give one run's records, "
-                "of 2 tasks or more"
+                f"{len(self._conditions)} conditions on {len(tasks)} sets of tasks: give records of the same tasks, 2 "
+                "or more"
             )
-        names, unit = np.unique(next(iter(tasks)), return_inverse=True)
-        self._weights = np.vstack([np.ones(len(names)), drawn_counts(len(names), n, seed)])[:, unit]
+        self._tasks = {task: i for i, task in enumerate(sorted(*tasks))}
+        self._draws = np.vstack([np.ones(len(self._tasks)), drawn_counts(len(self._tasks), n, seed)])
 
     def of(self, condition: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
         """The share of one behavior in one condition.
@@ -49,9 +49,12 @@ class ResampledShares:
         """
         if condition not in self._conditions:
             raise LensteerError(f"no condition {condition!r}: there are {', '.join(map(repr, self._conditions))}")
-        hits = np.array([r.sentences.get(behavior, 0) for r in self._conditions[condition]])
-        shares: Float[np.ndarray[Any, Any], " draw"] = self._weights @ hits
-        return shares / (self._weights @ np.array([r.n_sentences for r in self._conditions[condition]]))
+        counts = np.zeros((len(self._tasks), 2))
+        for record in self._conditions[condition]:
+            counts[self._tasks[record.task]] += record.sentences.get(behavior, 0), record.n_sentences
+        hits, total = (self._draws @ counts).T
+        shares: Float[np.ndarray[Any, Any], " draw"] = hits / total
+        return shares
 
 
 def estimate_of(draws: Float[np.ndarray[Any, Any], " draw"], n_tasks: int = 0) -> Estimate:

@@ -42,9 +42,9 @@ def fit_vectors(
 ) -> BehaviorVectors:
     """Fit one direction per behavior and layer over the spans of annotated traces, by default a difference of means.
 
-    The defaults are those that raise the behaviors of mini-R1, a small language model, most at equal KL, among nine
-    windows and kinds of negatives (docs/choices.md). The embedded organism, whose sentences have five or six
-    tokens, prefers "onset".
+    The defaults are those that raise the behaviors of mini-R1, a small language model, most at equal KL: ±2, ±3
+    and ±5 are level and ahead of "onset", "span" and "published", and of "all" tokens as negatives (docs/choices.md).
+    On the embedded organism, whose sentences have five or six tokens, "onset" is ahead.
 
     A behavior without spans has no vector; its count is 0. The sums take `16 · behaviors · (1 + n_controls +
     n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536. Probes
