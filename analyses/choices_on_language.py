@@ -627,8 +627,7 @@ def _read_scores(
 
     found: dict[str, Array] = {}
     exact = {alpha: values(s) for alpha in ALPHAS if (s := read(f"exact-{alpha:g}")) is not None}
-    if exact:
-        found |= {f"exact at {alpha:g}": exact[alpha] for alpha in (ALPHAS[0], 1.0, ALPHAS[-1])}
+    found |= {f"exact at {alpha:g}": value for alpha, value in exact.items()}
     found |= {name: values(s) for name in ("fisher", "signed", "published") if (s := read(name)) is not None}
     signed, kl = read("signed"), read("everywhere")
     if signed is not None and kl is not None:
@@ -798,7 +797,7 @@ def figure_of_layers(rows: Sequence[ChoiceRow]) -> go.Figure:
             )
     figure.update_yaxes(tickformat=".0%")
     figure.update_xaxes(title_text="layer", row=2)
-    return finish(figure, "Change of a behavior's share at the same KL, by layer (span − all, generated tokens)", 620)
+    return finish(figure, "Change of a behavior's share at the same KL, by layer (generated tokens)", 620)
 
 
 def table(rows: Sequence[ChoiceRow], means: Sequence[Mean], scores: Sequence[ScoreRow]) -> str:

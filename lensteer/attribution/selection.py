@@ -76,7 +76,10 @@ def select_layers(
     (two seeds of Qwen2's architecture, one of Llama's) they correlate best with the effect of steering at a layer at
     equal KL (Spearman .74 over layers, 95 % interval .61 to .76), and over all three the choice of every other score
     was worse, with an interval that excludes 0; the published score's was about the worst
-    (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`; no large model was tried).
+    (`analyses/which_score_predicts_steering.py`, 2026-11-21 in `analyses/LOG.md`). On mini-R1, a small language model,
+    they and Fisher scores correlate best with it, too (Spearman .58, 95 % interval .32 to .62, ten layers), but no
+    score's choice is better than the middle layer beyond chance, nor is a sweep of ten chains per layer: steering works
+    from two fifths of the depth on (`docs/choices.md`).
 
     Args:
         scores: Scores by behavior and layer.
