@@ -152,7 +152,8 @@ def disattenuated(model: Any, traces: Sequence[Trace], config: Config) -> dict[s
     for half in (0, 1):
         part = [trace for trace in traces if questions.index(trace.task.id) % 2 == half]
         halves.append(fitted(model, part, config.out, f"half-{half}", layers=[config.layer])[1])
-    corrected = disattenuated_cosines(*halves, config.layer)
+    first, second = halves
+    corrected = disattenuated_cosines(first, second, config.layer)
     for one, other in combinations(corrected.labels, 2):
         put(found, f"cosine.all.{one}.{other}.mini_r1.disattenuated", corrected.at(one, other))
     return found
@@ -197,23 +198,27 @@ def between_behaviors(
             if name == "mini_r1" and kind == "published-all":
                 every = [rank_correlation(matrix(vectors, layer), theirs["all"]) for layer in vectors.layers]
                 put(found, f"rank_correlation.{name}.{kind}.by_layer", every)
-    for one, other in zip(own["mini_r1"], own["base"], strict=True):
-        kind = f"{one.recipe.window}-{one.recipe.negatives}"
-        both = rank_correlation(*(matrix(vectors, config.layer) for vectors in (one, other)))
+    for taught, base in zip(own["mini_r1"], own["base"], strict=True):
+        kind = f"{taught.recipe.window}-{taught.recipe.negatives}"
+        both = rank_correlation(*(matrix(vectors, config.layer) for vectors in (taught, base)))
         put(found, f"rank_correlation.mini_r1.base.{kind}", both)
-        same = min(len(one.replicates), len(other.replicates))  # type: ignore[arg-type]  # the same chains were drawn
-        i, j = (vectors.layers.index(config.layer) for vectors in (one, other))
-        for b, label in enumerate(one.labels):
-            value, draws, random = (
+        assert taught.replicates is not None
+        assert base.replicates is not None
+        assert taught.controls is not None
+        assert base.controls is not None
+        same = min(len(taught.replicates), len(base.replicates))  # the same chains were drawn
+        i, j = (vectors.layers.index(config.layer) for vectors in (taught, base))
+        for b, label in enumerate(taught.labels):
+            value, drawn, shuffled = (
                 torch.cosine_similarity(x.double(), y.double(), dim=-1).numpy()
                 for x, y in (
-                    (one.raw[b, i], other.raw[b, j]),
-                    (one.replicates[:same, b, i], other.replicates[:same, b, j]),  # type: ignore[index]
-                    (one.controls.shuffled[:, b, i], other.controls.shuffled[:, b, j]),  # type: ignore[union-attr]
+                    (taught.raw[b, i], base.raw[b, j]),
+                    (taught.replicates[:same, b, i], base.replicates[:same, b, j]),
+                    (taught.controls.shuffled[:, b, i], base.controls.shuffled[:, b, j]),
                 )
             )
-            put(found, f"cosine_with_base.{kind}.{label}", value, draws)
-            put(found, f"cosine_with_base.{kind}.{label}.shuffled", random.mean())
+            put(found, f"cosine_with_base.{kind}.{label}", value, drawn)
+            put(found, f"cosine_with_base.{kind}.{label}.shuffled", shuffled.mean())
     return found
 
 
@@ -245,14 +250,15 @@ def by_layer(model: Any, vectors: BehaviorVectors, r1: BehaviorVectors, config: 
         for label in ls.STEERED:
             put(found, f"top3_energy.{label}.{name}", frame.top3_energy[label, middle])
     overlap = ls.embedding_overlap(model, vectors)
-    draws = [ls.embedding_overlap(model, v, 1) for v in redrawn(vectors, vectors.replicates[: config.n_overlap])]
+    overlaps = [ls.embedding_overlap(model, v, 1) for v in redrawn(vectors, vectors.replicates[: config.n_overlap])]
     noise = isotropic(*vectors.raw.shape, seed=config.seed).float()
-    random = ls.embedding_overlap(model, *redrawn(vectors, [noise]), 1)
+    (isotropic_vectors,) = redrawn(vectors, [noise])
+    random = ls.embedding_overlap(model, isotropic_vectors, 1)
     put(found, "overlap.random", random.embedding.maximum.mean(0))
     for b, label in enumerate(vectors.labels):
         for side in ("embedding", "unembedding"):
-            drawn = [getattr(each, side).maximum[b].numpy() for each in draws]
-            put(found, f"overlap.{label}.{side}", getattr(overlap, side).maximum[b], drawn)
+            maxima = [getattr(each, side).maximum[b].numpy() for each in overlaps]
+            put(found, f"overlap.{label}.{side}", getattr(overlap, side).maximum[b], maxima)
         found[f"overlap.{label}.leading_layers"] = overlap.leading_layers()[label]
         found[f"overlap.{label}.tokens"] = [text for text, _ in overlap.nearest(label, config.layer, "unembedding")]
     return found
@@ -399,6 +405,8 @@ def attention(each: Looks, traces: Sequence[Trace], config: Config) -> tuple[dic
             [Ratio(each.seen[half == h][..., 0, g], each.expected[half == h][..., 0, g]) for g in groups.values()]
             for h in (0, 1)
         )
+        ranked: Any
+        tested: Any
         ranked, tested = (bootstrap_interval(*sides, seed=config.seed) for sides in (first, second))
         heads[kind] = (ranked.value, tested.value)
         key, both = f"attention.heads.{kind}", np.isfinite(ranked.value) & np.isfinite(tested.value)
@@ -406,7 +414,7 @@ def attention(each: Looks, traces: Sequence[Trace], config: Config) -> tuple[dic
         top = np.argsort(-np.nan_to_num(ranked.low, nan=-np.inf), axis=None)[: config.n_heads]
         p_values = []
         for rank, (layer, head) in enumerate(zip(*np.unravel_index(top, ranked.value.shape), strict=True)):
-            sides = [Ratio(side.values[:, layer, head], side.weights[:, layer, head]) for side in second]  # type: ignore[index]
+            sides = [Ratio(side.values[:, layer, head], side.weights[:, layer, head]) for side in second]
             figures[f"{key}.{rank}.head"] = f"L{layer}H{head}"
             figures[f"{key}.{rank}.chosen_at"] = round(float(ranked.value[layer, head]), 4)
             estimate(figures, f"{key}.{rank}", bootstrap_interval(*sides, seed=config.seed))

@@ -91,7 +91,7 @@ def test_only_what_follows_the_first_edit_is_run_again(organism, random_directio
             lambda _m, _a, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
         ),
         *(
-            twins.twin_layer(twin, layer).mlp.register_forward_hook(lambda *_, layer=layer: blocks.append(layer))
+            _mlp(twin, layer).register_forward_hook(lambda *_, layer=layer: blocks.append(layer))
             for layer in range(models.n_layers(organism))
         ),
     ]
@@ -106,6 +106,12 @@ def test_only_what_follows_the_first_edit_is_run_again(organism, random_directio
     assert blocks == [*range(2, 8), *range(5, 8)]
 
 
+def _mlp(twin, layer) -> torch.nn.Module:
+    mlp = twins.twin_layer(twin, layer).mlp
+    assert isinstance(mlp, torch.nn.Module)
+    return mlp
+
+
 def test_a_pass_starts_at_a_block_only_if_the_residual_stream_is_all_it_reads(tiny_model, random_direction):
     model = tiny_model("qwen2")
     trace, plan = trace_of(model), SteeringPlan(random_direction(model), 2, 1.0, generated)
@@ -114,8 +120,8 @@ def test_a_pass_starts_at_a_block_only_if_the_residual_stream_is_all_it_reads(ti
     twins._resumes.clear()
     left: list[None] = []  # by the first block, for the third
     handles = [
-        twins.twin_layer(twin, 0).mlp.register_forward_hook(lambda *_: left.append(None)),
-        twins.twin_layer(twin, 2).mlp.register_forward_hook(lambda *_: left.pop()),
+        _mlp(twin, 0).register_forward_hook(lambda *_: left.append(None)),
+        _mlp(twin, 2).register_forward_hook(lambda *_: left.pop()),
     ]
     try:
         close(ForcedChain.of(model, trace).effect(plan), expected)
