@@ -41,7 +41,7 @@ from lensteer.vectors import BehaviorVectors, Recipe
 from lensteer.vectors.constructions import ContrastSums
 from lensteer.vectors.fitting import vectors_of
 
-ALL, BASE = "GPT-4o's labels", "base"
+ALL, BASE = "all chains", "the base's"
 Sets = Mapping[str, Sequence[ls.Trace]]
 
 
@@ -304,6 +304,7 @@ def figure(rows: Sequence[Row]) -> go.Figure:
                 col=column,
             )
             made.add_vline(x=0, line=dict(color=MUTED, width=1), row=at, col=column)
+        made.update_yaxes(title_text=f"steered: the {name}", row=at, col=1)
     made.update_xaxes(tickformat=".0%", nticks=4)
     made.update_yaxes(autorange="reversed")
     return finish(made, "Change of a behavior's share, vectors of one length: from which chains, in which model", 560)

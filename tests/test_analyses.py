@@ -402,7 +402,7 @@ def test_which_chains_compares_subsets_labels_and_models(annotated, tmp_path):
         assert some.low <= some.cosine + 0.1
         assert some.n_spans < every.n_spans
         # The base is the same model here: vectors of the same chains are the same, and so are their effects.
-        assert of["model", "base", b].cosine == pytest.approx(some.cosine, abs=1e-5)
+        assert of["model", analysis.BASE, b].cosine == pytest.approx(some.cosine, abs=1e-5)
         assert of["base", analysis.ALL, b].change == every.change
     assert analysis.main(config) == rows  # from its files
     assert analysis.table(rows).count("\n") == 1 + len(rows)
