@@ -481,7 +481,7 @@ def draw(result: Result, layer: int) -> go.Figure:
     figure = make_subplots(rows=4, cols=2, subplot_titles=titles, vertical_spacing=0.075, horizontal_spacing=0.14)
     cells = dict(colorscale=style.DIVERGING, zmin=-1, zmax=1, showscale=False)
     for column, (vectors, at) in enumerate(((mini, layer), (r1, R1_LAYERS)), 1):
-        z = matrix(vectors, at)  # type: ignore[arg-type]
+        z = matrix(vectors, at)  # type: ignore[arg-type]  # a layer, or one each
         tags = [style.TAGS.get(label, label) for label in vectors.labels]
         text = [[style.in_cell(style.number(v), v) for v in row] for row in z]
         heat = go.Heatmap(z=z, x=tags, y=tags, text=text, texttemplate="%{text}", textfont=style.CELL_FONT, **cells)

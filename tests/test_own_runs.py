@@ -251,6 +251,8 @@ def test_a_measure_beside_an_annotator_and_chains_that_came_with_labels(place, t
     found = json.loads((tmp_path / "both" / "summary.json").read_text())
     assert "effect.even.up.score.change" in found
     assert "effect.even.up.sentences.change" in found
+    assert any("All sentences are even, so they are contrasted with all tokens" in note for note in both.notes)
+    assert found["vectors.negatives"] == "all"
     assert "of share" in words_of((tmp_path / "both" / "report.html").read_text())
     alone = Run.open(tmp_path / "alone", config_of(place, checkpoint, **shared))
     for stage in ("traces", "annotate"):

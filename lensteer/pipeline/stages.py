@@ -251,7 +251,7 @@ def _vectors(run: Run) -> dict[str, Any]:
         vectors = fit_directions(run.model, pairs_of(run)[1], **options)
     else:
         traces = load_traces(run.path("annotated.jsonl"))
-        vectors = fit_vectors(run.model, traces, window=c.window, negatives=c.negatives, **options)
+        vectors = fit_vectors(run.model, traces, window=c.window, negatives=_negatives(run, traces), **options)
     if not set(c.behaviors) & set(vectors.labels):
         raise LensteerError(
             f"the chains have sentences of {list(vectors.labels)} only, and of none that is steered "
@@ -265,6 +265,18 @@ def _vectors(run: Run) -> dict[str, Any]:
             run.note(f"{label} {words}: {FEW_SPANS} or more are recommended for a vector.")
     vectors.save(run.path("vectors.safetensors"))
     return {"spans": dict(vectors.counts)}
+
+
+def _negatives(run: Run, traces: Sequence[Trace]) -> str:
+    """The run's negatives; all tokens if the sentences have a single label, so that there are none of another."""
+    labels = {span.label for trace in traces for span in trace.spans}
+    if len(labels) > 1 or run.config.negatives == "all":
+        return run.config.negatives
+    (label,) = labels
+    run.note(
+        f"All sentences are {label}, so they are contrasted with all tokens: {run.config.negatives!r} has no others."
+    )
+    return "all"
 
 
 def _attribute(run: Run) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance
     raw = sums.difference()[present]
     if not (raw.isfinite().all() and raw.flatten(1).any(1).all()):
         raise LensteerError(
-            f"negatives {sums.recipe.negatives!r} leave nothing to subtract: all spans are of one behavior"
+            f"negatives {sums.recipe.negatives!r} leave nothing to subtract: all spans are of one behavior; use 'all'"
         )
     controls = replicates = None
     if sums.n_controls:
