@@ -23,7 +23,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,7 @@ def _fit(
 
 
 def _target(model, vectors: BehaviorVectors, config: Config, folder: Path) -> None:
-    """What the default vectors spend at the chosen coefficient."""
+    """The KL of span - all at the chosen coefficient."""
     plans = [ls.SteeringPlan(vectors[b], config.layer, config.coefficient, ls.generated) for b in ls.STEERED]
     found = rollout_kl(model, _tasks(config)[: config.n_prompts], plans, **_rollouts(config))
     spent = {b: kl.statistic(None) for b, kl in zip(ls.STEERED, found, strict=True)}
@@ -432,13 +432,24 @@ class ChoiceRow:
 
 @dataclass(frozen=True)
 class Mean:
-    """One recipe and scope over the four behaviors: the mean change, and how far the first recipe is ahead, paired."""
+    """One recipe and scope over the four behaviors, by the classifier, the rules, and with cue words masked.
+
+    Each is the mean change; `ahead` is how far the first recipe and scope are ahead, `beyond_generated` how far this
+    recipe is ahead of itself on generated tokens, both paired.
+    """
 
     dose: float
     recipe: str
     scope: str
     change: Estimate
+    rules: Estimate
+    masked: Estimate
     ahead: Estimate
+    ahead_rules: Estimate
+    ahead_masked: Estimate
+    beyond_generated: Estimate
+    beyond_generated_rules: Estimate
+    beyond_generated_masked: Estimate
     sound: int
     reached: int
     kl: float
@@ -532,10 +543,6 @@ def _records(model, config: Config, path: Path, classifier: SentenceClassifier) 
     return sorted(found, key=lambda record: (record.condition, order[record.task], record.sample))
 
 
-def _by(annotator: str, records: Iterable[Record]) -> list[Record]:
-    return [replace(r, **asdict(r.by(annotator))) for r in records]
-
-
 def choice_rows(
     arms: Sequence[Arm],
     records: Sequence[Record],
@@ -544,9 +551,7 @@ def choice_rows(
     seed: int = 0,
 ) -> list[ChoiceRow]:
     """A row per arm. Shares are ratios of sums over tasks, so chains are weighted by length."""
-    shares, by_rules, by_masked = (
-        ResampledShares(some, seed=seed) for some in (records, _by("rules", records), _by(MASKED, records))
-    )
+    shares = ResampledShares(records, seed=seed)
     own: dict[str, list[Record]] = {}
     for record in records:
         own.setdefault(record.condition, []).append(record)
@@ -568,8 +573,8 @@ def choice_rows(
                 base=estimate_of(base),
                 share=estimate_of(share),
                 change=estimate_of(share - base),
-                rules=estimate_of(by_rules.of(name, b) - by_rules.of("unsteered", b)),
-                masked=estimate_of(by_masked.of(name, b) - by_masked.of("unsteered", b)),
+                rules=estimate_of(_change(shares, arm, "rules")),
+                masked=estimate_of(_change(shares, arm, MASKED)),
                 nll=float(nll),
                 text_kl=float(kl),
                 repetition=repetition[name],
@@ -582,28 +587,44 @@ def choice_rows(
 
 def mean_rows(rows: Sequence[ChoiceRow], records: Sequence[Record], seed: int = 0) -> list[Mean]:
     """A row per dose, recipe and scope of questions 1 and 2."""
-    shares, draws, cells = ResampledShares(records, seed=seed), {}, {}
+    shares, cells = ResampledShares(records, seed=seed), {}
     for row in rows:
         if row.question != "layers":
-            key, arm = (row.dose, row.recipe, row.scope), _arm(row)
-            change = shares.of(arm.name, row.behavior) - shares.of("unsteered", row.behavior)
-            draws.setdefault(key, []).append(change)
-            cells.setdefault(key, []).append(row)
-    means = {key: np.mean(found, axis=0) for key, found in draws.items()}
+            cells.setdefault((row.dose, row.recipe, row.scope), []).append(row)
+    means = {
+        key: np.array([np.mean([_change(shares, _arm(r), by) for r in some], axis=0) for by in (None, "rules", MASKED)])
+        for key, some in cells.items()
+    }
     first = next(iter(means))
-    return [
-        Mean(
-            dose=key[0],
-            recipe=key[1],
-            scope=key[2],
-            change=estimate_of(mean),
-            ahead=estimate_of(means.get((key[0], *first[1:]), mean) - mean),
-            sound=sum(row.sound for row in cells[key]),
-            reached=sum(row.reached for row in cells[key]),
-            kl=float(np.mean([row.text_kl for row in cells[key]])),
+    made = []
+    for key, mean in means.items():
+        ahead = means.get((key[0], *first[1:]), mean) - mean
+        beyond = mean - means.get((*key[:2], "generated"), mean)
+        figures: dict[str, Any] = {}
+        for draws, names in (
+            (mean, ("change", "rules", "masked")),
+            (ahead, ("ahead", "ahead_rules", "ahead_masked")),
+            (beyond, ("beyond_generated", "beyond_generated_rules", "beyond_generated_masked")),
+        ):
+            figures |= {name: estimate_of(each) for name, each in zip(names, draws, strict=True)}
+        some = cells[key]
+        made.append(
+            Mean(
+                dose=key[0],
+                recipe=key[1],
+                scope=key[2],
+                sound=sum(row.sound for row in some),
+                reached=sum(row.reached for row in some),
+                kl=float(np.mean([row.text_kl for row in some])),
+                **figures,
+            )
         )
-        for key, mean in means.items()
-    ]
+    return made
+
+
+def _change(shares: ResampledShares, arm: Arm, annotator: str | None = None) -> Array:
+    """By draw, the share of the arm's behavior less its unsteered share."""
+    return shares.of(arm.name, arm.behavior, annotator) - shares.of("unsteered", arm.behavior, annotator)
 
 
 def _arm(row: ChoiceRow) -> Arm:

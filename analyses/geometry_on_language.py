@@ -299,7 +299,7 @@ def pairs_of(trace: Trace, n: int) -> Pairs:
     begins = [trace.response[s.char_start : _character(trace, s.start + n, s.char_end)] for s in trace.spans]
     texts = [trace.response[s.char_start : s.char_end] for s in trace.spans]
     words, heads = ([set(WORD.findall(text.lower())) - ENGLISH_STOP_WORDS for text in part] for part in (texts, begins))
-    often = Counter(word for each in words for word in each)
+    n_sentences = Counter(word for each in words for word in each)
     rows = []
     for i, asking in enumerate(trace.spans):
         if asking.end - asking.start < n:
@@ -309,7 +309,7 @@ def pairs_of(trace: Trace, n: int) -> Pairs:
             if key.label != "deduction":
                 continue
             gap = asking.start - key.end
-            shared = any(often[word] <= RARE for word in heads[i] & words[j])
+            shared = any(n_sentences[word] <= RARE for word in heads[i] & words[j])
             kind = 0 if j == i - 1 and gap < GAPS[1] else 1 if shared else 2
             place = np.ravel_multi_index(
                 [

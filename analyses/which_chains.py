@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from plotly.subplots import make_subplots
 import lensteer as ls
 from lensteer.activations import stream_features
 from lensteer.annotation import SentenceClassifier, annotate, fit_classifier, rules
-from lensteer.evaluation import Condition, Record, ResampledShares, estimate_of, run_conditions
+from lensteer.evaluation import Condition, ResampledShares, estimate_of, run_conditions
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import read_chains
 from lensteer.plots.style import MUTED, color, error_bars, finish
@@ -215,9 +215,7 @@ def _rows(
         path=config.folder / f"{steered}.jsonl",
         progress=True,
     )
-    shares, by_rules = (
-        ResampledShares(some, seed=config.seed) for some in (records, [_by_rules(record) for record in records])
-    )
+    shares = ResampledShares(records, seed=config.seed)
     repetition: dict[str, list[float]] = {}
     for record in records:
         repetition.setdefault(record.condition, []).append(record.repetition)
@@ -240,15 +238,11 @@ def _rows(
                 float(base[0]),
                 float(own[0]),
                 estimate_of(own - base),
-                estimate_of(by_rules.of(arm, b) - by_rules.of("unsteered", b)),
+                estimate_of(shares.of(arm, b, "rules") - shares.of("unsteered", b, "rules")),
                 float(np.mean(repetition[arm])),
             )
         )
     return rows
-
-
-def _by_rules(record: Record) -> Record:
-    return replace(record, **asdict(record.by("rules")))
 
 
 def _cosine(vectors: BehaviorVectors, reference: BehaviorVectors, b: str, layer: int) -> float:

@@ -999,6 +999,8 @@ def test_resampled_shares_are_ratios_of_sums_and_paired_across_conditions():
     assert difference.std() < 0.5 * shares.of("a", "backtracking").std()
     with pytest.raises(LensteerError, match="'c'"):
         shares.of("c", "backtracking")
+    with pytest.raises(LensteerError, match="no further annotator 'rules'"):
+        shares.of("a", "backtracking", "rules")
 
 
 def test_resampling_keeps_a_tasks_samples_together_and_wants_the_same_tasks_everywhere():

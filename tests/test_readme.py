@@ -167,3 +167,26 @@ def test_commands_exist(command):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_tables_of_what_to_choose_are_in_the_results():
+    text = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "analyses" / "results" / "mini_r1_choices.json").read_text(encoding="utf-8"))
+    names = {"onset±3 − spans": "onset3-spans", "exact KL, coefficient .1": "exact at 0.1", "Fisher": "fisher"}
+    means = {row["recipe"]: row for row in found["means"] if row["scope"] == "generated"}
+    scores = {row["score"]: row for row in found["scores"]}
+    checked = 0
+    for line in text.splitlines():
+        name, *cells = (cell.strip().replace("*", "") for cell in line.strip("| ").split("|"))
+        bare = names.get(name, name.split(" (")[0].replace(" − ", "-"))
+        row, fields = (
+            (means[bare], ("change", "rules", "masked"))
+            if bare in means
+            else (scores.get(bare, {}), ("spearman", "regret", "ahead"))
+        )
+        for field, cell in zip(fields if row else (), cells, strict=False):
+            numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\.\d+", cell)]
+            truth = [row[field], row[f"{field}_low"], row[f"{field}_high"]]
+            assert numbers == pytest.approx(truth[: len(numbers)], abs=0.0051 if field == "spearman" else 0.0006), line
+            checked += len(numbers)
+    assert checked > 40

@@ -41,17 +41,18 @@ class ResampledShares:
         self._tasks = {task: i for i, task in enumerate(sorted(*tasks))}
         self._draws = np.vstack([np.ones(len(self._tasks)), drawn_counts(len(self._tasks), n, seed)])
 
-    def of(self, condition: str, behavior: str) -> Float[np.ndarray[Any, Any], " draw"]:
-        """The share of one behavior in one condition.
+    def of(self, condition: str, behavior: str, annotator: str | None = None) -> Float[np.ndarray[Any, Any], " draw"]:
+        """The share of one behavior in one condition, by the first annotator or by a further one.
 
         Raises:
-            LensteerError: no such condition.
+            LensteerError: no such condition, or no such annotator.
         """
         if condition not in self._conditions:
             raise LensteerError(f"no condition {condition!r}: there are {', '.join(map(repr, self._conditions))}")
         counts = np.zeros((len(self._tasks), 2))
         for record in self._conditions[condition]:
-            counts[self._tasks[record.task]] += record.sentences.get(behavior, 0), record.n_sentences
+            found = record.by(annotator)
+            counts[self._tasks[record.task]] += found.sentences.get(behavior, 0), found.n_sentences
         hits, total = (self._draws @ counts).T
         shares: Float[np.ndarray[Any, Any], " draw"] = hits / total
         return shares
