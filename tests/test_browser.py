@@ -272,9 +272,13 @@ def test_what_is_being_typed_is_not_overwritten(shown):
         eventually(lambda: explorer.part("layer-value").inner_text()[0], str(kernel.value("explorer.state.layer")))
         explorer.wait()
         assert explorer.part(name).input_value() == typed
+    sent = kernel.value("sum(explorer.ack.values())")
     explorer.part("expression").fill("at([0, 1])")
     explorer.part("expression").press("Enter")
     eventually(lambda: kernel.value("list(explorer.positions)"), [0, 1])
+    explorer.part("select-all").click()
+    eventually(lambda: kernel.value("explorer.state.expression"), "everywhere")
+    assert kernel.value("sum(explorer.ack.values())") == sent + 2  # Enter and the button: the text was sent once
     assert kernel.value("[explorer.state.max_new_tokens, explorer.state.coefficient]") == [77, 0.7]
 
 

@@ -225,14 +225,18 @@ function render({ model, el }) {
   const count = h("span", { test: "count" });
   const buttons = Object.entries(SELECTIONS).map(([what, text]) => button(`select-${what}`, text, () => send("select", { what, cursor })));
   const expressionError = h("p", { test: "expression-error", class: "ls-error", role: "alert", hidden: true });
+  let entered = false; // Enter has sent this text: a change event about it has nothing to add
+  const sendExpression = () => set({ expression: expression.value }, "expression");
   const expression = h("input", {
     test: "expression", type: "text", spellcheck: "false", autocomplete: "off", "aria-label": "positions, as an expression",
     placeholder: "thinking & ~sentence_starts | at([5, 6])",
-    onchange: () => set({ expression: expression.value }, "expression"),
+    oninput: () => { entered = false; },
+    onchange: () => entered || sendExpression(),
     onkeydown: (event) => {
       if (event.key !== "Enter") return;
-      typing.delete(expression); // it is sent, even if the browser sees no change in it
-      set({ expression: expression.value }, "expression");
+      entered = true;
+      typing.delete(expression);
+      sendExpression();
     },
   });
   const legend = h("div", { test: "legend", class: "ls-legend", role: "list", "aria-label": "behaviors" });
