@@ -218,7 +218,9 @@ def effect(study: Study) -> dict[str, Any]:
     plans = {r["layer"]: ls.SteeringPlan(direction, r["layer"], r["coefficient"], header) for r in sites}
     tried = {layer: study.arm(f"residual L{layer}", plan) for layer, plan in plans.items()}
     layers = study.measured("residual", "dev", config.n_dev, list(tried.values()))
-    layer, why = chosen_edit(layers, {layer: condition.name for layer, condition in tried.items()}, marks=study.marks)
+    layer, why = chosen_edit(
+        layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
+    )
     print(why.replace("c_values", "layer"), flush=True)
     mixed = study.fitted("swapped", swapped(study.pairs(config.n_pairs, config.shots), seed=config.seed))
     test = study.measured(

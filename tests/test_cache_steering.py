@@ -266,7 +266,7 @@ def test_gsm8k_is_read_as_records(tmp_path):
     path.write_text(json.dumps(row))
     assert load_records(path) == [Record("How many?", {"stepwise": "She has 3*4=12."}, "1200")]
     path.write_text(json.dumps({**row, "answer": "#### 12"}))
-    with pytest.raises(ls.LensteerError, match=r"line 1: 'steps' is ''"):
+    with pytest.raises(ls.LensteerError, match=r"line 1 has no steps before its '####'"):
         load_records(path)
     path.write_text(json.dumps({**row, "answer": "12"}))
     with pytest.raises(ls.LensteerError, match=r"line 1: 'steps' is None"):

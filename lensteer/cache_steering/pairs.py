@@ -207,6 +207,8 @@ def _record(values: Mapping[str, Any], where: str) -> Record:
             raise LensteerError(f"{where}: {name!r} is {values.get(name)!r}, give it as a text that is not empty")
     if "steps" not in values and "####" in values["answer"]:
         found = read_gsm8k(values, where)
+        if not found.steps:
+            raise LensteerError(f"{where} has no steps before its '####': a pair's sides would be the same")
         values = {"question": found.prompt, "steps": found.steps, "answer": found.answer}
     steps = values.get("steps")
     if isinstance(steps, str):
