@@ -79,13 +79,13 @@ def test_the_edit_with_most_right_answers_is_chosen_and_ties_are_said():
 
 
 def test_a_dose_that_breaks_the_text_is_left_out():
-    best, why = choice(summary("1", 0.2, 0.1), summary("8", 0.9, 0.9, repetition=0.3))
+    best, why = choice(summary("1", 0.2, 0.1), summary("8", 0.9, 0.9, repetition=0.4))
     assert (best, "broken text: 8" in why) == (1, True)
     with pytest.raises(ls.LensteerError, match=r"every coefficient breaks the text .*2: finished 0.40 for 1.00"):
         choice(summary("2", 0.9, 0.9, ends=0.4))
 
 
 def test_a_condition_in_one_line():
-    said = told(summary("8", 0.9, 0.85, repetition=0.3), marks=False)
-    assert said == "8: reasons 85.0%, right 90.0%, 100 tokens, BROKEN TEXT: repetition 0.30 for 0.10"
+    said = told(summary("8", 0.9, 0.85, repetition=0.4), marks=False)
+    assert said == "8: reasons 85.0%, right 90.0%, 100 tokens, BROKEN TEXT: repetition 0.40 for 0.10"
     assert told(summary("8", None, 0.85)).startswith("8: thinks 0.0%, 100 tokens")
