@@ -219,6 +219,7 @@ def test_half_precision_and_its_offset(tiny_checkpoint):
     assert plan.slot(len(trace.prompt_ids)) == len(trace.prompt_ids) - 2
 
 
+@pytest.mark.medium
 def test_fitting_is_the_mean_difference_whatever_the_batch(organism):
     pairs = contrastive_pairs(organism, make_records(12), n=5, shots=1, ending=ENDING, join=JOIN)
     whole = fit_cache_vector(organism, pairs)
