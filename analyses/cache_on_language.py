@@ -24,7 +24,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,10 @@ class Study:
         self.records = load_records(config.records)
         self.vector = self.fitted("vector", self.pairs(config.n_pairs, config.shots))
 
-    def pairs(self, n: int, shots: int, **options: Any) -> list[Pair]:
-        """Contrastive pairs of the records."""
-        records: Sequence[Record] = options.pop("records", self.records)
-        return contrastive_pairs(self.model, records, n=n, shots=shots, seed=self.config.seed, **options)
+    def pairs(self, n: int, shots: int, records: Sequence[Record] = (), style: str = "stepwise") -> list[Pair]:
+        """Contrastive pairs of records, by default of the study's own."""
+        own = records or self.records
+        return contrastive_pairs(self.model, own, n=n, shots=shots, style=style, seed=self.config.seed)
 
     def fitted(self, name: str, pairs: list[Pair], position: str = "last_prompt") -> CacheVector:
         """A vector, from its file if it was fitted before."""
@@ -161,7 +161,9 @@ class Study:
         """An edit whose unit is the length of the slot's values."""
         return CachePlan(vector, c, unit="norm", **options)
 
-    def arm(self, name: str, plan: Any = None, kind: str = "other", prefill: str = "", suffix: str = "") -> Condition:
+    def condition(
+        self, name: str, plan: Any = None, kind: str = "other", prefill: str = "", suffix: str = ""
+    ) -> Condition:
         """A condition that ends its questions with the suffix."""
         return Condition(name, plan, f"{self.config.suffix} {suffix}".strip(), prefill, kind=kind)
 
@@ -171,7 +173,7 @@ class Study:
         found = measure_modes(
             self.model,
             self.tasks(split, n),
-            [self.arm("unsteered", kind="unsteered"), *conditions],
+            [self.condition("unsteered", kind="unsteered"), *conditions],
             self.sampling,
             annotator=ls.rules,
             style_of=style_of,
@@ -181,9 +183,10 @@ class Study:
             print(f"  {told(condition, self.marks)}", flush=True)
         return found
 
+    @cached_property
     def chosen(self) -> tuple[float, Modes]:
         """The coefficient, and the dev questions' figures."""
-        tried = {c: self.arm(f"c={c:g}", self.edit(self.vector, c)) for c in self.config.c_values}
+        tried = {c: self.condition(f"c={c:g}", self.edit(self.vector, c)) for c in self.config.c_values}
         dev = self.measured("dev", "dev", self.config.n_dev, list(tried.values()))
         best, why = chosen_edit(dev, {c: condition.name for c, condition in tried.items()}, marks=self.marks)
         print(why, flush=True)
@@ -207,16 +210,16 @@ class Study:
 
 
 def effect(study: Study) -> dict[str, Any]:
-    """The edit against every other arm, on test questions."""
+    """The edit against every other condition, on test questions."""
     config = study.config
-    best, dev = study.chosen()
+    best, dev = study.chosen
     cache = study.edit(study.vector, best)
     matched = study.matched(cache)
     direction = study.residual()["steps"]
     print(f"KL per token {matched['kl']:.3f}; residual edits {matched['residual']}", flush=True)
     sites = [row for row in matched["residual"] if row["coefficient"] and row["kl"] > 0]
     plans = {r["layer"]: ls.SteeringPlan(direction, r["layer"], r["coefficient"], header) for r in sites}
-    tried = {layer: study.arm(f"residual L{layer}", plan) for layer, plan in plans.items()}
+    tried = {layer: study.condition(f"residual L{layer}", plan) for layer, plan in plans.items()}
     layers = study.measured("residual", "dev", config.n_dev, list(tried.values()))
     layer, why = chosen_edit(
         layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
@@ -228,12 +231,12 @@ def effect(study: Study) -> dict[str, Any]:
         "test",
         config.n_test,
         [
-            study.arm("cache", cache),
-            study.arm("residual, once", plans[int(layer)]),
-            study.arm("words", kind="prompted", suffix=ASK_TO_THINK),
-            study.arm("offset token alone", prefill=OFFSET),
-            study.arm("swapped sides", study.edit(mixed, best)),
-            *(study.arm(f"random-{i}", study.edit(study.vector.random(i), best), "control")
+            study.condition("cache", cache),
+            study.condition("residual, once", plans[int(layer)]),
+            study.condition("words", kind="prompted", suffix=ASK_TO_THINK),
+            study.condition("offset token alone", prefill=OFFSET),
+            study.condition("swapped sides", study.edit(mixed, best)),
+            *(study.condition(f"random-{i}", study.edit(study.vector.random(i), best), "control")
               for i in range(config.n_controls)),
         ],
     )  # fmt: skip
@@ -245,35 +248,37 @@ def effect(study: Study) -> dict[str, Any]:
 def steadiness(study: Study) -> dict[str, Any]:
     """What the hyperparameters change, on dev questions."""
     config, vector = study.config, study.vector
-    best, _ = study.chosen()
+    best, _ = study.chosen
     n = models.n_layers(study.model)
     thirds = {"first": range(n // 3), "middle": range(n // 3, 2 * n // 3), "last": range(2 * n // 3, n)}
-    arms = [study.arm(f"x{x:g} cache", study.edit(vector, x * best)) for x in (0.5, 1.0, 2.0, 4.0)]
+    conditions = [study.condition(f"x{x:g} cache", study.edit(vector, x * best)) for x in (0.5, 1.0, 2.0, 4.0)]
     row = max(study.matched(study.edit(vector, best))["residual"], key=lambda row: (row["reached"], row["kl"]))
     plan = partial(ls.SteeringPlan, study.residual()["steps"], row["layer"], scope=header)
-    arms += [study.arm(f"x{x:g} residual L{row['layer']}", plan(x * row["coefficient"])) for x in (0.5, 1.0, 2.0, 4.0)]
+    conditions += [
+        study.condition(f"x{x:g} residual L{row['layer']}", plan(x * row["coefficient"])) for x in (0.5, 1.0, 2.0, 4.0)
+    ]
     for pairs, shots in [(m, config.shots) for m in config.some_pairs] + [(20, s) for s in config.some_shots]:
         other = study.fitted(f"{pairs}-pairs-{shots}-shots", study.pairs(pairs, shots))
-        arms.append(study.arm(f"{pairs} pairs, {shots} shots", study.edit(other, best)))
-    arms += [study.arm(f"c_keys={c:g}", study.edit(vector, best, c_keys=c)) for c in config.c_keys]
-    arms += [study.arm(f"{name} third of the layers", study.edit(vector, best, layers=tuple(layers)))
+        conditions.append(study.condition(f"{pairs} pairs, {shots} shots", study.edit(other, best)))
+    conditions += [study.condition(f"c_keys={c:g}", study.edit(vector, best, c_keys=c)) for c in config.c_keys]
+    conditions += [study.condition(f"{name} third of the layers", study.edit(vector, best, layers=tuple(layers)))
              for name, layers in thirds.items()]  # fmt: skip
-    arms += [study.arm(f"slot {slot}", study.edit(vector, best, position=slot)) for slot in (-3, -5)]
+    conditions += [study.condition(f"slot {slot}", study.edit(vector, best, position=slot)) for slot in (-3, -5)]
     read = study.fitted("offset", study.pairs(20, config.shots), "offset_token")
-    arms.append(study.arm("read and edited at the offset token", study.edit(read, best)))
-    return {"c_values": best, "dev": study.measured("steadiness", "dev", config.n_dev, arms).to_dict()}
+    conditions.append(study.condition("read and edited at the offset token", study.edit(read, best)))
+    return {"c_values": best, "dev": study.measured("steadiness", "dev", config.n_dev, conditions).to_dict()}
 
 
 def styles(study: Study) -> dict[str, Any]:
     """The written records' styles: does a vector carry its own style over?"""
     config = study.config
-    best, _ = study.chosen()
+    best, _ = study.chosen
     records = load_records("builtin")
-    arms = []
+    conditions = []
     for style in STYLES:
         pairs = study.pairs(30, config.shots, records=records, style=style)
-        arms.append(study.arm(style, study.edit(study.fitted(f"style-{style}", pairs), best)))
-    return {"c_values": best, "test": study.measured("styles", "test", config.n_style, arms).to_dict()}
+        conditions.append(study.condition(style, study.edit(study.fitted(f"style-{style}", pairs), best)))
+    return {"c_values": best, "test": study.measured("styles", "test", config.n_style, conditions).to_dict()}
 
 
 def main(config: Config) -> dict[str, Any]:

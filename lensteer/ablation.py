@@ -361,7 +361,7 @@ def leave_one_out(
         return effect.total if targets is None else effect.change_at(targets)
 
     full = measured(chain.effect(plan_of(everything)))
-    # A position changes only what comes after it: groups behind the last target are left out at no cost.
+    # A position changes only the tokens after it, so leaving out a group after the last target changes nothing.
     last = max(targets) if targets else chain.ids.shape[1]
     without = dict.fromkeys(sets, full)
     plans: dict[str, Plan | None] = {}

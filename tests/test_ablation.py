@@ -213,7 +213,7 @@ def test_each_group_is_really_left_out(tiny_model, random_direction, measure):
     assert found.measure == measure
 
 
-def test_a_group_behind_the_last_target_is_lost_at_no_cost(tiny_checkpoint, random_direction):
+def test_leaving_out_a_group_after_the_last_target_changes_nothing(tiny_checkpoint, random_direction):
     model = ls.load_model(tiny_checkpoint("llama"), dtype="bfloat16")  # whose rounding depends on the batch
     trace, direction = trace_of(model), random_direction(model)
     done: list[int] = []

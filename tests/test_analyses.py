@@ -181,6 +181,7 @@ def test_a_cache_edit_is_compared_with_the_residual_stream():
     assert "KL by token" in analysis.table(found)
 
 
+@pytest.mark.filterwarnings("ignore:.*was trained on 512 positions")
 def test_a_cache_edit_is_compared_with_everything_on_language(tiny_checkpoint, tmp_path):
     analysis = load("cache_on_language")
     rows = [

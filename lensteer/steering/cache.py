@@ -29,7 +29,7 @@ from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
 from lensteer.results import Result
 from lensteer.rotary import rotated, turning
-from lensteer.steering.plans import Joinable, Slot, SteeringPlan
+from lensteer.steering.plans import Joinable, Slot, SteeringPlan, check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +45,7 @@ CACHE_UNITS = ("difference", "norm")
 """What coefficient 1 adds: the mean difference itself (as published), or one as long as what it is added to.
 
 Mean differences are .15 of the values' length in SmolLM2-135M-Instruct and 1.07 in the organism (GSM8K's solutions, the
-organism's chains; `analyses/cache_on_language.py`), so coefficients of the second unit transfer between models.
+organism's chains; `analyses/LOG.md`, 2026-11-27), so coefficients of the second unit transfer between models.
 """
 
 OFFSET = "\n"
@@ -97,13 +97,13 @@ class CacheVector(Result):
         Raises:
             LensteerError: An unknown unit, or "norm" for a vector whose slots' lengths are not known.
         """
-        if check_cache_unit(unit) == "difference":
+        if check_unit(unit, CACHE_UNITS) == "difference":
             return 1.0
         norms = self.provenance.get("norms")
         if norms is None:
             raise LensteerError(
-                f"cache vector {self.label!r} does not say how long the slot's keys and values are, which unit 'norm' "
-                "needs: fit it again, or use unit='difference'"
+                f"cache vector {self.label!r} does not record the lengths of the slot's keys and values, which unit "
+                "'norm' needs: fit it again, or use unit='difference'"
             )
         length = float(getattr(self, what).double().norm())
         return float(norms[what]) / length if length else 0.0
@@ -164,17 +164,6 @@ def check_position(position: int | str) -> int | str:
     if isinstance(position, str) and position not in POSITIONS:
         raise LensteerError(f"no position {position!r}: choose one of {list(POSITIONS)}, or give an index")
     return position
-
-
-def check_cache_unit(unit: str) -> str:
-    """The unit itself, if it is one of `CACHE_UNITS`.
-
-    Raises:
-        LensteerError: Otherwise.
-    """
-    if unit not in CACHE_UNITS:
-        raise LensteerError(f"no unit {unit!r} of a cache edit: choose one of {list(CACHE_UNITS)}")
-    return unit
 
 
 def index_in(position: int | str, length: int) -> int:
@@ -315,6 +304,7 @@ def edit_cache(
         LensteerError: A cache that is not plain tensors (a quantized or static one).
     """
     where, row, column = models.device(model), list(rows), list(columns)
+    factors = {name: torch.tensor([p.factor(name) for p in plans], device=where) for name in ("keys", "values")}
     turn = torch.tensor(positions, device=where)[:, None]
     for layer, store in enumerate(cache.layers):
         if not any(layer in (plan.vector.layers if plan.layers is None else plan.layers) for plan in plans):
@@ -324,7 +314,7 @@ def edit_cache(
         active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
 
         def added(name: str, layer: int = layer, active: Tensor = active, like: Tensor = store.keys) -> Tensor:
-            coefficient = torch.tensor([p.factor(name) for p in plans], device=where) * active
+            coefficient = factors[name] * active
             table = torch.stack([getattr(p.vector, name)[layer] for p in plans]).to(where, torch.float32)
             return (coefficient[:, None, None] * table).to(like.dtype)
 
