@@ -5,13 +5,14 @@ read at the assistant's header. Three parts:
 
 - effect: a coefficient is chosen on dev questions; on test questions the edit is compared, paired by question, with
   nothing, with words that ask for steps, with a residual edit at the same slot (once; layer chosen on dev questions, at
-  the KL of the cache edit), with pairs whose sides are swapped in a random half (at the same length), with the offset
-  token alone, and with random vectors of the same length.
+  the KL of the cache edit), with pairs whose sides are swapped in a random half (at the vector's length and at their
+  own), with the offset token alone, and with control vectors of the same length: isotropic ones, and ones from the
+  spread of the pairs' differences.
 - steadiness: on dev questions, what changes with the number of pairs, shots, coefficients of values and keys, position
   and layers; and with half, twice and four times the coefficient of the cache edit and of the residual edit.
 - styles: vectors of the written records' styles, and the style of the answers under each.
 
-Coefficients are in lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
+With `--c-test` the test questions are asked at that coefficient, whatever the dev questions say. Coefficients are in lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
 (`lensteer.cache_steering.reasons`). Every part is resumed from its folder.
 
 Example: python analyses/cache_on_language.py --model qwen2.5-coder-0.5b --records gsm8k/train.jsonl \
@@ -38,6 +39,7 @@ from lensteer.cache_steering import (
     Record,
     contrastive_pairs,
     fit_cache_vector,
+    pairs_digest,
     load_records,
     style_of,
     swapped,
@@ -71,6 +73,7 @@ class Config:
         n_pairs: of the vector.
         shots: solved examples per prompt.
         c_values: to choose from.
+        c_test: the coefficient on test questions; None: the chosen one.
         layers: of the residual edit, to choose from; by default five depths.
         some_pairs: other numbers of pairs.
         some_shots: other numbers of shots.
@@ -79,7 +82,7 @@ class Config:
         n_dev: questions.
         n_test: questions.
         n_style: questions, for the styles.
-        n_controls: random vectors.
+        n_controls: isotropic vectors, and as many from the pairs' spread.
         max_new_tokens: of an answer.
         batch_size: answers per batch.
         seed: for everything.
@@ -95,6 +98,7 @@ class Config:
     n_pairs: int = 60
     shots: int = 3
     c_values: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    c_test: float | None = None
     layers: tuple[int, ...] = ()
     some_pairs: tuple[int, ...] = (1, 5, 20)
     some_shots: tuple[int, ...] = (1,)
@@ -128,11 +132,14 @@ class Study:
         return contrastive_pairs(self.model, own, n=n, shots=shots, style=style, seed=self.config.seed)
 
     def fitted(self, name: str, pairs: list[Pair], position: str = "last_prompt") -> CacheVector:
-        """A vector, from its file if it was fitted before."""
+        """A vector, from its file if it was fitted on these pairs before."""
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            print(f"fitting {name} on {len(pairs)} pairs", flush=True)
-            fit_cache_vector(self.model, pairs, position=position, label=name, batch_size=8).save(path)
+        if path.exists():
+            vector = CacheVector.load(path, self.model)
+            if vector.provenance["pairs"] == pairs_digest(pairs):
+                return vector
+        print(f"fitting {name} on {len(pairs)} pairs", flush=True)
+        fit_cache_vector(self.model, pairs, position=position, label=name, batch_size=8).save(path)
         return CacheVector.load(path, self.model)
 
     def residual(self) -> BehaviorVectors:
@@ -194,7 +201,7 @@ class Study:
 
     def matched(self, plan: CachePlan) -> dict[str, Any]:
         """The KL of the cache edit, and a residual edit of the same KL at each layer that is tried."""
-        path = self.folder / "matched.json"
+        path = self.folder / f"matched-c{plan.c_values:g}.json"
         if not path.exists():
             budget = rollout_kl(self.model, self.prompts(), [plan], max_new_tokens=40)[0].statistic(None)
             direction, n = self.residual()["steps"], models.n_layers(self.model)
@@ -213,6 +220,7 @@ def effect(study: Study) -> dict[str, Any]:
     """The edit against every other condition, on test questions."""
     config = study.config
     best, dev = study.chosen
+    best = config.c_test or best
     cache = study.edit(study.vector, best)
     matched = study.matched(cache)
     direction = study.residual()["steps"]
@@ -220,14 +228,15 @@ def effect(study: Study) -> dict[str, Any]:
     sites = [row for row in matched["residual"] if row["coefficient"] and row["kl"] > 0]
     plans = {r["layer"]: ls.SteeringPlan(direction, r["layer"], r["coefficient"], header) for r in sites}
     tried = {layer: study.condition(f"residual L{layer}", plan) for layer, plan in plans.items()}
-    layers = study.measured("residual", "dev", config.n_dev, list(tried.values()))
+    layers = study.measured(f"residual-c{best:g}", "dev", config.n_dev, list(tried.values()))
     layer, why = chosen_edit(
         layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
     )
     print(why.replace("c_values", "layer"), flush=True)
     mixed = study.fitted("swapped", swapped(study.pairs(config.n_pairs, config.shots), seed=config.seed))
+    own_length = CachePlan(mixed, best * study.vector.scale("values", "norm"))
     test = study.measured(
-        "test",
+        f"test-c{best:g}",
         "test",
         config.n_test,
         [
@@ -236,8 +245,10 @@ def effect(study: Study) -> dict[str, Any]:
             study.condition("words", kind="prompted", suffix=ASK_TO_THINK),
             study.condition("offset token alone", prefill=OFFSET),
             study.condition("swapped sides", study.edit(mixed, best)),
-            *(study.condition(f"random-{i}", study.edit(study.vector.random(i), best), "control")
-              for i in range(config.n_controls)),
+            study.condition("swapped sides, own length", own_length),
+            *(study.condition(vector.label, study.edit(vector, best), "control")
+              for i in range(config.n_controls)
+              for vector in (study.vector.random(i), study.vector.controls(i + 1)[i])),
         ],
     )  # fmt: skip
     facts = {"c_values": best, "layer": int(layer), "length": float(study.vector.values.norm()), **matched}
@@ -310,6 +321,7 @@ if __name__ == "__main__":
     for name in sizes:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Config, name))
     parser.add_argument("--c-values", type=float, nargs="+", default=Config.c_values)
+    parser.add_argument("--c-test", type=float, help="coefficient on the test questions")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)
