@@ -214,6 +214,8 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     write_atomically(folder / RESULT, json.dumps(values, indent=1))
     for condition in (a for a in test.conditions if a.kind != "control"):
         announce(told(condition, marks))
+    if controls:
+        announce(ranked(test, marks))
     announce(f"c_values={best:g}: {(folder / RESULT).resolve()}")
     return test
 
@@ -236,6 +238,28 @@ def told(condition: ModeSummary, marks: bool = True) -> str:
         f"BROKEN TEXT: {condition.broken}" if condition.broken else "",
     ]
     return f"{condition.condition}: {', '.join(filter(None, parts))}"
+
+
+def ranked(test: Modes, marks: bool = True) -> str:
+    """Where the edit stands among its controls, such as "20 control vectors: reasons 0.0% to 13.3% (the edit 100.0%)".
+
+    Args:
+        test: with conditions "cache" and controls.
+        marks: whether the model marks its thinking.
+    """
+    controls = [c for c in test.conditions if c.kind == "control"]
+    parts = []
+    for name, word in (("thinks", "thinks") if marks else ("reasons", "reasons"), ("accuracy", "right")):
+        own = getattr(test["cache"], name)
+        if own is not None:
+            values = [getattr(c, name).value for c in controls]
+            more = sum(value >= own.value for value in values)
+            parts.append(
+                f"{word} {min(values):.1%} to {max(values):.1%} (the edit {own.value:.1%}, "
+                f"{f'{more} of them as much or more' if more else 'more than any of them'})"
+            )
+    kind = "from the pairs' spread" if controls[0].condition.startswith("spread") else "isotropic"
+    return f"{len(controls)} control vectors ({kind}) of the same length: {', '.join(parts)}"
 
 
 def chosen_edit(dev: Modes, tried: Mapping[float, str], *, marks: bool = True) -> tuple[float, str]:
