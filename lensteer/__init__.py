@@ -109,6 +109,7 @@ __all__ = [
     "everywhere",
     "everywhere_but_first",
     "explore",
+    "export",
     "fidelity",
     "first",
     "fit_cache_vector",
@@ -142,9 +143,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """Import `plots` and `explore` on first access: plotly is slow to import."""
-    if name == "plots":
-        return _import_module("lensteer.plots")
+    """Import these on first access: plotly is slow to import, and most sessions export nothing."""
+    if name in ("export", "plots"):
+        return _import_module(f"lensteer.{name}")
     if name == "explore":
         return _import_module("lensteer.explorer").explore
     raise AttributeError(f"module 'lensteer' has no attribute {name!r}")

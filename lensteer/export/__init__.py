@@ -1,0 +1,8 @@
+"""Plans as files that other software serves, each checked against the hooked model.
+
+A module here is not named like the function it holds: `ls.export.checkpoint` is the function.
+"""
+
+from lensteer.export.edits import additions, scope_of
+
+__all__ = ["additions", "scope_of"]
