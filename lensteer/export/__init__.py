@@ -4,5 +4,6 @@ A module here is not named like the function it holds: `ls.export.checkpoint` is
 """
 
 from lensteer.export.edits import additions, scope_of
+from lensteer.export.plan_files import PlanFile, folder, load_plan, push_to_hub, read_plan
 
-__all__ = ["additions", "scope_of"]
+__all__ = ["PlanFile", "additions", "folder", "load_plan", "push_to_hub", "read_plan", "scope_of"]
