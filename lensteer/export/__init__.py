@@ -3,7 +3,18 @@
 A module here is not named like the function it holds: `ls.export.checkpoint` is the function.
 """
 
+from lensteer.export.checkpoints import SteeredCheckpoint, checkpoint
 from lensteer.export.edits import additions, scope_of
 from lensteer.export.plan_files import PlanFile, folder, load_plan, push_to_hub, read_plan
 
-__all__ = ["PlanFile", "additions", "folder", "load_plan", "push_to_hub", "read_plan", "scope_of"]
+__all__ = [
+    "PlanFile",
+    "SteeredCheckpoint",
+    "additions",
+    "checkpoint",
+    "folder",
+    "load_plan",
+    "push_to_hub",
+    "read_plan",
+    "scope_of",
+]
