@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def made(family, tmp_path, seed=0, **changes):
     from conftest import save_tokenizer
 
     d_vocab = save_tokenizer(tmp_path, bos=False, opens_thinking=False)
-    kind = {
+    kind: dict[str, Any] = {
         "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, dict(n_embd=32, n_layer=3, n_head=4, n_positions=128)),
         "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, {}),
         "mistral": (hf.MistralForCausalLM, hf.MistralConfig, dict(sliding_window=None, num_key_value_heads=2)),
@@ -55,8 +56,10 @@ def made(family, tmp_path, seed=0, **changes):
         "olmo2": (hf.Olmo2ForCausalLM, hf.Olmo2Config, dict(num_key_value_heads=2)),
     }
     cls, config, own = kind[family]
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
-    shared = dict(vocab_size=d_vocab, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0)
+    sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    shared: dict[str, Any] = dict(
+        vocab_size=d_vocab, max_position_embeddings=128, initializer_range=0.2, pad_token_id=0
+    )
     options = shared | ({} if family == "gpt2" else sizes) | own | changes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
