@@ -14,6 +14,7 @@ from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
+from lensteer.cli.export import export
 from lensteer.cli.options import (
     Commands,
     Device,
@@ -258,6 +259,7 @@ for _name in STAGES:
         app.command(_name)(_stage_command(_name))
 app.command("directions")(directions)
 app.command("doctor")(doctor)
+app.command("export")(export)
 app.add_typer(annotating, name="annotate")
 app.add_typer(caching, name="cache")
 
