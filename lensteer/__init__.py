@@ -121,6 +121,7 @@ __all__ = [
     "labeling",
     "load_model",
     "load_pairs",
+    "load_plan",
     "load_tasks",
     "load_traces",
     "measure_modes",
@@ -146,6 +147,8 @@ def __getattr__(name: str) -> _Any:
     """Import these on first access: plotly is slow to import, and most sessions export nothing."""
     if name in ("export", "plots"):
         return _import_module(f"lensteer.{name}")
+    if name == "load_plan":
+        return _import_module("lensteer.export").load_plan
     if name == "explore":
         return _import_module("lensteer.explorer").explore
     raise AttributeError(f"module 'lensteer' has no attribute {name!r}")

@@ -5,5 +5,17 @@ A module here is not named like the function it holds: `ls.export.checkpoint` is
 
 from lensteer.export.control_vectors import ControlVector, gguf, read_control_vector
 from lensteer.export.edits import additions, scope_of
+from lensteer.export.plan_files import PlanFile, folder, load_plan, push_to_hub, read_plan
 
-__all__ = ["ControlVector", "additions", "gguf", "read_control_vector", "scope_of"]
+__all__ = [
+    "ControlVector",
+    "PlanFile",
+    "additions",
+    "folder",
+    "gguf",
+    "load_plan",
+    "push_to_hub",
+    "read_control_vector",
+    "read_plan",
+    "scope_of",
+]

@@ -101,7 +101,7 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
     _check_vectors(vectors, model)
     identity = None if model is None else models.fingerprint(model).to_dict()
     hint = "unknown" if model is None else str(model.original_model.config.model_type)
-    evidence = getattr(plan, "evidence", None)
+    evidence = [None if edit.measured is None else edit.measured.to_dict() for edit in plan.edits]
     texts = {
         f"{ARCHITECTURE}.model_hint": hint,
         "glp.mode": mode,
@@ -111,7 +111,7 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
         "glp.layer_ids_zero_based": ",".join(map(str, vectors)),
         "glp.content_sha256": _content(vectors),
         _PLAN: json.dumps([_said(edit) for edit in plan.edits]),
-        _EVIDENCE: "not evaluated" if evidence is None else json.dumps(evidence.to_dict()),
+        _EVIDENCE: json.dumps(evidence) if any(evidence) else "not evaluated",
     }
     if identity is not None:
         texts |= _base_model(identity["name"], identity["revision"]) | {_MODEL: json.dumps(identity)}

@@ -49,8 +49,8 @@ def scope_of(plan: Plan, fmt: str, scopes: Sequence[PositionScope | str]) -> Pos
     check_residual(plan, fmt)
     found = list(dict.fromkeys(edit.scope for edit in plan.edits))
     if len(found) > 1:
-        names = ", ".join(repr(scope.name) for scope in found)
-        raise LensteerError(f"{fmt} steers one set of positions, and this plan has {names}: export each part by itself")
+        several = ", ".join(repr(scope.name) for scope in found)
+        raise LensteerError(f"{fmt} has one scope, and this plan has {several}: export each part by itself")
     names = [scope if isinstance(scope, str) else scope.name for scope in scopes]
     own = found[0].name
     if own not in names and not (own.endswith(")") and own.partition("(")[0] in names):
