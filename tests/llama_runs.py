@@ -47,12 +47,16 @@ class Llama:
         self.n_layers = llama_cpp.llama_model_n_layer(self._model._model.model)
 
     def steer(self, rows: np.ndarray | None) -> None:
-        """Set the rows of a control vector, from block 1 on, or clear it; raises if llama.cpp refuses."""
+        """Set the rows of a control vector, from block 1 on, or clear it; raises if llama.cpp refuses.
+
+        llama.cpp keeps the rows of an earlier vector that a shorter one does not reach, so all rows are given.
+        """
         set_vector = self._library.llama_set_adapter_cvec
         if rows is None:
             code = set_vector(self._model._ctx.ctx, None, 0, 0, 0, 0)
         else:
-            data = np.ascontiguousarray(rows, np.float32)
+            data = np.zeros((self.n_layers - 1, rows.shape[1]), np.float32)
+            data[: len(rows)] = rows[: len(data)]
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             code = set_vector(self._model._ctx.ctx, pointer, data.size, data.shape[1], 1, self.n_layers)
         if code:

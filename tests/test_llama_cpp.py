@@ -57,7 +57,7 @@ def organism_in_llama(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompt_ids(organism):
     task = ls.load_tasks(split="test", n=1)[0]
-    return models.encode(organism, models.chat_text(organism, task.question))
+    return models.encode(organism, models.chat_text(organism, task.prompt))
 
 
 @pytest.mark.medium
@@ -66,7 +66,9 @@ def test_steered_logits_of_the_organism_and_its_map_of_layers(
 ):
     """A file of each layer gives the logits of the model hooked at that layer, and of no other."""
     direction = random_direction(organism, length=3.0)
-    same = ls.Direction("same", direction.raw[:1].expand_as(direction.raw).clone(), direction.mean_norm, direction.layers)
+    same = ls.Direction(
+        "same", direction.raw[:1].expand_as(direction.raw).clone(), direction.mean_norm, direction.layers
+    )
     base = hooked(organism, prompt_ids)
     unsteered = largest(organism_in_llama.logits(prompt_ids), base)
     assert unsteered < TOLERANCE
@@ -114,17 +116,23 @@ def test_llama_cpp_refuses_a_vector_of_another_width(organism_in_llama):
 
 def check_real(model, llama: Llama, tmp_path: Path, random_direction, layer: int, length: float) -> tuple[float, float]:
     """The largest difference of steered logits, and the least cosine of steered less unsteered, over the sentences."""
-    plan = ls.SteeringPlan(random_direction(model, length=length), layer)
+    direction = random_direction(model, length=length)
+    same = ls.Direction(
+        "same", direction.raw[:1].expand_as(direction.raw).clone(), direction.mean_norm, direction.layers
+    )
+    plan = ls.SteeringPlan(same, layer)
     rows = control_vector_rows(ls.export.gguf(plan, tmp_path / f"{layer}.gguf", model=model))
     worst, least = 0.0, 1.0
     for text in SENTENCES:
         ids = models.encode(model, text)
         assert llama.ids(text) == ids
         base, steered = hooked(model, ids), hooked(model, ids, plan)
-        assert largest(base, steered) > 1  # else the comparison says nothing
+        assert largest(base, steered) > 100 * TOLERANCE  # else the comparison says nothing
         own_base, own = llama.logits(ids), llama.logits(ids, rows)
         worst = max(worst, largest(own, steered))
         least = min(least, cosine(own - own_base, steered - base))
+        for other in {layer - 1, layer + 1} & set(range(models.n_layers(model))):
+            assert largest(own, hooked(model, ids, ls.SteeringPlan(same, other))) > 10 * TOLERANCE
     return worst, least
 
 
