@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports_table import record
-from gguf_models import write_model
-from llama_runs import Llama, control_vector_rows
 
 import lensteer as ls
+from exports_table import record
+from gguf_models import write_model
 from lensteer import models
+from llama_runs import Llama, control_vector_rows
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: nothing is compared with llama.cpp")
 pytest.importorskip("gguf")

@@ -5,17 +5,23 @@ A module here is not named like the function it holds: `ls.export.checkpoint` is
 
 from lensteer.export.control_vectors import ControlVector, gguf, read_control_vector
 from lensteer.export.edits import additions, scope_of
+from lensteer.export.engines import easysteer, lm_eval, rhizonymph, svec, vllm_lens
 from lensteer.export.plan_files import PlanFile, folder, load_plan, push_to_hub, read_plan
 
 __all__ = [
     "ControlVector",
     "PlanFile",
     "additions",
+    "easysteer",
     "folder",
     "gguf",
+    "lm_eval",
     "load_plan",
     "push_to_hub",
     "read_control_vector",
     "read_plan",
+    "rhizonymph",
     "scope_of",
+    "svec",
+    "vllm_lens",
 ]
