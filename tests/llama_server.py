@@ -38,7 +38,8 @@ def main(model: str, port: int, vector: str | None) -> None:
 
         llama_cpp.Llama = Steered
     settings = ModelSettings(
-        model=model, model_alias=Path(model).stem, n_ctx=1024, n_threads=1, n_threads_batch=1, n_gpu_layers=0, verbose=False
+        model=model, model_alias=Path(model).stem, n_ctx=1024, n_threads=1, n_threads_batch=1, n_gpu_layers=0,
+        verbose=False,
     )  # fmt: skip
     app = create_app(server_settings=ServerSettings(port=port), model_settings=[settings])
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
