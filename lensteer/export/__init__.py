@@ -3,6 +3,7 @@
 A module here is not named like the function it holds: `ls.export.checkpoint` is the function.
 """
 
+from lensteer.export.checkpoints import SteeredCheckpoint, checkpoint
 from lensteer.export.control_vectors import ControlVector, gguf, read_control_vector
 from lensteer.export.edits import additions, scope_of
 from lensteer.export.endpoints import Answer, Asking, Endpoint
@@ -17,8 +18,10 @@ __all__ = [
     "Endpoint",
     "Look",
     "PlanFile",
+    "SteeredCheckpoint",
     "Verification",
     "additions",
+    "checkpoint",
     "easysteer",
     "folder",
     "gguf",
