@@ -117,7 +117,7 @@ class Client:
         self._seeds = True
 
     def served(self) -> list[str]:
-        """Names of the models that the server lists; empty if it lists none.
+        """Names of the models that the server lists; empty if it lists none, or cannot and the model is named.
 
         Raises:
             LensteerError: no connection, or no answer in time.
@@ -125,7 +125,7 @@ class Client:
         try:
             return [str(model.id) for model in self._api.models.list()]
         except self._openai.APIStatusError as error:
-            if error.status_code == 404:
+            if error.status_code == 404 or (error.status_code >= 500 and self.endpoint.model):
                 return []
             raise self._refusal(error) from error
         except (self._openai.APIError, ValueError) as error:
@@ -202,12 +202,13 @@ def served_model(client: Client, of: str = "") -> str:
 
     Raises:
         LensteerError: the server does not serve the named model, serves several and none is named, or one of another
-            name.
+            name. A folder of this machine may be named without being listed: `transformers serve` loads what it is
+            asked for.
     """
     there, asked = client.served(), client.endpoint.model
     url = client.endpoint.url
     if asked:
-        if there and asked not in there:
+        if there and asked not in there and not Path(asked).is_dir():
             raise LensteerError(f"{url} does not serve {asked!r}: it serves {there}")
         return asked
     if len(there) != 1:
