@@ -28,8 +28,8 @@ def control_vector_rows(path: Path) -> np.ndarray:
         rows[int(number)] = np.array(tensor.data)
     (width,) = {len(row) for row in rows.values()}
     found = np.zeros((max(rows), width), np.float32)
-    for number, row in rows.items():
-        found[number - 1] = row
+    for layer, row in rows.items():
+        found[layer - 1] = row
     return found
 
 

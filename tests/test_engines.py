@@ -52,10 +52,27 @@ def hooked(model, plan) -> torch.Tensor:
         return model(torch.tensor([IDS]))[0]
 
 
+def at_hook_point(edit: Edit) -> Callable[..., torch.Tensor]:
+    return lambda resid, hook: edit(resid)
+
+
+def erased(vector: torch.Tensor) -> Edit:
+    return lambda h: h - (h @ vector)[..., None] / (vector @ vector) * vector
+
+
+def added(rows: torch.Tensor) -> Edit:
+    return lambda h: h + rows
+
+
+def clamped(clamp: dict) -> Edit:
+    unit = torch.tensor(clamp["vector"]) / torch.tensor(clamp["vector"]).norm()
+    return lambda h: h + clamp["strength"] * (clamp["value"] - (h @ unit))[..., None] * unit
+
+
 def applied(model, edits: dict[int, Edit]) -> torch.Tensor:
     """Logits with each edit at the output of its block, by hook points and nothing of lensteer's."""
     with torch.no_grad(), ExitStack() as stack:
-        hooks = [(f"blocks.{n}.hook_resid_post", lambda h, hook, edit=edit: edit(h)) for n, edit in edits.items()]
+        hooks = [(f"blocks.{n}.hook_resid_post", at_hook_point(edit)) for n, edit in edits.items()]
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         return model(torch.tensor([IDS]))[0]
 
@@ -92,13 +109,12 @@ def easysteer_edits(spec: dict) -> dict[int, Edit]:
     assert digest.hexdigest() == data["sha256"]
     found: dict[int, Edit] = {}
     for layer in entry["layers"]:
-        vector = entry["scale"] * floats(
-            **{"text" if k == "data" else k: v for k, v in data["tensors"][f"layer.{layer}"].items()}
-        )
+        tensor = data["tensors"][f"layer.{layer}"]
+        vector = entry["scale"] * floats(tensor["data"], tensor["shape"])
         if entry["algorithm"] == "direct":
             found[layer] = at_positions(vector, sorted(chosen))
         else:
-            found[layer] = lambda h, v=vector: h - (h @ v)[..., None] / (v @ v) * v
+            found[layer] = erased(vector)
     return found
 
 
@@ -112,7 +128,7 @@ def vllm_lens_edits(spec: dict) -> dict[int, Edit]:
         full = rows.expand(len(IDS), -1) if rows.dim() == 1 else torch.zeros(len(IDS), rows.shape[-1])
         if rows.dim() == 2:
             full = full.index_copy(0, torch.tensor(positions), rows)
-        found[layer] = lambda h, full=full: h + full
+        found[layer] = added(full)
     return found
 
 
@@ -123,8 +139,7 @@ def rhizonymph_edits(spec: dict) -> dict[int, Edit]:
         for layer, values in spec.get(f"{phase}vectors", {}).get("post_block", {}).items():
             found[int(layer)] = at_positions(torch.tensor(values), list(chosen))
         for layer, (clamp,) in spec.get(f"{phase}clamps", {}).get("post_block", {}).items():
-            unit = torch.tensor(clamp["vector"]) / torch.tensor(clamp["vector"]).norm()
-            found[int(layer)] = lambda h, c=clamp, v=unit: h + c["strength"] * (c["value"] - (h @ v))[..., None] * v
+            found[int(layer)] = clamped(clamp)
     return found
 
 

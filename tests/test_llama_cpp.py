@@ -17,6 +17,7 @@ import lensteer as ls
 from exports_table import record
 from gguf_models import write_model
 from lensteer import models
+from lensteer.steering import Plan
 from llama_runs import Llama, control_vector_rows
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: nothing is compared with llama.cpp")
@@ -29,7 +30,7 @@ SENTENCES = (
 )
 
 
-def hooked(model, ids: list[int], plan: ls.SteeringPlan | None = None) -> np.ndarray:
+def hooked(model, ids: list[int], plan: Plan | None = None) -> np.ndarray:
     """The bridge's logits at every position, with a plan on."""
     tokens = torch.tensor([ids])
     with torch.no_grad():

@@ -71,14 +71,13 @@ def easysteer(plan: Plan, path: str | Path, *, model: TransformerBridge | None =
     else:
         vectors, algorithm = additions(plan, fmt, [scope]), "direct"
     _check(vectors, model, fmt)
-    whole = {
+    whole: dict[str, dict[str, Any]] = {
         "everywhere": {"prompt": "all", "generation": "all"},
         "everywhere_but_first": {"prompt": "all", "exclude_prompt_positions": [0], "generation": "all"},
         "prompt": {"prompt": "all"},
         "generated": {"generation": "all"},
     }
     numbers = _numbers(scope)
-    apply: dict[str, Any]
     if scope.name in whole:
         apply = whole[scope.name]
     else:

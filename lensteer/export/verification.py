@@ -29,7 +29,7 @@ from lensteer.export.endpoints import Answer, Asking, Client, Endpoint, ask_all,
 from lensteer.files import append_lines, drop_cut_line, parse_json, read_jsonl, read_text, write_atomically
 from lensteer.models import UNMARKED
 from lensteer.results import Result, Saved
-from lensteer.statistics import Estimate, Ratio, bootstrap_interval, drawn_counts, sign_flip_test
+from lensteer.statistics import Array, Estimate, Ratio, bootstrap_interval, drawn_counts, sign_flip_test
 from lensteer.steering import Plan
 from lensteer.tasks import Task
 from lensteer.traces import Trace
@@ -287,7 +287,7 @@ def drift_of(
         seed: of the resamples.
     """
 
-    def changes(draws: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def changes(draws: Array) -> Array:
         sums = [draws @ table for table in (now, before)]
         with np.errstate(divide="ignore", invalid="ignore"):
             own, old = (s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3] for s in sums)
