@@ -86,16 +86,16 @@ def hooked(organism, plan):
     return look_at(1, "", {name: (*sides[0][name], *sides[1][name]) for name in sides[0]}, None)
 
 
-def check(plan, hooked, steered: str, unsteered: str, out: Path, **names: str) -> None:
+def check(plan, hooked, steered: str, unsteered: str, out: Path, names: tuple[str, str] = ("", "")) -> None:
     """The served effect is there, and its interval meets that of the hooked one."""
     asking = ls.export.Asking(n_samples=2, temperature=1.0, max_new_tokens=300)
     found = ls.export.verify(
         plan,
-        ls.export.Endpoint(url=steered, model=names.get("steered", ""), concurrency=2, timeout=300),
+        ls.export.Endpoint(url=steered, model=names[0], concurrency=2, timeout=300),
         ls.load_tasks(split="test", n=TASKS),
         ls.grammar,
         out,
-        unsteered=ls.export.Endpoint(url=unsteered, model=names.get("unsteered", ""), concurrency=2, timeout=300),
+        unsteered=ls.export.Endpoint(url=unsteered, model=names[1], concurrency=2, timeout=300),
         asking=asking,
     )
     (look,) = found.looks
@@ -129,6 +129,4 @@ def test_transformers_serve(organism, plan, hooked, tmp_path):
     if not os.path.exists(program):
         pytest.skip("no command `transformers` beside Python")
     with served(program, "serve", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu") as url:
-        check(
-            plan, hooked, url, url, tmp_path / "out", steered=str(folder), unsteered=str(models.ORGANISM)
-        )  # fmt: skip
+        check(plan, hooked, url, url, tmp_path / "out", (str(folder), str(models.ORGANISM)))

@@ -112,7 +112,7 @@ def test_no_effect_a_weaker_a_stronger_and_a_reversed_one(plan, tmp_path):
 
 
 def test_the_estimates_are_those_of_the_counts():
-    counts = {f"t{i}": (i % 4, 6, 1, 6 + i % 2) for i in range(12)}
+    counts: dict[str, tuple[int, ...]] = {f"t{i}": (i % 4, 6, 1, 6 + i % 2) for i in range(12)}
     look = look_at(1, "now", counts, None)
     sums = table(counts).sum(0)
     own, base = sums[0] / sums[1], sums[2] / sums[3]
