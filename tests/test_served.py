@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -33,13 +36,13 @@ def served(*command: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}/v1"
-    process = subprocess.Popen(
-        [part.replace("PORT", port) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and stop the server
+    process = subprocess.Popen([part.replace("PORT", port) for part in command], stdout=subprocess.DEVNULL, stderr=said)
     try:
         for _ in range(1200):
             if process.poll() is not None:
-                pytest.fail(f"{command[:3]} ended with {process.returncode}: {process.stderr.read()[-2000:]!r}")
+                said.seek(0)
+                pytest.fail(f"{command[:3]} ended with {process.returncode}: {said.read()[-2000:]!r}")
             try:
                 urllib.request.urlopen(f"{url}/models", timeout=5).close()
                 break
@@ -57,7 +60,7 @@ def served(*command: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stderr.close()
+        said.close()
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +128,12 @@ def test_transformers_serve(organism, plan, hooked, tmp_path):
         pytest.importorskip(package, reason=f"{package} is not installed: transformers serve does not start")
     folder = tmp_path / "steered"
     ls.export.checkpoint(plan, folder, model=organism)
+    plain = Path(shutil.copytree(models.ORGANISM, tmp_path / "plain"))
+    for own in (folder, plain):  # it samples only from checkpoints that say so, whatever temperature is asked for
+        path = own / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True}))
     program = str(Path(sys.executable).with_name("transformers"))
     if not os.path.exists(program):
         pytest.skip("no command `transformers` beside Python")
     with served(program, "serve", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu") as url:
-        check(plan, hooked, url, url, tmp_path / "out", (str(folder), str(models.ORGANISM)))
+        check(plan, hooked, url, url, tmp_path / "out", (str(folder), str(plain)))

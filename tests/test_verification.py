@@ -232,7 +232,8 @@ def test_a_server_that_is_down_slow_or_another_model(plan, tmp_path):
 
         def fails(endpoint: Endpoint, said: str, **options) -> None:
             with pytest.raises(ls.LensteerError, match=said):
-                verify(plan, endpoint, TASKS, tone, tmp_path / said[:9], unsteered=other, asking=ASKING, **options)
+                options = dict(asking=ASKING) | options
+                verify(plan, endpoint, TASKS, tone, tmp_path / said[:9], unsteered=other, **options)
 
         fails(Endpoint(url=down, retries=0), f"no connection to {down}: is the server up")
         fails(Endpoint(url=down, retries=1, timeout=5), "after 2 tries")
@@ -247,6 +248,8 @@ def test_a_server_that_is_down_slow_or_another_model(plan, tmp_path):
             fails(Endpoint(url=silent.url), "serves no model that it lists: name one")
         with ChatServer(lambda payload: (401, "who are you"), ["m"]) as locked:
             fails(Endpoint(url=locked.url), "status 401 .*LENSTEER_ENDPOINT_KEY")
+        with ChatServer(lambda payload: POLITE, ["m"]) as greedy:
+            fails(Endpoint(url=greedy.url), "gave the same answer to all 2 samples", asking=Asking(n_samples=2))
         with ChatServer(lambda payload: "", ["m"]) as empty:
             fails(Endpoint(url=empty.url), "no sentence in the answers at the endpoint")
     assert list(tmp_path.rglob("history.jsonl")) == []

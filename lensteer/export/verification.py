@@ -338,7 +338,7 @@ def verify(
 
     Raises:
         LensteerError: an endpoint that is down, too slow, serves another model or does not answer in the expected form;
-            a folder of another verification; recorded answers that lack a task; an annotator that never gives the
+            one that does not sample although it should; a folder of another verification; recorded answers that lack a task; an annotator that never gives the
             behavior's label; fewer than two tasks; no sentence in the answers.
     """
     asking = asking or Asking()
@@ -370,6 +370,7 @@ def verify(
                 plain = _recorded(Path(str(unsteered)), tasks)
             else:
                 plain = ask_all(other, base, tasks, asking, folder / "unsteered.jsonl", f"unsteered {number}", step)
+            _check_drawn(own, asking, endpoint.url)
             sides = [_counts(answers, tasks, annotator, label, thought) for answers in (own, plain)]
             counts = {task.id: (*sides[0][task.id], *sides[1][task.id]) for task in tasks}
             ended = [sum(a.finished for a in answers) / len(answers) for answers in (own, plain)]
@@ -386,6 +387,21 @@ def verify(
         if other is not None:
             other.close()
     return Verification(endpoint.url, name, label, sign, promised, tuple(history))
+
+
+def _check_drawn(answers: Sequence[Answer], asking: Asking, url: str) -> None:
+    """Refuse copies: a server that ignores the temperature gives each task the same answer every time, in each look."""
+    if asking.n_samples < 2 or not asking.temperature:
+        return
+    texts: dict[str, set[str]] = {}
+    for answer in answers:
+        texts.setdefault(answer.task, set()).add(answer.text)
+    if all(len(different) == 1 for different in texts.values()):
+        raise LensteerError(
+            f"{url} gave the same answer to all {asking.n_samples} samples of every task at temperature "
+            f"{asking.temperature:g}: it does not sample (`transformers serve` does if the checkpoint's "
+            "generation_config.json has do_sample: true); ask one greedy answer a task, --n 1 --temperature 0"
+        )
 
 
 def _check_settings(
