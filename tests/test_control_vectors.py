@@ -199,7 +199,7 @@ def test_a_read_vector_has_no_mean_norm(tmp_path):
     found = ls.export.read_control_vector(write(tmp_path / "v.gguf", directions(range(1, 3))), written_by="repeng")
     assert found.scaled(1, "unit").norm() == pytest.approx(1)
     with pytest.raises(ls.LensteerError, match="holds no mean activation"):
-        ls.SteeringPlan(found, 1, unit="mean_norm").vector  # noqa: B018
+        found.scaled(1, "mean_norm")
     with pytest.raises(ls.LensteerError, match="no vector at layer 7"):
         ls.SteeringPlan(found, 7)
 

@@ -94,11 +94,11 @@ def check(plan, hooked, steered: str, unsteered: str, out: Path, names: tuple[st
     asking = ls.export.Asking(n_samples=2, temperature=1.0, max_new_tokens=300)
     found = ls.export.verify(
         plan,
-        ls.export.Endpoint(url=steered, model=names[0], concurrency=2, timeout=300),
+        ls.export.Endpoint(url=steered, model=names[0], concurrency=2, timeout=300.0),
         ls.load_tasks(split="test", n=TASKS),
         ls.grammar,
         out,
-        unsteered=ls.export.Endpoint(url=unsteered, model=names[1], concurrency=2, timeout=300),
+        unsteered=ls.export.Endpoint(url=unsteered, model=names[1], concurrency=2, timeout=300.0),
         asking=asking,
     )
     (look,) = found.looks

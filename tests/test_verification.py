@@ -164,7 +164,7 @@ def test_every_keeps_a_history_waits_and_stops_at_an_alarm(plan, tmp_path):
     with ChatServer(says(next(shares)), ["m"]) as server, ChatServer(says(0.1), ["m"]) as base:
         found = verify(
             plan, Endpoint(url=server.url), TASKS, tone, tmp_path, unsteered=Endpoint(url=base.url), asking=ASKING,
-            every=3600, sleep=next_look, announce=said.append,
+            every=3600.0, sleep=next_look, announce=said.append,
         )  # fmt: skip
     assert [look.alarm for look in found.looks] == [False, False, True]
     assert found.alarm
@@ -182,10 +182,11 @@ def test_every_keeps_a_history_waits_and_stops_at_an_alarm(plan, tmp_path):
 
 def test_a_finished_look_is_not_repeated_and_a_killed_one_resumes(plan, tmp_path):
     with ChatServer(says(0.4), ["m"]) as served, ChatServer(says(0.1), ["m"]) as base:
-        call = lambda: verify(  # noqa: E731
-            plan, Endpoint(url=served.url, retries=0), TASKS, tone, tmp_path, unsteered=Endpoint(url=base.url),
-            asking=ASKING,
-        )  # fmt: skip
+        own, other = Endpoint(url=served.url, retries=0), Endpoint(url=base.url)
+
+        def call() -> Verification:
+            return verify(plan, own, TASKS, tone, tmp_path, unsteered=other, asking=ASKING)
+
         healthy = served.say
         served.say = lambda payload: (500, "planted") if len(served.payloads) > 6 else healthy(payload)
         with pytest.raises(ls.LensteerError, match=r"status 500 .*planted.*of 16 answers are kept"):
@@ -231,12 +232,12 @@ def test_a_server_that_is_down_slow_or_another_model(plan, tmp_path):
         other = Endpoint(url=base.url)
 
         def fails(endpoint: Endpoint, said: str, **options) -> None:
+            options = dict(asking=ASKING) | options
             with pytest.raises(ls.LensteerError, match=said):
-                options = dict(asking=ASKING) | options
                 verify(plan, endpoint, TASKS, tone, tmp_path / said[:9], unsteered=other, **options)
 
         fails(Endpoint(url=down, retries=0), f"no connection to {down}: is the server up")
-        fails(Endpoint(url=down, retries=1, timeout=5), "after 2 tries")
+        fails(Endpoint(url=down, retries=1, timeout=5.0), "after 2 tries")
         with ChatServer(says(0.4), ["m"], delay=1.0) as slow:
             fails(Endpoint(url=slow.url, timeout=0.1, retries=0), "within 0.1 s: give it more time")
         with ChatServer(says(0.4), ["llama-70b"]) as foreign:
@@ -310,7 +311,10 @@ def test_thoughts_are_found_wherever_the_server_puts_them(tmp_path):
 
 def test_a_server_without_seeds_is_asked_without(plan, tmp_path):
     healthy = says(0.4)
-    say = lambda payload: (422, "unexpected keys: seed") if "seed" in payload else healthy(payload)  # noqa: E731
+
+    def say(payload):
+        return (422, "unexpected keys: seed") if "seed" in payload else healthy(payload)
+
     with ChatServer(say, ["m"]) as server:
         client = ls.export.endpoints.Client(Endpoint(url=server.url, concurrency=1))
         found = ask_all(client, "m", TASKS[:3], Asking(system="Be brief."), tmp_path / "answers.jsonl", "x")

@@ -337,9 +337,9 @@ def verify(
         sleep: waits.
 
     Raises:
-        LensteerError: an endpoint that is down, too slow, serves another model or does not answer in the expected form;
-            one that does not sample although it should; a folder of another verification; recorded answers that lack a task; an annotator that never gives the
-            behavior's label; fewer than two tasks; no sentence in the answers.
+        LensteerError: an endpoint that is down, too slow, serves another model, does not answer in the expected form,
+            or does not sample although it should; a folder of another verification; recorded answers that lack a task;
+            an annotator that never gives the behavior's label; fewer than two tasks; no sentence in the answers.
     """
     asking = asking or Asking()
     out = Path(out)
