@@ -30,6 +30,7 @@ from lensteer.cli.options import (
     tasks_for,
     whole_numbers,
 )
+from lensteer.cli.verify import verify
 from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, SCOPES, STAGES, Run, RunConfig, complete, run_stage
@@ -260,6 +261,7 @@ for _name in STAGES:
 app.command("directions")(directions)
 app.command("doctor")(doctor)
 app.command("export")(export)
+app.command("verify")(verify)
 app.add_typer(annotating, name="annotate")
 app.add_typer(caching, name="cache")
 
