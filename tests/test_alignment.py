@@ -384,6 +384,7 @@ def test_no_published_chain_loses_three_sections_in_a_row_to_such_a_judge(refere
     assert n_lost <= 0.005 * n_parts, (n_lost, n_parts)
 
 
+@pytest.mark.medium
 def test_no_published_chain_loses_sections_whose_text_is_there(reference_folder):
     for path in sorted(reference_folder.glob("*_annotated_chains.jsonl")):
         traces, report = read_published(path)
@@ -481,6 +482,7 @@ def draw_offsets(data, response: str) -> list[int]:
     return sorted([0, *cuts]) if response else []
 
 
+@pytest.mark.medium
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), response=texts)
 def test_any_annotation_is_accounted_for(data, response):

@@ -181,6 +181,30 @@ def test_a_cache_edit_is_compared_with_the_residual_stream():
     assert "KL by token" in analysis.table(found)
 
 
+def test_a_cache_edit_is_compared_with_everything_on_language(tiny_checkpoint, tmp_path):
+    analysis = load("cache_on_language")
+    rows = [
+        {"question": f"{i} apples and {i} more?", "answer": f"{i} + {i} = {2 * i}. So there are {2 * i}.\n#### {2 * i}"}
+        for i in range(1, 31)
+    ]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = str(tmp_path / "gsm8k.jsonl")
+    sizes = dict(n_pairs=4, shots=1, n_prompts=2, n_dev=3, n_test=3, n_style=2, n_controls=2, max_new_tokens=8)
+    some = dict(c_values=(0.01, 0.02), some_pairs=(2,), some_shots=(1,), c_keys=(0.01,), layers=(1, 2))
+    config = analysis.Config(str(tiny_checkpoint()), file, tmp_path / "out", file, dtype="float32", **sizes, **some)
+    found = analysis.main(config)
+    test = analysis.Modes.from_dict(found["effect"]["test"])
+    names = [condition.condition for condition in test.conditions]
+    assert names[:3] == ["unsteered", "cache", "residual, once"]
+    assert names[3:] == ["words", "offset token alone", "swapped sides", "random-0", "random-1"]
+    assert set(test["cache"].p) == set(test["cache"].changes) >= {"reasons", "accuracy", "answered", "length"}
+    assert len(found["steadiness"]["dev"]["conditions"]) == 1 + 8 + 2 + 1 + 3 + 2 + 1
+    assert len(found["styles"]["test"]["conditions"]) == 6
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert json.dumps(analysis.main(config)) == json.dumps(found)  # resumed
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
 def test_styles_are_carried_over():
     analysis = load("style_transfer")
     found = analysis.main(analysis.Config(n_pairs=6, shots=1, c_values=(1.0,), n_dev=2, n_test=4))

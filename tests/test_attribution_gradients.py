@@ -143,6 +143,7 @@ def test_fisher_expects_what_the_tangents_give(tiny_model, traces, family, windo
     assert (drawn.samples, truth.samples) == (128, None)
 
 
+@pytest.mark.medium
 def test_the_standard_error_is_what_seeds_do(tiny_model, traces):
     model = tiny_model("qwen2")
     vectors = vectors_for(model)
@@ -175,6 +176,7 @@ def test_tangents_give_the_second_order_of_the_exact_kl(tiny_checkpoint, traces,
     assert second.mean.min() > 1e-8
 
 
+@pytest.mark.medium
 def test_fisher_of_a_model_whose_upper_blocks_are_zeroed(tiny_checkpoint, traces):
     """Then logits are a norm and a matrix: J u = W·g⊙(u − h⟨h, u⟩/(d·ms))/√ms, at every layer from there on."""
     model = models.load_model(tiny_checkpoint("qwen2", n_layers=N_LAYERS))

@@ -31,6 +31,8 @@ def test_fit_then_run(tmp_path):
     assert "6 pairs" in told
     sizes = ["--n-dev", 4, "--n-test", 8, "--n-controls", 1, "--c-values", "0.75,1", "--suffix", "Just the answer."]
     told = call("cache", "run", vector, "--out", out, *sizes)
+    assert "dev: 3 conditions × 4 tasks" in told
+    assert "  c_values=0.75: thinks" in told
     assert "cache: thinks" in told
     found = read_cache_run(out)
     assert found["test"]["cache"].thinks.value >= 0.75
@@ -42,6 +44,13 @@ def test_fit_then_run(tmp_path):
         "prompted baseline",
         "random-0",
     }
+    kept = json.loads((out / "cache.json").read_text())
+    assert kept["why"].startswith("c_values=")
+    assert [s["condition"] for s in kept["samples"]] == [
+        n for n in ("unsteered", "cache", "prompted baseline") for _ in range(3)
+    ]
+    assert all(s["answer"] for s in kept["samples"])
+    assert found["test"]["cache"].changes["thinks"].value >= 0.5 > found["test"]["cache"].p["thinks"]
     before = (out / "cache-test.jsonl").read_bytes()
     call("cache", "run", vector, "--out", out, *sizes)
     assert (out / "cache-test.jsonl").read_bytes() == before  # nothing is run twice
@@ -54,6 +63,7 @@ def test_mistakes_are_one_line(tmp_path):
         (["fit", "--out", tmp_path / "v", "--records", tmp_path / "none.jsonl"], "none.jsonl"),
         (["run", tmp_path / "none.safetensors", "--out", tmp_path / "x"], "none.safetensors"),
         (["run", tmp_path / "none.safetensors", "--out", tmp_path / "x", "--c-values", "a,1"], "'a,1'"),
+        (["fit", "--out", tmp_path / "v", "--records", "organism", "--n", 300], "300 pairs of 100 records"),
     ):
         assert said in call("cache", *words, code=1).splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

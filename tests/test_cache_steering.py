@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from lensteer.cache_steering import (
     contrastive_pairs,
     edit_cache,
     fit_cache_vector,
+    load_records,
     swapped,
 )
 from lensteer.cache_steering.fitting import read_slots
@@ -217,6 +219,7 @@ def test_half_precision_and_its_offset(tiny_checkpoint):
     assert plan.slot(len(trace.prompt_ids)) == len(trace.prompt_ids) - 2
 
 
+@pytest.mark.medium
 def test_fitting_is_the_mean_difference_whatever_the_batch(organism):
     pairs = contrastive_pairs(organism, make_records(12), n=5, shots=1, ending=ENDING, join=JOIN)
     whole = fit_cache_vector(organism, pairs)
@@ -225,6 +228,50 @@ def test_fitting_is_the_mean_difference_whatever_the_batch(organism):
         mean = torch.stack([getattr(part, name) for part in parts]).mean(0)
         torch.testing.assert_close(getattr(whole, name), mean, rtol=1e-4, atol=1e-4)
     assert float(whole.keys[0].abs().max()) < 1e-5  # the same token, before any context: only rotation could differ
+
+
+def test_the_unit_of_the_coefficient_is_as_long_as_the_slots_own_values(organism):
+    pairs = contrastive_pairs(organism, make_records(12), n=5, shots=1, ending=ENDING, join=JOIN)
+    vector = fit_cache_vector(organism, pairs)
+    prompts = [models.encode(organism, text) for pair in pairs for text in (pair.positive, pair.negative)]
+    read = [read_slots(organism, [ids], [len(ids) - 2]) for ids in prompts]
+    length = torch.stack([values.norm() for _, values in read]).mean()
+    plan = CachePlan(vector, 2.0, 0.5, unit="norm")
+    torch.testing.assert_close(plan.factor("values") * vector.values.norm(), 2 * length, rtol=1e-4, atol=1e-4)
+    same = CachePlan(vector, plan.factor("values"), plan.factor("keys"))
+    assert same.describe() == plan.describe()
+    outs = [forced_logits(organism, prompts[:1], [[5, 6]], plans=[each])[0] for each in (plan, same)]
+    assert torch.equal(*outs)
+    drawn = CachePlan(vector.random(3), 2.0, unit="norm")
+    assert drawn.factor("values") == pytest.approx(plan.factor("values"), rel=1e-4)
+    with pytest.raises(ls.LensteerError, match="'mean_norm'"):
+        CachePlan(vector, unit="mean_norm")
+    with pytest.raises(ls.LensteerError, match="fit it again"):
+        CachePlan(CacheVector("old", vector.keys, vector.values, -2), unit="norm")
+
+
+def test_differences_that_are_none_are_refused(organism):
+    (pair, *_) = contrastive_pairs(organism, make_records(12), n=2, shots=1, ending=ENDING, join=JOIN)
+    with pytest.raises(ls.LensteerError, match="differences of 2 pairs cancel"):
+        fit_cache_vector(organism, [pair, Pair(pair.negative, pair.positive)])
+    with pytest.raises(ls.LensteerError, match="are the same"):
+        fit_cache_vector(organism, [Pair(pair.positive, pair.positive)])
+    zero = torch.zeros(2, 1, 4)
+    with pytest.raises(ls.LensteerError, match="'none' is zero everywhere"):
+        CacheVector("none", zero, zero, -2)
+
+
+def test_gsm8k_is_read_as_records(tmp_path):
+    row = {"question": "How many?", "answer": "She has 3*4=<<3*4=12>>12.\n#### 1,200"}
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(json.dumps(row))
+    assert load_records(path) == [Record("How many?", {"stepwise": "She has 3*4=12."}, "1200")]
+    path.write_text(json.dumps({**row, "answer": "#### 12"}))
+    with pytest.raises(ls.LensteerError, match=r"line 1 has no steps before its '####'"):
+        load_records(path)
+    path.write_text(json.dumps({**row, "answer": "12"}))
+    with pytest.raises(ls.LensteerError, match=r"line 1: 'steps' is None"):
+        load_records(path)
 
 
 def test_pairs_differ_in_the_steps_alone(organism):

@@ -312,6 +312,7 @@ def test_a_budget_is_spent_in_any_unit(unit, tiny_model, random_direction):
         calibrate(model, prompts_of(model), direction, 1, unit="norm", **options)
 
 
+@pytest.mark.medium
 def test_together_is_as_alone(tiny_model, random_direction):
     model = tiny_model("llama")
     prompts = prompts_of(model, 6)

@@ -87,6 +87,7 @@ def test_shuffled_labels_give_chance():
     assert report.agreement.macro_f1.value < 0.27
 
 
+@pytest.mark.medium
 def test_probabilities_are_the_share_of_labels_that_are_right():
     """With a third of the labels random, a cue is right with 2/3 + 1/3 · 1/6 = .72."""
     config = ClassifierConfig(FeatureWeights(place=0.0, neighbors=0.0), strength=0.1)
@@ -97,6 +98,7 @@ def test_probabilities_are_the_share_of_labels_that_are_right():
     assert np.mean([bin_.confidence for bin_ in report.reliability]) == pytest.approx(0.72, abs=0.06)
 
 
+@pytest.mark.medium
 def test_sentences_that_say_nothing_are_told_from_those_that_do_by_abstaining():
     rng = random.Random(5)
     chains = []
@@ -193,6 +195,7 @@ def test_chains_come_in_any_number_and_in_any_order(classifier):
     np.testing.assert_array_equal(again.linear.coefficients, classifier.linear.coefficients)
 
 
+@pytest.mark.medium
 def test_two_labels_and_rare_ones():
     two = planted(20, labels=("deduction", "backtracking"))
     found = fit_classifier(two)

@@ -49,6 +49,7 @@ def hooks(model):
     return sum(len(module._forward_hooks) for module in twins.plain_twin(model).modules())
 
 
+@pytest.mark.medium
 def test_batches_at_once_give_what_they_give_one_after_another(model, random_direction, two_threads):
     batches, run = batches_of(random_direction, model), runner(model)
     assert n_at_once(model, least=0) == 2

@@ -236,6 +236,7 @@ def ends_of(tokenizer, text: str, prompt: str = "") -> list[int]:
     return [[*starts, len(text)][i + 1] for i in context.ends()[0, len(ids[0]) :].nonzero()[:, 0].tolist()]
 
 
+@pytest.mark.medium
 def test_a_character_that_ends_a_sentence_does_for_the_splitter_and_for_the_scopes(tokenizer):
     for stop in STOPS + SURE_STOPS:
         text = f"We go on{stop} Then we stop"

@@ -346,6 +346,7 @@ def test_two_labels_in_a_sentence_go_to_the_larger_and_a_little_is_none():
     assert labels(("deduction", "ab"), ("backtracking", "cd"), ("deduction", "e"), response=response)[1] == "deduction"
 
 
+@pytest.mark.medium
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_labels_against_counting_letters(data):
@@ -369,6 +370,7 @@ def test_labels_against_counting_letters(data):
 # --- the published chains -------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_the_published_chains_are_placed(reference_folder):
     traces, report = read_published(reference_folder / CHAINS)
     assert len(traces) == 100

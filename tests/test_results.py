@@ -62,19 +62,31 @@ def test_the_readmes_claims_are_the_runs_on_mini_r1():
     assert max(run[f"{path}.p_holm"] for path in tested.values()) <= float(largest)
     pools = ("isotropic", "covariance_matched", "shuffled")
     beyond = [key for key, path in tested.items() if all(run[f"{path}.{pool}.rank"] == 1 for pool in pools)]
-    assert beyond == [("adding-knowledge", "up")]
+    said = [("adding-knowledge", "up"), ("example-testing", "down")]
+    assert beyond == [*said, ("uncertainty-estimation", "up"), ("backtracking", "up")]
+    assert all(run[f"{path}.shown"] is (key in beyond) for key, path in tested.items())
+    assert all(
+        run[f"effect.{b}.up.sentences.change"] > run[f"effect.{b}.words.sentences.change"] for b in table("mini_r1")
+    )
     assert sum(run[f"random.L15.{pool}.n"] for pool in pools) == 60
     # "Most of backtracking's increase is cue words"
     blind = run["by.classifier, cue words masked.backtracking.up.events"]
     assert blind < run["effect.backtracking.up.sentences.events"] / 10
-    assert run["effect.backtracking.up.sentences.shuffled.z"] < 0 < run["effect.backtracking.up.sentences.change"]
+    old = summary_of("mini_r1_span_all")  # "one of the seven exceeded its controls"
+    paths = [path for path in tested.values() if all(old[f"{path}.{pool}.rank"] == 1 for pool in pools)]
+    assert paths == ["effect.adding-knowledge.up.sentences"]
+    for behavior, new, before in (
+        ("adding-knowledge", 2.7, 4.2), ("uncertainty-estimation", 4.4, 1.3), ("backtracking", 3.1, -0.35)
+    ):  # fmt: skip
+        z = [r[f"effect.{behavior}.up.sentences.shuffled.z"] for r in (run, old)]
+        assert z == pytest.approx([new, before], abs=0.05)
     assert {run[f"site.{behavior}.layer"] for behavior in table("mini_r1")} == {15}
     assert (run["evaluation.n_tasks"], run["evaluation.n_samples"]) == (50, 8)
 
 
 def test_the_readmes_claim_of_one_teachers_vectors_is_measured():
     found = json.loads((ROOT / "analyses" / "results" / "mini_r1_one_teacher.json").read_text(encoding="utf-8"))
-    low, high = (float(x) for x in re.findall(r"have cosines of (\.\d+) to (\.\d+) with these", README)[0])
+    low, high = (float(x) for x in re.findall(r"had cosines of (\.\d+) to (\.\d+) with those", README)[0])
     cosines = [found[f"cosine.{behavior}.{found['alone']}.all"] for behavior in table("mini_r1")]
     assert (round(min(cosines), 2), round(max(cosines), 2)) == (low, high)
     run = summary_of("mini_r1")

@@ -75,6 +75,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.medium
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.lists(pieces, max_size=30).map("".join), st.text(max_size=60)))
 def test_any_text_is_covered_in_order_and_a_sentence_is_one(text):

@@ -163,6 +163,7 @@ def neighbors(task: Task, others: set[str]) -> set[str]:
     }
 
 
+@pytest.mark.medium
 def test_wrong_neighbors_are_refused(tasks):
     texts = {task.answer for task in definite(tasks) if task.grader == "exact" and task.answer}
     for task in definite(tasks):

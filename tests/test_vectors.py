@@ -44,6 +44,7 @@ def vectors(model, traces):
 # --- fitting --------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_every_recipe_is_the_slow_oracles(model, traces):
     recipes = [Recipe(*options) for options in product(WINDOWS, NEGATIVES, AGGREGATIONS)]
     kept = [kept_activations(model, trace) for trace in traces]

@@ -14,10 +14,12 @@ from lensteer.cache_steering.pairs import (
     load_records,
     swapped,
 )
+from lensteer.cache_steering.reasoning import reasons, steps_of
 from lensteer.cache_steering.styles import style_of
-from lensteer.steering.cache import OFFSET, POSITIONS, CachePlan, CacheVector, edit_cache
+from lensteer.steering.cache import CACHE_UNITS, OFFSET, POSITIONS, CachePlan, CacheVector, edit_cache
 
 __all__ = [
+    "CACHE_UNITS",
     "NEIGHBORS",
     "OFFSET",
     "POSITIONS",
@@ -30,6 +32,8 @@ __all__ = [
     "edit_cache",
     "fit_cache_vector",
     "load_records",
+    "reasons",
+    "steps_of",
     "style_of",
     "swapped",
 ]

@@ -23,6 +23,9 @@ from lensteer.steering.cache import CacheVector, check_attention, check_position
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+#: A mean difference of values that is shorter than this share of the values is none.
+CANCELED = 1e-4
+
 
 def fit_cache_vector(
     model: TransformerBridge,
@@ -50,7 +53,7 @@ def fit_cache_vector(
 
     Raises:
         LensteerError: No pair, two sides that are the same up to the position, a position outside a prompt, an
-            unsupported attention, numbers that are not finite.
+            unsupported attention, numbers that are not finite, differences that cancel.
     """
     if not pairs:
         raise LensteerError("no pairs: make some with contrastive_pairs(model, records)")
@@ -68,20 +71,29 @@ def fit_cache_vector(
     signs = [1.0, -1.0] * len(pairs)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     sums: tuple[Tensor, Tensor] | None = None
+    norms = torch.zeros(2, dtype=torch.float64)
     with progress_bar(total=len(prompts), unit="prompt", show=progress) as bar:
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             at = [index_in(position, len(prompts[i])) for i in batch]
             found = read_slots(model, [prompts[i] for i in batch], at, read)
             sign = torch.tensor([signs[i] for i in batch], dtype=torch.float64)[:, None, None, None]
-            parts = [(sign * tensor.to("cpu", torch.float64)).sum(0) / len(pairs) for tensor in found]
+            exact = [tensor.to("cpu", torch.float64) for tensor in found]
+            norms += torch.stack([tensor.flatten(1).norm(dim=1).sum() for tensor in exact]) / len(prompts)
+            parts = [(sign * tensor).sum(0) / len(pairs) for tensor in exact]
             sums = (parts[0], parts[1]) if sums is None else (sums[0] + parts[0], sums[1] + parts[1])
             bar.update(len(batch))
     assert sums is not None
+    if float(sums[1].norm()) <= CANCELED * float(norms[1]):
+        raise LensteerError(
+            f"the differences of {len(pairs)} pairs cancel: their mean is {float(sums[1].norm()):.2g} long, the values "
+            f"themselves {float(norms[1]):.2g}; give pairs whose positive sides all differ in one way"
+        )
     provenance: dict[str, Any] = {
         "model": models.fingerprint(model).to_dict(),
         "n_pairs": len(pairs),
         "pairs": digest(json.dumps([[p.positive, p.negative] for p in pairs]).encode()),
+        "norms": {"keys": float(norms[0]), "values": float(norms[1])},
     }
     if layers is not None:
         provenance["layers"] = read

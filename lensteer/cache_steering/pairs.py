@@ -16,7 +16,7 @@ import numpy as np
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, read_jsonl
-from lensteer.tasks.benchmarks import solved_tasks
+from lensteer.tasks.benchmarks import read_gsm8k, solved_tasks
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -192,10 +192,10 @@ def load_records(source: str | Path = "builtin") -> list[Record]:
     Args:
         source: "builtin" for the written set (100 questions, each solved in every style of `STYLES`), or a JSONL file
             with `question, steps, answer` on every line: steps a text, which counts as "stepwise", or a mapping from
-            style to text. Other fields, such as an id, are ignored.
+            style to text; or GSM8K's own file, whose answers hold the steps. Other fields, such as an id, are ignored.
 
     Raises:
-        LensteerError: no such file, an empty one, or a line that is not a record.
+        LensteerError: no such file, an empty one, a line that is not a record, or a record without steps.
     """
     path = _WRITTEN if source == "builtin" else Path(source)
     return [_record(values, f"{path}, line {number}") for number, values in read_jsonl(path)]
@@ -205,6 +205,11 @@ def _record(values: Mapping[str, Any], where: str) -> Record:
     for name in ("question", "answer"):
         if not _is_text(values.get(name)):
             raise LensteerError(f"{where}: {name!r} is {values.get(name)!r}, give it as a text that is not empty")
+    if "steps" not in values and "####" in values["answer"]:
+        found = read_gsm8k(values, where)
+        if not found.steps:
+            raise LensteerError(f"{where} has no steps before its '####': a pair's sides would be the same")
+        values = {"question": found.prompt, "steps": found.steps, "answer": found.answer}
     steps = values.get("steps")
     if isinstance(steps, str):
         steps = {"stepwise": steps}

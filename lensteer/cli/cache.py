@@ -34,7 +34,7 @@ def fit(
     records: Annotated[
         str,
         typer.Option(
-            help="'organism', 'builtin' (100 written records) or a JSONL file.",
+            help="'organism', 'builtin' (100 written records) or a JSONL file, such as GSM8K's own.",
             show_default="builtin; for the organism: organism",
         ),
     ] = "",
@@ -75,8 +75,11 @@ def run(
         str, typer.Option(help="Appended to every task, in every condition.", show_default="nothing")
     ] = "",
     system: System = "",
-    c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4",
+    c_values: Annotated[str, typer.Option(help="Coefficients to choose from, on dev tasks.")] = "0.5,1,2,4,8",
     c_keys: Annotated[float, typer.Option(help="Coefficient of the keys; 0 edits the values alone.")] = 0.0,
+    unit: Annotated[
+        str, typer.Option(help="Coefficient 1: as long as the slot's own values (norm), or the difference itself.")
+    ] = "norm",
     n_dev: Annotated[int, typer.Option(help="Dev tasks.")] = 40,
     n_test: Annotated[int, typer.Option(help="Held-out tasks.")] = 100,
     n_controls: Annotated[int, typer.Option(help="Random vectors of the same length.")] = 20,
@@ -93,8 +96,8 @@ def run(
 ) -> None:
     """Edit one slot of each prompt's cache, and compare the effect with random vectors and a prompted baseline."""
     config = CacheRun(
-        str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, n_dev, n_test, n_controls,
-        temperature, max_new_tokens, batch_size, dtype, device, seed, device_map, revision, system,
+        str(vector), model, tasks_for(model, tasks), suffix, numbers(c_values), c_keys, unit, n_dev, n_test,
+        n_controls, temperature, max_new_tokens, batch_size, dtype, device, seed, device_map, revision, system,
         thought, template,
     )  # fmt: skip
     cache_run(config, out, typer.echo)

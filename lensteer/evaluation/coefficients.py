@@ -129,7 +129,7 @@ def choose_coefficients(
         layers: behavior to layer.
         coefficients: positive coefficients to try.
         margins: how much worse than unsteered text may be.
-        scope: positions to steer.
+        scope: positions to steer; the default is compared with others in docs/choices.md.
         unit: what coefficient 1 means.
         same_length: at each layer, scale all vectors to the median length of the behaviors' vectors, and lower larger
             coefficients to the most common one, so that behaviors have the same length and share control vectors.

@@ -114,6 +114,7 @@ class Record:
         kl: nats per token between the steered and the unsteered model along the text; None if not measured.
         scores: of the user's measures, by behavior.
         thinks: it has at least one token of thinking between marks; False if the model marks none.
+        answered: an answer can be read in it; None if its task has none.
     """
 
     condition: str
@@ -135,6 +136,7 @@ class Record:
     kl: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     thinks: bool = False
+    answered: bool | None = None
 
     def by(self, annotator: str | None) -> Counts:
         """The counts of one annotator; None is the first.
@@ -203,6 +205,7 @@ def measure(
         {name: _counts(seen, labels) for name, seen in (others or {}).items()},
         scores=dict(scores or {}),
         thinks=bool(trace.marks[0]) and _n_tokens(trace, *trace.thinking) > 0,
+        answered=None if trace.task.answer is None else trace.answer is not None,
         **measured,
     )
 

@@ -83,7 +83,7 @@ def evaluate(
         layers: behavior to layer, as `select_layers` returns it.
         coefficients: positive coefficient per behavior, or one for all; a pair is (down, up), with None for a sign that
             is not run.
-        scope: positions to steer.
+        scope: positions to steer; the default is compared with others in docs/choices.md.
         unit: what coefficient 1 means; see `SteeringPlan`.
         prompts: behavior to a sentence that asks for it, put after the question: the prompted baseline.
         extra: further conditions on the same tasks and seeds, such as `Condition("cache", CachePlan(vector, 0.75))`:

@@ -54,8 +54,10 @@ ANNOTATORS = ("grammar", "rules", "classifier", "judge")
 class RunConfig:
     """Settings of a run. The defaults are for a language model; `ORGANISM` and `DEMO` are for the organism.
 
-    They are a starting point: the settings that worked by hand on mini-R1, a SmolLM2-135M that thinks like R1, before
-    any full run there (`analyses/LOG.md`, 2026-11-26).
+    Where defaults were compared with others, it was on mini-R1, a SmolLM2-135M that thinks like R1: docs/choices.md has
+    the figures for `layers`, `n_train`, `window`, `negatives`, `scope` and `score_coefficient`, and
+    `analyses/unit_of_coefficients.py` those for `unit`. The rest were not compared: sizes are what a run of an hour
+    or two on two cores allows, and `coefficients` are around those that full runs chose there (1 to 2).
 
     Attributes:
         model: a checkpoint; None is the embedded organism.
@@ -76,8 +78,9 @@ class RunConfig:
             mean is tested.
         classifier: the file that `lensteer annotate fit` wrote; without it "classifier" is fitted on the chains.
         behaviors: that are steered.
-        layers: one for all behaviors, or one for each; () selects them by scores, or else the middle layer.
-        n_train: tasks that chains are generated on.
+        layers: one for all behaviors, or one for each; () selects them by scores, or else the middle layer, which no
+            score was ahead of beyond chance.
+        n_train: tasks that chains are generated on. 25 annotated chains did as much as 100; a rare behavior takes more.
         n_dev: tasks that coefficients are chosen on.
         n_test: held-out tasks.
         n_samples: chains per held-out task and steered condition.
@@ -93,15 +96,16 @@ class RunConfig:
         train_tokens: maximum per training chain.
         max_new_tokens: maximum per chain of dev and held-out tasks.
         batch_size: chains per batch.
-        window: positions that represent a span. "onset±3" against "spans" raised the four behaviors of mini-R1 most at
-            equal KL, twice as much as "span" against "all" (docs/choices.md).
+        window: positions that represent a span. "onset±3" against "spans" raised the four behaviors most at equal KL,
+            twice as much as "span" against "all".
         negatives: what a behavior is contrasted with.
-        scope: positions that are steered. On mini-R1 "onsets" do somewhat more at equal KL, but need 3 to 4 times the
-            coefficient, and the text of one behavior broke.
+        scope: positions that are steered. At equal KL "onsets" do somewhat more, but need 3 to 4 times the coefficient,
+            and the text of one behavior broke; "everywhere" is ahead by .004 [-.000, .009].
         unit: what coefficient 1 means; see `SteeringPlan`.
         max_spans: sentences per behavior for scores by layer.
         score_chains: chains that these sentences are taken from.
-        score_coefficient: of the scores: small, because at large ones every layer saturates.
+        score_coefficient: of the scores: small, because at large ones every layer saturates. Ranks from .1 to 2 predict
+            effects about as well (Spearman .53 to .58).
         coefficients: coefficients to try, with both signs.
         margins: limits for the text of a condition, "text" or "grammar".
         quality: number of chains per condition whose likelihood is measured; half as many per coefficient.

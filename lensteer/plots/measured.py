@@ -152,16 +152,24 @@ def coefficients(found: ChosenCoefficients) -> go.Figure:
     return finish(figure, title, 560)
 
 
-TITLES = {"thinks": "answers that think", "accuracy": "right answers", "parsed": "answers that parse"}
+TITLES = {
+    "thinks": "answers that think",
+    "reasons": "answers that reason",
+    "accuracy": "right answers",
+    "answered": "an answer can be read",
+    "parsed": "answers that parse",
+    "finished": "answers that end",
+    "repetition": "repeated 4-grams",
+}
 SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "adding-knowledge", "example-testing"))
 
 
-def modes(found: Modes, figures: Sequence[str] = tuple(TITLES)) -> go.Figure:
+def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed")) -> go.Figure:
     """Dots with 95 % intervals over tasks, a line per condition, a panel per figure; controls are one gray band.
 
     Args:
         found: from `measure_modes`; conditions of kind "control" are the band.
-        figures: which of "thinks", "accuracy" and "parsed".
+        figures: which; the names of `TITLES`.
 
     Raises:
         LensteerError: an unknown figure, or only control conditions.

@@ -321,6 +321,7 @@ def _cache(results: RunResults) -> dict[str, Any]:
         return {}
     test: Modes = results.cache["test"]
     found: dict[str, Any] = {"cache.c_values": results.cache["c_values"], "cache.n_tasks": test.n_tasks}
+    found["cache.unit"] = results.cache.get("unit", "difference")
     found |= {f"cache.vector.{name}": value for name, value in results.cache["vector"].items() if name != "model"}
     drawn = [condition for condition in test.conditions if condition.kind == "control"]
     found["cache.n_random"] = len(drawn)

@@ -2,6 +2,8 @@
 
 k <- k + c_keys * R(p) S_k,   v <- v + c_values * S_v   at slot p, once, with R(p) the rotation to the slot's position.
 
+Under the unit "norm", S_k and S_v are first made as long, over all layers together, as the keys and values of the slot.
+
 The order matters: prefill through p, edit, then at least one more prompt token before the first token is drawn.
 """
 
@@ -39,6 +41,13 @@ POSITIONS: dict[str, int] = {"last_prompt": -2, "offset_token": -1}
 prompt token. `offset_token` is the last one; when the plan is used, `OFFSET` is appended after it.
 """
 
+CACHE_UNITS = ("difference", "norm")
+"""What coefficient 1 adds: the mean difference itself (as published), or one as long as what it is added to.
+
+Mean differences are .15 of the values' length in SmolLM2-135M-Instruct and 1.07 in the organism (GSM8K's solutions, the
+organism's chains; `analyses/cache_on_language.py`), so coefficients of the second unit transfer between models.
+"""
+
 OFFSET = "\n"
 """The text that is appended to the prompt for position `offset_token`."""
 
@@ -53,7 +62,8 @@ class CacheVector(Result):
         values: Without normalization.
         position: Where they were read: a name of `POSITIONS`, or an index of the prompt's tokens (negative: from its
             end).
-        provenance: Model, number of pairs, and other facts on its origin.
+        provenance: Model, number of pairs, and other facts on its origin: "norms" are the mean lengths, over all layers
+            together, of the keys and values that were read.
     """
 
     label: str
@@ -68,6 +78,8 @@ class CacheVector(Result):
             if not torch.isfinite(tensor).all():
                 layer = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
                 raise LensteerError(f"{name} of {self.label!r} at layer {layer} are not finite")
+        if not self.keys.any() and not self.values.any():
+            raise LensteerError(f"cache vector {self.label!r} is zero everywhere: an edit with it would do nothing")
 
     @property
     def n_layers(self) -> int:
@@ -78,6 +90,23 @@ class CacheVector(Result):
     def layers(self) -> tuple[int, ...]:
         """Where it was read; it is zero elsewhere."""
         return tuple(self.provenance.get("layers") or range(self.n_layers))
+
+    def scale(self, what: str, unit: str) -> float:
+        """The factor that makes coefficient 1 of "keys" or "values" mean the unit.
+
+        Raises:
+            LensteerError: An unknown unit, or "norm" for a vector whose slots' lengths are not known.
+        """
+        if check_cache_unit(unit) == "difference":
+            return 1.0
+        norms = self.provenance.get("norms")
+        if norms is None:
+            raise LensteerError(
+                f"cache vector {self.label!r} does not say how long the slot's keys and values are, which unit 'norm' "
+                "needs: fit it again, or use unit='difference'"
+            )
+        length = float(getattr(self, what).double().norm())
+        return float(norms[what]) / length if length else 0.0
 
     def random(self, seed: int) -> CacheVector:
         """A control: isotropic random keys and values with this vector's length at each layer."""
@@ -137,6 +166,17 @@ def check_position(position: int | str) -> int | str:
     return position
 
 
+def check_cache_unit(unit: str) -> str:
+    """The unit itself, if it is one of `CACHE_UNITS`.
+
+    Raises:
+        LensteerError: Otherwise.
+    """
+    if unit not in CACHE_UNITS:
+        raise LensteerError(f"no unit {unit!r} of a cache edit: choose one of {list(CACHE_UNITS)}")
+    return unit
+
+
 def index_in(position: int | str, length: int) -> int:
     """The absolute index of a position in a prompt of `length` tokens.
 
@@ -160,9 +200,10 @@ class CachePlan(Joinable):
         c_keys: Coefficient of the keys' difference; 0 was best nearly everywhere.
         position: The slot; None is where the vector was read. `offset_token` appends `OFFSET` to the prompt.
         layers: Which layers; None is those of the vector.
+        unit: Of both coefficients: one of `CACHE_UNITS`.
 
     Raises:
-        LensteerError: A coefficient that is not finite, an unknown position, or a layer that the vector lacks.
+        LensteerError: A coefficient that is not finite, an unknown position or unit, or a layer that the vector lacks.
     """
 
     vector: CacheVector
@@ -170,11 +211,13 @@ class CachePlan(Joinable):
     c_keys: float = 0.0
     position: int | str | None = None
     layers: tuple[int, ...] | None = None
+    unit: str = "difference"
 
     def __post_init__(self) -> None:
         for name, value in (("c_values", self.c_values), ("c_keys", self.c_keys)):
             if not math.isfinite(value):
                 raise LensteerError(f"{name}={value} is not finite: give a number such as 6.0")
+        self.vector.scale("values", self.unit)
         if self.position is not None:
             check_position(self.position)
         for layer in self.layers or ():
@@ -204,7 +247,12 @@ class CachePlan(Joinable):
     def describe(self) -> list[Any]:
         """All that the edit depends on, as JSON-ready values."""
         tensors = [t.double().tolist() for t in (self.vector.keys, self.vector.values)]
-        return [*tensors, self.c_values, self.c_keys, self.where, self.layers]
+        return [*tensors, *(self.factor(name) for name in ("values", "keys")), self.where, self.layers]
+
+    def factor(self, what: str) -> float:
+        """What the vector's "keys" or "values" are multiplied with: coefficient times unit."""
+        coefficient = float(getattr(self, f"c_{what}"))
+        return coefficient * self.vector.scale(what, self.unit) if coefficient else 0.0
 
     def slot(self, length: int) -> int:
         """The index of the edited slot in a prompt of `length` tokens (including an offset token).
@@ -276,7 +324,7 @@ def edit_cache(
         active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
 
         def added(name: str, layer: int = layer, active: Tensor = active, like: Tensor = store.keys) -> Tensor:
-            coefficient = torch.tensor([getattr(p, f"c_{name}") for p in plans], device=where) * active
+            coefficient = torch.tensor([p.factor(name) for p in plans], device=where) * active
             table = torch.stack([getattr(p.vector, name)[layer] for p in plans]).to(where, torch.float32)
             return (coefficient[:, None, None] * table).to(like.dtype)
 

@@ -122,7 +122,8 @@ class SteeringPlan(Joinable):
         direction: such as `vectors["backtracking"]`.
         layer: whose output is edited.
         coefficient: signed; in multiples of `unit`.
-        scope: the positions that are edited.
+        scope: the positions that are edited. Everywhere is what the published work does and what files for servers can
+            say; `evaluate` and runs steer generated tokens alone, which does as much on mini-R1 (docs/choices.md).
         operator: "add" or "project_out".
         unit: of an added vector: "difference", the unscaled direction; "mean_norm", a vector as long as the
             layer's mean activation (the default before 0.1.0); "unit", one of length 1.
