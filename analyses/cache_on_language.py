@@ -5,13 +5,14 @@ read at the assistant's header. Three parts:
 
 - effect: a coefficient is chosen on dev questions; on test questions the edit is compared, paired by question, with
   nothing, with words that ask for steps, with a residual edit at the same slot (once; layer chosen on dev questions, at
-  the KL of the cache edit), with pairs whose sides are swapped in a random half (at the same length), with the offset
-  token alone, and with random vectors of the same length.
+  the KL of the cache edit), with pairs whose sides are swapped in a random half (at the vector's length and at their
+  own), with the offset token alone, and with control vectors of the same length: isotropic ones, and ones from the
+  spread of the pairs' differences.
 - steadiness: on dev questions, what changes with the number of pairs, shots, coefficients of values and keys, position
   and layers; and with half, twice and four times the coefficient of the cache edit and of the residual edit.
 - styles: vectors of the written records' styles, and the style of the answers under each.
 
-Coefficients are in lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
+With `--c-test` the test questions are asked at that coefficient, whatever the dev questions say. Coefficients are in lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
 (`lensteer.cache_steering.reasons`). Every part is resumed from its folder.
 
 Example: python analyses/cache_on_language.py --model qwen2.5-coder-0.5b --records gsm8k/train.jsonl \
@@ -24,7 +25,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from lensteer.cache_steering import (
     Record,
     contrastive_pairs,
     fit_cache_vector,
+    pairs_digest,
     load_records,
     style_of,
     swapped,
@@ -71,6 +73,7 @@ class Config:
         n_pairs: of the vector.
         shots: solved examples per prompt.
         c_values: to choose from.
+        c_test: the coefficient on test questions; None: the chosen one.
         layers: of the residual edit, to choose from; by default five depths.
         some_pairs: other numbers of pairs.
         some_shots: other numbers of shots.
@@ -79,7 +82,7 @@ class Config:
         n_dev: questions.
         n_test: questions.
         n_style: questions, for the styles.
-        n_controls: random vectors.
+        n_controls: isotropic vectors, and as many from the pairs' spread.
         max_new_tokens: of an answer.
         batch_size: answers per batch.
         seed: for everything.
@@ -95,6 +98,7 @@ class Config:
     n_pairs: int = 60
     shots: int = 3
     c_values: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    c_test: float | None = None
     layers: tuple[int, ...] = ()
     some_pairs: tuple[int, ...] = (1, 5, 20)
     some_shots: tuple[int, ...] = (1,)
@@ -122,17 +126,20 @@ class Study:
         self.records = load_records(config.records)
         self.vector = self.fitted("vector", self.pairs(config.n_pairs, config.shots))
 
-    def pairs(self, n: int, shots: int, **options: Any) -> list[Pair]:
-        """Contrastive pairs of the records."""
-        records: Sequence[Record] = options.pop("records", self.records)
-        return contrastive_pairs(self.model, records, n=n, shots=shots, seed=self.config.seed, **options)
+    def pairs(self, n: int, shots: int, records: Sequence[Record] = (), style: str = "stepwise") -> list[Pair]:
+        """Contrastive pairs of records, by default of the study's own."""
+        own = records or self.records
+        return contrastive_pairs(self.model, own, n=n, shots=shots, style=style, seed=self.config.seed)
 
     def fitted(self, name: str, pairs: list[Pair], position: str = "last_prompt") -> CacheVector:
-        """A vector, from its file if it was fitted before."""
+        """A vector, from its file if it was fitted on these pairs before."""
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            print(f"fitting {name} on {len(pairs)} pairs", flush=True)
-            fit_cache_vector(self.model, pairs, position=position, label=name, batch_size=8).save(path)
+        if path.exists():
+            vector = CacheVector.load(path, self.model)
+            if vector.provenance["pairs"] == pairs_digest(pairs):
+                return vector
+        print(f"fitting {name} on {len(pairs)} pairs", flush=True)
+        fit_cache_vector(self.model, pairs, position=position, label=name, batch_size=8).save(path)
         return CacheVector.load(path, self.model)
 
     def residual(self) -> BehaviorVectors:
@@ -161,7 +168,9 @@ class Study:
         """An edit whose unit is the length of the slot's values."""
         return CachePlan(vector, c, unit="norm", **options)
 
-    def arm(self, name: str, plan: Any = None, kind: str = "other", prefill: str = "", suffix: str = "") -> Condition:
+    def condition(
+        self, name: str, plan: Any = None, kind: str = "other", prefill: str = "", suffix: str = ""
+    ) -> Condition:
         """A condition that ends its questions with the suffix."""
         return Condition(name, plan, f"{self.config.suffix} {suffix}".strip(), prefill, kind=kind)
 
@@ -171,7 +180,7 @@ class Study:
         found = measure_modes(
             self.model,
             self.tasks(split, n),
-            [self.arm("unsteered", kind="unsteered"), *conditions],
+            [self.condition("unsteered", kind="unsteered"), *conditions],
             self.sampling,
             annotator=ls.rules,
             style_of=style_of,
@@ -181,9 +190,10 @@ class Study:
             print(f"  {told(condition, self.marks)}", flush=True)
         return found
 
+    @cached_property
     def chosen(self) -> tuple[float, Modes]:
         """The coefficient, and the dev questions' figures."""
-        tried = {c: self.arm(f"c={c:g}", self.edit(self.vector, c)) for c in self.config.c_values}
+        tried = {c: self.condition(f"c={c:g}", self.edit(self.vector, c)) for c in self.config.c_values}
         dev = self.measured("dev", "dev", self.config.n_dev, list(tried.values()))
         best, why = chosen_edit(dev, {c: condition.name for c, condition in tried.items()}, marks=self.marks)
         print(why, flush=True)
@@ -191,7 +201,7 @@ class Study:
 
     def matched(self, plan: CachePlan) -> dict[str, Any]:
         """The KL of the cache edit, and a residual edit of the same KL at each layer that is tried."""
-        path = self.folder / "matched.json"
+        path = self.folder / f"matched-c{plan.c_values:g}.json"
         if not path.exists():
             budget = rollout_kl(self.model, self.prompts(), [plan], max_new_tokens=40)[0].statistic(None)
             direction, n = self.residual()["steps"], models.n_layers(self.model)
@@ -207,34 +217,38 @@ class Study:
 
 
 def effect(study: Study) -> dict[str, Any]:
-    """The edit against every other arm, on test questions."""
+    """The edit against every other condition, on test questions."""
     config = study.config
-    best, dev = study.chosen()
+    best, dev = study.chosen
+    best = config.c_test or best
     cache = study.edit(study.vector, best)
     matched = study.matched(cache)
     direction = study.residual()["steps"]
     print(f"KL per token {matched['kl']:.3f}; residual edits {matched['residual']}", flush=True)
     sites = [row for row in matched["residual"] if row["coefficient"] and row["kl"] > 0]
     plans = {r["layer"]: ls.SteeringPlan(direction, r["layer"], r["coefficient"], header) for r in sites}
-    tried = {layer: study.arm(f"residual L{layer}", plan) for layer, plan in plans.items()}
-    layers = study.measured("residual", "dev", config.n_dev, list(tried.values()))
+    tried = {layer: study.condition(f"residual L{layer}", plan) for layer, plan in plans.items()}
+    layers = study.measured(f"residual-c{best:g}", "dev", config.n_dev, list(tried.values()))
     layer, why = chosen_edit(
         layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
     )
     print(why.replace("c_values", "layer"), flush=True)
     mixed = study.fitted("swapped", swapped(study.pairs(config.n_pairs, config.shots), seed=config.seed))
+    own_length = CachePlan(mixed, best * study.vector.scale("values", "norm"))
     test = study.measured(
-        "test",
+        f"test-c{best:g}",
         "test",
         config.n_test,
         [
-            study.arm("cache", cache),
-            study.arm("residual, once", plans[int(layer)]),
-            study.arm("words", kind="prompted", suffix=ASK_TO_THINK),
-            study.arm("offset token alone", prefill=OFFSET),
-            study.arm("swapped sides", study.edit(mixed, best)),
-            *(study.arm(f"random-{i}", study.edit(study.vector.random(i), best), "control")
-              for i in range(config.n_controls)),
+            study.condition("cache", cache),
+            study.condition("residual, once", plans[int(layer)]),
+            study.condition("words", kind="prompted", suffix=ASK_TO_THINK),
+            study.condition("offset token alone", prefill=OFFSET),
+            study.condition("swapped sides", study.edit(mixed, best)),
+            study.condition("swapped sides, own length", own_length),
+            *(study.condition(vector.label, study.edit(vector, best), "control")
+              for i in range(config.n_controls)
+              for vector in (study.vector.random(i), study.vector.controls(i + 1)[i])),
         ],
     )  # fmt: skip
     facts = {"c_values": best, "layer": int(layer), "length": float(study.vector.values.norm()), **matched}
@@ -245,35 +259,37 @@ def effect(study: Study) -> dict[str, Any]:
 def steadiness(study: Study) -> dict[str, Any]:
     """What the hyperparameters change, on dev questions."""
     config, vector = study.config, study.vector
-    best, _ = study.chosen()
+    best, _ = study.chosen
     n = models.n_layers(study.model)
     thirds = {"first": range(n // 3), "middle": range(n // 3, 2 * n // 3), "last": range(2 * n // 3, n)}
-    arms = [study.arm(f"x{x:g} cache", study.edit(vector, x * best)) for x in (0.5, 1.0, 2.0, 4.0)]
+    conditions = [study.condition(f"x{x:g} cache", study.edit(vector, x * best)) for x in (0.5, 1.0, 2.0, 4.0)]
     row = max(study.matched(study.edit(vector, best))["residual"], key=lambda row: (row["reached"], row["kl"]))
     plan = partial(ls.SteeringPlan, study.residual()["steps"], row["layer"], scope=header)
-    arms += [study.arm(f"x{x:g} residual L{row['layer']}", plan(x * row["coefficient"])) for x in (0.5, 1.0, 2.0, 4.0)]
+    conditions += [
+        study.condition(f"x{x:g} residual L{row['layer']}", plan(x * row["coefficient"])) for x in (0.5, 1.0, 2.0, 4.0)
+    ]
     for pairs, shots in [(m, config.shots) for m in config.some_pairs] + [(20, s) for s in config.some_shots]:
         other = study.fitted(f"{pairs}-pairs-{shots}-shots", study.pairs(pairs, shots))
-        arms.append(study.arm(f"{pairs} pairs, {shots} shots", study.edit(other, best)))
-    arms += [study.arm(f"c_keys={c:g}", study.edit(vector, best, c_keys=c)) for c in config.c_keys]
-    arms += [study.arm(f"{name} third of the layers", study.edit(vector, best, layers=tuple(layers)))
+        conditions.append(study.condition(f"{pairs} pairs, {shots} shots", study.edit(other, best)))
+    conditions += [study.condition(f"c_keys={c:g}", study.edit(vector, best, c_keys=c)) for c in config.c_keys]
+    conditions += [study.condition(f"{name} third of the layers", study.edit(vector, best, layers=tuple(layers)))
              for name, layers in thirds.items()]  # fmt: skip
-    arms += [study.arm(f"slot {slot}", study.edit(vector, best, position=slot)) for slot in (-3, -5)]
+    conditions += [study.condition(f"slot {slot}", study.edit(vector, best, position=slot)) for slot in (-3, -5)]
     read = study.fitted("offset", study.pairs(20, config.shots), "offset_token")
-    arms.append(study.arm("read and edited at the offset token", study.edit(read, best)))
-    return {"c_values": best, "dev": study.measured("steadiness", "dev", config.n_dev, arms).to_dict()}
+    conditions.append(study.condition("read and edited at the offset token", study.edit(read, best)))
+    return {"c_values": best, "dev": study.measured("steadiness", "dev", config.n_dev, conditions).to_dict()}
 
 
 def styles(study: Study) -> dict[str, Any]:
     """The written records' styles: does a vector carry its own style over?"""
     config = study.config
-    best, _ = study.chosen()
+    best, _ = study.chosen
     records = load_records("builtin")
-    arms = []
+    conditions = []
     for style in STYLES:
         pairs = study.pairs(30, config.shots, records=records, style=style)
-        arms.append(study.arm(style, study.edit(study.fitted(f"style-{style}", pairs), best)))
-    return {"c_values": best, "test": study.measured("styles", "test", config.n_style, arms).to_dict()}
+        conditions.append(study.condition(style, study.edit(study.fitted(f"style-{style}", pairs), best)))
+    return {"c_values": best, "test": study.measured("styles", "test", config.n_style, conditions).to_dict()}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -305,6 +321,7 @@ if __name__ == "__main__":
     for name in sizes:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Config, name))
     parser.add_argument("--c-values", type=float, nargs="+", default=Config.c_values)
+    parser.add_argument("--c-test", type=float, help="coefficient on the test questions")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)

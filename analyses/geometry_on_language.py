@@ -299,7 +299,7 @@ def pairs_of(trace: Trace, n: int) -> Pairs:
     begins = [trace.response[s.char_start : _character(trace, s.start + n, s.char_end)] for s in trace.spans]
     texts = [trace.response[s.char_start : s.char_end] for s in trace.spans]
     words, heads = ([set(WORD.findall(text.lower())) - ENGLISH_STOP_WORDS for text in part] for part in (texts, begins))
-    n_sentences = Counter(word for each in words for word in each)
+    n_sentences = Counter(word for sentence in words for word in sentence)
     rows = []
     for i, asking in enumerate(trace.spans):
         if asking.end - asking.start < n:

@@ -361,15 +361,28 @@ def leave_one_out(
         return effect.total if targets is None else effect.change_at(targets)
 
     full = measured(chain.effect(plan_of(everything)))
-    left = [tuple(p for p in everything if p not in set(positions)) for positions in sets.values()]
-    plans = [plan_of(positions) if positions else None for positions in left]
-    without: list[float] = []
-    for start in range(0, len(plans), chain.rows):
-        batch = plans[start : start + chain.rows]
-        without += map(measured, chain.effects(batch))
+    # A position changes only the tokens after it, so leaving out a group after the last target changes nothing.
+    last = max(targets) if targets else chain.ids.shape[1]
+    without = dict.fromkeys(sets, full)
+    plans: dict[str, Plan | None] = {}
+    for name, positions in sets.items():
+        if positions[0] < last:
+            left = tuple(p for p in everything if p not in set(positions))
+            plans[name] = plan_of(left) if left else None
+    if advance is not None and len(plans) < len(sets):
+        advance(len(sets) - len(plans))
+    names = list(plans)
+    for start in range(0, len(names), chain.rows):
+        batch = names[start : start + chain.rows]
+        without |= zip(batch, map(measured, chain.effects([plans[name] for name in batch])), strict=True)
         if advance is not None:
             advance(len(batch))
     measure = "kl" if targets is None else "log_prob"
     return LeaveOneOut(
-        tuple(sets), tuple(sets.values()), full, tuple(without), measure, tuple(() if targets is None else targets)
+        tuple(sets),
+        tuple(sets.values()),
+        full,
+        tuple(without.values()),
+        measure,
+        tuple(() if targets is None else targets),
     )

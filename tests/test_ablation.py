@@ -213,6 +213,20 @@ def test_each_group_is_really_left_out(tiny_model, random_direction, measure):
     assert found.measure == measure
 
 
+def test_leaving_out_a_group_after_the_last_target_changes_nothing(tiny_checkpoint, random_direction):
+    model = ls.load_model(tiny_checkpoint("llama"), dtype="bfloat16")  # whose rounding depends on the batch
+    trace, direction = trace_of(model), random_direction(model)
+    done: list[int] = []
+    begin = trace.prompt_length
+    groups = {f"{p}": [p] for p in range(begin, begin + 6)}
+    options: dict[str, Any] = dict(targets=[begin + 1, begin + 2], advance=done.append)
+    found = leave_one_out(model, trace, lambda p: SteeringPlan(direction, 1, 3.0, at(p)), groups, **options)
+    assert found.importance[2:] == (0, 0, 0, 0)  # a position changes what comes after it
+    assert found.importance[1] != 0
+    assert done[0] == 4
+    assert sum(done) == 6
+
+
 def test_what_cannot_be_done_is_said(tiny_model, random_direction):
     model = tiny_model("qwen2")
     trace, direction = trace_of(model), random_direction(model)

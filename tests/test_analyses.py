@@ -181,6 +181,7 @@ def test_a_cache_edit_is_compared_with_the_residual_stream():
     assert "KL by token" in analysis.table(found)
 
 
+@pytest.mark.filterwarnings("ignore:.*was trained on 512 positions")
 def test_a_cache_edit_is_compared_with_everything_on_language(tiny_checkpoint, tmp_path):
     analysis = load("cache_on_language")
     rows = [
@@ -196,7 +197,8 @@ def test_a_cache_edit_is_compared_with_everything_on_language(tiny_checkpoint, t
     test = analysis.Modes.from_dict(found["effect"]["test"])
     names = [condition.condition for condition in test.conditions]
     assert names[:3] == ["unsteered", "cache", "residual, once"]
-    assert names[3:] == ["words", "offset token alone", "swapped sides", "random-0", "random-1"]
+    assert names[3:7] == ["words", "offset token alone", "swapped sides", "swapped sides, own length"]
+    assert names[7:] == ["random-0", "spread-0", "random-1", "spread-1"]
     assert set(test["cache"].p) == set(test["cache"].changes) >= {"reasons", "accuracy", "answered", "length"}
     assert len(found["steadiness"]["dev"]["conditions"]) == 1 + 8 + 2 + 1 + 3 + 2 + 1
     assert len(found["styles"]["test"]["conditions"]) == 6

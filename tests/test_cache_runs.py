@@ -36,13 +36,13 @@ def test_fit_then_run(tmp_path):
     assert "cache: thinks" in told
     found = read_cache_run(out)
     assert found["test"]["cache"].thinks.value >= 0.75
-    assert found["test"]["random-0"].thinks.value <= 0.25
+    assert found["test"]["spread-0"].thinks.value <= 0.25
     assert found["vector"]["n_pairs"] == 6
     assert {condition.condition for condition in found["test"].conditions} == {
         "unsteered",
         "cache",
         "prompted baseline",
-        "random-0",
+        "spread-0",
     }
     kept = json.loads((out / "cache.json").read_text())
     assert kept["why"].startswith("c_values=")

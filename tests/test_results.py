@@ -80,6 +80,11 @@ def test_the_readmes_claims_are_the_runs_on_mini_r1():
     ):  # fmt: skip
         z = [r[f"effect.{behavior}.up.sentences.shuffled.z"] for r in (run, old)]
         assert z == pytest.approx([new, before], abs=0.05)
+    choices = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
+    assert "adding-knowledge up 2.7, uncertainty-estimation up 4.4, backtracking up 3.1 (" in choices
+    assert "(the old default: 4.2, 1.3, −.35)" in choices
+    assert "5 of 20 vectors of shuffled labels do more" in choices
+    assert run["effect.example-testing.up.sentences.shuffled.rank"] == 6
     assert {run[f"site.{behavior}.layer"] for behavior in table("mini_r1")} == {15}
     assert (run["evaluation.n_tasks"], run["evaluation.n_samples"]) == (50, 8)
 

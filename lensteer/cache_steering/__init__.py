@@ -4,7 +4,7 @@ S = mean over contrastive pairs of (positive - negative), of keys and of values,
 arXiv 2507.08799). Here keys are averaged before rotation and rotated to the slot's position at use.
 """
 
-from lensteer.cache_steering.fitting import fit_cache_vector
+from lensteer.cache_steering.fitting import fit_cache_vector, pairs_digest
 from lensteer.cache_steering.pairs import (
     NEIGHBORS,
     Pair,
@@ -32,6 +32,7 @@ __all__ = [
     "edit_cache",
     "fit_cache_vector",
     "load_records",
+    "pairs_digest",
     "reasons",
     "steps_of",
     "style_of",

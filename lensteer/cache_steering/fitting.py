@@ -18,11 +18,13 @@ from lensteer.files import digest
 from lensteer.forward import Forward, left_padded
 from lensteer.progress import progress_bar
 from lensteer.rotary import rotated, turning
-from lensteer.steering.cache import CacheVector, check_attention, check_position, index_in
+from lensteer.steering.cache import CacheVector, as_long, check_attention, check_position, index_in
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+#: Control vectors drawn from the pairs' spread.
+N_SPREAD = 20
 #: A mean difference of values that is shorter than this share of the values is none.
 CANCELED = 1e-4
 
@@ -68,7 +70,11 @@ def fit_cache_vector(
                 f"pair {number}: both sides are the same {ends[0]} tokens up to position {position!r}, where they are "
                 f"read, such as {pairs[number].positive[:60]!r}: give pairs that differ before it"
             )
-    signs = [1.0, -1.0] * len(pairs)
+    n, signs = len(pairs), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(N_SPREAD, n, generator=generator, dtype=torch.float64)
+    weights = torch.cat([torch.ones(1, n, dtype=torch.float64), draws - draws.mean(1, keepdim=True)]) / n
+    weights = (weights[:, :, None] * signs).flatten(1)  # of each prompt, in the vector and in each control
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     sums: tuple[Tensor, Tensor] | None = None
     norms = torch.zeros(2, dtype=torch.float64)
@@ -77,27 +83,33 @@ def fit_cache_vector(
             batch = order[begin : begin + batch_size]
             at = [index_in(position, len(prompts[i])) for i in batch]
             found = read_slots(model, [prompts[i] for i in batch], at, read)
-            sign = torch.tensor([signs[i] for i in batch], dtype=torch.float64)[:, None, None, None]
             exact = [tensor.to("cpu", torch.float64) for tensor in found]
             norms += torch.stack([tensor.flatten(1).norm(dim=1).sum() for tensor in exact]) / len(prompts)
-            parts = [(sign * tensor).sum(0) / len(pairs) for tensor in exact]
+            parts = [torch.tensordot(weights[:, batch], tensor, 1) for tensor in exact]
             sums = (parts[0], parts[1]) if sums is None else (sums[0] + parts[0], sums[1] + parts[1])
             bar.update(len(batch))
     assert sums is not None
-    if float(sums[1].norm()) <= CANCELED * float(norms[1]):
+    keys, values = (tensor.float() for tensor in sums)
+    if float(values[0].norm()) <= CANCELED * float(norms[1]):
         raise LensteerError(
-            f"the differences of {len(pairs)} pairs cancel: their mean is {float(sums[1].norm()):.2g} long, the values "
+            f"the differences of {n} pairs cancel: their mean is {float(values[0].norm()):.2g} long, the values "
             f"themselves {float(norms[1]):.2g}; give pairs whose positive sides all differ in one way"
         )
     provenance: dict[str, Any] = {
         "model": models.fingerprint(model).to_dict(),
-        "n_pairs": len(pairs),
-        "pairs": digest(json.dumps([[p.positive, p.negative] for p in pairs]).encode()),
+        "n_pairs": n,
+        "pairs": pairs_digest(pairs),
         "norms": {"keys": float(norms[0]), "values": float(norms[1])},
     }
     if layers is not None:
         provenance["layers"] = read
-    return CacheVector(label, sums[0].float(), sums[1].float(), position, provenance)
+    spread = (as_long(keys[1:], keys[0]), as_long(values[1:], values[0])) if n > 2 else None
+    return CacheVector(label, keys[0], values[0], position, provenance, spread)
+
+
+def pairs_digest(pairs: Sequence[Pair]) -> str:
+    """What tells the pairs of one fit from those of another."""
+    return digest(json.dumps([[p.positive, p.negative] for p in pairs]).encode())
 
 
 @torch.inference_mode()

@@ -131,8 +131,8 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     """Choose the coefficient on dev tasks, measure on held-out ones, and write `cache.json` into a folder.
 
     The coefficient is chosen by `chosen_edit`. Conditions on the held-out tasks: unsteered, the edit, what it appends
-    to the prompt alone (if anything), the words `ASK_TO_THINK` instead, and random vectors of the same length. All
-    answers are in `cache-dev.jsonl` and `cache-test.jsonl`, a few in `cache.json`.
+    to the prompt alone (if anything), the words `ASK_TO_THINK` instead, and control vectors of the same length
+    (`CacheVector.controls`). All answers are in `cache-dev.jsonl` and `cache-test.jsonl`, a few in `cache.json`.
 
     Raises:
         LensteerError: no such vector, another model's, a model whose cache cannot be edited, a folder that holds
@@ -142,6 +142,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     run = Run.open(folder) if (folder / MANIFEST).exists() else None
     vector = CacheVector.load(config.vector)
     vector.scale("values", config.unit)
+    controls = vector.controls(config.n_controls, config.seed)
     ladder = sorted(set(config.c_values))
     if not ladder or 0.0 in ladder:
         raise LensteerError(f"coefficients {ladder}: give one or more to choose from, none of them 0")
@@ -199,10 +200,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
     if conditions[1].plan is not None and conditions[1].plan.prefill:
         conditions.append(Condition("offset token alone", None, suffix, conditions[1].plan.prefill))
     conditions.append(Condition("prompted baseline", None, f"{suffix} {ASK_TO_THINK}".strip(), kind="prompted"))
-    conditions += [
-        Condition(f"random-{i}", edit(vector.random(config.seed + i), best), suffix, kind="control")
-        for i in range(config.n_controls)
-    ]
+    conditions += [Condition(control.label, edit(control, best), suffix, kind="control") for control in controls]
     test = measured("test", conditions, config.n_test)
     values = {
         "config": asdict(config),

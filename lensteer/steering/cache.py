@@ -29,7 +29,7 @@ from lensteer.errors import LensteerError
 from lensteer.files import write_atomically
 from lensteer.results import Result
 from lensteer.rotary import rotated, turning
-from lensteer.steering.plans import Joinable, Slot, SteeringPlan
+from lensteer.steering.plans import Joinable, Slot, SteeringPlan, check_unit
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +45,7 @@ CACHE_UNITS = ("difference", "norm")
 """What coefficient 1 adds: the mean difference itself (as published), or one as long as what it is added to.
 
 Mean differences are .15 of the values' length in SmolLM2-135M-Instruct and 1.07 in the organism (GSM8K's solutions, the
-organism's chains; `analyses/cache_on_language.py`), so coefficients of the second unit transfer between models.
+organism's chains; `analyses/LOG.md`, 2026-11-27), so coefficients of the second unit transfer between models.
 """
 
 OFFSET = "\n"
@@ -64,6 +64,8 @@ class CacheVector(Result):
             end).
         provenance: Model, number of pairs, and other facts on its origin: "norms" are the mean lengths, over all layers
             together, of the keys and values that were read.
+        spread: Random combinations of the pairs' differences about their mean, keys and values, each as long as the
+            vector at each layer: controls from the pairs' own covariance. None if the vector was not fitted on pairs.
     """
 
     label: str
@@ -71,6 +73,7 @@ class CacheVector(Result):
     values: Float[Tensor, "layer head d_head"]
     position: int | str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    spread: tuple[Float[Tensor, "draw layer head d_head"], Float[Tensor, "draw layer head d_head"]] | None = None
 
     def __post_init__(self) -> None:
         check_position(self.position)
@@ -97,13 +100,13 @@ class CacheVector(Result):
         Raises:
             LensteerError: An unknown unit, or "norm" for a vector whose slots' lengths are not known.
         """
-        if check_cache_unit(unit) == "difference":
+        if check_unit(unit, CACHE_UNITS) == "difference":
             return 1.0
         norms = self.provenance.get("norms")
         if norms is None:
             raise LensteerError(
-                f"cache vector {self.label!r} does not say how long the slot's keys and values are, which unit 'norm' "
-                "needs: fit it again, or use unit='difference'"
+                f"cache vector {self.label!r} does not record the lengths of the slot's keys and values, which unit "
+                "'norm' needs: fit it again, or use unit='difference'"
             )
         length = float(getattr(self, what).double().norm())
         return float(norms[what]) / length if length else 0.0
@@ -111,12 +114,35 @@ class CacheVector(Result):
     def random(self, seed: int) -> CacheVector:
         """A control: isotropic random keys and values with this vector's length at each layer."""
         generator = torch.Generator().manual_seed(seed)
+        keys, values = (
+            as_long(torch.randn(tensor.shape, generator=generator), tensor) for tensor in (self.keys, self.values)
+        )
+        return replace(self, label=f"random-{seed}", keys=keys, values=values, spread=None)
 
-        def like(tensor: Tensor) -> Tensor:
-            draw = torch.randn(tensor.shape, generator=generator)
-            return draw * (tensor.float().flatten(1).norm(dim=1) / draw.flatten(1).norm(dim=1))[:, None, None]
+    def controls(self, n: int, seed: int = 0) -> list[CacheVector]:
+        """Control vectors of this vector's length at each layer, from the pairs' covariance where it is known.
 
-        return replace(self, label=f"random-{seed}", keys=like(self.keys), values=like(self.values))
+        Isotropic ones are too weak a control: at a few times the values' length they change nothing in a language model
+        (Qwen2.5-Coder-0.5B), while combinations of the pairs' differences do.
+
+        Args:
+            n: How many.
+            seed: Of isotropic ones; the others were drawn when the vector was fitted.
+
+        Raises:
+            LensteerError: More than were drawn.
+        """
+        if self.spread is None:
+            return [self.random(seed + i) for i in range(n)]
+        if n > len(self.spread[0]):
+            raise LensteerError(
+                f"{n} control vectors: cache vector {self.label!r} has {len(self.spread[0])} from its pairs; ask for at "
+                "most that, or use .random(seed) for isotropic ones"
+            )
+        return [
+            replace(self, label=f"spread-{i}", keys=keys, values=values, spread=None)
+            for i, (keys, values) in enumerate(zip(*self.spread, strict=True))
+        ][:n]
 
     def check_model(self, model: TransformerBridge) -> None:
         """Make sure that the vector belongs to a model.
@@ -135,6 +161,8 @@ class CacheVector(Result):
         """Write one safetensors file; names and provenance are in its metadata."""
         facts = {"label": self.label, "position": self.position, "provenance": dict(self.provenance)}
         tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
+        if self.spread is not None:
+            tensors |= {"spread_keys": self.spread[0].contiguous(), "spread_values": self.spread[1].contiguous()}
         write_atomically(Path(path), save(tensors, {"lensteer": __version__, "cache_vector": json.dumps(facts)}))
 
     @staticmethod
@@ -147,12 +175,24 @@ class CacheVector(Result):
         try:
             with safe_open(str(path), "pt") as file:
                 facts = json.loads((file.metadata() or {})["cache_vector"])
-                vector = CacheVector(keys=file.get_tensor("keys"), values=file.get_tensor("values"), **facts)
+                keys, values = file.get_tensor("keys"), file.get_tensor("values")
+                drawn = "spread_keys" in file.keys()
+                spread = (file.get_tensor("spread_keys"), file.get_tensor("spread_values")) if drawn else None
+                vector = CacheVector(keys=keys, values=values, spread=spread, **facts)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise LensteerError(f"{str(path)!r} holds no cache vector ({error}): save one with its .save()") from error
         if model is not None:
             vector.check_model(model)
         return vector
+
+
+def as_long(
+    tensors: Float[Tensor, "*draw layer head d_head"], as_these: Float[Tensor, "layer head d_head"]
+) -> Float[Tensor, "*draw layer head d_head"]:
+    """Tensors scaled, at each layer, to the length of others; zero where they are zero."""
+    lengths = tensors.flatten(-2).norm(dim=-1)
+    factors = as_these.float().flatten(1).norm(dim=1) / lengths.where(lengths > 0, 1)
+    return tensors * factors[..., None, None]
 
 
 def check_position(position: int | str) -> int | str:
@@ -164,17 +204,6 @@ def check_position(position: int | str) -> int | str:
     if isinstance(position, str) and position not in POSITIONS:
         raise LensteerError(f"no position {position!r}: choose one of {list(POSITIONS)}, or give an index")
     return position
-
-
-def check_cache_unit(unit: str) -> str:
-    """The unit itself, if it is one of `CACHE_UNITS`.
-
-    Raises:
-        LensteerError: Otherwise.
-    """
-    if unit not in CACHE_UNITS:
-        raise LensteerError(f"no unit {unit!r} of a cache edit: choose one of {list(CACHE_UNITS)}")
-    return unit
 
 
 def index_in(position: int | str, length: int) -> int:
@@ -315,6 +344,7 @@ def edit_cache(
         LensteerError: A cache that is not plain tensors (a quantized or static one).
     """
     where, row, column = models.device(model), list(rows), list(columns)
+    factors = {name: torch.tensor([p.factor(name) for p in plans], device=where) for name in ("keys", "values")}
     turn = torch.tensor(positions, device=where)[:, None]
     for layer, store in enumerate(cache.layers):
         if not any(layer in (plan.vector.layers if plan.layers is None else plan.layers) for plan in plans):
@@ -324,7 +354,7 @@ def edit_cache(
         active = torch.tensor([plan.layers is None or layer in plan.layers for plan in plans], device=where)
 
         def added(name: str, layer: int = layer, active: Tensor = active, like: Tensor = store.keys) -> Tensor:
-            coefficient = torch.tensor([p.factor(name) for p in plans], device=where) * active
+            coefficient = factors[name] * active
             table = torch.stack([getattr(p.vector, name)[layer] for p in plans]).to(where, torch.float32)
             return (coefficient[:, None, None] * table).to(like.dtype)
 

@@ -40,14 +40,14 @@ UNIT_WORDS = {
 }
 
 
-def check_unit(unit: str) -> str:
-    """The unit itself, if it is one.
+def check_unit(unit: str, units: Sequence[str] = UNITS) -> str:
+    """The unit itself, if it is one of `units`.
 
     Raises:
         LensteerError: otherwise.
     """
-    if unit not in UNITS:
-        raise LensteerError(f"no unit {unit!r} of a coefficient: choose one of {list(UNITS)}")
+    if unit not in units:
+        raise LensteerError(f"no unit {unit!r} of a coefficient: choose one of {list(units)}")
     return unit
 
 
