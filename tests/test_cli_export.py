@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import lensteer as ls
 from lensteer import models
 from lensteer.cli import app
-from lensteer.cli.export import KINDS
+from lensteer.cli.export import ENGINES, KINDS
 from lensteer.errors import LensteerError
 from lensteer.export import load_plan
 from lensteer.pipeline import Run, RunConfig, evaluated_plan
@@ -20,7 +21,8 @@ from lensteer.traces import Trace
 from test_plain_exports import cache_vector
 from test_plan_files import B, evaluation_of, vectors_of
 
-DOCS = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parent.parent / "docs"
+DOCS = (PAGES / "serving.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,26 @@ def test_from_a_run_to_a_folder_to_a_checkpoint(run, tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.medium
+def test_files_for_engines_hold_the_runs_plan(run, tmp_path):
+    pytest.importorskip("gguf")
+    endings = {"gguf": "v.gguf", "svec": "v.svec", "lm-eval": "folder"}
+    for kind in ENGINES:
+        path = tmp_path / kind / endings.get(kind, "spec.json")
+        path.parent.mkdir()
+        done = called(kind, "--run", run, "--out", path)
+        assert done.exit_code == 0, done.output
+        assert "no engine was run" in done.output
+        assert path.exists()
+    found = ls.export.read_control_vector(tmp_path / "gguf" / "v.gguf")
+    plan = evaluated_plan(Run.open(run), B)
+    torch.testing.assert_close(found.plan().edits[0].vector, plan.coefficient * plan.vector)
+    refused = called("easysteer", "--run", run, "--scope", "onsets", "--out", tmp_path / "no.json")
+    assert refused.exit_code == 1
+    assert "onsets" in refused.stderr
+    assert not (tmp_path / "no.json").exists()
+
+
+@pytest.mark.medium
 def test_a_cache_recipe(tiny_checkpoint, tiny_model, tmp_path):
     cache_vector(tiny_model("llama")).save(tmp_path / "think.safetensors")
     done = called(
@@ -93,6 +115,8 @@ def test_a_cache_recipe(tiny_checkpoint, tiny_model, tmp_path):
         tmp_path / "think.safetensors",
         "--model",
         tiny_checkpoint("llama"),
+        "--unit",
+        "difference",
         "--out",
         tmp_path / "r",
     )
@@ -121,10 +145,8 @@ def test_wrong_calls_say_what_would_be_right(run, tmp_path):
 
 
 def test_the_page_names_every_kind_and_key(run, tmp_path):
-    for kind in KINDS:
-        assert f"lensteer export {kind}" in DOCS
-    commands = re.findall(r"^lensteer export (\w+)", DOCS, re.MULTILINE)
-    assert set(commands) == set(KINDS)
+    both = DOCS + (PAGES / "engines.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^lensteer export ([\w-]+)", both, re.MULTILINE)) == set(KINDS)
     plan = evaluated_plan(Run.open(run), B)
     path = ls.export.folder(plan, tmp_path / "plan")
     config = json.loads((path / "steering_config.json").read_text())

@@ -16,7 +16,7 @@ from lensteer.export import cache, hf
 from lensteer.generation import generate
 from lensteer.positions import generated, onsets
 from lensteer.steering import SteeringPlan
-from lensteer.steering.cache import OFFSET, CachePlan, CacheVector
+from lensteer.steering.cache import CACHE_UNITS, OFFSET, CachePlan, CacheVector
 
 #: Generates greedily in a process that cannot import lensteer. Arguments: model, prompt ids, number of tokens.
 DRIVER = """
@@ -116,9 +116,12 @@ def test_scripts_are_checked_in_the_process(family, tiny_model, random_direction
     assert "with steered(model)" in card
 
 
-def test_a_cache_recipe_is_checked_in_the_process(tiny_model, tmp_path):
+@pytest.mark.parametrize("unit", CACHE_UNITS)
+def test_a_cache_recipe_is_checked_in_the_process(unit, tiny_model, tmp_path):
     model = tiny_model("llama")
-    done = cache(CachePlan(cache_vector(model), 2.0, layers=(0, 2)), tmp_path / "export", model=model)
+    vector = cache_vector(model)
+    vector = replace(vector, provenance={**vector.provenance, "norms": {"keys": 1.0, "values": 40.0}})
+    done = cache(CachePlan(vector, 2.0, layers=(0, 2), unit=unit), tmp_path / "export", model=model)
     assert done.difference <= done.tolerance < done.effect
     assert "lensteer" not in (done.path / "steer_cache.py").read_text()
 

@@ -12,17 +12,22 @@ from lensteer.errors import LensteerError
 from lensteer.expressions import parse_scope
 from lensteer.models import load_model
 from lensteer.pipeline import Run, evaluated_plan
+from lensteer.steering.cache import CACHE_UNITS
 
 if TYPE_CHECKING:
     from lensteer.steering import Plan
 
-KINDS = ("folder", "checkpoint", "hf", "cache")
+#: Forms whose logits are compared when they are written.
+CHECKED = ("checkpoint", "hf", "cache")
+#: Files for engines that are not run here; see docs/engines.md.
+ENGINES = ("gguf", "easysteer", "vllm-lens", "rhizonymph", "svec", "lm-eval")
+KINDS = ("folder", *CHECKED, *ENGINES)
 SIGNS = {"up": 1, "down": -1}
 
 
 def export(
-    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}; see docs/serving.md.")],
-    out: Annotated[Path, typer.Option(help="A new or an empty folder.")],
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}; see docs/serving.md and docs/engines.md.")],
+    out: Annotated[Path, typer.Option(help="A new or an empty folder; a file for gguf, svec and JSON.")],
     run: Annotated[Path | None, typer.Option(help="A finished run's folder, whose model is taken, too.")] = None,
     behavior: Annotated[str | None, typer.Option(help="Of the run.", show_default="its only one")] = None,
     sign: Annotated[str, typer.Option(help="up: the direction added; down: taken away.")] = "up",
@@ -33,6 +38,7 @@ def export(
         Path | None, typer.Option(help="For cache: the file that `lensteer cache fit` wrote, instead of a run.")
     ] = None,
     c_values: Annotated[float, typer.Option(help="For cache: the coefficient of the values.")] = 1.0,
+    unit: Annotated[str, typer.Option(help=f"For cache: of the coefficient, {' or '.join(CACHE_UNITS)}.")] = "norm",
     scope: Annotated[
         str | None,
         typer.Option(help="Other positions than the plan's.", show_default="the plan's"),
@@ -54,7 +60,7 @@ def export(
     device_map: DeviceMap = None,
     revision: Revision = None,
 ) -> None:
-    """Write a plan for what serves the model, and compare it with the hooked model."""
+    """Write a plan for what serves the model; forms that run here are compared with the hooked model."""
     if kind not in KINDS:
         raise LensteerError(f"no export {kind!r}: choose one of {', '.join(KINDS)}")
     if sign not in SIGNS:
@@ -75,7 +81,7 @@ def export(
         if vector is not None:
             from lensteer.cache_steering import CachePlan, CacheVector
 
-            found = CachePlan(CacheVector.load(vector, loaded), c_values)
+            found = CachePlan(CacheVector.load(vector, loaded), c_values, unit=unit)
         else:
             found = _scoped(exports.load_plan(str(plan), loaded), scope)
     if kind == "folder":
@@ -83,6 +89,10 @@ def export(
         typer.echo(f"plan: {path.resolve()}")
         if push is not None:
             typer.echo(f"on the hub: {exports.push_to_hub(path, push)}")
+        return
+    if kind in ENGINES:
+        path = getattr(exports, kind.replace("-", "_"))(found, out, model=loaded)
+        typer.echo(f"{kind}: {path.resolve()}; no engine was run: see `lensteer verify`")
         return
     if kind == "checkpoint":
         done: Any = exports.checkpoint(

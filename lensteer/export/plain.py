@@ -149,7 +149,7 @@ def cache(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model:
     chosen = slot.vector.layers if slot.layers is None else slot.layers
     values = torch.zeros_like(slot.vector.values, dtype=torch.float32)
     for layer in chosen:
-        values[layer] = slot.c_values * slot.vector.values[layer].float()
+        values[layer] = slot.factor("values") * slot.vector.values[layer].float()
     where = "last_prompt" if slot.where == "offset_token" else slot.where
     index = POSITIONS[where] if isinstance(where, str) else where
     settings = dict(model=base_model or identity.name, slot=index, append=slot.prefill, label=slot.vector.label)
@@ -173,7 +173,7 @@ def cache(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model:
             "out = model.generate(ids, past_key_values=edited_cache(model, ids), max_new_tokens=200)\n```"
         )
         what = (
-            f"Adds {slot.c_values:g} × the difference of values of `{slot.vector.label}` to slot {index} of the "
+            f"Adds {slot.factor('values'):g} × the difference of values of `{slot.vector.label}` to slot {index} of the "
             f"prompt, once, in {len(chosen)} layers. What is put after the prompt: {slot.prefill!r}."
         )
         _write_card(made, identity, base_model, use, [what, "**No evaluation goes along with a cache plan.**"], done)
