@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -25,7 +26,7 @@ from lensteer.export.verification import look_at
 
 pytestmark = pytest.mark.slow
 
-BEHAVIOR, LAYER, COEFFICIENT = "backtracking", 4, 0.5
+BEHAVIOR, LAYER, COEFFICIENT = "uncertainty-estimation", 6, 0.8
 TASKS = 16
 
 
@@ -90,7 +91,7 @@ def hooked(organism, plan):
 
 
 def check(plan, hooked, steered: str, unsteered: str, out: Path, names: tuple[str, str] = ("", "")) -> None:
-    """The served effect is there, and its interval meets that of the hooked one."""
+    """The served effect is there, and no further from the hooked one than one in a thousand would be by chance."""
     asking = ls.export.Asking(n_samples=2, temperature=1.0, max_new_tokens=300)
     found = ls.export.verify(
         plan,
@@ -104,8 +105,8 @@ def check(plan, hooked, steered: str, unsteered: str, out: Path, names: tuple[st
     (look,) = found.looks
     print(f"\nhooked: {hooked.unsteered:.3f} to {hooked.steered:.3f}, change {hooked.change:.3f}\n{found}")
     assert found.there
-    assert look.change.low < hooked.change.high
-    assert look.change.high > hooked.change.low
+    errors = [(change.high - change.low) / 3.92 for change in (look.change, hooked.change)]
+    assert abs(look.change.value - hooked.change.value) < 3.3 * math.hypot(*errors)
 
 
 def test_llama_cpps_server_with_a_control_vector(organism, plan, hooked, tmp_path):
@@ -113,7 +114,7 @@ def test_llama_cpps_server_with_a_control_vector(organism, plan, hooked, tmp_pat
     for package in ("llama_cpp", "fastapi", "uvicorn", "gguf"):
         pytest.importorskip(package, reason=f"{package} is not installed: no llama.cpp server is started")
     model = str(write_model(models.ORGANISM, tmp_path / "organism.gguf"))
-    vector = str(ls.export.gguf(plan, tmp_path / "backtracking.gguf", model=organism))
+    vector = str(ls.export.gguf(plan, tmp_path / "uncertainty.gguf", model=organism))
     script = str(Path(__file__).with_name("llama_server.py"))
     with (
         served(sys.executable, script, model, "PORT", vector) as steered,
