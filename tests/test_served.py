@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,40 +18,6 @@ pytestmark = pytest.mark.slow
 
 BEHAVIOR, LAYER, COEFFICIENT = "uncertainty-estimation", 6, 0.8
 TASKS = 16
-
-
-@contextmanager
-def served(*command: str) -> Iterator[str]:
-    """A server's URL, once it answers; `PORT` in the command becomes a free port. It is ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    url = f"http://127.0.0.1:{port}/v1"
-    said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and stop the server
-    process = subprocess.Popen([part.replace("PORT", port) for part in command], stdout=subprocess.DEVNULL, stderr=said)
-    try:
-        for _ in range(1200):
-            if process.poll() is not None:
-                said.seek(0)
-                pytest.fail(f"{command[:3]} ended with {process.returncode}: {said.read()[-2000:]!r}")
-            try:
-                urllib.request.urlopen(f"{url}/models", timeout=5).close()
-                break
-            except urllib.error.HTTPError:
-                break  # it is up: transformers serve cannot list models where there is no cache of the hub
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail(f"{command[:3]} does not answer at {url}")
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        said.close()
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +73,8 @@ def test_llama_cpps_server_with_a_control_vector(organism, plan, hooked, tmp_pat
     vector = str(ls.export.gguf(plan, tmp_path / "uncertainty.gguf", model=organism))
     script = str(Path(__file__).with_name("llama_server.py"))
     with (
-        served(sys.executable, script, model, "PORT", vector) as steered,
-        served(sys.executable, script, model, "PORT") as unsteered,
+        ls.export.started(sys.executable, script, model, "PORT", vector) as steered,
+        ls.export.started(sys.executable, script, model, "PORT") as unsteered,
     ):
         check(plan, hooked, steered, unsteered, tmp_path / "out")
 
@@ -129,12 +85,8 @@ def test_transformers_serve(organism, plan, hooked, tmp_path):
         pytest.importorskip(package, reason=f"{package} is not installed: transformers serve does not start")
     folder = tmp_path / "steered"
     ls.export.checkpoint(plan, folder, model=organism)
-    plain = Path(shutil.copytree(models.ORGANISM, tmp_path / "plain"))
-    for own in (folder, plain):  # it samples only from checkpoints that say so, whatever temperature is asked for
-        path = own / "generation_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True}))
     program = str(Path(sys.executable).with_name("transformers"))
     if not os.path.exists(program):
         pytest.skip("no command `transformers` beside Python")
-    with served(program, "serve", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu") as url:
-        check(plan, hooked, url, url, tmp_path / "out", (str(folder), str(plain)))
+    with ls.export.started(program, "serve", "--host", "127.0.0.1", "--port", "PORT", "--device", "cpu") as url:
+        check(plan, hooked, url, url, tmp_path / "out", (str(folder), str(models.ORGANISM)))

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import socket
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -167,6 +168,9 @@ def test_every_keeps_a_history_waits_and_stops_at_an_alarm(plan, tmp_path):
             every=3600.0, sleep=next_look, announce=said.append,
         )  # fmt: skip
     assert [look.alarm for look in found.looks] == [False, False, True]
+    points = found.plot().data[0]
+    assert list(points.y) == [look.change.value for look in found.looks]
+    assert list(points.marker.symbol) == ["circle", "circle", "x"]
     assert found.alarm
     assert not found.there
     assert len(waits) == 2
@@ -353,3 +357,26 @@ def test_the_command_line(plan, tiny_model, tmp_path):
         wrong = CliRunner().invoke(app, [*command, "--every", "soon"])
         assert wrong.exit_code == 1
         assert "error: 'soon' is no time" in wrong.output
+
+
+def test_a_server_is_started_waited_for_and_ended():
+    with ls.export.started(sys.executable, "-m", "http.server", "PORT", "--bind", "127.0.0.1") as url:
+        port = int(url.split(":")[2].split("/")[0])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("vllm", "serve"), "'vllm serve': write PORT"),
+        (("no-such-server", "PORT"), "'no-such-server' cannot be started"),
+        ((sys.executable, "-c", "raise SystemExit('no model PORT')"), r"ended with status 1: no model \d+"),
+        ((sys.executable, "-c", "import time; time.sleep(60)", "PORT"), "does not answer at .* after 0.1 seconds"),
+    ],
+)
+def test_a_server_that_does_not_come_up(command, said):
+    seconds = 0.1 if "sleep" in str(command) else 20.0
+    with pytest.raises(ls.LensteerError, match=said), ls.export.started(*command, seconds=seconds):
+        pytest.fail("it came up")

@@ -10,6 +10,7 @@ from lensteer.export.endpoints import Answer, Asking, Endpoint
 from lensteer.export.engines import easysteer, lm_eval, rhizonymph, svec, vllm_lens
 from lensteer.export.plain import PlainExport, cache, hf
 from lensteer.export.plan_files import PlanFile, folder, load_plan, push_to_hub, read_plan
+from lensteer.export.servers import started
 from lensteer.export.verification import Look, Verification, verify
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "read_plan",
     "rhizonymph",
     "scope_of",
+    "started",
     "svec",
     "verify",
     "vllm_lens",

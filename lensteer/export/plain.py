@@ -173,8 +173,8 @@ def cache(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model:
             "out = model.generate(ids, past_key_values=edited_cache(model, ids), max_new_tokens=200)\n```"
         )
         what = (
-            f"Adds {slot.factor('values'):g} × the difference of values of `{slot.vector.label}` to slot {index} of the "
-            f"prompt, once, in {len(chosen)} layers. What is put after the prompt: {slot.prefill!r}."
+            f"Adds {slot.factor('values'):g} × the difference of values of `{slot.vector.label}` to slot {index} of "
+            f"the prompt, once, in {len(chosen)} layers. What is put after the prompt: {slot.prefill!r}."
         )
         _write_card(made, identity, base_model, use, [what, "**No evaluation goes along with a cache plan.**"], done)
     return done
