@@ -12,7 +12,8 @@ read at the assistant's header. Three parts:
   and layers; and with half, twice and four times the coefficient of the cache edit and of the residual edit.
 - styles: vectors of the written records' styles, and the style of the answers under each.
 
-With `--c-test` the test questions are asked at that coefficient, whatever the dev questions say. Coefficients are in lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
+With `--c-test` the test questions are asked at that coefficient, whatever the dev questions say. Coefficients are in
+lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
 (`lensteer.cache_steering.reasons`). Every part is resumed from its folder.
 
 Example: python analyses/cache_on_language.py --model qwen2.5-coder-0.5b --records gsm8k/train.jsonl \
@@ -39,8 +40,8 @@ from lensteer.cache_steering import (
     Record,
     contrastive_pairs,
     fit_cache_vector,
-    pairs_digest,
     load_records,
+    pairs_digest,
     style_of,
     swapped,
 )

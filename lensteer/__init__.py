@@ -109,6 +109,7 @@ __all__ = [
     "everywhere",
     "everywhere_but_first",
     "explore",
+    "export",
     "fidelity",
     "first",
     "fit_cache_vector",
@@ -120,6 +121,7 @@ __all__ = [
     "labeling",
     "load_model",
     "load_pairs",
+    "load_plan",
     "load_tasks",
     "load_traces",
     "measure_modes",
@@ -142,9 +144,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """Import `plots` and `explore` on first access: plotly is slow to import."""
-    if name == "plots":
-        return _import_module("lensteer.plots")
+    """Import these on first access: plotly is slow to import, and most sessions export nothing."""
+    if name in ("export", "plots"):
+        return _import_module(f"lensteer.{name}")
+    if name == "load_plan":
+        return _import_module("lensteer.export").load_plan
     if name == "explore":
         return _import_module("lensteer.explorer").explore
     raise AttributeError(f"module 'lensteer' has no attribute {name!r}")

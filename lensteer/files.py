@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,27 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its name once the `with` ends without an error.
+
+    Raises:
+        LensteerError: there is a file, or a folder that holds something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise LensteerError(f"{str(path)!r} exists and holds something: give a new or an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

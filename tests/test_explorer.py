@@ -27,9 +27,9 @@ from lensteer.calibration import starting_coefficient
 from lensteer.explorer import Choices, State, continue_chain, explore, parse_scope
 from lensteer.explorer.background import Stopped, Worker, private_copy
 from lensteer.explorer.chain import SELECTIONS, Chain
-from lensteer.explorer.expressions import NAMES, as_code, inverted
 from lensteer.explorer.payloads import condition_payload, numbers, options_payload
 from lensteer.explorer.state import code_of
+from lensteer.expressions import NAMES, as_code, inverted
 from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
 from lensteer.positions import Context, Mark, TokenTable

@@ -171,7 +171,7 @@ def test_edits_and_readers_meet_after_the_edit_and_are_gone_afterwards(tiny_mode
 
 
 def test_a_model_is_called_for_text_in_one_place():
-    """The check of a new plain twin and the probe of a single token call one, too, and nothing else."""
+    """And the checks of a new plain twin and of an export, the probe of a single token, and an exported script."""
     package = Path(ls.__file__).parent
     call = re.compile(r"(?<![\w\"'`.])(?:self\.)?_?(?:model|runner|twin|bridge|original_model|hf_model)\(")
     calling = {
@@ -180,4 +180,5 @@ def test_a_model_is_called_for_text_in_one_place():
         for line in path.read_text(encoding="utf-8").splitlines()
         if call.search(line.split("#")[0]) and not line.lstrip().startswith("def ")
     }
-    assert calling == {"forward.py", "twins.py", "caches.py"}
+    exports = {"export/checkpoints.py", "export/plain.py", "export/standalone/steer_cache.py"}
+    assert calling == {"forward.py", "twins.py", "caches.py"} | exports

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "lensteer"
 #: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
 ROOMS: list[tuple[str, list[str]]] = [
     ("files", ["errors", "_version", "files", "progress", "results"]),
-    ("values", ["behaviors", "organism", "tasks", "positions", "metrics", "statistics"]),
+    ("values", ["behaviors", "organism", "tasks", "positions", "expressions", "metrics", "statistics"]),
     (
         "model",
         [
@@ -45,7 +45,7 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("vectors", ["vectors", "contrast"]),
     ("where", ["attribution", "attention", "calibration"]),
     ("measure", ["evaluation", "ablation"]),
-    ("doors", ["plots", "explorer", "report", "pipeline", "doctor", "cli", "__main__"]),
+    ("doors", ["export", "plots", "explorer", "report", "pipeline", "doctor", "cli", "__main__"]),
 ]
 ROOM_OF = {module: number for number, (_, modules) in enumerate(ROOMS) for module in modules}
 

@@ -68,8 +68,9 @@ def test_every_place_that_writes_a_prompt_passes_a_system_prompt():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("chat_text"):
                 if "system" not in {word.arg for word in node.keywords}:
                     without.add(path.relative_to(LIBRARY).as_posix())
-    # A check of the model; where a message is in a prompt; a template that takes none, tried before.
-    assert without == {"doctor.py", "attention/sentences.py", "transcripts.py"}
+    # Checks of the model and of exports; where a message is in a prompt; a template that takes none, tried before.
+    checks = {"doctor.py", "export/checkpoints.py", "export/plain.py"}
+    assert without == checks | {"attention/sentences.py", "transcripts.py"}
 
 
 def test_all_conditions_ask_with_it_and_words_go_after_the_question(tiny_model, random_direction, asked):

@@ -14,6 +14,7 @@ from lensteer.cli.annotate import annotating
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
+from lensteer.cli.export import export
 from lensteer.cli.options import (
     Commands,
     Device,
@@ -29,6 +30,7 @@ from lensteer.cli.options import (
     tasks_for,
     whole_numbers,
 )
+from lensteer.cli.verify import verify
 from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, SCOPES, STAGES, Run, RunConfig, complete, run_stage
@@ -258,6 +260,8 @@ for _name in STAGES:
         app.command(_name)(_stage_command(_name))
 app.command("directions")(directions)
 app.command("doctor")(doctor)
+app.command("export")(export)
+app.command("verify")(verify)
 app.add_typer(annotating, name="annotate")
 app.add_typer(caching, name="cache")
 

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from lensteer._version import __version__
 from lensteer.errors import LensteerError
 from lensteer.evaluation.margins import TextCheck
+from lensteer.expressions import parse_scope
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
+from lensteer.steering import ControlRange, Evidence, SteeringPlan, TextMeasure
+from lensteer.vectors import BehaviorVectors
 
 #: A fall is tested only if the unsteered condition has at least this many of the behavior's sentences, on this many
 #: tasks.
@@ -239,6 +245,66 @@ class Evaluation(Saved):
         """
         return NO_COEFFICIENT if (behavior, kind) in self.without_coefficient else self.effect(behavior, kind).verdict
 
+    def plan(self, vectors: BehaviorVectors, behavior: str, sign: int = 1) -> SteeringPlan:
+        """The plan that was evaluated, with its evidence, ready to steer with or to export.
+
+        Args:
+            vectors: those that were evaluated.
+            behavior: whose direction.
+            sign: +1 for the condition "up", -1 for "down".
+
+        Raises:
+            LensteerError: no such condition, or vectors that are not those of the evaluation.
+        """
+        if sign not in (1, -1):
+            raise LensteerError(f"sign={sign}: give 1 for the plan that adds, -1 for the one that takes away")
+        kind = "up" if sign == 1 else "down"
+        if (behavior, kind) in self.without_coefficient:
+            raise LensteerError(f"{behavior!r} was not run {kind}: no coefficient left the text readable")
+        effect = self.effect(behavior, kind)
+        plan = SteeringPlan(
+            vectors[behavior], effect.layer, effect.coefficient, parse_scope(self.scope), unit=self.coefficient_unit
+        )
+        if not math.isclose(plan.length, effect.length, rel_tol=1e-4):
+            raise LensteerError(
+                f"{behavior!r} at layer {effect.layer} adds {plan.length:.6g} with these vectors, and "
+                f"{effect.length:.6g} in the evaluation: give the vectors that were evaluated"
+            )
+        return replace(plan, evidence=self._evidence(effect, vectors.provenance.get("model")))
+
+    def _evidence(self, effect: Effect, model: Any) -> Evidence:
+        own = next(c for c in self.conditions if c.condition == f"{effect.behavior}/{effect.kind}")
+        plain = next(c for c in self.conditions if c.kind == "unsteered")
+        prompted = [e for e in self.effects if (e.behavior, e.kind, e.unit, e.annotator) == _key(effect, "prompted")]
+        return Evidence(
+            model=dict(model) if isinstance(model, Mapping) else {},
+            label=effect.behavior,
+            sign=-1 if effect.kind == "down" else 1,
+            layer=effect.layer,
+            coefficient=effect.coefficient,
+            coefficient_unit=self.coefficient_unit,
+            length=effect.length,
+            scope=self.scope,
+            unit=effect.unit,
+            annotator=self.annotators[0],
+            n_tasks=self.n_tasks,
+            n_samples=self.n_samples,
+            unsteered=effect.base,
+            steered=effect.share,
+            change=effect.change,
+            prompted=prompted[0].share if prompted else None,
+            p=effect.p_holm,
+            controls=tuple(ControlRange(c.pool, c.n, c.low, c.high, c.rank) for c in effect.controls),
+            verdict=effect.verdict,
+            readable=effect.text,
+            text=tuple(
+                TextMeasure(f.name, f.value, f.base, f.limit, f.ok) for f in (own.text.figures if own.text else ())
+            ),
+            accuracy=own.accuracy,
+            unsteered_accuracy=plain.accuracy,
+            lensteer=__version__,
+        )
+
     def to_dataframe(self) -> pd.DataFrame:
         """A row per effect, with columns for z and rank in each pool."""
         rows = []
@@ -253,6 +319,10 @@ class Evaluation(Saved):
     def conditions_dataframe(self) -> pd.DataFrame:
         """A row per condition."""
         return pd.DataFrame([{**flat(a), "text": None if a.text is None else a.text.ok} for a in self.conditions])
+
+
+def _key(effect: Effect, kind: str) -> tuple[str, str, str, str]:
+    return effect.behavior, kind, effect.unit, effect.annotator
 
 
 MEAN = "mean of behaviors"

@@ -13,8 +13,8 @@ from lensteer.attribution import LayerScores
 from lensteer.cache_steering import CacheVector
 from lensteer.errors import LensteerError
 from lensteer.explorer.engine import Continuation, Engine, Result, continue_chain
-from lensteer.explorer.expressions import parse_scope
 from lensteer.explorer.state import Choices, State
+from lensteer.expressions import parse_scope
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
 

@@ -10,7 +10,7 @@ import torch
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.explorer.expressions import inverted, parse_scope
+from lensteer.expressions import inverted, parse_scope
 from lensteer.positions import Context, sentence_starts
 from lensteer.traces import Trace
 

@@ -17,7 +17,7 @@ from lensteer.behaviors import check_behavior
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.calibration import starting_coefficient
 from lensteer.errors import LensteerError
-from lensteer.explorer.expressions import parse_scope
+from lensteer.expressions import parse_scope
 from lensteer.positions import at
 from lensteer.steering import OPERATORS, SteeringPlan
 from lensteer.traces import Trace

@@ -21,8 +21,8 @@ from lensteer.errors import LensteerError
 from lensteer.explorer import payloads
 from lensteer.explorer.background import Check, Worker
 from lensteer.explorer.engine import Engine, NewPart, Result, result_of
-from lensteer.explorer.expressions import as_code
 from lensteer.explorer.state import State, code_of, same_steering
+from lensteer.expressions import as_code
 from lensteer.steering import Plan, SteeringPlan
 
 

@@ -320,6 +320,7 @@ def _work(rank: int, config: Config, out: Path, meeting: str | None = None) -> N
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str = "float32") -> None:
     """Write a plain Hugging Face checkpoint in the given dtype."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.do_sample = True  # servers that read it sample, as they do for instruction-tuned models
     copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -16,10 +16,12 @@ from lensteer.attribution import LayerScores
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.errors import LensteerError
 from lensteer.evaluation import ChosenCoefficients, Evaluation, Modes
+from lensteer.export.verification import Verification
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, forced_effect, leave_one_out, legend_html, token_projections
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
 from lensteer.plots.measured import coefficients, effects, kl_by_token, modes, position_ablation
+from lensteer.plots.served import looks
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import against_controls, cosine_matrix, layer_scores, overlap
 from lensteer.results import Result
@@ -49,6 +51,7 @@ __all__ = [
     "layer_scores",
     "leave_one_out",
     "legend_html",
+    "looks",
     "modes",
     "overlap",
     "position_ablation",
@@ -71,6 +74,7 @@ _FIGURES: dict[type, Callable[..., go.Figure]] = {
     Modes: modes,
     SentenceAttention: sentence_attention,
     TokenProjections: token_projections,
+    Verification: looks,
 }
 
 

@@ -1,5 +1,6 @@
 """Steering: edits of residuals (`plans`) and one-shot edits of the KV cache (`cache`)."""
 
+from lensteer.steering.evidence import ControlRange, Evidence, Sample, TextMeasure
 from lensteer.steering.plans import (
     OPERATORS,
     Edits,
@@ -18,13 +19,17 @@ from lensteer.steering.plans import (
 
 __all__ = [
     "OPERATORS",
+    "ControlRange",
     "Edits",
+    "Evidence",
     "Joinable",
     "Plan",
     "Plans",
+    "Sample",
     "Slot",
     "Steerable",
     "SteeringPlan",
+    "TextMeasure",
     "active_plans",
     "attached",
     "foreign_hooks",

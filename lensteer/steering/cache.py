@@ -136,8 +136,8 @@ class CacheVector(Result):
             return [self.random(seed + i) for i in range(n)]
         if n > len(self.spread[0]):
             raise LensteerError(
-                f"{n} control vectors: cache vector {self.label!r} has {len(self.spread[0])} from its pairs; ask for at "
-                "most that, or use .random(seed) for isotropic ones"
+                f"{n} control vectors: cache vector {self.label!r} has {len(self.spread[0])} from its pairs; ask for "
+                "at most that, or use .random(seed) for isotropic ones"
             )
         return [
             replace(self, label=f"spread-{i}", keys=keys, values=values, spread=None)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lensteer import models, twins
 from lensteer.errors import LensteerError
 from lensteer.positions import Context, PositionScope, everywhere
+from lensteer.steering.evidence import Evidence
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -126,6 +127,7 @@ class SteeringPlan(Joinable):
         operator: "add" or "project_out".
         unit: of an added vector: "difference", the unscaled direction; "mean_norm", a vector as long as the
             layer's mean activation (the default before 0.1.0); "unit", one of length 1.
+        evidence: what an evaluation measured for it, if any. It goes along with exports and changes nothing else.
 
     Raises:
         LensteerError: a layer the direction lacks, a coefficient that is not finite, an unknown operator or unit.
@@ -137,6 +139,7 @@ class SteeringPlan(Joinable):
     scope: PositionScope = everywhere
     operator: str = "add"
     unit: str = "difference"
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.coefficient):
@@ -168,6 +171,19 @@ class SteeringPlan(Joinable):
     def length(self) -> float:
         """Length of the vector that is added at each position."""
         return abs(self.coefficient) * float(self.vector.norm())
+
+    @property
+    def measured(self) -> Evidence | None:
+        """The evidence, if it is of this direction, layer and coefficient; it may be of another scope."""
+        found = self.evidence
+        if found is None or (found.label, found.layer, found.coefficient) != (
+            self.direction.label,
+            self.layer,
+            self.coefficient,
+        ):
+            return None
+        same = self.operator == "add" and math.isclose(found.length, self.length, rel_tol=1e-4)
+        return found if same else None
 
     def describe(self) -> list[Any]:
         """Everything the edit depends on, as JSON-ready values."""

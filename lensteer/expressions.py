@@ -12,7 +12,7 @@ from lensteer import positions
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope
 
-NAMES = ("everywhere", "prompt", "generated", "thinking", "sentence_starts", "onsets")
+NAMES = ("everywhere", "everywhere_but_first", "prompt", "generated", "thinking", "sentence_starts", "onsets")
 """The scopes without arguments."""
 
 _WORDS = f"{', '.join(NAMES)}, first(n), at([5, 6]), joined by &, | and ~"

@@ -1,0 +1,117 @@
+"""What a plan adds, as the formats of other software can say it: a vector per layer, at one scope.
+
+Most formats hold one vector per layer and nothing else. What a format cannot hold is refused here, with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lensteer.errors import LensteerError
+from lensteer.positions import PositionScope
+from lensteer.steering import Plan
+
+
+def check_residual(plan: Plan, fmt: str) -> None:
+    """Raise for a plan that edits something other than the residual stream.
+
+    Args:
+        plan: one edit or several.
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: a cache plan, or a plan without edits.
+    """
+    if plan.slots:
+        raise LensteerError(
+            f"{fmt} holds edits of the residual stream, and this plan edits {len(plan.slots)} slot(s) of the prompt's "
+            "cache: export a CachePlan by ls.export.cache"
+        )
+    if not plan.edits:
+        raise LensteerError(f"{fmt}: this plan has no edit; give a SteeringPlan, or several joined by +")
+
+
+def scope_of(plan: Plan, fmt: str, scopes: Sequence[PositionScope | str]) -> PositionScope:
+    """The scope of all of a plan's edits, if a format can express it.
+
+    Args:
+        plan: one edit or several.
+        fmt: the format's name, for messages.
+        scopes: that it can express, or their names; "at" and "first" stand for every `at([...])` and `first(n)`.
+
+    Raises:
+        LensteerError: a cache plan, edits of different scopes, or a scope that the format cannot express.
+    """
+    check_residual(plan, fmt)
+    found = list(dict.fromkeys(edit.scope for edit in plan.edits))
+    if len(found) > 1:
+        several = ", ".join(repr(scope.name) for scope in found)
+        raise LensteerError(f"{fmt} has one scope, and this plan has {several}: export each part by itself")
+    names = [scope if isinstance(scope, str) else scope.name for scope in scopes]
+    own = found[0].name
+    if own not in names and not (own.endswith(")") and own.partition("(")[0] in names):
+        there = ", ".join(repr(name) for name in names)
+        raise LensteerError(f"{fmt} cannot express the scope {own!r}: it has {there}; use another format or scope")
+    return found[0]
+
+
+def check_added(plan: Plan, fmt: str) -> None:
+    """Raise for a plan that projects out, where only addition can be expressed.
+
+    Args:
+        plan: one edit or several.
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: an edit with another operator than "add".
+    """
+    for edit in plan.edits:
+        if edit.operator != "add":
+            raise LensteerError(
+                f"{fmt} adds vectors, and the edit of layer {edit.layer} has the operator {edit.operator!r}: export a "
+                "projection by ls.export.checkpoint"
+            )
+
+
+def additions(
+    plan: Plan, fmt: str, scopes: Sequence[PositionScope | str], min_layer: int = 0
+) -> dict[int, Float[Tensor, " d_model"]]:
+    """Per layer what a plan adds at each position of its scope: Σ coefficient × vector over the layer's edits, float32.
+
+    Args:
+        plan: one edit or several, of the operator "add".
+        fmt: the format's name, for messages.
+        scopes: that it can express; see `scope_of`.
+        min_layer: the lowest layer that it can express.
+
+    Returns:
+        Layer to vector, in the order of layers.
+
+    Raises:
+        LensteerError: anything that the format cannot express: a projection, a scope, cache slots, a layer; or vectors
+            of different widths.
+    """
+    scope_of(plan, fmt, scopes)
+    check_added(plan, fmt)
+    found: dict[int, Tensor] = {}
+    for edit in sorted(plan.edits, key=lambda edit: edit.layer):
+        if edit.layer < min_layer:
+            raise LensteerError(
+                f"{fmt} cannot steer the output of layer {edit.layer}: its first is layer {min_layer}; steer a later "
+                "layer, or use another format"
+            )
+        added = (edit.coefficient * edit.vector.detach().to("cpu", torch.float64)).flatten()
+        if edit.layer in found and found[edit.layer].shape != added.shape:
+            raise LensteerError(
+                f"two vectors at layer {edit.layer} are {len(found[edit.layer])} and {len(added)} wide: they are of "
+                "different models"
+            )
+        found[edit.layer] = found.get(edit.layer, torch.zeros_like(added)) + added
+    if len({len(vector) for vector in found.values()}) > 1:
+        widths = {layer: len(vector) for layer, vector in found.items()}
+        raise LensteerError(f"vectors of different models: their widths by layer are {widths}")
+    return {layer: vector.float() for layer, vector in found.items()}
