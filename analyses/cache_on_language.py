@@ -12,9 +12,9 @@ read at the assistant's header. Three parts:
   and layers; and with half, twice and four times the coefficient of the cache edit and of the residual edit.
 - styles: vectors of the written records' styles, and the style of the answers under each.
 
-With `--c-test` the test questions are asked at that coefficient, whatever the dev questions say. Coefficients are in
-lengths of the slot's own values (unit "norm"). An answer "reasons" by a rule on its words
-(`lensteer.cache_steering.reasons`). Every part is resumed from its folder.
+With `--c-test` all parts take that coefficient, whatever the dev questions say. Coefficients are in lengths of the
+slot's own values (unit "norm"). An answer "reasons" by a rule on its words (`lensteer.cache_steering.reasons`). Every
+part is resumed from its folder.
 
 Example: python analyses/cache_on_language.py --model qwen2.5-coder-0.5b --records gsm8k/train.jsonl \
     --tasks gsm8k/test.jsonl --suffix "Answer with a single number and nothing else." --out qwen --json qwen.json
@@ -74,7 +74,7 @@ class Config:
         n_pairs: of the vector.
         shots: solved examples per prompt.
         c_values: to choose from.
-        c_test: the coefficient on test questions; None: the chosen one.
+        c_test: the coefficient of all parts; None: the one chosen on dev questions.
         layers: of the residual edit, to choose from; by default five depths.
         some_pairs: other numbers of pairs.
         some_shots: other numbers of shots.
@@ -200,6 +200,11 @@ class Study:
         print(why, flush=True)
         return best, dev
 
+    @property
+    def dose(self) -> float:
+        """The coefficient of all parts."""
+        return self.chosen[0] if self.config.c_test is None else self.config.c_test
+
     def matched(self, plan: CachePlan) -> dict[str, Any]:
         """The KL of the cache edit, and a residual edit of the same KL at each layer that is tried."""
         path = self.folder / f"matched-c{plan.c_values:g}.json"
@@ -220,8 +225,7 @@ class Study:
 def effect(study: Study) -> dict[str, Any]:
     """The edit against every other condition, on test questions."""
     config = study.config
-    best, dev = study.chosen
-    best = config.c_test or best
+    best, (_, dev) = study.dose, study.chosen
     cache = study.edit(study.vector, best)
     matched = study.matched(cache)
     direction = study.residual()["steps"]
@@ -260,7 +264,7 @@ def effect(study: Study) -> dict[str, Any]:
 def steadiness(study: Study) -> dict[str, Any]:
     """What the hyperparameters change, on dev questions."""
     config, vector = study.config, study.vector
-    best, _ = study.chosen
+    best = study.dose
     n = models.n_layers(study.model)
     thirds = {"first": range(n // 3), "middle": range(n // 3, 2 * n // 3), "last": range(2 * n // 3, n)}
     conditions = [study.condition(f"x{x:g} cache", study.edit(vector, x * best)) for x in (0.5, 1.0, 2.0, 4.0)]
@@ -278,19 +282,19 @@ def steadiness(study: Study) -> dict[str, Any]:
     conditions += [study.condition(f"slot {slot}", study.edit(vector, best, position=slot)) for slot in (-3, -5)]
     read = study.fitted("offset", study.pairs(20, config.shots), "offset_token")
     conditions.append(study.condition("read and edited at the offset token", study.edit(read, best)))
-    return {"c_values": best, "dev": study.measured("steadiness", "dev", config.n_dev, conditions).to_dict()}
+    return {"c_values": best, "dev": study.measured(f"steadiness-c{best:g}", "dev", config.n_dev, conditions).to_dict()}
 
 
 def styles(study: Study) -> dict[str, Any]:
     """The written records' styles: does a vector carry its own style over?"""
     config = study.config
-    best, _ = study.chosen
+    best = study.dose
     records = load_records("builtin")
     conditions = []
     for style in STYLES:
         pairs = study.pairs(30, config.shots, records=records, style=style)
         conditions.append(study.condition(style, study.edit(study.fitted(f"style-{style}", pairs), best)))
-    return {"c_values": best, "test": study.measured("styles", "test", config.n_style, conditions).to_dict()}
+    return {"c_values": best, "test": study.measured(f"styles-c{best:g}", "test", config.n_style, conditions).to_dict()}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -322,7 +326,7 @@ if __name__ == "__main__":
     for name in sizes:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Config, name))
     parser.add_argument("--c-values", type=float, nargs="+", default=Config.c_values)
-    parser.add_argument("--c-test", type=float, help="coefficient on the test questions")
+    parser.add_argument("--c-test", type=float, help="coefficient of all parts")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import lensteer as ls
+from exports_table import record
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.export import checkpoint, load_plan
+from lensteer.export import checkpoint, hf, load_plan
 from lensteer.export import checkpoints as module
 from lensteer.export.checkpoints import TOLERANCE, sites_up_to
 from lensteer.export.weights import INDEX
@@ -21,6 +22,13 @@ from lensteer.statistics import Estimate
 from lensteer.steering import Evidence, SteeringPlan
 from lensteer.vectors import Direction
 
+FORM = "steered checkpoint"
+REAL = {
+    "smollm2": "SmolLM2-135M (Llama)",
+    "mini-r1": "mini-R1 (Llama)",
+    "qwen2.5-0.5b": "Qwen2.5-Coder-0.5B (Qwen2)",
+    "gemma3-270m": "Gemma-3-270m",
+}
 IDS = torch.tensor([[5, 40, 9, 77, 12, 130, 8, 61]])
 
 
@@ -274,10 +282,11 @@ def test_the_organism(organism, random_direction, tmp_path):
     assert done.difference < TOLERANCE
     ids = torch.tensor([models.encode(organism, models.chat_text(organism, "Is there a way out?"))])
     assert largest(done.path, organism, plan, ids) < TOLERANCE
+    record(FORM, "organism (Qwen2)", "F32", done.difference, "everywhere")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2", "mini-r1", "qwen2.5-0.5b", "gemma3-270m"])
+@pytest.mark.parametrize("name", REAL)
 def test_real_models(name, real_model, tmp_path):
     """In float32, by plain transformers with their own attention; and in the checkpoint's bfloat16."""
     model = real_model(name)
@@ -296,4 +305,8 @@ def test_real_models(name, real_model, tmp_path):
     rounded = checkpoint(plan, tmp_path / "rounded", model=model)
     assert rounded.dtype == "bfloat16"
     assert rounded.difference < 0.02 * rounded.effect
-    print(name, done, rounded)
+    record(FORM, REAL[name], "F32", done.difference, "everywhere")
+    record(FORM, REAL[name], "BF16", rounded.difference, "everywhere")
+    script = hf(plan, tmp_path / "script", model=model)
+    assert script.difference <= script.tolerance < script.effect
+    record("script for plain transformers", REAL[name], "F32", script.difference, "everywhere, generated")

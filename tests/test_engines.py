@@ -184,7 +184,10 @@ def test_svec_holds_one_direction_and_says_how_to_use_it(model, plan, tmp_path):
     assert values["lensteer"] == {"name": "random 0", "layer_id": 1, "multiplier": 1.0, "token_scope": "all"}
     ((layer, rows),) = values["directions"].items()
     found = applied(model, {int(layer): lambda h: h + torch.tensor(rows)[0]})
-    torch.testing.assert_close(found, hooked(model, one), atol=1e-4, rtol=1e-4)
+    wanted = hooked(model, one)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    difference = float((found - wanted).abs().max())
+    record("svec, AISteer360 (format checked)", "random Llama", "F32", difference, "everywhere, generated")
     after = ls.export.svec(replace(one, scope=ls.generated), tmp_path / "after.svec", model=model)
     assert json.loads(after.read_text())["lensteer"]["token_scope"] == "after_prompt"
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from exports_table import record
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.export import cache, hf
@@ -73,6 +74,8 @@ def test_the_organism_steered_by_the_script_generates_the_same_ids(scope, organi
     found = without_lensteer(STEER, done.path, models.ORGANISM, ids, 40)
     assert found == expected.ids
     assert done.difference <= done.tolerance < done.effect
+    if scope == "both":
+        record("script for plain transformers", "organism (Qwen2)", "F32", done.difference, "everywhere, generated")
 
 
 @pytest.mark.slow
@@ -86,6 +89,8 @@ def test_a_cache_vector_generates_the_same_ids(position, organism, tmp_path):
     assert expected.ids != plain.ids
     assert without_lensteer(EDIT, done.path, models.ORGANISM, ids, 40) == expected.ids
     assert done.difference <= done.tolerance < done.effect
+    if position == "last_prompt":
+        record("recipe for one edit of the cache", "organism (Qwen2)", "F32", done.difference, "one slot of the prompt")
 
 
 @pytest.mark.slow

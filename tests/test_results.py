@@ -125,3 +125,13 @@ def test_the_readmes_demo_is_as_large_as_it_says():
     said = f"{demo['evaluation.n_tasks']} held-out tasks, one chain each, {demo['evaluation.n_random']} control vectors"
     assert said in README
     assert (demo["evaluation.n_samples"], demo["config.tasks"]) == (1, "organism")
+
+
+def test_the_table_of_exports_is_what_the_tests_measured():
+    rows = json.loads((ROOT / "analyses" / "results" / "exports.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if re.match(r"\| .* \| (F32|F16|BF16|Q4_1) \| ", line)]
+    assert len(shown) == len(rows) > 0
+    for row, line in zip(rows, shown, strict=True):
+        cells = (row["format"], row["model"], row["dtype"], f"{row['largest_logit_difference']:.1e}", row["positions"])
+        assert line == f"| {' | '.join(cells)} |"
