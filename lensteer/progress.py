@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm.auto import tqdm
@@ -46,3 +47,17 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: A
 
         return plain(items, file=_Lines(sys.stderr), mininterval=EVERY, maxinterval=EVERY, ncols=100, **options)
     return tqdm(items, disable=not show, **options)
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Hide the bar that Hugging Face shows while it loads weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

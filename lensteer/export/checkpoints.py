@@ -28,6 +28,7 @@ from lensteer.export.weights import Weights, names_of, weights_of, write_weights
 from lensteer.files import new_folder
 from lensteer.models import DTYPES, ModelId
 from lensteer.positions import everywhere
+from lensteer.progress import no_loading_bar
 from lensteer.results import Result
 from lensteer.steering import Plan, Plans, SteeringPlan
 
@@ -248,7 +249,8 @@ def _compared(
     own = model.original_model.dtype
     # In float32 the bridge's own attention, so that rounding is not compared. In less, any, so that noise is measured.
     attention = dict(attn_implementation="eager") if own == torch.float32 else {}
-    export, said = AutoModelForCausalLM.from_pretrained(made, dtype=own, output_loading_info=True, **attention)
+    with no_loading_bar():
+        export, said = AutoModelForCausalLM.from_pretrained(made, dtype=own, output_loading_info=True, **attention)
     if said["missing_keys"] or said["mismatched_keys"]:
         raise LensteerError(
             f"the export lacks tensors ({sorted(map(str, said['missing_keys']))[:3]}): nothing was written"

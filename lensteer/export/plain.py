@@ -27,6 +27,7 @@ from lensteer.files import new_folder
 from lensteer.forward import forced_logits
 from lensteer.models import ModelId
 from lensteer.positions import everywhere, generated
+from lensteer.progress import no_loading_bar
 from lensteer.results import Result
 from lensteer.steering import Plan
 from lensteer.steering.cache import POSITIONS, CachePlan, check_plan
@@ -227,7 +228,8 @@ def _runner(model: TransformerBridge) -> Any:
             f"{model.original_model.config._name_or_path!r} is no checkpoint that transformers can load by itself, so "
             "a script for it cannot be checked: export from the checkpoint's folder or its name on the hub"
         )
-    found = AutoModelForCausalLM.from_pretrained(source, dtype=model.original_model.dtype)
+    with no_loading_bar():
+        found = AutoModelForCausalLM.from_pretrained(source, dtype=model.original_model.dtype)
     return found.to(models.device(model)).eval()
 
 
