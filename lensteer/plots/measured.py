@@ -215,7 +215,7 @@ def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed"
     )
     about = f"95 % intervals over {found.n_tasks} tasks"
     if drawn:
-        about += f"; gray: range of {len(drawn)} random vectors of the same length"
+        about += f"; gray: range of {len(drawn)} control vectors of the same length"
     return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", 140 + 34 * len(conditions), False)
 
 

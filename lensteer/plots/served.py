@@ -34,4 +34,5 @@ def looks(found: Verification) -> go.Figure:
     figure.add_hline(y=0, line=dict(color=MUTED, width=1))
     figure.update_xaxes(title_text="look", dtick=1, range=[0.5, len(found.looks) + 0.5])
     figure.update_yaxes(title_text=f"change of the share of<br>{found.behavior}", tickformat="+.0%")
-    return finish(figure, f"{found.model or found.endpoint}: {found.verdict}<br><sup>{about}; ×: alarm</sup>", 360)
+    about += "; ×: alarm" * any(look.alarm for look in found.looks)
+    return finish(figure, f"{found.model or found.endpoint}: {found.verdict}<br><sup>{about}</sup>", 360)
