@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -20,6 +22,7 @@ def main(model: str, port: int, vector: str | None) -> None:
     from llama_cpp.server.app import create_app
     from llama_cpp.server.settings import ModelSettings, ServerSettings
 
+    patched: Any = nullcontext()
     if vector is not None:
         from llama_runs import control_vector_rows
 
@@ -36,13 +39,14 @@ def main(model: str, port: int, vector: str | None) -> None:
                 )
                 assert code == 0, code
 
-        llama_cpp.Llama = Steered
+        patched = mock.patch.object(llama_cpp, "Llama", Steered)
     settings = ModelSettings(
         model=model, model_alias=Path(model).stem, n_ctx=1024, n_threads=1, n_threads_batch=1, n_gpu_layers=0,
         verbose=False,
     )  # fmt: skip
-    app = create_app(server_settings=ServerSettings(port=port), model_settings=[settings])
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    with patched:
+        app = create_app(server_settings=ServerSettings(port=port), model_settings=[settings])
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_the_report_shows_both_methods():
     assert "cache.cache.accuracy.mean" not in found
     page = render(results)
     assert "One edit of the KV cache instead" in page
-    assert "random vectors" in page
+    assert "control vectors" in page
     assert "One edit of the KV cache" not in render(synthetic.results())
 
 

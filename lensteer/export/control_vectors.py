@@ -27,7 +27,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
-from lensteer.export.edits import additions, scope_of
+from lensteer.export.edits import additions, check_vectors, projected_out, scope_of
 from lensteer.files import write_atomically
 from lensteer.positions import PositionScope, everywhere
 from lensteer.results import Result
@@ -98,7 +98,7 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
         raise LensteerError(f"{fmt} either adds or projects out, and this plan does both: export each part by itself")
     else:
         mode, vectors, alpha = "add", additions(plan, fmt, [everywhere], MIN_LAYER), 1.0
-    _check_vectors(vectors, model)
+    check_vectors(vectors, model, fmt)
     identity = None if model is None else models.fingerprint(model).to_dict()
     hint = "unknown" if model is None else str(model.original_model.config.model_type)
     evidence = [None if edit.measured is None else edit.measured.to_dict() for edit in plan.edits]
@@ -128,29 +128,10 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
 
 def _projections(plan: Plan, fmt: str) -> tuple[dict[int, Tensor], float]:
     """Per layer the unit vector that is projected out, and the coefficient of all."""
-    found: dict[int, Tensor] = {}
     coefficients = sorted({edit.coefficient for edit in plan.edits})
     if len(coefficients) > 1:
         raise LensteerError(f"{fmt} projects out with one coefficient, and this plan has {coefficients}: give one")
-    for edit in sorted(plan.edits, key=lambda edit: edit.layer):
-        if edit.layer in found:
-            raise LensteerError(f"{fmt} holds one direction a layer, and this plan projects out two at {edit.layer}")
-        found[edit.layer] = edit.vector.detach().float().cpu().flatten()
-    return found, coefficients[0]
-
-
-def _check_vectors(vectors: Mapping[int, Tensor], model: TransformerBridge | None) -> None:
-    for layer, vector in vectors.items():
-        if not vector.isfinite().all() or not vector.any():
-            raise LensteerError(f"the vector of layer {layer} is zero or not finite in float32: it would steer nothing")
-        if model is None:
-            continue
-        models.check_layer(model, layer)
-        if len(vector) != models.d_model(model):
-            raise LensteerError(
-                f"the vector of layer {layer} is {len(vector)} wide, and {models.fingerprint(model).name!r} is "
-                f"{models.d_model(model)}: it is another model's"
-            )
+    return projected_out(plan, fmt), coefficients[0]
 
 
 def _said(edit: SteeringPlan) -> dict[str, Any]:

@@ -5,15 +5,20 @@ Most formats hold one vector per layer and nothing else. What a format cannot ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope
 from lensteer.steering import Plan
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 def check_residual(plan: Plan, fmt: str) -> None:
@@ -115,3 +120,47 @@ def additions(
         widths = {layer: len(vector) for layer, vector in found.items()}
         raise LensteerError(f"vectors of different models: their widths by layer are {widths}")
     return {layer: vector.float() for layer, vector in found.items()}
+
+
+def projected_out(plan: Plan, fmt: str) -> dict[int, Float[Tensor, " d_model"]]:
+    """Per layer the unit vector that a plan projects out, float32.
+
+    Args:
+        plan: one edit or several, of the operator "project_out".
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: two directions at one layer.
+    """
+    found: dict[int, Tensor] = {}
+    for edit in sorted(plan.edits, key=lambda edit: edit.layer):
+        if edit.layer in found:
+            raise LensteerError(f"{fmt} projects out one direction per layer, and this plan has two at {edit.layer}")
+        found[edit.layer] = edit.vector.detach().float().cpu().flatten()
+    return found
+
+
+def check_vectors(vectors: Mapping[int, Float[Tensor, " d_model"]], model: TransformerBridge | None, fmt: str) -> None:
+    """Raise for vectors that would steer nothing, or another model.
+
+    Args:
+        vectors: by layer.
+        model: that they are for; if None, layers and width are not checked.
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: a vector that is zero or not finite, of a layer that the model lacks, or of another width.
+    """
+    for layer, vector in vectors.items():
+        if not vector.isfinite().all() or not vector.any():
+            raise LensteerError(
+                f"{fmt}: the vector of layer {layer} is zero or not finite in float32, and would steer nothing"
+            )
+        if model is None:
+            continue
+        models.check_layer(model, layer)
+        if len(vector) != models.d_model(model):
+            raise LensteerError(
+                f"the vector of layer {layer} is {len(vector)} wide, and {models.fingerprint(model).name!r} is "
+                f"{models.d_model(model)}: it is another model's"
+            )

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.export.edits import additions, scope_of
+from lensteer.export.edits import additions, check_vectors, projected_out, scope_of
 from lensteer.files import new_folder, write_atomically
 from lensteer.positions import PositionScope, everywhere, everywhere_but_first, generated, prompt
 from lensteer.steering import Plan
@@ -67,10 +66,10 @@ def easysteer(plan: Plan, path: str | Path, *, model: TransformerBridge | None =
     scope = _scope(plan, fmt, [everywhere, everywhere_but_first, prompt, generated, "first", "at"])
     if _projects(plan, fmt):
         _only_coefficient(plan, fmt, [1.0])
-        vectors, algorithm = _units(plan, fmt), "erase"
+        vectors, algorithm = projected_out(plan, fmt), "erase"
     else:
         vectors, algorithm = additions(plan, fmt, [scope]), "direct"
-    _check(vectors, model, fmt)
+    check_vectors(vectors, model, fmt)
     whole: dict[str, dict[str, Any]] = {
         "everywhere": {"prompt": "all", "generation": "all"},
         "everywhere_but_first": {"prompt": "all", "exclude_prompt_positions": [0], "generation": "all"},
@@ -119,7 +118,7 @@ def vllm_lens(plan: Plan, path: str | Path, *, model: TransformerBridge | None =
     fmt = "vllm-lens"
     scope = _scope(plan, fmt, [everywhere, "at"])
     vectors = additions(plan, fmt, [scope])
-    _check(vectors, model, fmt)
+    check_vectors(vectors, model, fmt)
     stacked = torch.stack(list(vectors.values()))
     positions = _numbers(scope) if _is(scope, "at") else None
     if positions is not None:
@@ -167,13 +166,13 @@ def rhizonymph(plan: Plan, path: str | Path, *, model: TransformerBridge | None 
         if any(not 0 <= edit.coefficient <= 1 for edit in plan.edits):
             wrong = [edit.coefficient for edit in plan.edits]
             raise LensteerError(f"{fmt} projects out with a strength from 0 to 1, and this plan has {wrong}")
-        units = _units(plan, fmt)
-        _check(units, model, fmt)
+        units = projected_out(plan, fmt)
+        check_vectors(units, model, fmt)
         strength = {edit.layer: edit.coefficient for edit in plan.edits}
         clamps = {str(n): [{"vector": v.tolist(), "value": 0.0, "strength": strength[n]}] for n, v in units.items()}
         return _write(path, {f"{tier}clamps": {"post_block": clamps}})
     vectors = additions(plan, fmt, [scope])
-    _check(vectors, model, fmt)
+    check_vectors(vectors, model, fmt)
     return _write(path, {f"{tier}vectors": {"post_block": {str(n): v.tolist() for n, v in vectors.items()}}})
 
 
@@ -198,7 +197,7 @@ def svec(plan: Plan, path: str | Path, *, model: TransformerBridge) -> Path:
     fmt = "AISteer360's CAA"
     scope = _scope(plan, fmt, [everywhere, generated])
     vectors = additions(plan, fmt, [scope])
-    _check(vectors, model, fmt)
+    check_vectors(vectors, model, fmt)
     if len(vectors) > 1:
         raise LensteerError(f"{fmt} steers one layer, and this plan steers {list(vectors)}: export each by itself")
     if Path(path).suffix != ".svec":
@@ -258,7 +257,7 @@ def lm_eval(plan: Plan, path: str | Path, *, model: TransformerBridge) -> Path:
     """
     fmt = "lm-eval"
     vectors = additions(plan, fmt, [_scope(plan, fmt, [everywhere])])
-    _check(vectors, model, fmt)
+    check_vectors(vectors, model, fmt)
     if len(vectors) > 1:
         raise LensteerError(
             f"some versions of {fmt} give all hook points of a file the vector of the last one, and this plan steers "
@@ -310,30 +309,6 @@ def _only_coefficient(plan: Plan, fmt: str, allowed: Sequence[float]) -> None:
         if edit.coefficient not in allowed:
             raise LensteerError(
                 f"{fmt} removes a direction whole (coefficient {allowed[0]:g}), and this plan has {edit.coefficient:g}"
-            )
-
-
-def _units(plan: Plan, fmt: str) -> dict[int, Float[Tensor, " d_model"]]:
-    """The unit vectors of projections, one a layer."""
-    found: dict[int, Tensor] = {}
-    for edit in sorted(plan.edits, key=lambda edit: edit.layer):
-        if edit.layer in found:
-            raise LensteerError(f"{fmt} projects out one direction a layer, and this plan has two at {edit.layer}")
-        found[edit.layer] = edit.vector.detach().float().cpu().flatten()
-    return found
-
-
-def _check(vectors: Mapping[int, Tensor], model: TransformerBridge | None, fmt: str) -> None:
-    for layer, vector in vectors.items():
-        if not vector.isfinite().all():
-            raise LensteerError(f"{fmt}: the vector of layer {layer} is not finite in float32")
-        if model is None:
-            continue
-        models.check_layer(model, layer)
-        if len(vector) != models.d_model(model):
-            raise LensteerError(
-                f"the vector of layer {layer} is {len(vector)} wide, and {models.fingerprint(model).name!r} is "
-                f"{models.d_model(model)}: it is another model's"
             )
 
 
