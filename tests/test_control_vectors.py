@@ -104,7 +104,7 @@ def test_what_the_format_cannot_hold_is_refused_by_name_and_nothing_is_written(p
         (replace(plan, scope=ls.onsets), "cannot express the scope 'onsets': it has 'everywhere'"),
         (plan + project, "either adds or projects out"),
         (project + replace(project, layer=3, coefficient=0.5), r"one coefficient, and this plan has \[-1.5, 0.5\]"),
-        (project + project, "projects out two at 2"),
+        (project + project, "this plan has two at 2"),
         (plan + replace(plan, coefficient=1.5), "the vector of layer 2 is zero"),
         (replace(plan, coefficient=1e39), "zero or not finite in float32"),
         (ls.SteeringPlan(wide, 2), "is 40 wide, and .* is 32"),
