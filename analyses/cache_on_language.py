@@ -310,9 +310,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     test = Modes.from_dict(found["effect"]["test"])
     figure = ls.plots.modes(test, ["reasons", "accuracy", "answered", "repetition"])
     about = (
-        f"{Path(found['config']['model']).name}, {test.n_tasks} questions; gray: {found['config']['n_controls']} random"
+        f"{Path(found['config']['model']).name}, {test.n_tasks} questions, coefficient {found['effect']['c_values']:g}"
     )
-    figure.update_layout(title=f"One edit of the KV cache<br><sup>{about} vectors of the same length</sup>")
+    figure.update_layout(title=f"One edit of the KV cache<br><sup>{about}; gray: control vectors of its length</sup>")
     figure.write_image(path, width=1100, height=420)
 
 

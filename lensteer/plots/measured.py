@@ -161,14 +161,16 @@ TITLES = {
     "finished": "answers that end",
     "repetition": "repeated 4-grams",
 }
+#: Rows of control vectors, by the first part of their names (`CacheVector.random`, `.controls`).
+POOLS = {"random": "isotropic vectors", "spread": "pairs' spread"}
 SHADES = tuple(COLORS[b] for b in ("uncertainty-estimation", "backtracking", "adding-knowledge", "example-testing"))
 
 
 def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed")) -> go.Figure:
-    """Dots with 95 % intervals over tasks, a line per condition, a panel per figure; controls are one gray band.
+    """Dots with 95 % intervals over tasks, a line per condition, a panel per figure; controls are gray dots by kind.
 
     Args:
-        found: from `measure_modes`; conditions of kind "control" are the band.
+        found: from `measure_modes`; conditions of kind "control" are the gray dots.
         figures: which; the names of `TITLES`.
 
     Raises:
@@ -181,6 +183,8 @@ def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed"
     drawn = [condition for condition in found.conditions if condition.kind == "control"]
     if not conditions:
         raise LensteerError("all conditions are controls: there is nothing to compare them with")
+    pools = [(c, POOLS.get(c.condition.rsplit("-", 1)[0], "control vectors")) for c in drawn]
+    rows = list(dict.fromkeys(row for _, row in pools))
     shown = make_subplots(1, len(figures), shared_yaxes=True, horizontal_spacing=0.06)
     for column, name in enumerate(figures, 1):
         points: list[tuple[str, Estimate]] = [
@@ -204,19 +208,28 @@ def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed"
             row=1,
             col=column,
         )
-        chance = [e.value for e in (getattr(condition, name) for condition in drawn) if e is not None]
-        if chance:
-            band = dict(fillcolor=CONTROL_BAND, line_width=0, layer="below")
-            shown.add_vrect(x0=min(chance) - 0.01, x1=max(chance) + 0.01, row=1, col=column, **band)
+        controls = [(c.condition, row, e.value) for c, row in pools if (e := getattr(c, name)) is not None]
+        shown.add_scatter(
+            x=[value for *_, value in controls],
+            y=[row for _, row, _ in controls],
+            mode="markers",
+            marker=dict(size=8, color=MUTED, opacity=0.6),
+            customdata=[label for label, *_ in controls],
+            hovertemplate=f"<b>%{{customdata}}</b><br>%{{x:.1%}} {TITLES[name]}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
         axis = dict(tickformat=".0%", range=[-0.04, 1.04], zeroline=False, tickvals=[0, 0.5, 1])
         shown.update_xaxes(title_text=TITLES[name], **axis, row=1, col=column)
     shown.update_yaxes(
-        autorange="reversed", categoryorder="array", categoryarray=[condition.condition for condition in conditions]
+        autorange="reversed", categoryorder="array", categoryarray=[c.condition for c in conditions] + rows
     )
     about = f"95 % intervals over {found.n_tasks} tasks"
     if drawn:
-        about += f"; gray: range of {len(drawn)} control vectors of the same length"
-    return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", 140 + 34 * len(conditions), False)
+        about += "; gray: a dot per control vector of the same length"
+    height = 140 + 34 * (len(conditions) + len(rows))
+    return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", height, False)
 
 
 def kl_by_token(
