@@ -24,6 +24,7 @@ from lensteer import organism, plots
 from lensteer.ablation import ForcedChain, LeaveOneOut, leave_one_out
 from lensteer.cache_steering import CachePlan, Pair, fit_cache_vector
 from lensteer.evaluation import Condition, PositionAblation
+from lensteer.export.verification import Verification, look_at
 from lensteer.generation.jobs import Sampling
 from lensteer.vectors import Recipe, fit_recipes
 
@@ -163,12 +164,29 @@ class _Shared:
         ]
         conditions.append(Condition("prompted baseline", None, cache_versus_residual.ASK, kind="prompted"))
         conditions += [
-            Condition(f"random-{i}", CachePlan(self.cache.random(i), 0.75), JUST_THE_ANSWER, kind="control")
-            for i in range(self.config.n_controls)
+            Condition(control.label, CachePlan(control, 0.75), JUST_THE_ANSWER, kind="control")
+            for control in self.cache.controls(self.config.n_controls)
         ]
         return ls.measure_modes(
             self.model, self.dev, conditions, Sampling(1, 1.0, self.config.seed, 400, 256, False), annotator=ls.grammar
         )
+
+    @cached_property
+    def verification(self) -> Verification:
+        """Three looks at the hooked model, as if it were served."""
+        plan, looks = self.plan(ls.onsets), []
+        for number in (1, 2, 3):
+            options: dict[str, Any] = dict(temperature=1.0, max_new_tokens=400, seed=number)
+            plain = ls.annotate(ls.generate_traces(self.model, self.dev, **options), ls.grammar)
+            with plan.on(self.model):
+                steered = ls.annotate(ls.generate_traces(self.model, self.dev, **options), ls.grammar)
+            sides = [
+                [(sum(s.label == "backtracking" for s in t.spans), len(t.spans) + t.n_unparsed) for t in side]
+                for side in (steered, plain)
+            ]
+            counts = {task.id: (*own, *base) for task, own, base in zip(self.dev, *sides, strict=True)}
+            looks.append(look_at(number, f"look {number}", counts, looks[0] if looks else None))
+        return Verification("the hooked model", "organism", "backtracking", 1, None, tuple(looks))
 
     @cached_property
     def persistence(self) -> dict[str, list[tuple[float, float, float]]]:
@@ -211,6 +229,7 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     "effects": lambda s: plots.effects(s.evaluation),
     "coefficients": lambda s: plots.coefficients(s.coefficients),
     "modes": lambda s: plots.modes(s.modes),
+    "looks": lambda s: plots.looks(s.verification),
     "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
     "forced_effect": lambda s: plots.forced_effect(s.forced.effect(s.plan(ls.onsets)), s.chain),
     "leave_one_out": lambda s: plots.leave_one_out(s.left_out),

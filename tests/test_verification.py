@@ -280,6 +280,8 @@ def test_wrong_arguments(plan, tmp_path):
         Endpoint(url="http://x/v1", concurrency=0)
     with pytest.raises(ls.LensteerError, match="n_samples=0"):
         Asking(n_samples=0)
+    with pytest.raises(ls.LensteerError, match=r"top_p=1\.5"):
+        Asking(top_p=1.5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -326,6 +328,7 @@ def test_a_server_without_seeds_is_asked_without(plan, tmp_path):
     assert len(found) == 3
     assert ["seed" in payload for payload in server.payloads] == [True, False, False, False]
     assert server.payloads[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert server.payloads[-1]["top_p"] == 1.0
 
 
 @pytest.mark.medium

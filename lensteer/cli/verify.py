@@ -77,6 +77,9 @@ def verify(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy.", show_default="as in the evaluation, else 0.8")
     ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="As in `lensteer run`.", show_default="as in the evaluation, else 1")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="as in the evaluation, else 400")
     ] = None,
@@ -101,6 +104,7 @@ def verify(
     asking = Asking(
         n_samples=n,
         temperature=float(drawn.get("temperature", 0.8)) if temperature is None else temperature,
+        top_p=float(drawn.get("top_p", 1.0)) if top_p is None else top_p,
         max_new_tokens=int(drawn.get("max_new_tokens", 400)) if max_new_tokens is None else max_new_tokens,
         system=system or str(drawn.get("system", "")),
         seed=seed,

@@ -67,6 +67,8 @@ class Asking:
     Attributes:
         n_samples: answers per task.
         temperature: of the sampling.
+        top_p: probability that the likeliest tokens to draw from add up to. A server's own limits, such as its `top_k`,
+            come on top of it.
         max_new_tokens: most tokens of an answer.
         system: the system prompt; none if empty.
         seed: of the answers' own seeds; servers without seeds draw anew.
@@ -77,15 +79,17 @@ class Asking:
 
     n_samples: int = 1
     temperature: float = 0.8
+    top_p: float = 1.0
     max_new_tokens: int = 400
     system: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_samples < 1 or self.max_new_tokens < 1 or self.temperature < 0:
+        if self.n_samples < 1 or self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise LensteerError(
-                f"n_samples={self.n_samples}, max_new_tokens={self.max_new_tokens}, temperature={self.temperature}: "
-                "give at least one sample of at least one token, at a temperature of at least 0"
+                f"n_samples={self.n_samples}, max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, "
+                f"top_p={self.top_p}: give at least one sample of at least one token, at a temperature of at least 0, "
+                "with 0 < top_p <= 1"
             )
 
 
@@ -142,6 +146,7 @@ class Client:
             model=model,
             messages=[*system, {"role": "user", "content": task.prompt}],
             temperature=asking.temperature,
+            top_p=asking.top_p,
             max_tokens=asking.max_new_tokens,
         )
         seed = int(digest(f"{asking.seed}|{purpose}|{task.id}|{sample}".encode())[:7], 16)
