@@ -123,7 +123,7 @@ class CacheVector(Result):
         """Control vectors of this vector's length at each layer, from the pairs' covariance where it is known.
 
         Isotropic ones are too weak a control: at a few times the values' length they change nothing in a language model
-        (Qwen2.5-Coder-0.5B), while combinations of the pairs' differences do.
+        (Qwen2.5-Coder-0.5B), while some combinations of the pairs' differences do.
 
         Args:
             n: How many.
