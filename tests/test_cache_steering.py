@@ -366,3 +366,34 @@ def test_one_edit_makes_the_organism_think_and_a_random_one_does_not(organism):
     assert found["random"].thinks.value <= 0.3
     assert found["cache"].thinks.value >= 0.8
     assert found["cache"].accuracy.value > found["unsteered"].accuracy.value + 0.2
+
+
+def test_controls_come_from_the_spread_of_the_pairs(tiny_model, tmp_path):
+    """Each is a combination of the pairs' differences about their mean, as long as the vector at each layer."""
+    model = tiny_model("llama")
+    pairs = [Pair(f"{text} {other}", text) for text in TEXTS for other in ("Wait. Next", "So it is. I")]
+    vector = fit_cache_vector(model, pairs)
+    differences = []
+    for pair in pairs:
+        sides = [models.encode(model, text) for text in (pair.positive, pair.negative)]
+        one, other = (read_slots(model, [side], [len(side) - 2])[1][0].double().flatten() for side in sides)
+        differences.append(one - other)
+    stacked = torch.stack(differences).view(len(pairs), *vector.values.shape)
+    torch.testing.assert_close(stacked.mean(0).float(), vector.values)
+    controls = vector.controls(20)
+    assert len({control.label for control in controls}) == 20
+    lengths = vector.values.flatten(1).norm(dim=1)
+    for control in controls:
+        torch.testing.assert_close(control.values.flatten(1).norm(dim=1), lengths)
+        for layer in range(1, vector.n_layers):  # within the span of the centered differences of its layer
+            centered = (stacked - stacked.mean(0))[:, layer].flatten(1).T
+            own = control.values[layer].double().flatten()[:, None]
+            found = torch.linalg.lstsq(centered, own, driver="gelsd").solution
+            torch.testing.assert_close(centered @ found, own, atol=1e-4, rtol=1e-3)
+    vector.save(tmp_path / "v.safetensors")
+    again = CacheVector.load(tmp_path / "v.safetensors", model)
+    assert torch.equal(again.controls(3)[2].keys, controls[2].keys)
+    with pytest.raises(ls.LensteerError, match="21 control vectors: .* has 20 from its pairs"):
+        vector.controls(21)
+    isotropic = fit_cache_vector(model, pairs[:2]).controls(2, seed=5)  # two pairs have no spread to speak of
+    assert [control.label for control in isotropic] == ["random-5", "random-6"]
