@@ -393,7 +393,7 @@ def test_controls_come_from_the_spread_of_the_pairs(tiny_model, tmp_path):
     vector.save(tmp_path / "v.safetensors")
     again = CacheVector.load(tmp_path / "v.safetensors", model)
     assert torch.equal(again.controls(3)[2].keys, controls[2].keys)
-    with pytest.raises(ls.LensteerError, match="21 control vectors: .* has 20 from its pairs"):
+    with pytest.raises(ls.LensteerError, match=r"21 control vectors: .* has 20 from its pairs"):
         vector.controls(21)
     isotropic = fit_cache_vector(model, pairs[:2]).controls(2, seed=5)  # two pairs have no spread to speak of
     assert [control.label for control in isotropic] == ["random-5", "random-6"]
