@@ -252,8 +252,8 @@ def effect(study: Study) -> dict[str, Any]:
             study.condition("swapped sides", study.edit(mixed, best)),
             study.condition("swapped sides, own length", own_length),
             *(study.condition(vector.label, study.edit(vector, best), "control")
-              for i in range(config.n_controls)
-              for vector in (study.vector.random(i), study.vector.controls(i + 1)[i])),
+              for i, spread in enumerate(study.vector.controls(config.n_controls))
+              for vector in (study.vector.random(i), spread)),
         ],
     )  # fmt: skip
     facts = {"c_values": best, "layer": int(layer), "length": float(study.vector.values.norm()), **matched}

@@ -62,6 +62,24 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_given(path: str | Path, data: str | bytes, what: str = "") -> Path:
+    """Write a file to a path that a user gave, as `write_atomically` does.
+
+    Args:
+        path: of the file.
+        data: its content.
+        what: for the message, such as "vectors to ".
+
+    Raises:
+        LensteerError: it cannot be written.
+    """
+    try:
+        write_atomically(Path(path), data)
+    except OSError as error:
+        raise LensteerError(f"cannot write {what}{str(path)!r} ({error}): give a file to write") from error
+    return Path(path)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which takes its name once the `with` ends without an error.
@@ -207,10 +225,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     """
     metadata = {"lensteer": json.dumps({"format": FORMAT, **header})}
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    try:
-        write_atomically(Path(path), data)
-    except OSError as error:
-        raise LensteerError(f"cannot write vectors to {str(path)!r} ({error}): give a file to write") from error
+    write_given(path, data, "vectors to ")
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -34,7 +34,7 @@ from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabular
 from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.files import write_given
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -275,10 +275,7 @@ def write_arrays(
     """
     metadata = {_KEY: json.dumps({"format": _FORMAT, **header})}
     data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
-    try:
-        write_atomically(Path(path), data)
-    except OSError as error:
-        raise LensteerError(f"cannot write a classifier to {str(path)!r} ({error}): give a file to write") from error
+    write_given(path, data, "a classifier to ")
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray[Any, np.dtype[Any]]], dict[str, Any]]:

@@ -116,11 +116,6 @@ def _of_run(run: Run, behavior: str | None, sign: int, scope: str | None) -> Pla
 
 
 def _scoped(plan: Plan, scope: str | None) -> Plan:
-    from dataclasses import replace
+    from lensteer.export.edits import rescoped
 
-    from lensteer.steering import Plans
-
-    if scope is None:
-        return plan
-    edits = tuple(replace(edit, scope=parse_scope(scope)) for edit in plan.edits)
-    return edits[0] if len(edits) == 1 else Plans(edits, plan.slots)
+    return plan if scope is None else rescoped(plan, parse_scope(scope))

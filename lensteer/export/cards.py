@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lensteer._version import __version__
 from lensteer.models import ModelId
-from lensteer.positions import PositionScope, everywhere
+from lensteer.positions import everywhere
 from lensteer.statistics import Estimate
 from lensteer.steering import Evidence, Plan, SteeringPlan
 from lensteer.steering.plans import UNIT_WORDS
@@ -17,6 +17,11 @@ _NOT_EVALUATED = (
     "**Not evaluated.** Nothing is known about what this plan does: no effect, control or text quality was measured "
     "for it."
 )
+
+
+def plan_name(plan: Plan) -> str:
+    """The names of a plan's directions."""
+    return " + ".join(dict.fromkeys(edit.direction.label for edit in plan.edits))
 
 
 def front_matter(tags: Sequence[str], base_model: str, license_name: str) -> str:
@@ -55,26 +60,23 @@ def model_facts(model: ModelId, base_model: str) -> str:
     )
 
 
-def evaluation_section(plan: Plan, model: ModelId, scope: PositionScope | None = None) -> str:
+def evaluation_section(plan: Plan, model: ModelId) -> str:
     """What was measured for a plan, and where that differs from what is exported.
 
     Args:
         plan: one edit or several.
         model: that the export is for.
-        scope: at which the export steers; None: that of the plan.
     """
     if len(plan.edits) > 1:
-        parts = [
-            f"### {edit.direction.label}, layer {edit.layer}\n\n{_of_edit(edit, model, scope)}" for edit in plan.edits
-        ]
+        parts = [f"### {edit.direction.label}, layer {edit.layer}\n\n{_of_edit(edit, model)}" for edit in plan.edits]
         return "\n\n".join(
             ["**The edits together were not evaluated.** What was measured for each one by itself follows.", *parts]
         )
-    return _of_edit(plan.edits[0], model, scope)
+    return _of_edit(plan.edits[0], model)
 
 
-def _of_edit(edit: SteeringPlan, model: ModelId, scope: PositionScope | None) -> str:
-    found, scope = edit.measured, edit.scope if scope is None else scope
+def _of_edit(edit: SteeringPlan, model: ModelId) -> str:
+    found = edit.measured
     if found is None:
         other = edit.evidence is not None
         return _NOT_EVALUATED + (" (Its evidence is of another layer, coefficient or vector.)" if other else "")
@@ -84,8 +86,8 @@ def _of_edit(edit: SteeringPlan, model: ModelId, scope: PositionScope | None) ->
             f"**Measured on another model**: `{found.model.get('name')}`, which differs from this one in "
             f"{', '.join(model.differences(found.model))}."
         )
-    if found.scope != scope.name:
-        warnings.append(f"**Measured at the scope `{found.scope}`**, while this steers at `{scope.name}`.")
+    if found.scope != edit.scope.name:
+        warnings.append(f"**Measured at the scope `{found.scope}`**, while this steers at `{edit.scope.name}`.")
     parts = [*warnings, _verdict(found), _effect_table(found)]
     if found.text:
         parts.append(_text_table(found))
@@ -171,7 +173,7 @@ def _number(value: float, unit: str, *, signed: bool = False) -> str:
     return f"{value:{sign}.3g}" if unit == "score" else f"{100 * value:{sign}.1f} %"
 
 
-def limits_section(plan: Plan, scope: PositionScope | None = None) -> str:
+def limits_section(plan: Plan) -> str:
     """What a reader should not conclude."""
     lines = [
         "- An effect is measured on the tasks, prompts and sampling that are named above. It may differ elsewhere: "
@@ -179,7 +181,7 @@ def limits_section(plan: Plan, scope: PositionScope | None = None) -> str:
         "- A direction that raises a behavior is not the only cause of it, and may move other things as well.",
         "- The vector is of this checkpoint. On another one, a fine-tune included, it is another vector.",
     ]
-    if (plan.edits[0].scope if scope is None else scope) == everywhere:
+    if plan.edits[0].scope == everywhere:
         lines.append("- It steers every position, prompts and system prompts included, not only what the model writes.")
     if any(edit.measured is None for edit in plan.edits):
         lines.insert(0, "- Parts of it were not evaluated.")

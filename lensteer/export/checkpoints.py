@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts
-from lensteer.export.edits import additions, check_residual, scope_of
+from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts, plan_name
+from lensteer.export.edits import additions, check_residual, furthest, rescoped, scope_of
 from lensteer.export.plan_files import CARD, folder, identity_of
 from lensteer.export.rewrites import Rewrite, added, projected
 from lensteer.export.weights import Weights, names_of, weights_of, write_weights
@@ -30,7 +29,7 @@ from lensteer.models import DTYPES, ModelId
 from lensteer.positions import everywhere
 from lensteer.progress import no_loading_bar
 from lensteer.results import Result
-from lensteer.steering import Plan, Plans, SteeringPlan
+from lensteer.steering import Plan, SteeringPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +62,7 @@ class SteeredCheckpoint(Result):
     Attributes:
         path: the folder.
         architecture: of the export.
-        how: the edit of the weights, in words.
+        how: what was changed in the weights.
         layers: that the plan steers.
         dtype: of the weights.
         difference: the largest difference of a logit from the hooked model's, on the check's prompts.
@@ -118,13 +117,13 @@ def checkpoint(
     Raises:
         LensteerError: a plan that steers fewer positions and was not evaluated at all of them, an architecture that
             cannot hold it (the message says why), a quantized model, a folder that holds something, or an export whose
-            logits differ: then nothing is left behind.
+            logits differ: then the folder is removed.
     """
     target, kind = Path(path), _dtype(dtype)
     check_residual(plan, FORMAT)
     scope = everywhere if _evaluated_everywhere(plan) else scope_of(plan, FORMAT, [everywhere])
     identity = identity_of(plan, model)
-    plan = Plans(tuple(replace(edit, scope=scope) for edit in plan.edits)) if len(plan.edits) > 1 else _at(plan, scope)
+    plan = rescoped(plan, scope)
     projection = _projection(plan, orthogonalize)
     config, weights = model.original_model.config, weights_of(model)
     kind = weights.dtype if kind is None else kind
@@ -158,11 +157,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _evaluated_everywhere(plan: Plan) -> bool:
     return all(edit.measured is not None and edit.measured.scope == everywhere.name for edit in plan.edits)
-
-
-def _at(plan: Plan, scope: Any) -> SteeringPlan:
-    (edit,) = plan.edits
-    return replace(edit, scope=scope)
 
 
 def _projection(plan: Plan, orthogonalize: bool) -> SteeringPlan | None:
@@ -262,12 +256,12 @@ def _compared(
     found = [export(input_ids=ids).logits.float() for ids in prompts]
     if not all(logits.isfinite().all() for logits in (*expected, *found)):
         raise LensteerError("steered logits are not finite: lower the coefficient; nothing was written")
-    largest, effect = _furthest(found, expected), _furthest(expected, plain)
+    largest, effect = furthest(found, expected), furthest(expected, plain)
     tolerance = TOLERANCE
     if not stored == own == torch.float32:
         for name, original in rewrite.steering.items():
             export.get_parameter(name).copy_(torch.tensor(0.0) if original is None else weights.get(original))
-        noise = _furthest([export(input_ids=ids).logits.float() for ids in prompts], plain)
+        noise = furthest([export(input_ids=ids).logits.float() for ids in prompts], plain)
         tolerance += COARSE_NOISE * noise + COARSE_EFFECT * effect if rewrite.steering else COARSE_EFFECT * effect
     if largest > tolerance:
         raise LensteerError(
@@ -286,10 +280,6 @@ def _compared(
         effect,
         sum(ids.shape[1] for ids in prompts),
     )
-
-
-def _furthest(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
 
 
 def _prompts(model: TransformerBridge) -> list[Tensor]:
@@ -333,7 +323,6 @@ def _card(
     base_model: str,
     license_name: str,
 ) -> str:
-    names = " + ".join(dict.fromkeys(edit.direction.label for edit in plan.edits))
     more = [
         "**More than the plan was written**: the direction is removed at every site up to its layer, not only at the "
         "layer's output. An evaluation of the plan is not one of these weights."
@@ -342,7 +331,7 @@ def _card(
         "\n\n".join(
             [
                 front_matter(["steered", "lensteer"], base_model or model.name, license_name),
-                f"# {base_model or model.name}, steered: {names}",
+                f"# {base_model or model.name}, steered: {plan_name(plan)}",
                 f"These weights steer themselves, at every position: a `{done.architecture}` {done.how}. Load them as "
                 "any checkpoint. `plan/` holds the vectors and settings that went into them.",
                 model_facts(model, base_model),

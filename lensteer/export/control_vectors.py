@@ -27,8 +27,8 @@ from torch import Tensor
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
-from lensteer.export.edits import additions, check_vectors, projected_out, scope_of
-from lensteer.files import write_atomically
+from lensteer.export.edits import additions, check_vectors, projected_out, projects, scope_of
+from lensteer.files import write_given
 from lensteer.positions import PositionScope, everywhere
 from lensteer.results import Result
 from lensteer.steering import Plan, SteeringPlan
@@ -87,15 +87,13 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
                 f"{fmt} cannot steer layer {edit.layer}: llama.cpp has no vector for block 0, and refuses a whole file "
                 "that holds `direction.0`; steer a later layer, or use ls.export.checkpoint"
             )
-    if {edit.operator for edit in plan.edits} == {"project_out"}:
+    if projects(plan, fmt):
         mode, (vectors, alpha) = "project", _projections(plan, fmt)
         warnings.warn(
             f"{str(path)!r} is a projection: it says so (glp.mode='project'), but llama.cpp itself does not read that "
             "and would add the vector; give it to a reader of GLP, or use ls.export.checkpoint",
             stacklevel=2,
         )
-    elif any(edit.operator == "project_out" for edit in plan.edits):
-        raise LensteerError(f"{fmt} either adds or projects out, and this plan does both: export each part by itself")
     else:
         mode, vectors, alpha = "add", additions(plan, fmt, [everywhere], MIN_LAYER), 1.0
     check_vectors(vectors, model, fmt)
@@ -119,11 +117,7 @@ def gguf(plan: Plan, path: str | Path, *, model: TransformerBridge | None = None
     if identity is not None:
         numbers["general.base_model.count"] = 1
     data = _encoded(texts, numbers, alpha, mode == "project", vectors)
-    try:
-        write_atomically(Path(path), data)
-    except OSError as error:
-        raise LensteerError(f"cannot write {str(path)!r} ({error}): give a file to write") from error
-    return Path(path)
+    return write_given(path, data)
 
 
 def _projections(plan: Plan, fmt: str) -> tuple[dict[int, Tensor], float]:

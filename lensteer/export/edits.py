@@ -6,6 +6,7 @@ Most formats hold one vector per layer and nothing else. What a format cannot ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.positions import PositionScope
-from lensteer.steering import Plan
+from lensteer.steering import Plan, Plans
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -62,6 +63,12 @@ def scope_of(plan: Plan, fmt: str, scopes: Sequence[PositionScope | str]) -> Pos
         there = ", ".join(repr(name) for name in names)
         raise LensteerError(f"{fmt} cannot express the scope {own!r}: it has {there}; use another format or scope")
     return found[0]
+
+
+def rescoped(plan: Plan, scope: PositionScope) -> Plan:
+    """The plan with another scope for all of its edits."""
+    edits = tuple(replace(edit, scope=scope) for edit in plan.edits)
+    return edits[0] if len(edits) == 1 else Plans(edits, plan.slots)
 
 
 def check_added(plan: Plan, fmt: str) -> None:
@@ -120,6 +127,27 @@ def additions(
         widths = {layer: len(vector) for layer, vector in found.items()}
         raise LensteerError(f"vectors of different models: their widths by layer are {widths}")
     return {layer: vector.float() for layer, vector in found.items()}
+
+
+def furthest(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest difference of an entry, such as of a logit, over pairs of tensors."""
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+
+
+def projects(plan: Plan, fmt: str) -> bool:
+    """Whether a plan projects out, where a format can say only one operation.
+
+    Args:
+        plan: one edit or several.
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: it adds and projects out.
+    """
+    operators = {edit.operator for edit in plan.edits}
+    if len(operators) > 1:
+        raise LensteerError(f"{fmt} either adds or projects out, and this plan does both: export each part by itself")
+    return operators == {"project_out"}
 
 
 def projected_out(plan: Plan, fmt: str) -> dict[int, Float[Tensor, " d_model"]]:

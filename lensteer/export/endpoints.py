@@ -104,7 +104,7 @@ class Answer:
 
 
 class Client:
-    """The connection to one endpoint; see `connected`."""
+    """The connection to one endpoint, until `close`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.export.edits import additions, check_vectors, projected_out, scope_of
-from lensteer.files import new_folder, write_atomically
+from lensteer.export.cards import plan_name
+from lensteer.export.edits import additions, check_vectors, projected_out, projects, scope_of
+from lensteer.files import new_folder, write_given
 from lensteer.positions import PositionScope, everywhere, everywhere_but_first, generated, prompt
 from lensteer.steering import Plan
 
@@ -64,7 +65,7 @@ def easysteer(plan: Plan, path: str | Path, *, model: TransformerBridge | None =
     """
     fmt = "EasySteer"
     scope = _scope(plan, fmt, [everywhere, everywhere_but_first, prompt, generated, "first", "at"])
-    if _projects(plan, fmt):
+    if projects(plan, fmt):
         _only_coefficient(plan, fmt, [1.0])
         vectors, algorithm = projected_out(plan, fmt), "erase"
     else:
@@ -91,7 +92,7 @@ def easysteer(plan: Plan, path: str | Path, *, model: TransformerBridge | None =
                 "layers": list(vectors),
                 "normalize": False,
                 "apply": apply,
-                "name": _name(plan),
+                "name": plan_name(plan),
             }
         ]
     }
@@ -162,7 +163,7 @@ def rhizonymph(plan: Plan, path: str | Path, *, model: TransformerBridge | None 
     fmt = "RhizoNymph's vLLM"
     scope = _scope(plan, fmt, [everywhere, prompt, generated])
     tier = {"everywhere": "", "prompt": "prefill_", "generated": "decode_"}[scope.name]
-    if _projects(plan, fmt):
+    if projects(plan, fmt):
         if any(not 0 <= edit.coefficient <= 1 for edit in plan.edits):
             wrong = [edit.coefficient for edit in plan.edits]
             raise LensteerError(f"{fmt} projects out with a strength from 0 to 1, and this plan has {wrong}")
@@ -207,7 +208,7 @@ def svec(plan: Plan, path: str | Path, *, model: TransformerBridge) -> Path:
         "model_type": str(model.original_model.config.model_type),
         "directions": {str(layer): [vector.tolist()]},
         "lensteer": {
-            "name": _name(plan),
+            "name": plan_name(plan),
             "layer_id": layer,
             "multiplier": 1.0,
             "token_scope": "all" if scope == everywhere else "after_prompt",
@@ -297,23 +298,12 @@ def _numbers(scope: PositionScope) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", scope.name)] if "(" in scope.name else []
 
 
-def _projects(plan: Plan, fmt: str) -> bool:
-    operators = {edit.operator for edit in plan.edits}
-    if len(operators) > 1:
-        raise LensteerError(f"{fmt} either adds or projects out, and this plan does both: export each part by itself")
-    return operators == {"project_out"}
-
-
 def _only_coefficient(plan: Plan, fmt: str, allowed: Sequence[float]) -> None:
     for edit in plan.edits:
         if edit.coefficient not in allowed:
             raise LensteerError(
                 f"{fmt} removes a direction whole (coefficient {allowed[0]:g}), and this plan has {edit.coefficient:g}"
             )
-
-
-def _name(plan: Plan) -> str:
-    return " + ".join(dict.fromkeys(edit.direction.label for edit in plan.edits))
 
 
 def _base64(values: Tensor) -> str:
@@ -332,8 +322,4 @@ def _payload(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _write(path: str | Path, values: Mapping[str, Any]) -> Path:
-    try:
-        write_atomically(Path(path), json.dumps(values, allow_nan=False) + "\n")
-    except OSError as error:
-        raise LensteerError(f"cannot write {str(path)!r} ({error}): give a file to write") from error
-    return Path(path)
+    return write_given(path, json.dumps(values, allow_nan=False) + "\n")

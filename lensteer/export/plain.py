@@ -19,7 +19,7 @@ from lensteer import models, twins
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
 from lensteer.export.cards import edits_table, evaluation_section, limits_section, model_facts
-from lensteer.export.edits import check_residual, scope_of
+from lensteer.export.edits import check_residual, furthest, scope_of
 from lensteer.export.plan_files import CARD, VECTORS, identity_of
 from lensteer.export.standalone import steer, steer_cache
 from lensteer.export.weights import folder_of
@@ -71,7 +71,7 @@ def hf(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model: st
 
     Raises:
         LensteerError: another scope, a cache plan, another model's plan, a folder that holds something, or logits that
-            differ: then nothing is left behind.
+            differ: then the folder is removed.
     """
     check_residual(plan, "a script for transformers")
     for edit in plan.edits:
@@ -132,7 +132,7 @@ def cache(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model:
 
     Raises:
         LensteerError: a plan of residuals, or of keys, whose edit turns with the position; another model's vector; a
-            folder that holds something; or logits that differ: then nothing is left behind.
+            folder that holds something; or logits that differ: then the folder is removed.
     """
     if plan.edits or len(plan.slots) != 1 or not isinstance(plan.slots[0], CachePlan):
         raise LensteerError(
@@ -248,8 +248,7 @@ def _compared(
     plain: list[Tensor],
     model: TransformerBridge,
 ) -> PlainExport:
-    largest = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
-    effect = max(float((one - other).abs().max()) for one, other in zip(expected, plain, strict=True))
+    largest, effect = furthest(found, expected), furthest(expected, plain)
     scale = max(float(logits.abs().max()) for logits in expected)
     exact = model.original_model.dtype == torch.float32
     tolerance = max(TOLERANCE, 1e-5 * scale) if exact else COARSE_TOLERANCE * scale

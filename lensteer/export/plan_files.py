@@ -23,7 +23,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
-from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts
+from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts, plan_name
 from lensteer.export.edits import check_residual
 from lensteer.expressions import parse_scope
 from lensteer.files import new_folder, parse_json, read_text
@@ -215,12 +215,11 @@ def folder(
 
 
 def _card(plan: Plan, model: ModelId, base_model: str, license_name: str) -> str:
-    names = " + ".join(dict.fromkeys(edit.direction.label for edit in plan.edits))
     return (
         "\n\n".join(
             [
                 front_matter(["steering-vector", "lensteer"], base_model or model.name, license_name),
-                f"# Steering vector: {names}",
+                f"# Steering vector: {plan_name(plan)}",
                 model_facts(model, base_model),
                 edits_table(plan),
                 "## Use",
