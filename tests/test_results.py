@@ -135,3 +135,63 @@ def test_the_table_of_exports_is_what_the_tests_measured():
     for row, line in zip(rows, shown, strict=True):
         cells = (row["format"], row["model"], row["dtype"], f"{row['largest_logit_difference']:.1e}", row["positions"])
         assert line == f"| {' | '.join(cells)} |"
+
+
+def modes_of(name):
+    """The conditions of a committed measurement of cache edits, by name."""
+    found = json.loads((ROOT / "analyses" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return {c["condition"]: c for c in found.get("effect", found)["test"]["conditions"]}
+
+
+def numbers(cell):
+    return [float(n) for n in re.findall(r"\d*\.?\d+", cell)]
+
+
+def test_the_page_on_cache_edits_is_what_was_measured():
+    page = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"<!-- cache_qwen -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in text.splitlines()[2:]]
+    test = modes_of("cache_qwen")
+    names = ["unsteered", "cache", "residual, once", "words", "offset token alone", "swapped sides"]
+    names.append("swapped sides, own length")
+    figures, digits = ("reasons", "accuracy", "answered", "length"), (3, 3, 2, 0)
+    assert len(rows) == len(names) + 2
+    for name, cells in zip(names, rows, strict=False):
+        for figure, cell, n in zip(figures, cells, digits, strict=True):
+            truth = [test[name][figure][end] for end in ("value", "low", "high")]
+            found = numbers(cell)
+            assert found == pytest.approx(truth[: len(found)], abs=0.51 * 10**-n), (name, figure)
+    for pool, cells in zip(("random", "spread"), rows[-2:], strict=True):
+        drawn = [c for name, c in test.items() if name.startswith(f"{pool}-")]
+        assert len(drawn) == 10
+        for figure, cell, n in zip(figures, cells, digits, strict=True):
+            values = [c[figure]["value"] for c in drawn]
+            assert numbers(cell) == pytest.approx([min(values), max(values)], abs=0.51 * 10**-n), (pool, figure)
+
+
+def test_the_readmes_cache_edits_are_what_was_measured():
+    shares = {
+        n: [round(100 * c[f]["value"]) for f in ("reasons", "accuracy")] for n, c in modes_of("cache_qwen").items()
+    }
+    assert [shares[name] for name in ("unsteered", "cache", "words")] == [[11, 4], [85, 17], [100, 27]]
+    assert "reasons in 11 % of 150 answers and is right in 4 %; with the edit in 85 % and\n17 %" in README
+    assert "in 100 % and 27 %. One of 20 control vectors does as much" in README
+    assert sum(shares[n][0] >= shares["cache"][0] for n in shares if n.startswith(("random", "spread"))) == 1
+    organism = modes_of("cache_organism")
+    spread = [c["thinks"]["value"] for n, c in organism.items() if n.startswith("spread-")]
+    assert (len(spread), max(spread)) == (20, 0.11)
+    assert [organism[n]["thinks"]["value"] for n in ("unsteered", "cache")] == [0, 1]
+    assert [organism[n]["accuracy"]["value"] for n in ("unsteered", "cache")] == [0.33, 0.89]
+    assert "none makes more than 11 % think" in README
+
+
+def test_the_served_plan_is_what_was_measured():
+    found = json.loads((ROOT / "analyses" / "results" / "mini_r1_served.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    for name in ("evidence", "llama", "transformers"):
+        change = found[name]["change"]
+        ends = [f"{100 * change[end]:+.1f}" for end in ("value", "low", "high")]
+        assert f"| {ends[0]} % [{ends[1]}, {ends[2]}] |" in page
+    ranks = {pool["pool"]: pool["rank"] for pool in found["evidence"]["controls"]}
+    assert (ranks["isotropic"], ranks["covariance_matched"], ranks["shuffled"]) == (2, 1, 5)
+    assert "ranks 2 (isotropic), 1 (covariance-matched) and 5 (shuffled labels)" in page
