@@ -27,6 +27,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from math import copysign
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ class Study:
             budget = rollout_kl(self.model, self.prompts(), [plan], max_new_tokens=40)[0].statistic(None)
             direction, n = self.residual()["steps"], models.n_layers(self.model)
             layers = self.config.layers or tuple(round(n * share) for share in (0.2, 0.35, 0.5, 0.65, 0.8))
-            plans = [ls.SteeringPlan(direction, layer, 1.0, header) for layer in layers]
+            plans = [ls.SteeringPlan(direction, layer, copysign(1.0, plan.c_values), header) for layer in layers]
             options: dict[str, Any] = dict(budget=budget, quantile=None, max_new_tokens=40, max_rounds=6, batch_size=64)
             found = calibrate_many(self.model, self.prompts(), plans, **options)
             rows = [
