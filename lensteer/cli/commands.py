@@ -174,6 +174,12 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             int | None, _option("control_samples", "Chains per held-out task and control vector.")
         ] = None,
         n_controls: Annotated[int | None, _option("n_controls", "Control vectors per pool and layer.")] = None,
+        kl_controls: Annotated[
+            bool, typer.Option("--kl-controls", help="Also control vectors that spend the edit's KL per token.")
+        ] = False,
+        coherence: Annotated[
+            bool, typer.Option("--coherence", help="Have a judge score how coherent the text of each condition is.")
+        ] = False,
         n_score_controls: Annotated[
             int | None,
             _option("n_score_controls", "Control vectors of each of two kinds for the scores by layer; 0 for none."),
@@ -203,6 +209,8 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
             template=template,
             seed=seed,
             system=system,
+            kl_controls=kl_controls,
+            coherence=coherence,
         )
         maybe: dict[str, Any] = dict(
             dtype=dtype,

@@ -13,6 +13,7 @@ import pandas as pd
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
+from lensteer.evaluation.dose_response import DoseResponse, dose_response
 from lensteer.evaluation.effects import BASE, KINDS, measures_of
 from lensteer.evaluation.margins import Margins, TextCheck, check_standard, text_check
 from lensteer.generation.jobs import Sampling
@@ -67,6 +68,7 @@ class ChosenCoefficients(Saved):
         n_tasks: dev tasks.
         n_samples: chains on each.
         unit: of the curve: "sentences" for shares of sentences, or "score".
+        responses: how each behavior's share follows the coefficient, with intervals over the dev tasks.
     """
 
     down: dict[str, float]
@@ -77,6 +79,7 @@ class ChosenCoefficients(Saved):
     n_tasks: int
     n_samples: int
     unit: str = "sentences"
+    responses: tuple[DoseResponse, ...] = ()
 
     @property
     def pairs(self) -> dict[str, tuple[float | None, float | None]]:
@@ -187,6 +190,12 @@ def choose_coefficients(
         curve.append(CoefficientTrial(condition.behavior, plan.layer, plan.coefficient, plan.length, share, check))
         if check.ok:
             largest[condition.behavior, condition.kind] = trial
+    responses = []
+    for behavior, layer in layers.items():
+        own = [(condition, plan) for condition, plan, _ in tried if condition.behavior == behavior]
+        by_coefficient = {0.0: base} | {plan.coefficient: grouped[condition.name] for condition, plan in own}
+        readable = {d.coefficient: d.readable for d in curve if d.behavior == behavior}
+        responses.append(dose_response(by_coefficient, readable, behavior, layer, seed=seed))
     if same_length:
         largest = _agreed(largest, layers)
     down, up = ({b: trial * scales[b] for (b, of), trial in largest.items() if of == kind} for kind in KINDS)
@@ -199,6 +208,7 @@ def choose_coefficients(
         len(tasks),
         sampling.n_samples,
         "sentences" if measure is None else "score",
+        tuple(responses),
     )
 
 

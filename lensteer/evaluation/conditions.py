@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Trace], float]
 """A score of a chain: higher is more of the behavior. Any function, such as a keyword rule or a classifier."""
 #: Kinds of conditions.
-CONDITION_KINDS = ("unsteered", "down", "up", "prompted", "control", "other")
+CONDITION_KINDS = ("unsteered", "down", "up", "prompted", "forced", "control", "other")
 #: Number of chains per control vector whose likelihood is measured.
 CONTROL_TEXTS = 5
 #: Number of batches whose chains are sorted together by prompt length.
@@ -51,8 +51,9 @@ class Condition:
         prefill: put after the prompt.
         n_samples: chains per task, if fewer than `Sampling` says.
         kind: "unsteered"; "down" or "up" along a behavior's own vector; "prompted" for the prompted baseline;
-            "control" for a control vector; "other".
-        behavior: that is steered or prompted for.
+            "forced" for the forced-token baseline, chains that begin with given words; "control" for a control vector;
+            "other".
+        behavior: that is steered, prompted for or forced.
         pool: of the control vector.
 
     Raises:
@@ -115,6 +116,7 @@ class Record:
         scores: of the user's measures, by behavior.
         thinks: it has at least one token of thinking between marks; False if the model marks none.
         answered: an answer can be read in it; None if its task has none.
+        coherence: a judge's score of the text, from 0 to 100; None if not measured.
     """
 
     condition: str
@@ -137,6 +139,7 @@ class Record:
     scores: Mapping[str, float] = field(default_factory=dict)
     thinks: bool = False
     answered: bool | None = None
+    coherence: float | None = None
 
     def by(self, annotator: str | None) -> Counts:
         """The counts of one annotator; None is the first.
@@ -184,7 +187,7 @@ def measure(
         style: of its thinking.
         others: the trace as annotated by others, by name.
         scores: of the measures, by behavior.
-        measured: likelihoods.
+        measured: likelihoods and coherence.
     """
     counts = _counts(trace, labels)
     return Record(
@@ -238,6 +241,7 @@ def run_conditions(
     measures: Mapping[str, Measure] | None = None,
     style_of: Callable[[str], str | None] | None = None,
     quality: int = 0,
+    coherence: Measure | None = None,
     path: Path | None = None,
     progress: bool = False,
     keep: Callable[[Condition, Trace], object] | None = None,
@@ -255,6 +259,7 @@ def run_conditions(
         style_of: from a response to the style of its thinking, or None.
         quality: number of chains per condition whose likelihood under the unsteered model is measured (for control
             vectors, `CONTROL_TEXTS`); each task's first sample comes first.
+        coherence: a score of a text from 0 to 100, such as a judge's, for as many chains per condition as `quality`.
         path: JSONL file that each finished batch of chains is appended to; batches already in it are not run again. It
             holds text and ids but no labels, so another annotator needs no new generation.
         progress: show a bar.
@@ -284,6 +289,7 @@ def run_conditions(
         for i, (condition, trace) in enumerate(chains)
         if trace.response_ids and trace.sample * len(tasks) + place[trace.task.id] < limit[condition]
     ]
+    judged = {} if coherence is None else {i: score(coherence, chains[i][1]) for i in chosen}
     measured = text_quality(
         model,
         [chains[i][1] for i in chosen],
@@ -299,7 +305,8 @@ def run_conditions(
         seen = {name: each[i] for name, each in zip(list(annotators)[1:], others, strict=True)}
         style = style_of(first[i].response) if style_of else None
         scores = _scores(measures, first[i])
-        records.append(measure(first[i], condition, labels, style, seen, scores, **found.get(i, {})))
+        figures = found.get(i, {}) | ({"coherence": judged[i]} if i in judged else {})
+        records.append(measure(first[i], condition, labels, style, seen, scores, **figures))
     return records
 
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lensteer.calibration import calibrate_many, rollout_kl
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition
 from lensteer.evaluation.results import ControlRank
+from lensteer.files import read_text, write_atomically
 from lensteer.positions import PositionScope
 from lensteer.steering import SteeringPlan
+from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors, Direction
 from lensteer.vectors.constructions import isotropic
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 #: Random directions; random vectors with the covariance of the spans' activations; the recipe on shuffled labels.
 POOLS = ("isotropic", "covariance_matched", "shuffled")
+#: The same directions, each with the coefficient at which it spends as much KL per token as the strongest edit.
+KL_POOLS = tuple(f"{pool}_kl" for pool in POOLS)
+#: Prompts and tokens per rollout that KLs are matched on.
+KL_PROMPTS, KL_TOKENS = 8, 60
 #: Minimum number of controls for a p-value.
 ENOUGH = 99
 
@@ -33,12 +47,13 @@ def control_conditions(
 ) -> list[Condition]:
     """A condition for each control vector, at every steered layer, as long as the longest edit there.
 
-    A pool of shuffled labels cycles through the behaviors, so that one pool serves all of them.
+    Those of `KL_POOLS` get their coefficient from `match_kl`. A pool of shuffled labels cycles through the behaviors,
+    so that one pool serves all of them.
 
     Args:
         vectors: with controls, for pools other than "isotropic".
         own: the conditions that steer along the behaviors' vectors.
-        pools: of `POOLS`.
+        pools: of `POOLS` and `KL_POOLS`.
         n: vectors per pool and layer.
         samples: chains per task.
         scope: positions to steer.
@@ -60,10 +75,60 @@ def control_conditions(
         for pool in pools if n else ():
             for direction in random_directions(vectors, layer, n, pool=pool, behaviors=behaviors, seed=seed):
                 plan = SteeringPlan(direction, layer, length, scope, unit="unit")
-                conditions.append(
-                    Condition(f"L{layer}/{direction.label}", plan, kind="control", pool=pool, n_samples=samples)
-                )
+                name = f"L{layer}/{direction.label}{' at equal KL' if pool in KL_POOLS else ''}"
+                conditions.append(Condition(name, plan, kind="control", pool=pool, n_samples=samples))
     return conditions
+
+
+def match_kl(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    own: Sequence[Condition],
+    controls: Sequence[Condition],
+    *,
+    system: str = "",
+    path: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Condition]:
+    """The controls, those of `KL_POOLS` with coefficients that spend the KL of the strongest edit at their layer.
+
+    KL is KL(steered ‖ unsteered) per token of a plan's own rollouts, a mean over `KL_TOKENS` tokens on `KL_PROMPTS`
+    tasks. A control that does not reach it keeps the nearest coefficient that was measured.
+
+    Args:
+        model: the bridge.
+        tasks: those of the evaluation.
+        own: the conditions that steer along the behaviors' vectors.
+        controls: from `control_conditions`.
+        system: the system prompt.
+        path: JSON file that keeps the coefficients, so that a resumed evaluation has the same controls.
+        seed: of the rollouts.
+        progress: show a bar.
+    """
+    chosen = [c for c in controls if c.pool in KL_POOLS]
+    known: dict[str, float] = {}
+    if path is not None and path.exists():
+        known = {str(name): float(value) for name, value in json.loads(read_text(path)).items()}
+    if set(known) != {c.name for c in chosen}:
+        options: dict[str, Any] = dict(max_new_tokens=KL_TOKENS, system=system, seed=seed)
+        for layer in dict.fromkeys(c.layer for c in chosen):
+            plans = [c.plan for c in own if c.plan is not None and c.layer == layer and c.kind in ("down", "up")]
+            spent = rollout_kl(model, tasks[:KL_PROMPTS], plans, **options)
+            budget = max(each.statistic(None) for each in spent)
+            there = [c for c in chosen if c.layer == layer]
+            edits = [edit for c in there if c.plan is not None for edit in c.plan.edits]
+            search: dict[str, Any] = dict(max_coefficient=64 * max(edit.length for edit in edits), progress=progress)
+            found = calibrate_many(model, tasks[:KL_PROMPTS], edits, budget=budget, quantile=None, **search, **options)
+            known |= {c.name: each.coefficient for c, each in zip(there, found, strict=True)}
+        if path is not None and chosen:
+            write_atomically(path, json.dumps(known, indent=1))
+    return [
+        replace(c, plan=replace(c.plan, coefficient=known[c.name]))
+        if c.name in known and isinstance(c.plan, SteeringPlan)
+        else c
+        for c in controls
+    ]
 
 
 def random_directions(
@@ -81,7 +146,7 @@ def random_directions(
         vectors: with controls, for pools other than "isotropic".
         layer: of the vectors.
         n: number of directions.
-        pool: of `POOLS`.
+        pool: of `POOLS`; one of `KL_POOLS` has the directions of the pool that it is named after.
         behaviors: that shuffled labels cycle through; all by default.
         seed: of the isotropic pool.
 
@@ -89,8 +154,9 @@ def random_directions(
         LensteerError: an unknown pool, a negative number of them, more than were fitted, or a layer that the vectors
             lack.
     """
-    if pool not in POOLS:
-        raise LensteerError(f"no pool {pool!r} of control vectors: choose from {list(POOLS)}")
+    if pool not in (*POOLS, *KL_POOLS):
+        raise LensteerError(f"no pool {pool!r} of control vectors: choose from {[*POOLS, *KL_POOLS]}")
+    pool = pool.removesuffix("_kl")
     if n < 0 or layer not in vectors.layers:
         raise LensteerError(f"{n} random vectors at layer {layer}: give a number from 0, and one of {vectors.layers}")
     row = vectors.layers.index(layer)
@@ -145,13 +211,12 @@ def ranked(
                 spread = each.std(ddof=1)
                 largest = np.maximum(largest, (each - each.mean()) / spread if spread > 0 else 0.0)
             p_max = float((1 + (largest >= z).sum()) / (1 + len(members)))
-        plan = members[0].plan
-        assert plan is not None
+        lengths = [abs(c.plan.edits[0].coefficient) for c in members if c.plan is not None]
         found.append(
             ControlRank(
                 pool=pool,
                 n=len(members),
-                length=abs(plan.edits[0].coefficient),
+                length=float(np.median(lengths)),
                 low=float(values.min()),
                 high=float(values.max()),
                 mean=sign(condition) * mean,

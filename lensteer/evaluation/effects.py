@@ -15,10 +15,12 @@ import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
 from lensteer.errors import LensteerError
+from lensteer.evaluation.clean_chains import CleanChains, on_clean_chains
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
-from lensteer.evaluation.controls import POOLS, control_conditions, ranked
+from lensteer.evaluation.controls import POOLS, control_conditions, match_kl, ranked
 from lensteer.evaluation.margins import Margins, text_check
 from lensteer.evaluation.results import ConditionSummary, Effect, Evaluation
+from lensteer.evaluation.side_effects import side_effects
 from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.statistics import Estimate, Ratio, bootstrap_interval, holm, sign_flip_test
@@ -38,9 +40,21 @@ BASELINE_PROMPTS: dict[str, str] = {
 }
 """Behavior to a sentence that is appended to the question. The organism has its own (`organism.cue`)."""
 
+FORCED_WORDS: dict[str, str] = {
+    "adding-knowledge": "I recall that",
+    "example-testing": "For example,",
+    "uncertainty-estimation": "I'm not sure",
+    "backtracking": "Wait,",
+}
+"""Behavior to words that every chain is made to begin with: the forced-token baseline, for English chains."""
+
 
 BASE = "unsteered"
 KINDS = {"down": -1, "up": 1}
+#: Kinds of baselines: conditions for a behavior that add no vector.
+BASELINES = ("prompted", "forced")
+#: Unsteered chains that the plans are also measured on.
+CLEAN_CHAINS = 20
 UNITS = ("sentences", "tokens")
 
 Strength = float | tuple[float | None, float | None]
@@ -57,6 +71,7 @@ def evaluate(
     scope: PositionScope = generated,
     unit: str = "difference",
     prompts: Mapping[str, str] | None = None,
+    forced: Mapping[str, str] | None = None,
     extra: Sequence[Condition] = (),
     pools: Sequence[str] | None = None,
     n_controls: int = 20,
@@ -66,6 +81,7 @@ def evaluate(
     measure: Measure | Mapping[str, Measure] | None = None,
     margins: Margins | None = None,
     quality: int = 50,
+    coherence: Measure | None = None,
     seed: int = 0,
     path: str | Path | None = None,
     progress: bool = False,
@@ -86,12 +102,15 @@ def evaluate(
         scope: positions to steer; the default is compared with others in docs/choices.md.
         unit: what coefficient 1 means; see `SteeringPlan`.
         prompts: behavior to a sentence that asks for it, put after the question: the prompted baseline.
+        forced: behavior to words that every chain is made to begin with, such as `FORCED_WORDS`: the forced-token
+            baseline. The words themselves are not counted.
         extra: further conditions on the same tasks and seeds, such as `Condition("cache", CachePlan(vector, 0.75))`:
             their measurements are in `Evaluation.conditions`.
-        pools: kinds of control vectors, of `POOLS`; by default all for vectors that were fitted with controls, and
-            "isotropic" for others.
+        pools: kinds of control vectors, of `POOLS` (as long as the longest edit) and `KL_POOLS` (at its KL); by default
+            all of the former for vectors that were fitted with controls, and "isotropic" for others.
         n_controls: control vectors per pool and distinct layer.
-        control_samples: chains per task and control vector; by default as many as in the steered conditions.
+        control_samples: chains per task of each control vector and forced-token baseline; by default as many as in the
+            steered conditions.
         sampling: how chains are drawn, the same in all conditions.
         annotator: labels each sentence; or several by name: the first one's shares are tested, the others are also
             reported.
@@ -99,6 +118,8 @@ def evaluate(
             If there is one, its scores are tested.
         margins: limits for the text of a condition.
         quality: number of chains per condition whose likelihood is measured.
+        coherence: a score of a text from 0 to 100, such as `JudgeScore("How coherent is the response?")`, for as many
+            chains; `margins.coherence` limits it.
         seed: of the control vectors and the bootstrap.
         path: JSONL file for resuming.
         progress: show a bar.
@@ -117,6 +138,7 @@ def evaluate(
     for each in named(annotator).values() if measure is None else ():
         check_labels(each, list(layers))
     measures = measures_of(measure, list(layers))
+    samples = sampling.n_samples if control_samples is None else min(control_samples, sampling.n_samples)
     conditions, without = [Condition(BASE, kind="unsteered")], []
     for behavior, layer in layers.items():
         for (kind, sign), coefficient in zip(KINDS.items(), _both(coefficients, behavior), strict=True):
@@ -129,13 +151,36 @@ def evaluate(
             conditions.append(
                 Condition(f"{behavior}/prompted", suffix=prompts[behavior], behavior=behavior, kind="prompted")
             )
-    samples = sampling.n_samples if control_samples is None else min(control_samples, sampling.n_samples)
+        if forced and behavior in forced:
+            conditions.append(
+                Condition(
+                    f"{behavior}/forced",
+                    prefill=forced[behavior],
+                    n_samples=samples,
+                    behavior=behavior,
+                    kind="forced",
+                )
+            )
     if pools is None:
         pools = POOLS if vectors.controls is not None else ("isotropic",)
     controls = control_conditions(
         vectors, conditions, pools=pools, n=n_controls, samples=samples, scope=scope, seed=seed
     )
+    path = None if path is None else Path(path)
+    matched = None if path is None else path.with_suffix(".matched.json")
+    controls = match_kl(
+        model, tasks, conditions, controls, system=sampling.system, path=matched, seed=seed, progress=progress
+    )
     conditions += [*extra, *controls]
+    clean: list[Trace] = []
+    first = {task.id for task in tasks[: min(quality, CLEAN_CHAINS)]}
+
+    def seen(condition: Condition, trace: Trace) -> None:
+        if condition.kind == "unsteered" and not trace.sample and trace.task.id in first and trace.response_ids:
+            clean.append(trace)
+        if keep is not None:
+            keep(condition, trace)
+
     records = run_conditions(
         model,
         tasks,
@@ -144,13 +189,17 @@ def evaluate(
         annotator=annotator,
         measures=measures,
         quality=quality if margins.nll is not None or margins.kl is not None else 0,
-        path=None if path is None else Path(path),
+        coherence=coherence,
+        path=path,
         progress=progress,
-        keep=keep,
+        keep=seen,
     )
     found = summarize(records, conditions, margins=margins, seed=seed)
+    steered = {c.name: c.plan for c in conditions if c.kind in KINDS and c.plan is not None}
+    on_clean: dict[str, CleanChains] = on_clean_chains(model, clean, steered, seed=seed) if len(clean) > 1 else {}
     return replace(
         found,
+        conditions=tuple(replace(c, clean=on_clean.get(c.condition)) for c in found.conditions),
         n_samples=sampling.n_samples,
         n_controls=n_controls if controls else 0,
         control_samples=samples,
@@ -206,7 +255,7 @@ def summarize(
         if condition.name != plain
     }
     effects: list[Effect] = []
-    own = [condition for condition in conditions if condition.kind in (*KINDS, "prompted")]
+    own = [condition for condition in conditions if condition.kind in (*KINDS, *BASELINES)]
     scored = bool(base[0].scores)
     labeled = not scored or any(set(r.sentences) & {condition.behavior for condition in own} for r in records)
     for annotator in (None, *base[0].others):
@@ -224,6 +273,7 @@ def summarize(
         control_samples=0,
         scope="",
         coefficient_unit="difference",
+        side_effects=side_effects(rows, conditions, plain, seed=seed),
     )
 
 
@@ -312,14 +362,15 @@ def _effect(shares: _Shares, condition: Condition, conditions: Sequence[Conditio
         p_value=p_value,
         wrong_way=float((sign * per_task < 0).mean()),
         text=readable,
+        size=float(per_task.mean() / spread) if (spread := per_task.std(ddof=1)) > 0 else math.nan,
     )
 
 
 def _corrected(effects: Sequence[Effect]) -> list[Effect]:
-    """Effects with Holm's correction over all tests of steering; the prompted baseline is not among them."""
+    """Effects with Holm's correction over all tests of steering; the baselines are not among them."""
     tested = [e for e in effects if e.kind in KINDS and e.measurable and not math.isnan(e.p)]
     adjusted = dict(zip(map(id, tested), holm([e.p for e in tested]), strict=True))
-    return [replace(e, p_holm=e.p if e.kind == "prompted" else adjusted.get(id(e), math.nan)) for e in effects]
+    return [replace(e, p_holm=e.p if e.kind in BASELINES else adjusted.get(id(e), math.nan)) for e in effects]
 
 
 def _summary(condition: Condition, records: Sequence[Record], text: Any, seed: int) -> ConditionSummary:
@@ -332,7 +383,8 @@ def _summary(condition: Condition, records: Sequence[Record], text: Any, seed: i
         field: float(np.mean([getattr(r, field) for r in records]))
         for field in ("parsed", "finished", "length", "n_sentences", "repetition", "compression")
     }
-    measured = {name: [v for r in records if (v := getattr(r, name)) is not None] for name in ("nll", "kl")}
+    names = ("nll", "kl", "coherence")
+    measured = {name: [v for r in records if (v := getattr(r, name)) is not None] for name in names}
     return ConditionSummary(
         condition=condition.name,
         kind=condition.kind,
@@ -351,4 +403,5 @@ def _summary(condition: Condition, records: Sequence[Record], text: Any, seed: i
         nll=float(np.mean(measured["nll"])) if measured["nll"] else None,
         kl=float(np.mean(measured["kl"])) if measured["kl"] else None,
         text=text,
+        coherence=float(np.mean(measured["coherence"])) if measured["coherence"] else None,
     )

@@ -38,6 +38,8 @@ class Margins:
         finished: fall of the share of chains that end.
         parsed: fall of the share of chains that a grammar parses completely; for the organism only.
         kl: mean KL per token along the text, in nats.
+        coherence: least mean of the judge's scores, from 0 to 100, if chains were judged. 50 is what published
+            evaluations of steering keep (persona vectors, arXiv 2507.21509).
     """
 
     nll: float | None = 0.5
@@ -47,6 +49,7 @@ class Margins:
     finished: float | None = 0.1
     parsed: float | None = None
     kl: float | None = 1.0
+    coherence: float | None = 50.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -130,6 +133,11 @@ def text_check(condition: Sequence[Record], base: Sequence[Record], margins: Mar
             found.append(TextFigure(name, value, before, worst, limit, worst <= limit if rises else worst >= limit))
     if margins.sentence_length is not None:
         found.append(_sentence_length(condition, base, margins.sentence_length, seed))
+    sides = _paired(condition, base, _coherence)
+    if margins.coherence is not None and sides is not None:
+        value, before, worst, _ = _against(*sides, seed)
+        limit = min(margins.coherence, before)  # a model that is less coherent unsteered is its own standard
+        found.append(TextFigure("coherence", value, before, worst, limit, worst >= limit))
     spent = [r.kl for r in condition if r.kl is not None]
     if margins.kl is not None and spent:
         value = float(np.mean(spent))
@@ -159,6 +167,10 @@ def _finished(r: Record) -> Part:
 
 def _parsed(r: Record) -> Part:
     return float(r.parsed), 1.0
+
+
+def _coherence(r: Record) -> Part:
+    return None if r.coherence is None else (r.coherence, 1.0)
 
 
 def _tokens_per_sentence(r: Record) -> Part:

@@ -14,7 +14,9 @@ import pandas as pd
 
 from lensteer._version import __version__
 from lensteer.errors import LensteerError
+from lensteer.evaluation.clean_chains import CleanChains
 from lensteer.evaluation.margins import TextCheck
+from lensteer.evaluation.side_effects import SideEffect
 from lensteer.expressions import parse_scope
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
@@ -42,9 +44,11 @@ class ControlRank:
     """Rank of one effect among the control vectors of one pool, at the same layer.
 
     Attributes:
-        pool: "isotropic", "covariance_matched" or "shuffled".
+        pool: "isotropic", "covariance_matched" or "shuffled"; with "_kl" at its end, at the KL of the edit instead of
+            its length.
         n: control vectors.
         length: of the added control vectors; the steered conditions at the layer add vectors of at most this length.
+            The median, for controls of equal KL.
         low: their smallest change of the behavior's share.
         high: their largest.
         mean: of their changes.
@@ -73,9 +77,10 @@ class Effect:
 
     Attributes:
         behavior: whose share.
-        kind: "down", "up" (the behavior's own vector) or "prompted" (the prompted baseline).
-        layer: steered (-1 for the prompted baseline).
-        coefficient: signed; 0 for the prompted baseline.
+        kind: "down", "up" (the behavior's own vector), "prompted" (the prompted baseline) or "forced" (chains that
+            begin with given words).
+        layer: steered (-1 for the baselines).
+        coefficient: signed; 0 for the baselines.
         length: of the added vector.
         unit: of the share, "sentences" or "tokens"; or "score": the mean of a measure over chains.
         annotator: by name; "" is the first.
@@ -93,6 +98,7 @@ class Effect:
         p_value: (1 + controls that change it at least as far in the intended direction) / (1 + controls).
         wrong_way: share of tasks that move against the intended direction.
         text: whether the condition's text is no worse than unsteered.
+        size: mean over tasks of the change of the task's share, over its standard deviation (Cohen's d_z).
     """
 
     behavior: str
@@ -116,6 +122,7 @@ class Effect:
     p_value: float
     wrong_way: float
     text: bool | None
+    size: float = math.nan
 
     @property
     def measurable(self) -> bool:
@@ -164,6 +171,8 @@ class ConditionSummary:
         nll: nats per token under the unsteered model; None if not measured.
         kl: nats per token between the steered and the unsteered model along the text.
         text: comparison of the text with the unsteered condition's; None for that condition.
+        clean: what the plan does to unsteered chains; None where it was not measured.
+        coherence: mean of the judge's scores of the text, from 0 to 100; None if not measured.
     """
 
     condition: str
@@ -183,6 +192,8 @@ class ConditionSummary:
     nll: float | None
     kl: float | None
     text: TextCheck | None = None
+    clean: CleanChains | None = None
+    coherence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,7 @@ class Evaluation(Saved):
         coefficient_unit: what coefficient 1 means.
         annotators: their names, the first one first.
         without_coefficient: (behavior, kind) without a readable coefficient, which were not run.
+        side_effects: of every condition but control vectors, on everything that it is not meant to change.
     """
 
     effects: tuple[Effect, ...]
@@ -212,6 +224,7 @@ class Evaluation(Saved):
     coefficient_unit: str
     annotators: tuple[str, ...] = ("",)
     without_coefficient: tuple[tuple[str, str], ...] = ()
+    side_effects: tuple[SideEffect, ...] = ()
 
     @property
     def behaviors(self) -> tuple[str, ...]:
@@ -316,9 +329,18 @@ class Evaluation(Saved):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def side_effects_dataframe(self) -> pd.DataFrame:
+        """A row per condition and thing that it is not meant to change."""
+        return pd.DataFrame([flat(each) for each in self.side_effects])
+
     def conditions_dataframe(self) -> pd.DataFrame:
         """A row per condition."""
-        return pd.DataFrame([{**flat(a), "text": None if a.text is None else a.text.ok} for a in self.conditions])
+        rows = []
+        for condition in self.conditions:
+            row = {**flat(condition), "text": None if condition.text is None else condition.text.ok}
+            clean = row.pop("clean")
+            rows.append(row | ({} if clean is None else {f"clean.{name}": v for name, v in flat(clean).items()}))
+        return pd.DataFrame(rows)
 
 
 def _key(effect: Effect, kind: str) -> tuple[str, str, str, str]:

@@ -1,11 +1,11 @@
-"""Shares of sentences in every condition, on the observed tasks and on shared resamples of them.
+"""Shares of sentences, and other ratios, in every condition: on the observed tasks and on shared resamples of them.
 
 For statistics across conditions, such as a mean over many of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,27 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
 from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 
+Part = Callable[[Record], tuple[float, float]]
+"""What a chain adds to both sums of a ratio. A chain without a value adds (0, 0)."""
+
+
+def right_of(r: Record) -> tuple[float, float]:
+    """For the share of right answers; a chain whose answer is not definite adds nothing."""
+    return (0.0, 0.0) if r.correct is None else (float(r.correct), 1.0)
+
+
+def share_of(behavior: str, annotator: str | None = None) -> Part:
+    """For a behavior's share of sentences, by the first annotator or by a further one."""
+
+    def part(r: Record) -> tuple[float, float]:
+        found = r.by(annotator)
+        return float(found.sentences.get(behavior, 0)), float(found.n_sentences)
+
+    return part
+
 
 class ResampledShares:
-    """Σ sentences of a behavior / Σ sentences, per draw of tasks: chains are weighted by length.
+    """Σ sentences of a behavior / Σ sentences, per draw of tasks: chains are weighted by length. Other ratios, too.
 
     Args:
         records: the same tasks in every condition. The number of chains per task may differ between conditions.
@@ -47,15 +65,21 @@ class ResampledShares:
         Raises:
             LensteerError: no such condition, or no such annotator.
         """
+        return self.ratio(condition, share_of(behavior, annotator))
+
+    def ratio(self, condition: str, part: Part) -> Float[np.ndarray[Any, Any], " draw"]:
+        """Σ of the first over Σ of the second number that `part` gives for each chain; NaN where the latter is 0.
+
+        Raises:
+            LensteerError: no such condition.
+        """
         if condition not in self._conditions:
             raise LensteerError(f"no condition {condition!r}: there are {', '.join(map(repr, self._conditions))}")
-        counts = np.zeros((len(self._tasks), 2))
+        sums = np.zeros((len(self._tasks), 2))
         for record in self._conditions[condition]:
-            found = record.by(annotator)
-            counts[self._tasks[record.task]] += found.sentences.get(behavior, 0), found.n_sentences
-        hits, total = (self._draws @ counts).T
-        shares: Float[np.ndarray[Any, Any], " draw"] = hits / total
-        return shares
+            sums[self._tasks[record.task]] += part(record)
+        hits, total = (self._draws @ sums).T
+        return np.asarray(np.divide(hits, total, out=np.full(hits.shape, np.nan), where=total != 0))
 
 
 def estimate_of(draws: Float[np.ndarray[Any, Any], " draw"], n_tasks: int = 0) -> Estimate:

@@ -16,6 +16,7 @@ from lensteer.annotation import (
     Annotator,
     Judge,
     JudgePlan,
+    JudgeScore,
     SentenceClassifier,
     agreement,
     annotate,
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 CUES_MASKED, RANDOM_MASKED = "cue words masked", "random words masked"
 CLASSIFIER = "classifier.safetensors"
+COHERENCE = (
+    "How coherent is the response as a text: grammatical, understandable and free of meaningless repetition, whether "
+    "or not it is right? A response that was cut off at the end can be fully coherent."
+)
 
 
 def read_chains(path: str | Path | Sequence[str | Path], model: TransformerBridge | None = None) -> list[Trace]:
@@ -144,6 +149,11 @@ def _annotator(run: Run, name: str) -> Annotator:
     if name == "judge":
         return Judge(cache=run.path("judge"), announce=_announce if run.progress else None, progress=run.progress)
     return grammar if name == "grammar" else rules
+
+
+def coherence_of(run: Run) -> JudgeScore | None:
+    """The judge of how coherent a text is, if the run asks for one; its replies are kept in the run's folder."""
+    return JudgeScore(COHERENCE, cache=run.path("judge")) if run.config.coherence else None
 
 
 def _announce(plan: JudgePlan) -> None:

@@ -110,6 +110,8 @@ class RunConfig:
         margins: limits for the text of a condition, "text" or "grammar".
         quality: number of chains per condition whose likelihood is measured; half as many per coefficient.
         n_controls: control vectors per pool and layer.
+        kl_controls: also as many of each pool that spend the edit's KL instead of having its length: twice the chains.
+        coherence: have a judge score the coherence of `quality` chains per condition, from 0 to 100.
         n_score_controls: control vectors of each of two kinds for the scores by layer; 0 for none.
         seed: of all randomness.
     """
@@ -154,6 +156,8 @@ class RunConfig:
     margins: str = "text"
     quality: int = 50
     n_controls: int = 20
+    kl_controls: bool = False
+    coherence: bool = False
     n_score_controls: int = 40
     seed: int = 0
 
@@ -366,7 +370,7 @@ class Run:
                 f"annotators {list(self.annotators)} with classifier={c.classifier!r}: only 'classifier' takes the "
                 "file that `lensteer annotate fit` wrote"
             )
-        if "judge" in self.annotators:
+        if "judge" in self.annotators or c.coherence:
             Judge()  # raises where its settings lack something
         for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).exists():

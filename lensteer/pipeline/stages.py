@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     BASE,
     BASELINE_PROMPTS,
+    FORCED_WORDS,
     KINDS,
+    KL_POOLS,
     POOLS,
     ChosenCoefficients,
     Condition,
@@ -41,6 +43,7 @@ from lensteer.generation.jobs import generate_traces
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
     annotators_of,
+    coherence_of,
     fit_own_classifier,
     judged_on_its_questions,
     pairs_of,
@@ -365,11 +368,22 @@ def planned_chains(
         n_layers: distinct layers that are steered.
     """
     c, dev = config, config.n_dev if n_dev is None else n_dev
+    few = c.n_test * min(c.control_samples, c.n_samples)
     return {
         "coefficients": dev * c.dev_samples * (1 + 2 * len(labels) * len(c.coefficients)),
-        "own": c.n_test * c.n_samples * (1 + 2 * len(labels) + sum(label in BASELINE_PROMPTS for label in labels)),
-        "controls": c.n_test * min(c.control_samples, c.n_samples) * c.n_controls * len(POOLS) * n_layers,
+        "own": c.n_test * c.n_samples * (1 + 2 * len(labels) + sum(label in BASELINE_PROMPTS for label in labels))
+        + few * len(_forced(c, labels)),
+        "controls": few * c.n_controls * len(_pools(c)) * n_layers,
     }
+
+
+def _forced(config: RunConfig, labels: Iterable[str]) -> dict[str, str]:
+    """The words of the forced-token baselines; none for the organism, which does not speak English."""
+    return {} if config.tasks == "organism" else {b: FORCED_WORDS[b] for b in labels if b in FORCED_WORDS}
+
+
+def _pools(config: RunConfig) -> tuple[str, ...]:
+    return (*POOLS, *KL_POOLS) if config.kl_controls else POOLS
 
 
 def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) -> None:
@@ -454,6 +468,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
             for b in layers
             if b in BASELINE_PROMPTS
         },
+        forced=_forced(c, layers),
+        pools=_pools(c),
         n_controls=c.n_controls,
         control_samples=c.control_samples,
         sampling=run.sampling(c.n_samples),
@@ -461,6 +477,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         measure=run.measure,
         margins=run.margins,
         quality=c.quality,
+        coherence=coherence_of(run),
         seed=c.seed,
         path=run.path("evaluation.jsonl"),
         progress=run.progress,

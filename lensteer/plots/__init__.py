@@ -20,7 +20,15 @@ from lensteer.export.verification import Verification
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, forced_effect, leave_one_out, legend_html, token_projections
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
-from lensteer.plots.measured import coefficients, effects, kl_by_token, modes, position_ablation
+from lensteer.plots.measured import (
+    coefficients,
+    dose_response,
+    effects,
+    entanglement,
+    kl_by_token,
+    modes,
+    position_ablation,
+)
 from lensteer.plots.served import looks
 from lensteer.plots.style import COLORS, FONT, PAGE, PAPER, TEMPLATE, color
 from lensteer.plots.where import against_controls, cosine_matrix, layer_scores, overlap
@@ -42,7 +50,9 @@ __all__ = [
     "coefficients",
     "color",
     "cosine_matrix",
+    "dose_response",
     "effects",
+    "entanglement",
     "figure",
     "forced_effect",
     "head_map",

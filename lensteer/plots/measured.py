@@ -8,31 +8,49 @@ from typing import Any
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
+from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, ChosenCoefficients, Evaluation, Modes, PositionAblation, PositionEffect
+from lensteer.evaluation import (
+    BASELINES,
+    KINDS,
+    MEAN,
+    ChosenCoefficients,
+    DoseResponse,
+    Evaluation,
+    Modes,
+    PositionAblation,
+    PositionEffect,
+)
 from lensteer.plots.style import (
+    CELL_FONT,
     COLORS,
     CONTROL_BAND,
+    DIVERGING,
     INK,
     MARKERS,
     MUTED,
     PAPER,
     color,
+    color_bar,
     curve,
     error_bars,
     finish,
+    in_cell,
     key,
+    number,
     rings,
 )
 from lensteer.statistics import Estimate
 from lensteer.steering.plans import UNIT_WORDS
 
+#: The baselines, as text.
+HOW = {"prompted": "prompted baseline", "forced": "chains begin with given words"}
 #: The use of a margin is clipped at this value in the figure.
 STRAIN_SHOWN = 3.0
 
 
 def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
-    """Bars: each behavior's share pushed down, unsteered, pushed up and prompted, and the range of control vectors.
+    """Bars: each behavior's share pushed down, unsteered, pushed up and in baselines, and the range of control vectors.
 
     Args:
         evaluation: with 95 % intervals over tasks.
@@ -50,15 +68,15 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
     figure, ticks, names = go.Figure(), [], []
     about = f"n = {evaluation.n_tasks} tasks × {evaluation.n_samples} samples"
     for group, label in enumerate(dict.fromkeys(behavior for behavior, _ in known)):
-        conditions = [(kind, known[label, kind]) for kind in ("down", "up", "prompted") if (label, kind) in known]
+        conditions = [(kind, known[label, kind]) for kind in (*KINDS, *BASELINES) if (label, kind) in known]
         base = conditions[0][1]
-        left = group * 5.0
+        left = group * (6.0 if any(kind == "forced" for _, kind in known) else 5.0)
         if evaluation.n_controls:
             below, above = base.base.value + base.control_low, base.base.value + base.control_high
             band = dict(type="rect", fillcolor=CONTROL_BAND, line=dict(width=0))
             figure.add_shape(band, x0=left - 0.5, x1=left + 2.5, y0=below, y1=above)
         figure.add_annotation(
-            x=left + (1.5 if (label, "words") in known else 1),
+            x=left + (1.5 if (label, "prompted") in known else 1),
             y=1,
             yref="paper",
             yanchor="bottom",
@@ -79,10 +97,8 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
         names.append("none")
         for kind, effect in conditions:
             change = effect.change
-            place = left + {"down": 0, "up": 2, "prompted": 3}[kind]
-            how = (
-                "prompted baseline" if kind == "prompted" else f"L{effect.layer}, coefficient {effect.coefficient:+.2g}"
-            )
+            place = left + {"down": 0, "up": 2, "prompted": 3, "forced": 4 if (label, "prompted") in known else 3}[kind]
+            how = HOW.get(kind, f"L{effect.layer}, coefficient {effect.coefficient:+.2g}")
             figure.add_bar(
                 x=[place],
                 y=[effect.share.value],
@@ -90,7 +106,7 @@ def effects(evaluation: Evaluation, unit: str | None = None) -> go.Figure:
                 marker=dict(
                     color=color(label),
                     opacity=0.45 if kind == "down" else 1,
-                    pattern=dict(shape="/" if kind == "prompted" else ""),
+                    pattern=dict(shape={"prompted": "/", "forced": "."}.get(kind, "")),
                 ),
                 hovertemplate=(
                     f"<b>{label}</b>, {kind} ({how})<br>%{{y:{spec}}} {of}, 95 % interval {effect.share.low:{spec}} to "
@@ -150,6 +166,126 @@ def coefficients(found: ChosenCoefficients) -> go.Figure:
     title = f"Choice of coefficients: {'score' if scored else 'share'} and text on {found.n_tasks} dev tasks"
     title += f"<br><sup>{about}</sup>"
     return finish(figure, title, 560)
+
+
+def dose_response(found: Sequence[DoseResponse], scored: bool = False) -> go.Figure:
+    """A panel per behavior: its share by signed coefficient, with 95 % intervals over tasks.
+
+    Hollow markers: the text breaks. The line has the slope of the linear range, and ends with it.
+
+    Args:
+        found: curves, such as `ChosenCoefficients.responses`.
+        scored: the shares are mean scores.
+
+    Raises:
+        LensteerError: no curve.
+    """
+    if not found:
+        raise LensteerError("no curves to draw: give `ChosenCoefficients.responses`, or those of `dose_response`")
+    titles = [
+        f"{each.behavior}, layer {each.layer}<br><sup>Spearman {number(each.spearman.value)} "
+        f"[{number(each.spearman.low)}, {number(each.spearman.high)}]</sup>"
+        for each in found
+    ]
+    shown = make_subplots(1, len(found), subplot_titles=titles, horizontal_spacing=0.25 / len(found))
+    spec = ".3g" if scored else ".1%"
+    for column, each in enumerate(found, 1):
+        paint, points = color(each.behavior), each.points
+        base = next(p.share.value for p in points if not p.coefficient)
+        reach = each.linear or max(abs(p.coefficient) for p in points)
+        ends = [c for c in (-reach, reach) if points[0].coefficient <= c <= points[-1].coefficient]
+        shown.add_scatter(
+            x=ends,
+            y=[base + each.slope.value * c for c in ends],
+            mode="lines",
+            line=dict(color=MUTED, width=1.5, dash="dot"),
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        values, lows, highs = ([getattr(p.share, end) for p in points] for end in ("value", "low", "high"))
+        shown.add_scatter(
+            x=[p.coefficient for p in points],
+            y=values,
+            error_y=dict(**error_bars(values, lows, highs), thickness=1.2, width=3, color=paint),
+            mode="lines+markers",
+            line=dict(color=paint, width=2),
+            marker=dict(
+                size=9, color=[paint if p.readable else PAPER for p in points], line=dict(color=paint, width=2)
+            ),
+            customdata=["text within its margins" if p.readable else "text breaks" for p in points],
+            hovertemplate=f"<b>{each.behavior}</b>, coefficient %{{x:+.3g}}<br>%{{y:{spec}}}<br>%{{customdata}}"
+            f"<br>n = {points[0].share.n} tasks<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+        shown.update_xaxes(title_text="coefficient", row=1, col=column)
+        shown.update_yaxes(rangemode="tozero", tickformat="" if scored else ".0%", row=1, col=column)
+    shown.update_yaxes(title_text="mean score" if scored else "share of sentences", row=1, col=1)
+    shown.update_annotations(font_size=13)
+    about = "95 % intervals over tasks; hollow: the text breaks; dotted: slope of the linear range"
+    return finish(shown, f"Response to the coefficient<br><sup>{about}</sup>", 400, False).update_layout(margin_t=120)
+
+
+def entanglement(evaluation: Evaluation) -> go.Figure:
+    """Which behaviors each condition moves: changes of shares of sentences in points, its own behavior included.
+
+    Bold: the 95 % interval over tasks excludes 0. Colors are by share of the unsteered rate, up to twice it.
+
+    Raises:
+        LensteerError: an evaluation without side effects, such as one of an earlier version.
+    """
+    changes = {
+        (e.condition, e.measured): (e.base, e.change)
+        for e in evaluation.side_effects
+        if e.kind in (*KINDS, *BASELINES)
+        and e.measured not in ("accuracy", "answered", "length", "finished", "repetition")
+    }
+    if not changes:
+        raise LensteerError("no side effects on other behaviors: evaluate again, with an annotator")
+    for e in evaluation.effects:
+        if e.unit == "sentences" and not e.annotator:
+            changes[f"{e.behavior}/{e.kind}", e.behavior] = (e.base, e.change)
+    rows = [c.condition for c in evaluation.conditions if any(name == c.condition for name, _ in changes)]
+    labels = in_order(label for _, label in changes)
+    tones, texts = [], []
+    for row in rows:
+        cells = [changes.get((row, label)) for label in labels]
+        relative = [0.0 if c is None or not c[0].value else c[1].value / c[0].value for c in cells]
+        tones.append([max(-1.0, min(1.0, value)) for value in relative])
+        texts.append(
+            [
+                "" if c is None else in_cell(_bold(number(100 * c[1].value, "+.1f"), bool(c[1].excludes())), tone)
+                for c, tone in zip(cells, tones[-1], strict=True)
+            ]
+        )
+    shown = go.Figure(
+        go.Heatmap(
+            z=tones,
+            x=labels,
+            y=[row.replace("/", ", ") for row in rows],
+            text=texts,
+            texttemplate="%{text}",
+            textfont=CELL_FONT,
+            colorscale=DIVERGING,
+            zmin=-1,
+            zmax=1,
+            hovertemplate="<b>%{y}</b><br>%{x}: %{text} points<extra></extra>",
+            colorbar=color_bar("change / unsteered share"),
+        )
+    )
+    shown.update_yaxes(autorange="reversed", showgrid=False)
+    shown.update_xaxes(showgrid=False, tickangle=-25)
+    about = (
+        f"change of the share of sentences in points, {evaluation.n_tasks} tasks; bold: the 95 % interval excludes 0"
+    )
+    return finish(shown, f"What each condition moves<br><sup>{about}</sup>", 200 + 30 * len(rows), False)
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"<b>{text}</b>" if bold else text
 
 
 TITLES = {
@@ -246,7 +382,7 @@ def kl_by_token(
     """
     shown = go.Figure()
     names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in bins]
-    for number, (name, rows) in enumerate(curves.items()):
+    for place, (name, rows) in enumerate(curves.items()):
         if len(rows) != len(bins):
             raise LensteerError(f"{name!r} has {len(rows)} points for {len(bins)} bins: give one per bin")
         means, lows, highs = zip(*rows, strict=True)
@@ -256,7 +392,7 @@ def kl_by_token(
             error_y=error_bars(means, lows, highs),
             name=name,
             mode="lines+markers",
-            line=dict(color=SHADES[number % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[number % 4]),
+            line=dict(color=SHADES[place % len(SHADES)], dash=("solid", "dash", "dot", "dashdot")[place % 4]),
             customdata=list(zip(lows, highs, strict=True)),
             hovertemplate=f"<b>{name}</b><br>token %{{x}}: %{{y:.3g}} nats<br>95 % interval "
             "%{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>",
@@ -302,7 +438,7 @@ def position_ablation(result: PositionAblation) -> go.Figure:
         horizontal_spacing=0.1,
         vertical_spacing=0.18 / len(shown),
     )
-    for number, name in enumerate(panels, 1):
+    for row_number, name in enumerate(panels, 1):
         if name is None:
             continue
         _, quantity, factor, unit = COMPARISONS[name]
@@ -310,20 +446,20 @@ def position_ablation(result: PositionAblation) -> go.Figure:
         for behavior in dict.fromkeys(row.behavior for row in result.rows):
             rows = [row for row in result.rows if (row.comparison, row.behavior) == (name, behavior)]
             about = [_about(row, factor, unit) for row in rows]
-            places = dict(row=number, col=1), dict(row=number, col=2)
+            places = dict(row=row_number, col=1), dict(row=row_number, col=2)
             effects, costs = _range([row.effect for row in rows], factor), _range([row.kl for row in rows])
             scopes, paint = [row.scope for row in rows], INK if behavior == MEAN else color(behavior)
             same = dict(x=scopes, customdata=about, hovertemplate="%{customdata}<extra></extra>", name=behavior)
             same |= dict(legendgroup=behavior, offsetgroup=behavior)
-            bar = go.Bar(**same, **effects, marker_color=paint, showlegend=number == 1)
+            bar = go.Bar(**same, **effects, marker_color=paint, showlegend=row_number == 1)
             figure.add_trace(bar, **places[0])
             sign = dict(symbol=MARKERS.get(behavior, "star"), size=8, color=paint)
             figure.add_trace(go.Scatter(**same, **costs, mode="markers", marker=sign, showlegend=False), **places[1])
         for col, first in enumerate(("x", "x2"), 1):
-            shared = None if number == 1 or name == LEFT_OUT else first
-            ends = number == len(panels) or panels[number] is None
-            figure.update_xaxes(matches=shared, showticklabels=ends, row=number, col=col)
-        figure.update_yaxes(title_text=f"{quantity}<br>({unit})", row=number, col=1)
+            shared = None if row_number == 1 or name == LEFT_OUT else first
+            ends = row_number == len(panels) or panels[row_number] is None
+            figure.update_xaxes(matches=shared, showticklabels=ends, row=row_number, col=col)
+        figure.update_yaxes(title_text=f"{quantity}<br>({unit})", row=row_number, col=1)
     figure.update_yaxes(type="log", matches="y2", dtick=1, tickformat="~g", zeroline=False, col=2)
     figure.update_xaxes(tickangle=-35, showgrid=False, zeroline=False)
     figure.update_annotations(font_size=13)

@@ -18,7 +18,9 @@ from plotly.offline import get_plotlyjs
 
 from lensteer import plots
 from lensteer.behaviors import BEHAVIORS, in_order
+from lensteer.evaluation import KL_POOLS
 from lensteer.evaluation.results import SHOWN
+from lensteer.evaluation.side_effects import MEASURED
 from lensteer.report.summary import Example, RunResults, condition_key, key_of, summary
 from lensteer.traces import Trace
 
@@ -44,6 +46,11 @@ CONTROL_NAMES = {
     "shuffled": "shuffled labels",
 }
 PAIR_CONTROL_NAMES = CONTROL_NAMES | {"covariance_matched": "the pairs' covariance", "shuffled": "shuffled sides"}
+
+
+def _with_kl(names: Mapping[str, str]) -> dict[str, str]:
+    """The same, and those of equal KL."""
+    return {**names, **{f"{pool}_kl": f"{name}, equal KL" for pool, name in names.items()}}
 
 
 class Figures:
@@ -129,7 +136,11 @@ def render(results: RunResults) -> str:
         prompted=any(effect.kind == "prompted" for effect in evaluation.effects),
         from_pairs=from_pairs,
         reasoning=not from_pairs and not scored and set(results.layers) <= set(BEHAVIORS),
-        control_names=PAIR_CONTROL_NAMES if from_pairs else CONTROL_NAMES,
+        control_names=_with_kl(PAIR_CONTROL_NAMES if from_pairs else CONTROL_NAMES),
+        judged=any(condition.coherence is not None for condition in evaluation.conditions),
+        on_clean=any(condition.clean is not None for condition in evaluation.conditions),
+        forced=any(effect.kind == "forced" for effect in evaluation.effects),
+        moved=in_order({e.measured for e in evaluation.side_effects} - set(MEASURED)),
         reference=None if results.reference is None else Figures(results.reference, "reference."),
         labels=in_order(f.part("traces.spans")),
         not_shown={kind: verdicts for kind, verdicts in not_shown.items() if verdicts},
@@ -159,6 +170,7 @@ def _environment() -> Environment:
         "SHOWN": SHOWN,
         "plots": plots,
         "chain": _chain,
+        "kl_pools": KL_POOLS,
         "condition_key": condition_key,
         "drawn": _drawn,
         "key_of": key_of,

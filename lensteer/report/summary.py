@@ -17,7 +17,7 @@ from lensteer.attribution.overlap import SIDES, EmbeddingOverlap
 from lensteer.attribution.selection import SelectedLayers
 from lensteer.evaluation import FIGURES, KINDS, ChosenCoefficients, ConditionSummary, Evaluation, Modes
 from lensteer.evaluation.results import LEVEL, MIN_EVENT_TASKS, MIN_EVENTS, SHOWN
-from lensteer.statistics import flat
+from lensteer.statistics import Estimate, flat
 from lensteer.traces import Trace, label_axis
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.geometry import CosineMatrix
@@ -92,7 +92,7 @@ _KEYS = {
     "prompted": "words",
 }
 _SCORE_KEYS = {"coefficient_unit": "scaling", "spans": "positions"}
-_NOT_A_MEAN = {"condition", "kind", "behavior", "pool", "layer", "text"}
+_NOT_A_MEAN = {"condition", "kind", "behavior", "pool", "layer", "text", "clean"}
 CONDITION_FIELDS = tuple(f.name for f in fields(ConditionSummary) if f.name not in _NOT_A_MEAN)
 
 
@@ -215,7 +215,20 @@ def _coefficients(coefficients: ChosenCoefficients) -> dict[str, Any]:
         found |= {f"{path}.share": trial.share, f"{path}.length": trial.length, f"{path}.readable": trial.readable}
         for figure in () if trial.text is None else trial.text.figures:
             found |= {f"{path}.{figure.name}": figure.value, f"{path}.{figure.name}.ok": figure.ok}
+    for each in coefficients.responses:
+        path = f"response.{each.behavior}"
+        for name in ("spearman", "slope", "odd", "even"):
+            found |= _ends(f"{path}.{name}", getattr(each, name))
+        found |= {f"{path}.linear": each.linear, f"{path}.at": each.at}
+        for name in ("breaks", "accuracy_falls"):
+            found |= dict(zip((f"{path}.{name}.down", f"{path}.{name}.up"), getattr(each, name), strict=True))
+        for point in each.points:
+            found |= _ends(f"{path}.{point.coefficient:+.3g}.share", point.share)
     return found
+
+
+def _ends(path: str, estimate: Estimate) -> dict[str, Any]:
+    return {path: estimate.value, f"{path}_low": estimate.low, f"{path}_high": estimate.high}
 
 
 def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,6 +297,13 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
         if condition.text is not None:
             found |= {f"{path}.text": condition.text.ok, f"{path}.text_why": condition.text.why}
             broken += not condition.text.ok
+        if condition.clean is not None:
+            for name in ("kl_p50", "kl_p95", "nll"):
+                found |= _ends(f"{path}.clean.{name}", getattr(condition.clean, name))
+            found[f"{path}.clean.n"] = condition.clean.n
+    for each in evaluation.side_effects:
+        path = f"side.{condition_key(each.condition).removeprefix('arm.')}.{each.measured}"
+        found |= {f"{path}.base": each.base.value, **_ends(f"{path}.change", each.change), f"{path}.p": each.p}
     found["text.n_broken"] = broken
     for name, conditions in chance.items():
         found |= {
