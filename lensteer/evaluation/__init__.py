@@ -28,7 +28,7 @@ from lensteer.evaluation.results import (
     PositionAblation,
     PositionEffect,
 )
-from lensteer.evaluation.shares import ResampledShares, estimate_of
+from lensteer.evaluation.shares import ResampledShares, estimate_of, rank_correlation
 from lensteer.evaluation.side_effects import SideEffect, side_effects
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "on_clean_chains",
     "power",
     "random_directions",
+    "rank_correlation",
     "read_out",
     "run_conditions",
     "side_effects",

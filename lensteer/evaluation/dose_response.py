@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
-from lensteer.evaluation.shares import Part, ResampledShares, estimate_of, right_of, share_of
+from lensteer.evaluation.shares import Part, ResampledShares, estimate_of, rank_correlation, right_of, share_of
 from lensteer.statistics import Array, Estimate
 
 #: Signed coefficients, 0 included, below which there is no curve.
@@ -131,7 +130,7 @@ def dose_response(
         behavior,
         layer,
         points,
-        spearman=estimate_of(_rank_correlation(x, drawn), n),
+        spearman=estimate_of(rank_correlation(x, drawn), n),
         slope=estimate_of(_slope(x[fitted], change[:, fitted]), n),
         linear=linear,
         at=at,
@@ -163,11 +162,3 @@ def _on_a_line(x: Array, change: Float[np.ndarray, "draw point"], reach: float) 
     near = (np.abs(x) <= reach) & (x != 0)
     rest = change[:, near] - _slope(x[near], change[:, near])[:, None] * x[near]
     return not any(estimate_of(column).excludes(0.0) for column in rest.T)
-
-
-def _rank_correlation(x: Array, drawn: Float[np.ndarray, "draw point"]) -> Float[np.ndarray, " draw"]:
-    """Spearman's correlation with x in every draw; NaN where all values are the same."""
-    ranks = rankdata(drawn, axis=1)
-    a, b = ranks - ranks.mean(1, keepdims=True), rankdata(x) - (len(x) + 1) / 2
-    spread = np.sqrt((a**2).sum(1) * (b**2).sum())
-    return np.asarray(np.divide(a @ b, spread, out=np.full(len(a), np.nan), where=spread != 0))

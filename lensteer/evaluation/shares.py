@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
@@ -85,3 +86,13 @@ class ResampledShares:
 def estimate_of(draws: Float[np.ndarray[Any, Any], " draw"], n_tasks: int = 0) -> Estimate:
     """A statistic of such shares: its value on the first draw, and its 95 % interval over the others."""
     return percentile_interval(draws[0], draws[1:], n_tasks)
+
+
+def rank_correlation(
+    x: Float[np.ndarray[Any, Any], " item"], drawn: Float[np.ndarray[Any, Any], "draw item"]
+) -> Float[np.ndarray[Any, Any], " draw"]:
+    """Spearman's correlation of fixed values with those of every draw; NaN where one side has a single value."""
+    ranks = rankdata(drawn, axis=1)
+    a, b = ranks - ranks.mean(1, keepdims=True), rankdata(x) - (len(x) + 1) / 2
+    spread = np.sqrt((a**2).sum(1) * (b**2).sum())
+    return np.asarray(np.divide(a @ b, spread, out=np.full(len(a), np.nan), where=spread != 0))
