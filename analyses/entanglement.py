@@ -1,9 +1,9 @@
 """Does steering one behavior move the others, and do the vectors' cosines say which?
 
 From the chains of `dose_response.py`: at one coefficient, every behavior's own vector is added and subtracted, and the
-shares of all behaviors are counted. The effect of vector b on behavior b' is half of the share added less the share subtracted,
-so that what both signs do alike cancels. Effects are set beside the cosine of the two vectors at the steered layer, and
-beside what control vectors of the same length do. Intervals are from a bootstrap over tasks.
+shares of all behaviors are counted. The effect of vector b on behavior b' is half of the share added less the share
+subtracted, so that what both signs do alike cancels. Effects are set beside the cosine of the two vectors at the
+steered layer, and beside what control vectors of the same length do. Intervals are from a bootstrap over tasks.
 
 Example: python analyses/entanglement.py --run RUN-FOLDER --json FILE --figure FILE.png
 (after `dose_response.py` with the same options, whose chains it reads; seconds then)

@@ -17,6 +17,7 @@ import torch
 import synthetic
 from lensteer.annotation import grammar, rules
 from lensteer.behaviors import BEHAVIORS, Sentence
+from lensteer.calibration import rollout_kl
 from lensteer.errors import LensteerError
 from lensteer.evaluation import (
     GRAMMAR_MARGINS,
@@ -32,6 +33,7 @@ from lensteer.evaluation import (
     estimate_of,
     evaluate,
     measure,
+    on_clean_chains,
     power,
     random_directions,
     run_conditions,
@@ -39,8 +41,11 @@ from lensteer.evaluation import (
     text_check,
     text_quality,
 )
+from lensteer.evaluation.controls import control_conditions, match_kl
 from lensteer.evaluation.margins import check_standard
-from lensteer.generation.jobs import Sampling
+from lensteer.forward import forced_logits
+from lensteer.generation.jobs import Sampling, generate_traces
+from lensteer.metrics import kl_divergence
 from lensteer.positions import generated, thinking
 from lensteer.statistics import Ratio, bootstrap_interval, holm
 from lensteer.steering import SteeringPlan
@@ -921,7 +926,7 @@ def test_unknown_behaviors_and_layers_are_refused(chosen):
 def test_coefficients_are_saved_and_read_back(chosen, tmp_path):
     found = chosen({B: {1.0: 3}}, coefficients=(0.2, 1.0))
     found.save(tmp_path / "coefficients.json")
-    assert ChosenCoefficients.load(tmp_path / "coefficients.json") == found
+    assert ChosenCoefficients.load(tmp_path / "coefficients.json").to_dict() == found.to_dict()  # NaN is not itself
     json.loads((tmp_path / "coefficients.json").read_text(), parse_constant=pytest.fail)
     assert len(found.to_dataframe()) == len(found.curve)
 
@@ -935,7 +940,7 @@ def test_coefficients_and_effects_run_on_the_organism(organism, vectors, tmp_pat
         annotator=grammar, margins=loose, coefficients=(0.2,), sampling=sampling, path=tmp_path / "coefficients.jsonl"
     )
     coefficients = choose_coefficients(organism, dev, vectors, {B: 3}, **options)
-    assert choose_coefficients(organism, dev, vectors, {B: 3}, **options) == coefficients
+    assert choose_coefficients(organism, dev, vectors, {B: 3}, **options).to_dict() == coefficients.to_dict()
     assert all(d.text.figures[0].name == "kl" for d in coefficients.curve if d.coefficient)
     options = dict(annotator=grammar, pools=["isotropic"], n_controls=1, sampling=sampling)
     options |= dict(path=str(tmp_path / "effects.jsonl"))
@@ -965,7 +970,8 @@ def test_the_likelihood_of_a_text_is_that_of_one_chain_alone(organism, random_di
         else:
             with plan_of.on(organism, prompt_length=trace.prompt_length):
                 steered = organism(ids)[0, -n - 1 : -1].double().log_softmax(-1)
-            assert values["kl"] == pytest.approx(float((steered.exp() * (steered - plain)).sum(-1).mean()), rel=1e-3)
+            kl = float((steered.exp() * (steered - plain)).sum(-1).mean())
+            assert values["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-7)  # fp32's rounding, batched or not
     lines = (tmp_path / "quality.jsonl").read_text().splitlines()
     assert len(lines) == 6
     assert text_quality(organism, traces[::-1], plans[::-1], path=tmp_path / "quality.jsonl") == found[::-1]
@@ -1011,3 +1017,99 @@ def test_resampling_keeps_a_tasks_samples_together_and_wants_the_same_tasks_ever
     assert (mixed.of("a", "backtracking") == mixed.of("b", "backtracking")).all()
     with pytest.raises(LensteerError, match="2 sets of tasks"):
         ResampledShares(share_records("a", [1, 2], [3, 3]) + share_records("b", [1, 2, 3], [3, 3, 3]))
+
+
+# --- controls of equal KL, forced words, clean chains, coherence -------------------------------------------------
+
+
+@pytest.mark.medium
+def test_controls_of_equal_kl_spend_what_the_edit_spends(organism, vectors, tmp_path):
+    tasks = load_tasks(split="test", n=6)
+    edit = SteeringPlan(vectors[B], 4, 1.0)
+    own = [Condition("unsteered", kind="unsteered"), Condition(f"{B}/up", edit, kind="up", behavior=B)]
+    options: dict[str, Any] = dict(n=2, samples=1, scope=edit.scope)
+    controls = control_conditions(vectors, own, pools=("isotropic", "isotropic_kl"), **options)
+    path = tmp_path / "matched.json"
+    found = match_kl(organism, tasks, own, controls, path=path)
+    assert [c.name for c in found] == [c.name for c in controls]
+    by_pool = {pool: [c.plan for c in found if c.pool == pool] for pool in ("isotropic", "isotropic_kl")}
+    assert [p.length for p in by_pool["isotropic"]] == pytest.approx([edit.length] * 2, rel=1e-5)
+    rolled: dict[str, Any] = dict(max_new_tokens=60)
+    spent = [each.statistic(None) for each in rollout_kl(organism, tasks, [edit, *by_pool["isotropic_kl"]], **rolled)]
+    assert spent[1:] == pytest.approx([spent[0]] * 2, rel=0.15)
+    assert match_kl(organism, tasks, own, controls, path=path) == found  # read back
+    written = json.loads(path.read_text())
+    assert written == {c.name: c.plan.coefficient for c in found if c.pool == "isotropic_kl"}
+
+
+def test_an_unknown_pool_is_named_beside_those_that_there_are(vectors):
+    with pytest.raises(LensteerError, match="isotropic_kl"):
+        random_directions(vectors, 4, 1, pool="isotropic-kl")
+
+
+@pytest.mark.medium
+def test_forced_words_begin_every_chain_and_are_a_baseline(organism, vectors, tmp_path):
+    tasks, seen = load_tasks(split="test", n=3), []
+    options: dict[str, Any] = dict(annotator=grammar, sampling=SAMPLING, n_controls=0, margins=GRAMMAR_MARGINS)
+    found = evaluate(
+        organism, tasks, vectors, {B: 3}, forced={B: "Wait,"}, control_samples=1,
+        keep=lambda condition, trace: seen.append((condition, trace)), **options,
+    )  # fmt: skip
+    forced = [trace for condition, trace in seen if condition.kind == "forced"]
+    assert len(forced) == len(tasks)  # as many as a control vector's
+    assert all(trace.prompt.endswith("Wait,") for trace in forced)
+    assert not any(trace.response.startswith("Wait,") for trace in forced)
+    effect = found.effect(B, "forced")
+    assert effect.coefficient == 0
+    assert effect.p_holm == effect.p  # not among the tests that are corrected
+    assert {e.kind for e in found.side_effects} == {"down", "up", "forced"}
+
+
+@pytest.mark.medium
+def test_a_plan_is_measured_on_clean_chains_as_one_forward_at_a_time_would(organism, random_direction):
+    traces = generate_traces(organism, load_tasks(split="test", n=3), max_new_tokens=30)
+    plans = {
+        "zero": SteeringPlan(random_direction(organism), 3, 0.0),
+        "on": SteeringPlan(random_direction(organism), 3, 4.0),
+    }
+    found = on_clean_chains(organism, traces, plans)
+    assert found["zero"].kl_p95.value == 0
+    assert found["zero"].nll.value == 0
+    kl, lost, n = [], 0.0, 0
+    for trace in traces:
+        (p,) = forced_logits(organism, [trace.prompt_ids], [trace.response_ids], plans=[plans["on"]])
+        (q,) = forced_logits(organism, [trace.prompt_ids], [trace.response_ids])
+        kl += kl_divergence(p, q).tolist()
+        rows = torch.arange(len(trace.response_ids)), torch.tensor(trace.response_ids)
+        lost += float((q.log_softmax(-1)[rows] - p.log_softmax(-1)[rows]).double().sum())
+        n += len(trace.response_ids)
+    assert found["on"].nll.value == pytest.approx(lost / n, rel=1e-3)
+    assert found["on"].kl_p50.value == pytest.approx(sorted(kl)[math.ceil(0.5 * n) - 1], rel=1e-3)
+    assert found["on"].kl_p95.value == pytest.approx(sorted(kl)[math.ceil(0.95 * n) - 1], rel=1e-3)
+    assert found["on"].n == 3
+    with pytest.raises(LensteerError, match="at least two"):
+        on_clean_chains(organism, traces[:1], plans)
+
+
+@pytest.mark.parametrize(("score", "ok"), [(80.0, True), (40.0, False)])
+def test_text_that_a_judge_finds_incoherent_is_broken(score, ok):
+    base = [record("unsteered", f"t{t}", coherence=90.0 + t % 3) for t in range(20)]
+    rows = [record("up", f"t{t}", coherence=score + t % 3) for t in range(20)]
+    check = text_check(rows, base, Margins())
+    assert check.ok is ok
+    assert ("coherence" in check.why) is not ok
+    weak = [record("unsteered", f"t{t}", coherence=35.0 + t % 3) for t in range(20)]
+    assert text_check(rows, weak, Margins()).ok  # no less coherent than the model itself
+
+
+@pytest.mark.medium
+def test_coherence_is_scored_for_as_many_chains_as_likelihoods(organism, tasks, conditions):
+    asked = []
+
+    def coherent(trace):
+        asked.append(trace.id)
+        return 70.0
+
+    found = run_conditions(organism, tasks, conditions[:2], SAMPLING, annotator=grammar, quality=2, coherence=coherent)
+    assert len(asked) == 4
+    assert [r.coherence for r in found if r.sample == 0] == [70.0, 70.0, None] * 2

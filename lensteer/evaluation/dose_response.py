@@ -57,7 +57,7 @@ class DoseResponse:
         at: the absolute coefficient of `odd` and `even`: the largest whose both signs are readable, else the largest
             with both signs.
         odd: (share at +`at` less share at -`at`) / 2.
-        even: their mean less the unsteered share.
+        even: their mean less the unsteered share. A share near 0 cannot fall, and its even part is the larger for it.
         breaks: the smallest absolute coefficients down and up at which the text breaks; None if none does.
         accuracy_falls: the same for a fall of accuracy whose interval excludes 0.
     """
