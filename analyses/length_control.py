@@ -57,8 +57,8 @@ def main(config: Config) -> list[Row]:
     plain = next(c for c in found.conditions if c.kind == "unsteered")
     if plain.finished < ENOUGH_END:
         raise LensteerError(
-            f"{plain.finished:.0%} of the unsteered chains end within the run's token limit: their length is the limit; "
-            "take a run with more tokens per chain"
+            f"{plain.finished:.0%} of the unsteered chains end within the run's token limit: their length is "
+            "the limit; take a run with more tokens per chain"
         )
     known = {(e.behavior, e.kind, e.measured): e for e in found.side_effects}
     if not any(measured == "accuracy" for *_, measured in known):
