@@ -235,10 +235,14 @@ def effect(study: Study) -> dict[str, Any]:
     plans = {r["layer"]: ls.SteeringPlan(direction, r["layer"], r["coefficient"], header) for r in sites}
     tried = {layer: study.condition(f"residual L{layer}", plan) for layer, plan in plans.items()}
     layers = study.measured(f"residual-c{best:g}", "dev", config.n_dev, list(tried.values()))
-    layer, why = chosen_edit(
-        layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
-    )
-    print(why.replace("c_values", "layer"), flush=True)
+    if best > 0:
+        layer, why = chosen_edit(
+            layers, {float(layer): condition.name for layer, condition in tried.items()}, marks=study.marks
+        )
+        print(why.replace("c_values", "layer"), flush=True)
+    else:  # an edit against reasoning: the layer at which fewest answers reason
+        layer = min(tried, key=lambda at: layers[tried[at].name].reasons.value)
+        print(f"layer={layer}: fewest answers reason", flush=True)
     mixed = study.fitted("swapped", swapped(study.pairs(config.n_pairs, config.shots), seed=config.seed))
     own_length = CachePlan(mixed, best * study.vector.scale("values", "norm"))
     test = study.measured(

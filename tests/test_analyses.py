@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import lensteer as ls
+from lensteer.pipeline import DEMO, STAGES, Run, run_stage
 
 pytestmark = pytest.mark.medium  # every test is an analysis
 
@@ -445,3 +446,59 @@ def test_where_a_sentence_of_the_organism_is_decided():
     first, *_, later = (g.specific.value for g in found[: len(analysis.PLACES)])
     assert first > abs(later)  # onset vectors on onsets
     assert analysis.table(early, found).count("\n") == 4 + len(early) + len(found)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run's folder on the organism, finished but for its report."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    sizes = dict(n_train=24, n_dev=6, n_test=6, n_controls=1, n_score_controls=1, score_chains=4, max_spans=5)
+    behaviors = ("backtracking", "uncertainty-estimation")
+    config = dataclasses.replace(DEMO, **sizes, layers=(4,), coefficients=(0.3,), behaviors=behaviors)
+    run = Run.open(folder, config)
+    for stage in list(STAGES)[:-1]:
+        run_stage(run, stage)
+    return folder
+
+
+def test_responses_to_coefficients_and_what_else_moves(small_run):
+    analysis = load("dose_response")
+    sys.modules["dose_response"] = analysis  # as when run from its folder
+    config = analysis.Config(small_run, coefficients=(0.3, 0.6), n_dev=4)
+    rows = analysis.main(config)
+    assert len(rows) == 2 * 3  # behaviors; own, isotropic and shuffled
+    for row in rows:
+        assert [p.coefficient for p in row.curve.points] == [-0.6, -0.3, 0.0, 0.3, 0.6]
+    assert analysis.table(rows).count("\n") == len(rows)
+    own = [row.curve for row in rows if row.vector == analysis.OWN]
+    assert len(ls.plots.dose_response(own).data) == 2 * len(own)
+    between = load("entanglement")
+    found = between.main(between.Config(config, coefficient=0.6))
+    assert len(found.cells) == 6 * 2
+    mine = {(c.steered, c.vector, c.counted): c for c in found.cells}
+    for row in rows:
+        at = {p.coefficient: p.share.value for p in row.curve.points}
+        cell = mine[row.curve.behavior, row.vector, row.curve.behavior]
+        assert cell.effect.value == pytest.approx((at[0.6] - at[-0.6]) / 2)  # the same chains
+    assert mine["backtracking", "own", "backtracking"].cosine == pytest.approx(1.0)
+    assert between.draw(found).data
+    assert between.table(found).count("\n") == len(found.cells)
+
+
+def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
+    analysis = load("length_control")
+    rows = analysis.main(analysis.Config(small_run))
+    evaluation = ls.Evaluation.load(small_run / "evaluation.json")
+    base, *_ = evaluation.conditions
+    for row in rows:
+        condition = next(c for c in evaluation.conditions if c.condition == f"{row.behavior}/{row.kind}")
+        assert row.length.value == pytest.approx(condition.length - base.length)
+        assert row.unsteered_length == pytest.approx(base.length)
+    assert len(analysis.draw(rows).data) == len(rows)
+    assert analysis.table(rows).count("\n") == len(rows)
+    cut = dataclasses.replace(
+        evaluation, conditions=tuple(dataclasses.replace(c, finished=0.1) for c in evaluation.conditions)
+    )
+    cut.save(tmp_path / "evaluation.json")
+    with pytest.raises(ls.LensteerError, match="10% of the unsteered chains end"):
+        analysis.main(analysis.Config(tmp_path))
