@@ -143,7 +143,7 @@ def test_a_rotation_keeps_the_norm_and_turns_by_the_angle(seed, size, degrees):
     unit = torch.nn.functional.normalize(torch.randn(2, 1, 16, generator=generator, dtype=torch.float64), dim=-1)
     turned = rotate(h, unit, torch.full((2, 1, 1), degrees, dtype=torch.float64))
     torch.testing.assert_close(turned.norm(dim=-1), h.norm(dim=-1), rtol=1e-10, atol=0)
-    before, after = (torch.rad2deg(torch.acos((x * unit).sum(-1) / x.norm(dim=-1))) for x in (h, turned))
+    before, after = (torch.rad2deg(torch.acos(((x * unit).sum(-1) / x.norm(dim=-1)).clamp(-1, 1))) for x in (h, turned))
     torch.testing.assert_close(after, (before - degrees).clamp(0, 180), atol=1e-4, rtol=0)
     # In the plane of h and the direction: nothing appears outside of it.
     outside = turned - (turned * unit).sum(-1, keepdim=True) * unit

@@ -77,7 +77,8 @@ def hf(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model: st
     for edit in plan.edits:
         scope_of(edit, "a script for transformers", [everywhere, generated])
     identity = identity_of(plan, model)
-    tensors = {str(number): edit.vector.detach().cpu().contiguous() for number, edit in enumerate(plan.edits)}
+    # Copies: two edits may share one direction, and the format allows no shared memory.
+    tensors = {str(number): edit.vector.detach().cpu().clone().contiguous() for number, edit in enumerate(plan.edits)}
     edits = []
     for number, edit in enumerate(plan.edits):
         row: dict[str, Any] = dict(

@@ -180,9 +180,9 @@ def folder(
         vector, raw = edit.vector.detach().cpu().contiguous(), edit.direction.at(edit.layer).detach().cpu().contiguous()
         if not vector.isfinite().all():
             raise LensteerError(f"{edit.direction.label!r} at layer {edit.layer} is not finite: fit it again")
-        tensors[f"{number}.vector"] = vector
+        tensors[f"{number}.vector"] = vector.clone()  # two edits may share one direction, which the format does not
         if not torch.equal(vector, raw):
-            tensors[f"{number}.raw"] = raw
+            tensors[f"{number}.raw"] = raw.clone()
         row: dict[str, Any] = {
             "vector": f"{number}.vector",
             "label": edit.direction.label,
@@ -199,7 +199,7 @@ def folder(
         if (gate := edit.gate) is not None:
             row["gate"] = {"threshold": gate.threshold, "above": gate.above, "measure": gate.measure}
             if gate.direction is not None:
-                tensors[f"{number}.gate"] = gate.direction.detach().cpu().contiguous()
+                tensors[f"{number}.gate"] = gate.direction.detach().cpu().clone().contiguous()
                 row["gate"]["vector"] = f"{number}.gate"
         rows.append(row)
     data = save(tensors, {"kind": KIND})  # one entry: their order in the file is random
