@@ -47,7 +47,7 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
-from lensteer.steering import SteeringPlan
+from lensteer.steering import Gate, Schedule, SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accuracy
@@ -72,6 +72,7 @@ __all__ = [
     "EmbeddingOverlap",
     "Evaluation",
     "Fidelity",
+    "Gate",
     "Judge",
     "LabelScheme",
     "LayerScores",
@@ -82,6 +83,7 @@ __all__ = [
     "PositionScope",
     "ReceiverHeads",
     "Sampling",
+    "Schedule",
     "SelectedLayers",
     "Sentence",
     "SentenceAttention",

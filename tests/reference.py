@@ -5,6 +5,8 @@ Nothing here calls the function that it is the reference for. Imported as `from 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # --- vectors: one trace at a time, every activation kept ------------------------------------------
@@ -165,3 +167,54 @@ def slow_principal_component(differences) -> torch.Tensor:
     sides = torch.cat([differences / 2, -differences / 2])
     normal = torch.linalg.svd(sides - sides.mean(0)).Vh[0]
     return normal * (normal @ differences.mean(0))
+
+
+# --- steering: one number of the residual stream at a time -------------------------------------------
+
+
+def edited(resid, plans, context, layer: int) -> torch.Tensor:
+    """What plans do to a layer's residual stream, number by number: the equations of `steering.operators`, in fp64.
+
+    `resid` is that of the last positions of the context; `plans` has a plan or None for each row.
+    """
+    out = resid.double().clone()
+    skipped = context.ids.shape[1] - resid.shape[1]
+    for row, plan in enumerate(plans):
+        for edit in () if plan is None else plan.edits:
+            if edit.layer != layer:
+                continue
+            chosen, raw = edit.scope.mask(context)[row], edit.direction.at(layer).double()
+            unit, vector = raw / raw.norm(), edit.vector.double()
+            for at in range(resid.shape[1]):
+                h, since = out[row, at], int(skipped + at - context.pad[row] - context.prompt_length[row])
+                if not chosen[skipped + at] or not gate_opens(edit.gate, h, unit):
+                    continue
+                c = edit.coefficient * schedule_factor(edit.schedule, max(0, since))
+                if edit.operator == "add":
+                    new = h + c * vector
+                elif edit.operator == "project_out":
+                    new = h - c * (h @ unit) * unit
+                elif edit.operator == "clamp":
+                    new = h + (c * vector.norm() - h @ unit) * unit
+                else:
+                    cosine = float(h @ unit / h.norm())
+                    across = h - (h @ unit) * unit
+                    angle = min(max(math.acos(max(-1, min(1, cosine))) - math.radians(c), 0), math.pi)
+                    new = h.norm() * (math.cos(angle) * unit + math.sin(angle) * across / across.norm())
+                out[row, at] = new
+    return out
+
+
+def gate_opens(gate, h, own) -> bool:
+    if gate is None:
+        return True
+    along = own if gate.direction is None else gate.direction.double() / gate.direction.double().norm()
+    value = float(h @ along) / (float(h.norm()) if gate.measure == "cosine" else 1.0)
+    return value > gate.threshold if gate.above else value < gate.threshold
+
+
+def schedule_factor(schedule, t: int) -> float:
+    if schedule is None:
+        return 1.0
+    left = 0.5 ** (t / schedule.tokens) if schedule.shape == "half_life" else max(0.0, 1 - t / schedule.tokens)
+    return float(schedule.end + (1 - schedule.end) * left)

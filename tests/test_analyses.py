@@ -63,6 +63,50 @@ def test_rows_are_what_the_records_say():
     assert all((r.right_way, r.cells, r.parsed) == (4, 4, 0.5) for r in rows)
 
 
+def test_operators_are_compared_at_one_budget_and_a_killed_run_goes_on(tmp_path, monkeypatch):
+    analysis = load("operator_ablation")
+    monkeypatch.setattr(ls, "STEERED", ("backtracking", "uncertainty-estimation"))
+    config = analysis.smoke(analysis.Config(folder=tmp_path))
+    result = analysis.main(config)
+    assert [(r.edit, r.behavior, r.sign) for r in result.rows[:2]] == [
+        ("add", "backtracking", 1),
+        ("project_out", "backtracking", 1),
+    ]
+    assert len(result.rows) == len(analysis.EDITS) * 2 * 2
+    for row in result.rows:
+        assert row.change.value == pytest.approx(row.share.value - row.base.value)
+        assert row.reached == (abs(row.kl.value / config.budget - 1) <= config.tolerance)
+    assert f"{result.means[0].gain:.0f}" == "0 [0, 0]"  # of adding itself
+    monkeypatch.setattr(analysis, "calibrate_many", None)  # the coefficients are read back
+    assert analysis.main(config) == result
+    with pytest.raises(ls.LensteerError, match="other settings"):
+        analysis.main(dataclasses.replace(config, budget=0.2))
+    assert json.loads(analysis.to_json(result))["rows"][0]["kl_low"] == result.rows[0].kl.low
+    assert analysis.table(result).count("\n") == len(result.means) + len(result.rows) + 4
+    assert len(analysis.figure(result).data) == 4
+
+
+def test_the_effect_of_an_operator_is_what_the_records_say():
+    analysis = load("operator_ablation")
+    hits = {"unsteered": 4, "add/backtracking/up": 6, "add/backtracking/down": 3}
+    hits |= {"rotate/backtracking/up": 9, "rotate/backtracking/down": 0, "clamp/backtracking/up": 20}
+    records = [
+        analysis.Record(name, str(task), 0, {"backtracking": n}, {}, 20, 60, True, name != "unsteered", True, 80, 0.0)
+        for name, n in hits.items()
+        for task in range(3)
+    ]
+    kl = ls.statistics.Estimate(0.1, 0.1, 0.1)
+    cells = {name: (1.0, kl, not name.startswith("clamp")) for name in hits if name != "unsteered"}
+    rows = analysis.rows_of(records, cells)
+    assert [r.change.value for r in rows] == pytest.approx([0.1, -0.05, 0.25, -0.2, 0.8])
+    assert all(r.finished.value == 1 for r in rows)
+    means = {mean.edit: mean for mean in analysis.means_of(records, rows)}
+    assert set(means) == {"add", "rotate"}  # a clamp that misses the budget is not compared
+    assert (means["rotate"].cells, means["rotate"].effect.low, means["rotate"].gain.high) == pytest.approx(
+        (2, 0.225, 0.15)
+    )
+
+
 def test_the_card_measures_a_checkpoint_and_says_so_beside_it(tmp_path):
     analysis = load("organism_card")
     folder = tmp_path / "weights"

@@ -300,7 +300,7 @@ def test_the_models_own_generate_loops_are_steered(tiny_model, random_direction)
     [
         ({"coefficient": float("nan")}, "nan"),
         ({"coefficient": float("-inf")}, "-inf"),
-        ({"operator": "rotate"}, "'rotate'"),
+        ({"operator": "multiply"}, "'multiply'"),
         ({"unit": "norm"}, r"no unit 'norm' of a coefficient: choose one of \['difference', 'mean_norm', 'unit'\]"),
         ({"layer": 17}, "17"),
         ({"layer": -1}, "-1"),

@@ -17,6 +17,7 @@ from lensteer.positions import PositionScope, onsets
 from lensteer.progress import progress_bar
 from lensteer.statistics import Estimate
 from lensteer.steering import Steerable, SteeringPlan
+from lensteer.steering.operators import IN_UNITS
 from lensteer.steering.plans import check_unit
 from lensteer.tasks import Task
 
@@ -166,6 +167,8 @@ class Search:
 
 #: Default start of a search, in multiples of the direction itself (of removing it, for "project_out").
 START = 1.0
+#: The same of "rotate", in degrees.
+START_DEGREES = 5.0
 #: Methods whose scores are a KL in nats, or its second order.
 KL_METHODS = ("exact", "fisher", "fisher_jvp")
 
@@ -203,7 +206,7 @@ def calibrate(
         sign: 1 adds the direction, -1 subtracts it.
         scope: positions to steer.
         operator: see `SteeringPlan`.
-        unit: of the coefficients, see `SteeringPlan`.
+        unit: of the coefficients, see `SteeringPlan`; those of "rotate" are degrees.
         start: the first coefficient to try, without its sign; or scores that predict the KL, see
             `starting_coefficient`. By default the one that adds the direction itself, in any unit.
         quantile: as for `calibrate_many`, like the remaining arguments and errors.
@@ -231,7 +234,8 @@ def calibrate(
         raise LensteerError(f"start={start}: give a positive, finite coefficient; its sign is `sign`")
     plan = SteeringPlan(direction, layer, 1.0, scope, operator, unit)
     if start is None:
-        start = START * float(direction.at(layer).norm() / plan.vector.norm()) if operator == "add" else START
+        own = float(direction.at(layer).norm() / plan.vector.norm()) if operator in IN_UNITS else 1.0
+        start = START_DEGREES if operator == "rotate" else START * own
     plan = replace(plan, coefficient=sign * start)
     (found,) = calibrate_many(
         model,
@@ -274,6 +278,9 @@ def calibrate_many(
     all generated tokens, edited or not: if a scope edits less than 1 − quantile of them, the quantile is over tokens
     that are affected only through attention. The seed is the same in every round, so that the measured KL is one
     function of the coefficient; another seed gives another, within `low` to `high`.
+
+    A clamp's coefficient is a target, so that its KL does not fall to 0 with it: a budget below the KL of removing the
+    direction is not reached.
 
     Args:
         model: the bridge.

@@ -60,7 +60,8 @@ def control_conditions(
         seed: of the isotropic pool.
 
     Raises:
-        LensteerError: an unknown pool, a negative number, or fewer controls than requested.
+        LensteerError: an unknown pool, a negative number, fewer controls than requested, or a condition that does not
+            add one vector at every position, so that no control is as long.
     """
     if n < 0:
         raise LensteerError(f"n_controls={n}: give the number of control vectors per pool, 0 for none")
@@ -69,6 +70,11 @@ def control_conditions(
     for condition in own:
         if condition.kind in ("down", "up") and condition.plan is not None:
             (edit,) = condition.plan.edits
+            if not edit.constant:
+                raise LensteerError(
+                    f"condition {condition.name!r} does not add one vector (operator {edit.operator!r}, gate "
+                    f"{edit.gate}, schedule {edit.schedule}), and controls are as long as what is added: give n=0"
+                )
             longest[edit.layer] = max(longest.get(edit.layer, 0.0), edit.length)
     conditions = []
     for layer, length in sorted(longest.items()):

@@ -267,7 +267,8 @@ class Evaluation(Saved):
             sign: +1 for the condition "up", -1 for "down".
 
         Raises:
-            LensteerError: no such condition, or vectors that are not those of the evaluation.
+            LensteerError: no such condition, one that does more than add a vector, or vectors that are not those of the
+                evaluation.
         """
         if sign not in (1, -1):
             raise LensteerError(f"sign={sign}: give 1 for the plan that adds, -1 for the one that takes away")
@@ -278,6 +279,11 @@ class Evaluation(Saved):
         plan = SteeringPlan(
             vectors[behavior], effect.layer, effect.coefficient, parse_scope(self.scope), unit=self.coefficient_unit
         )
+        if math.isnan(effect.length):
+            raise LensteerError(
+                f"the condition of {behavior!r} did not add one vector everywhere (another operator, a gate or a "
+                "schedule), and an evaluation does not keep more of it: give exports the plan itself"
+            )
         if not math.isclose(plan.length, effect.length, rel_tol=1e-4):
             raise LensteerError(
                 f"{behavior!r} at layer {effect.layer} adds {plan.length:.6g} with these vectors, and "

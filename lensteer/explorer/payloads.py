@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lensteer.ablation import ForcedEffect, LeaveOneOut
 from lensteer.behaviors import BEHAVIORS, in_order
-from lensteer.explorer.state import CHANNELS, MEASURES, UNIT, Choices, State
+from lensteer.explorer.state import CHANNELS, MEASURES, OPERATORS, UNIT, Choices, State
 from lensteer.plots.style import DIVERGING, PAGE, TAGS, color
-from lensteer.steering import OPERATORS
 from lensteer.steering.plans import UNIT_WORDS
 from lensteer.traces import Trace
 

@@ -19,12 +19,16 @@ from lensteer.calibration import starting_coefficient
 from lensteer.errors import LensteerError
 from lensteer.expressions import parse_scope
 from lensteer.positions import at
-from lensteer.steering import OPERATORS, SteeringPlan
+from lensteer.steering import SteeringPlan
+from lensteer.steering.operators import IN_UNITS
 from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
 
 CHANNELS = ("residual", "cache")
 """What is edited."""
+
+OPERATORS = ("add", "project_out", "clamp")
+"""Of those of a plan: "rotate" has degrees, and gates and schedules have numbers of their own, which the page lacks."""
 
 MEASURES = ("kl", "log_prob")
 """Measures of leaving positions out: the total KL, or the log-probability of the behavior's first tokens."""
@@ -45,7 +49,7 @@ class State:
         layer: whose output is edited.
         trace: index of the chain.
         coefficient: of the vector, in multiples of the difference of means itself.
-        operator: "add" or "project_out".
+        operator: of `OPERATORS`: those of a plan whose coefficient needs no other range than the vector's.
         expression: the positions; see `parse_scope`. Empty: none.
         channel: "residual", or "cache" for the cache vector, which has its own slot.
         c_values: coefficient of the cache vector's values.
@@ -230,7 +234,8 @@ def code_of(state: State, scope: str, *, continued: bool = False, ranked: LeaveO
         f"layer={state.layer}",
         f"coefficient={state.coefficient!r}",
     ]
-    kind = [f"unit={UNIT!r}"] if state.operator == "add" else [f"operator={state.operator!r}"]
+    kind = [f"operator={state.operator!r}"] if state.operator != "add" else []
+    kind += [f"unit={UNIT!r}"] if state.operator in IN_UNITS else []
     if state.channel == "cache":
         lines.append(f"plan = CachePlan(cache_vector, c_values={state.c_values!r})")
     elif scope:

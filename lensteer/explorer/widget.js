@@ -206,7 +206,8 @@ function render({ model, el }) {
     const limit = Math.max(cache ? 10 : 4, Math.abs(value)), adds = !cache && settings.operator === "add";
     Object.assign(coefficient, { min: -limit, max: limit, step: cache ? 0.5 : 0.05, value });
     show(exact, value);
-    unit.textContent = adds ? of("options").unit : cache ? "" : "1 = removed";
+    const clamps = settings.operator === "clamp" ? "1 = the projection is as long as the vector" : "1 = removed";
+    unit.textContent = adds ? of("options").unit : cache ? "" : clamps;
     const recommended = (of("options").recommended[settings.behavior] || []).flatMap((c) => [c, -c]);
     const values = cache ? [0, 1, 6] : adds ? [0, ...recommended] : [0, 1];
     const mark = (v, text, title, attributes = {}) => Math.abs(v) <= limit && button("mark", text, () => set({ [strength()]: v }), {

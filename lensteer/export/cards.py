@@ -41,13 +41,24 @@ def edits_table(plan: Plan) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for edit in plan.edits:
-        added = f"{edit.length:.4g}" if edit.operator == "add" else "none"
-        unit = UNIT_WORDS[edit.unit] if edit.operator == "add" else "1 = removes the direction"
+        added = f"{edit.length:.4g}" if edit.constant else "none" if edit.operator != "add" else "varies"
+        parts = [f"`{edit.scope.name}`", *(str(part) for part in (edit.gate, edit.schedule) if part is not None)]
         rows.append(
-            f"| {edit.direction.label} | {edit.layer} | {edit.operator} | {edit.coefficient:g} | {unit} | {added} | "
-            f"`{edit.scope.name}` |"
+            f"| {edit.direction.label} | {edit.layer} | {edit.operator} | {edit.coefficient:g} | {_unit(edit)} | "
+            f"{added} | {', '.join(parts)} |"
         )
     return "\n".join(rows)
+
+
+def _unit(edit: SteeringPlan) -> str:
+    """What a coefficient of 1 does."""
+    words = {
+        "add": UNIT_WORDS[edit.unit],
+        "project_out": "1 = removes the direction",
+        "clamp": f"the projection becomes coefficient × {float(edit.vector.norm()):.4g}",
+        "rotate": "degrees towards the direction",
+    }
+    return words[edit.operator]
 
 
 def model_facts(model: ModelId, base_model: str) -> str:

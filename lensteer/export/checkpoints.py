@@ -20,7 +20,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts, plan_name
-from lensteer.export.edits import additions, check_residual, furthest, rescoped, scope_of
+from lensteer.export.edits import additions, check_fixed, check_residual, furthest, rescoped, scope_of
 from lensteer.export.plan_files import CARD, folder, identity_of
 from lensteer.export.rewrites import Rewrite, added, projected
 from lensteer.export.weights import Weights, names_of, weights_of, write_weights
@@ -116,11 +116,12 @@ def checkpoint(
 
     Raises:
         LensteerError: a plan that steers fewer positions and was not evaluated at all of them, an architecture that
-            cannot hold it (the message says why), a quantized model, a folder that holds something, or an export whose
-            logits differ: then the folder is removed.
+            cannot hold it (the message says why), a clamp, a rotation, a gate or a schedule, a quantized model, a
+            folder that holds something, or an export whose logits differ: then the folder is removed.
     """
     target, kind = Path(path), _dtype(dtype)
     check_residual(plan, FORMAT)
+    check_fixed(plan, FORMAT)
     scope = everywhere if _evaluated_everywhere(plan) else scope_of(plan, FORMAT, [everywhere])
     identity = identity_of(plan, model)
     plan = rescoped(plan, scope)

@@ -71,16 +71,39 @@ def rescoped(plan: Plan, scope: PositionScope) -> Plan:
     return edits[0] if len(edits) == 1 else Plans(edits, plan.slots)
 
 
-def check_added(plan: Plan, fmt: str) -> None:
-    """Raise for a plan that projects out, where only addition can be expressed.
+def check_fixed(plan: Plan, fmt: str) -> None:
+    """Raise for edits that depend on more of the residual than a projection does, or on the number of the token.
 
     Args:
         plan: one edit or several.
         fmt: the format's name, for messages.
 
     Raises:
-        LensteerError: an edit with another operator than "add".
+        LensteerError: an edit with an operator other than "add" and "project_out", with a gate, or with a schedule.
     """
+    for edit in plan.edits:
+        parts = {"a gate": edit.gate, "a schedule": edit.schedule}
+        has = [name for name, part in parts.items() if part is not None]
+        if edit.operator not in ("add", "project_out"):
+            has = [f"the operator {edit.operator!r}", *has]
+        if has:
+            raise LensteerError(
+                f"{fmt} cannot express {' and '.join(has)}, which the edit of layer {edit.layer} has: export it by "
+                "ls.export.hf or ls.export.folder"
+            )
+
+
+def check_added(plan: Plan, fmt: str) -> None:
+    """Raise for a plan that does more than add vectors, where only addition can be expressed.
+
+    Args:
+        plan: one edit or several.
+        fmt: the format's name, for messages.
+
+    Raises:
+        LensteerError: an edit with another operator than "add", with a gate, or with a schedule.
+    """
+    check_fixed(plan, fmt)
     for edit in plan.edits:
         if edit.operator != "add":
             raise LensteerError(
@@ -104,8 +127,8 @@ def additions(
         Layer to vector, in the order of layers.
 
     Raises:
-        LensteerError: anything that the format cannot express: a projection, a scope, cache slots, a layer; or vectors
-            of different widths.
+        LensteerError: anything that the format cannot express: another operator, a gate, a schedule, a scope, cache
+            slots, a layer; or vectors of different widths.
     """
     scope_of(plan, fmt, scopes)
     check_added(plan, fmt)
@@ -142,8 +165,9 @@ def projects(plan: Plan, fmt: str) -> bool:
         fmt: the format's name, for messages.
 
     Raises:
-        LensteerError: it adds and projects out.
+        LensteerError: it adds and projects out; or another operator, a gate or a schedule.
     """
+    check_fixed(plan, fmt)
     operators = {edit.operator for edit in plan.edits}
     if len(operators) > 1:
         raise LensteerError(f"{fmt} either adds or projects out, and this plan does both: export each part by itself")
@@ -158,8 +182,9 @@ def projected_out(plan: Plan, fmt: str) -> dict[int, Float[Tensor, " d_model"]]:
         fmt: the format's name, for messages.
 
     Raises:
-        LensteerError: two directions at one layer.
+        LensteerError: two directions at one layer, a gate or a schedule.
     """
+    check_fixed(plan, fmt)
     found: dict[int, Tensor] = {}
     for edit in sorted(plan.edits, key=lambda edit: edit.layer):
         if edit.layer in found:

@@ -7,7 +7,7 @@ file. Each export is run on the model, without lensteer's hooks, before it takes
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def hf(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model: st
     """Write a plan as a script with hooks for plain transformers, and compare it with the hooked model.
 
     Args:
-        plan: one edit or several, each at the scope `everywhere` or `generated`; projections, too.
+        plan: one edit or several, each at the scope `everywhere` or `generated`; with any operator, gate and schedule.
         path: a new or an empty folder.
         model: the bridge that the plan steers.
         base_model: the model's name on the hub, for the card.
@@ -77,17 +77,25 @@ def hf(plan: Plan, path: str | Path, *, model: TransformerBridge, base_model: st
     for edit in plan.edits:
         scope_of(edit, "a script for transformers", [everywhere, generated])
     identity = identity_of(plan, model)
-    tensors = {str(number): edit.vector.detach().cpu().contiguous() for number, edit in enumerate(plan.edits)}
-    edits = [
-        dict(
+    # Copies: two edits may share one direction, and the format allows no shared memory.
+    tensors = {str(number): edit.vector.detach().cpu().clone().contiguous() for number, edit in enumerate(plan.edits)}
+    edits = []
+    for number, edit in enumerate(plan.edits):
+        row: dict[str, Any] = dict(
             vector=str(number),
             layer=edit.layer,
             operator=edit.operator,
             coefficient=edit.coefficient,
             scope=edit.scope.name,
         )
-        for number, edit in enumerate(plan.edits)
-    ]
+        if edit.schedule is not None:
+            row["schedule"] = asdict(edit.schedule)
+        if (gate := edit.gate) is not None:
+            tensors[f"{number}.gate"] = gate.unit(edit.direction.at(edit.layer)).detach().cpu().contiguous()
+            row["gate"] = dict(
+                vector=f"{number}.gate", threshold=gate.threshold, above=gate.above, measure=gate.measure
+            )
+        edits.append(row)
     settings = dict(
         model=base_model or identity.name,
         n_layers=identity.n_layers,

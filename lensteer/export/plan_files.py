@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,17 @@ from lensteer.expressions import parse_scope
 from lensteer.files import new_folder, parse_json, read_text
 from lensteer.models import ModelId
 from lensteer.results import Result
-from lensteer.steering import Evidence, Plan, Plans, SteeringPlan
+from lensteer.steering import Evidence, Gate, Plan, Plans, Schedule, SteeringPlan
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 VECTORS, CONFIG, CARD = "steering_vector.safetensors", "steering_config.json", "README.md"
-KIND, VERSION = "steering plan", 1
-"""Of `steering_config.json`; the version is raised when an earlier reader would misread the file."""
+KIND, VERSION = "steering plan", 2
+"""Of `steering_config.json`; the version is raised when an earlier reader would misread the file.
+
+Version 2 has gates and schedules, which a reader of version 1 would leave out. Plans without them are written as 1.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,26 +180,32 @@ def folder(
         vector, raw = edit.vector.detach().cpu().contiguous(), edit.direction.at(edit.layer).detach().cpu().contiguous()
         if not vector.isfinite().all():
             raise LensteerError(f"{edit.direction.label!r} at layer {edit.layer} is not finite: fit it again")
-        tensors[f"{number}.vector"] = vector
+        tensors[f"{number}.vector"] = vector.clone()  # two edits may share one direction, which the format does not
         if not torch.equal(vector, raw):
-            tensors[f"{number}.raw"] = raw
-        rows.append(
-            {
-                "vector": f"{number}.vector",
-                "label": edit.direction.label,
-                "layer": edit.layer,
-                "hook_point": models.resid_hook(edit.layer),
-                "operator": edit.operator,
-                "coefficient": edit.coefficient,
-                "unit": edit.unit,
-                "scope": edit.scope.name,
-                "evidence": None if edit.evidence is None else edit.evidence.to_dict(),
-            }
-        )
+            tensors[f"{number}.raw"] = raw.clone()
+        row: dict[str, Any] = {
+            "vector": f"{number}.vector",
+            "label": edit.direction.label,
+            "layer": edit.layer,
+            "hook_point": models.resid_hook(edit.layer),
+            "operator": edit.operator,
+            "coefficient": edit.coefficient,
+            "unit": edit.unit,
+            "scope": edit.scope.name,
+            "evidence": None if edit.evidence is None else edit.evidence.to_dict(),
+        }
+        if edit.schedule is not None:
+            row["schedule"] = asdict(edit.schedule)
+        if (gate := edit.gate) is not None:
+            row["gate"] = {"threshold": gate.threshold, "above": gate.above, "measure": gate.measure}
+            if gate.direction is not None:
+                tensors[f"{number}.gate"] = gate.direction.detach().cpu().clone().contiguous()
+                row["gate"]["vector"] = f"{number}.gate"
+        rows.append(row)
     data = save(tensors, {"kind": KIND})  # one entry: their order in the file is random
     config = {
         "kind": KIND,
-        "version": VERSION,
+        "version": VERSION if any("gate" in row or "schedule" in row for row in rows) else 1,
         "lensteer": __version__,
         "model": found.to_dict(),
         "base_model": base_model,
@@ -309,6 +318,10 @@ def _read_edit(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Steerin
     raw = tensors.get(row["vector"].replace(".vector", ".raw"), vector)
     direction = FixedDirection(row["label"], row["layer"], row["unit"], raw, vector)
     evidence = None if row["evidence"] is None else Evidence.from_dict(row["evidence"])
+    gate, schedule = row.get("gate"), row.get("schedule")
+    if gate is not None:
+        own = tensors[gate["vector"]] if "vector" in gate else None
+        gate = Gate(gate["threshold"], gate["above"], own, gate["measure"])
     return SteeringPlan(
         direction,
         row["layer"],
@@ -317,6 +330,8 @@ def _read_edit(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Steerin
         row["operator"],
         row["unit"],
         evidence,
+        gate,
+        None if schedule is None else Schedule(**schedule),
     )
 
 

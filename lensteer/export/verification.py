@@ -30,7 +30,7 @@ from lensteer.files import append_lines, drop_cut_line, parse_json, read_jsonl, 
 from lensteer.models import UNMARKED
 from lensteer.results import Result, Saved
 from lensteer.statistics import Array, Estimate, Ratio, bootstrap_interval, drawn_counts, sign_flip_test
-from lensteer.steering import Plan
+from lensteer.steering import Plan, SteeringPlan
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
@@ -177,10 +177,16 @@ def expected_effect(plan: Plan, behavior: str | None = None) -> tuple[str, int, 
     found = own[0].measured if len(plan.edits) == 1 else None
     if found is not None and found.unit == "sentences" and found.scope == own[0].scope.name:
         return label, found.sign, found.change
-    signs = {-1 if edit.operator == "project_out" or edit.coefficient < 0 else 1 for edit in own}
+    signs = {-1 if _takes_away(edit) else 1 for edit in own}
     if len(signs) > 1:
         raise LensteerError(f"this plan adds and takes away {label!r}: verify each part by itself")
     return label, signs.pop(), None
+
+
+def _takes_away(edit: SteeringPlan) -> bool:
+    """Whether an edit is meant to lower its behavior; a clamp to 0 removes the direction."""
+    removes = edit.operator == "project_out" or (edit.operator == "clamp" and not edit.coefficient)
+    return removes or edit.coefficient < 0
 
 
 def trace_of(answer: Answer, task: Task, thought: str = "auto") -> Trace:

@@ -1,8 +1,9 @@
-"""Steering: edits of residuals (`plans`) and one-shot edits of the KV cache (`cache`)."""
+"""Steering: edits of residuals (`plans`; their `operators`, `gates` and `schedules`), and of the KV cache (`cache`)."""
 
 from lensteer.steering.evidence import ControlRange, Evidence, Sample, TextMeasure
+from lensteer.steering.gates import Gate
+from lensteer.steering.operators import OPERATORS
 from lensteer.steering.plans import (
-    OPERATORS,
     Edits,
     Joinable,
     Plan,
@@ -16,16 +17,19 @@ from lensteer.steering.plans import (
     tokens_seen,
     wanted_prefill,
 )
+from lensteer.steering.schedules import Schedule
 
 __all__ = [
     "OPERATORS",
     "ControlRange",
     "Edits",
     "Evidence",
+    "Gate",
     "Joinable",
     "Plan",
     "Plans",
     "Sample",
+    "Schedule",
     "Slot",
     "Steerable",
     "SteeringPlan",

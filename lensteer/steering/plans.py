@@ -3,6 +3,8 @@
 h <- h + coefficient * v        (add; v is the difference of means, or scaled according to `unit`)
 h <- h - coefficient * <h, û> û (project_out; coefficient 1 removes the direction)
 
+`operators` has the equations of these and of the others, `gates` conditions on the residual, and `schedules`
+coefficients that change over the generated tokens.
 `Edits` applies plans to a batch, and is the only editor of residuals; `attached` and `installed` hook it into a model.
 """
 
@@ -24,6 +26,9 @@ from lensteer import models, twins
 from lensteer.errors import LensteerError
 from lensteer.positions import Context, PositionScope, everywhere
 from lensteer.steering.evidence import Evidence
+from lensteer.steering.gates import Gate, Gates
+from lensteer.steering.operators import IN_UNITS, OPERATORS
+from lensteer.steering.schedules import Schedule
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,9 +54,6 @@ def check_unit(unit: str, units: Sequence[str] = UNITS) -> str:
     if unit not in units:
         raise LensteerError(f"no unit {unit!r} of a coefficient: choose one of {list(units)}")
     return unit
-
-
-OPERATORS = ("add", "project_out")
 
 
 @runtime_checkable
@@ -121,16 +123,20 @@ class SteeringPlan(Joinable):
     Attributes:
         direction: such as `vectors["backtracking"]`.
         layer: whose output is edited.
-        coefficient: signed; in multiples of `unit`.
+        coefficient: signed; in multiples of `unit`. Of "clamp" it is the projection to reach, in lengths of the unit's
+            vector (0 removes the direction); of "rotate" the angle in degrees.
         scope: the positions that are edited. Everywhere is what the published work does and what files for servers can
             say; `evaluate` and runs steer generated tokens alone, which does as much on mini-R1 (docs/choices.md).
-        operator: "add" or "project_out".
-        unit: of an added vector: "difference", the unscaled direction; "mean_norm", a vector as long as the
+        operator: "add", "project_out", "clamp" or "rotate"; see `operators`.
+        unit: of "add" and "clamp": "difference", the unscaled direction; "mean_norm", a vector as long as the
             layer's mean activation (the default before 0.1.0); "unit", one of length 1.
         evidence: what an evaluation measured for it, if any. It goes along with exports and changes nothing else.
+        gate: edit only those positions of the scope at which it is open; None: all of them.
+        schedule: of the coefficient over the generated tokens; None: constant.
 
     Raises:
-        LensteerError: a layer the direction lacks, a coefficient that is not finite, an unknown operator or unit.
+        LensteerError: a layer the direction lacks, a coefficient that is not finite, an unknown operator or unit, or a
+            gate whose direction is of another width.
     """
 
     direction: Steerable
@@ -140,6 +146,8 @@ class SteeringPlan(Joinable):
     operator: str = "add"
     unit: str = "difference"
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    gate: Gate | None = None
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.coefficient):
@@ -147,7 +155,13 @@ class SteeringPlan(Joinable):
         if self.operator not in OPERATORS:
             raise LensteerError(f"no operator {self.operator!r}: choose one of {list(OPERATORS)}")
         check_unit(self.unit)
-        self.direction.at(self.layer)  # raises for a layer it lacks
+        own = self.direction.at(self.layer)  # raises for a layer it lacks
+        given = None if self.gate is None else self.gate.direction
+        if given is not None and given.shape != own.shape:
+            raise LensteerError(
+                f"the gate's direction is {len(given)} wide, and {self.direction.label!r} is {len(own)}: give a vector "
+                "of the same model"
+            )
 
     @property
     def edits(self) -> tuple[SteeringPlan, ...]:  # type: ignore[override]  # a plan is its own only edit
@@ -161,16 +175,21 @@ class SteeringPlan(Joinable):
 
     @property
     def vector(self) -> Float[Tensor, " d_model"]:
-        """What is added per unit of coefficient, or the unit vector that is projected out."""
-        if self.operator == "add":
+        """What is added per unit of coefficient (of a clamp: what the projection is counted in), or the unit vector."""
+        if self.operator in IN_UNITS:
             return self.direction.scaled(self.layer, self.unit)
         raw = self.direction.at(self.layer)
         return raw / raw.norm()
 
     @property
+    def constant(self) -> bool:
+        """Whether it adds the same vector at every position of its scope: no other operator, gate or schedule."""
+        return self.operator == "add" and self.gate is None and self.schedule is None
+
+    @property
     def length(self) -> float:
-        """Length of the vector that is added at each position."""
-        return abs(self.coefficient) * float(self.vector.norm())
+        """Length of the vector that is added at each position; NaN if that is not the same vector everywhere."""
+        return abs(self.coefficient) * float(self.vector.norm()) if self.constant else math.nan
 
     @property
     def measured(self) -> Evidence | None:
@@ -182,12 +201,14 @@ class SteeringPlan(Joinable):
             self.coefficient,
         ):
             return None
-        same = self.operator == "add" and math.isclose(found.length, self.length, rel_tol=1e-4)
+        same = self.constant and math.isclose(found.length, self.length, rel_tol=1e-4)
         return found if same else None
 
     def describe(self) -> list[Any]:
         """Everything the edit depends on, as JSON-ready values."""
-        return [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
+        found = [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
+        # Left out where there are none, so that experiments from before there were any are recognized.
+        return found + [part.describe() for part in (self.gate, self.schedule) if part is not None]
 
 
 @dataclass(frozen=True)
@@ -204,12 +225,28 @@ Plan = Joinable
 
 @dataclass
 class _Group:
-    """The edits of one layer that share operator and scope: a vector for each row, zero where a row has none."""
+    """The edits of one layer that share operator, scope and schedule: a vector for each row, zero where it has none."""
 
     operator: str
     scope: PositionScope
+    schedule: Schedule | None
     table: Float[Tensor, "batch d_model"]
     coefficient: Float[Tensor, " batch"]
+    gates: Gates | None = None
+
+    def matches(self, edit: SteeringPlan) -> bool:
+        """Whether an edit can be one of its rows."""
+        mine, its = (self.operator, self.scope, self.schedule), (edit.operator, edit.scope, edit.schedule)
+        return mine == its and (self.gates is None) == (edit.gate is None)
+
+    def active(self) -> Bool[Tensor, " batch"]:
+        """The rows that have an edit with a coefficient; a clamp to 0 is one."""
+        return self.table.any(1) if self.operator == "clamp" else self.coefficient != 0
+
+    def keep(self, rows: Tensor) -> _Group:
+        """The same for some of the rows."""
+        gates = None if self.gates is None else self.gates.keep(rows)
+        return _Group(self.operator, self.scope, self.schedule, self.table[rows], self.coefficient[rows], gates)
 
 
 @dataclass
@@ -227,18 +264,21 @@ class Edits:
                 coefficient beyond the dtype's range.
         """
         groups: dict[int, list[_Group]] = {}
-        shape, like = (len(plans), models.d_model(model)), next(iter(model.parameters()))
+        n, width, like = len(plans), models.d_model(model), next(iter(model.parameters()))
         for row, plan in enumerate(plans):
             after: dict[int, int] = {}  # per layer, the first group that comes after the row's edits so far
             for edit in () if plan is None else plan.edits:
                 found = groups.setdefault(models.check_layer(model, edit.layer), [])
-                kind, least = (edit.operator, edit.scope), after.get(edit.layer, 0)
-                at = next((i for i, g in enumerate(found) if i >= least and (g.operator, g.scope) == kind), len(found))
+                least = after.get(edit.layer, 0)
+                at = next((i for i, g in enumerate(found) if i >= least and g.matches(edit)), len(found))
                 if at == len(found):
-                    found.append(_Group(*kind, like.new_zeros(shape), like.new_zeros(shape[0])))
+                    found.append(_empty(edit, n, width, like))
                 after[edit.layer] = at + 1
-                found[at].table[row] = _checked(edit, shape[1], like.dtype).to(like)
-                found[at].coefficient[row] = edit.coefficient
+                vector, coefficient = _checked(edit, width, like.dtype)
+                group = found[at]
+                group.table[row], group.coefficient[row] = vector.to(group.table), coefficient
+                if group.gates is not None and edit.gate is not None:
+                    group.gates.put(row, edit.gate, edit.direction.at(edit.layer))
         return Edits(groups)
 
     def apply(
@@ -247,49 +287,61 @@ class Edits:
         """The edited residual of the last `pos` positions of a context."""
         for group in self.groups.get(layer, ()):
             chosen = group.scope.mask(context)[:, -resid.shape[1] :, None]
-            vector, coefficient = group.table[:, None], group.coefficient[:, None, None]
-            if group.operator == "add":
-                delta = coefficient * vector
-            else:
-                delta = -coefficient * (resid * vector).sum(-1, keepdim=True) * vector
-            resid = torch.where(chosen, resid + delta, resid)
+            coefficient = group.coefficient[:, None, None]
+            if group.schedule is not None:
+                since = (context.position - context.prompt_length[:, None])[:, -resid.shape[1] :, None]
+                coefficient = (coefficient * group.schedule.factor(since)).to(coefficient.dtype)
+            if group.gates is not None:
+                chosen = chosen & group.gates.open(resid)[..., None]
+            edited = OPERATORS[group.operator](resid, group.table[:, None], coefficient)
+            resid = torch.where(chosen, edited, resid)
         return resid
 
     def touched(self, context: Context, columns: int) -> Bool[Tensor, " batch"]:
-        """The rows that any edit changes within the first columns of a context."""
+        """The rows that any edit may change within the first columns of a context; its gate may be shut there."""
         found = torch.zeros(len(context.ids), dtype=torch.bool, device=context.ids.device)
         for groups in self.groups.values():
             for group in groups:
-                found |= group.scope.mask(context)[:, :columns].any(1) & (group.coefficient != 0)
+                found |= group.scope.mask(context)[:, :columns].any(1) & group.active()
         return found
 
     def rows(self, n: int) -> Bool[Tensor, " batch"]:
         """Which of `n` rows have any edit with a coefficient."""
         found = torch.zeros(n, dtype=torch.bool)
         for group in (group for groups in self.groups.values() for group in groups):
-            found |= (group.coefficient != 0).cpu()
+            found |= group.active().cpu()
         return found
 
     def keep(self, rows: Tensor) -> Edits:
         """The same for some of the rows."""
-        return Edits(
-            {
-                layer: [_Group(g.operator, g.scope, g.table[rows], g.coefficient[rows]) for g in groups]
-                for layer, groups in self.groups.items()
-            }
-        )
+        return Edits({layer: [group.keep(rows) for group in groups] for layer, groups in self.groups.items()})
 
 
-def _checked(edit: SteeringPlan, width: int, dtype: torch.dtype) -> Tensor:
-    vector = edit.vector
+def _empty(edit: SteeringPlan, n: int, width: int, like: Tensor) -> _Group:
+    """A group for edits like this one, without any.
+
+    Angles, targets and measures of gates are computed in float32 at least; sums in the model's dtype, as its own are.
+    """
+    fine = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+    own = like if edit.operator in ("add", "project_out") else fine
+    gates = None if edit.gate is None else Gates.none(n, width, fine)
+    return _Group(edit.operator, edit.scope, edit.schedule, own.new_zeros(n, width), own.new_zeros(n), gates)
+
+
+def _checked(edit: SteeringPlan, width: int, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """The vector and the coefficient that an operator takes."""
+    vector, coefficient = edit.vector, edit.coefficient
     if vector.shape != (width,) or not torch.isfinite(vector).all():
         raise LensteerError(
             f"{edit.direction.label!r} at layer {edit.layer} is zero, not finite or another model's: shape "
             f"{list(vector.shape)}, where this residual stream is {width} wide"
         )
-    if abs(edit.coefficient) > (most := torch.finfo(dtype).max):
+    if edit.operator == "clamp":
+        length = float(vector.norm())
+        vector, coefficient = vector / length, coefficient * length
+    if abs(coefficient) > (most := torch.finfo(dtype).max):
         raise LensteerError(f"coefficient {edit.coefficient:g} is beyond {dtype}, which ends at {most:g}: give less")
-    return vector
+    return vector, coefficient
 
 
 @dataclass(eq=False)  # the same plan may be on twice: entries are compared by identity
