@@ -201,7 +201,9 @@ def test_what_does_not_fit_is_refused_before_and_on_the_way(monkeypatch, tiny_mo
 
 
 def test_a_probe_against_all_tokens_is_refused():
-    with pytest.raises(LensteerError, match="construction 'logistic' tells spans from spans, and negatives 'all' are means"):
+    with pytest.raises(
+        LensteerError, match="construction 'logistic' tells spans from spans, and negatives 'all' are means"
+    ):
         Recipe("onset", "all", "span", "logistic")
     with pytest.raises(LensteerError, match="unknown construction 'svm': choose one of 'difference', 'logistic'"):
         Recipe("onset", "rest", "span", "svm")

@@ -74,8 +74,8 @@ class Recipe:
                 raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
         if self.construction != "difference" and self.negatives == "all":
             raise LensteerError(
-                f"construction {self.construction!r} tells spans from spans, and negatives 'all' are means over tokens: "
-                "choose 'spans', 'rest' or 'same_trace'"
+                f"construction {self.construction!r} tells spans from spans, and negatives 'all' are means over "
+                "tokens: choose 'spans', 'rest' or 'same_trace'"
             )
 
     def __str__(self) -> str:
