@@ -239,7 +239,7 @@ def main(config: Config) -> Result:
                     ahead=estimate_of(ahead, len(at.tasks)),
                     kl=float(np.mean([found[key][1] for key in keys])),
                     length=float(np.mean([abs(found[key][0]) for key in keys])),
-                    cosine=float(np.mean([_cosine(plans[key], plans[DIFFERENCE, *key[1:]]) for key in keys])),
+                    cosine=float(np.mean([_cosine(plans[key], plans[(DIFFERENCE, *key[1:])]) for key in keys])),
                     reached=sum(found[key][2] for key in keys),
                     plans=len(keys),
                     repetition=float(np.mean([r.repetition for key in keys for r in own["/".join(key)]])),
@@ -306,7 +306,7 @@ def _directions(
     recipes = [
         Recipe(window, negatives, construction=name)
         for name in SUPERVISED
-        if name in config.constructions
+        if name in (DIFFERENCE, *config.constructions)
         for window in at.windows
         for negatives in config.negatives
         if name == DIFFERENCE or negatives != "all"

@@ -33,13 +33,13 @@ def chain(model, sentences, number=0) -> ls.Trace:
 
 @pytest.fixture
 def planned(monkeypatch, organism):
-    """Continuations as planned: of the k-th place of a chain, by its number of tokens so far."""
-    plan: dict[int, list[str]] = {}
+    """Continuations as planned, by the tokens before them."""
+    plan: dict[tuple[int, ...], list[str]] = {}
 
     def resume(model, jobs, sampling, **options):
         made = []
         for job in jobs:
-            said = plan[len(job.prompt_ids)][job.sample]
+            said = plan[job.prompt_ids][job.sample]
             made.append(trace_of(model, job, Generated(tuple(models.encode(model, said)), False)))
         return made
 
@@ -50,11 +50,12 @@ def planned(monkeypatch, organism):
 def test_shares_rows_and_the_filter_are_those_of_the_continuations(organism, planned):
     trace = chain(organism, [DOUBT, KNOW, TURN, DOUBT])
     assert [span.label for span in trace.spans] == [*SAID, "uncertainty-estimation"]
-    first, second, third, fourth = trace.spans
-    planned[first.start] = [DOUBT, DOUBT, KNOW, TURN]
-    planned[second.start] = [f" {KNOW}"] * 3 + [f" {DOUBT}"]
-    planned[third.start] = [f" {DOUBT}", f" {KNOW}", f" {TURN}", "\n</think>\n\nC"]  # the thought ends: no sentence
-    planned[fourth.start] = [f" {DOUBT} {KNOW}", f" {DOUBT}", " Maybe B", f" {TURN}"]  # one is cut off
+    first, second, _, fourth = trace.spans
+    before = [trace.ids[: span.start] for span in trace.spans]
+    planned[before[0]] = [DOUBT, DOUBT, KNOW, TURN]
+    planned[before[1]] = [f" {KNOW}"] * 3 + [f" {DOUBT}"]
+    planned[before[2]] = [f" {DOUBT}", f" {KNOW}", f" {TURN}", "\n</think>\n\nC"]  # the thought ends: no sentence
+    planned[before[3]] = [f" {DOUBT} {KNOW}", f" {DOUBT}", " Maybe B", f" {TURN}"]  # one is cut off
     (kept,), report = stable_spans(organism, [trace], ls.grammar, n=4, threshold=0.5, truth=ls.grammar)
     assert report.shares == ((0.5, 0.75, 0.25, 0.5),)
     assert kept.spans == (first, second, fourth)
@@ -86,10 +87,10 @@ def test_wrong_labels_of_a_keyword_are_left_out_where_the_model_does_not_repeat_
 
     traces = [ls.annotate([chain(organism, [DOUBT, KNOW, TURN], number)], keyword)[0] for number in range(3)]
     for trace in traces:
-        right, other, wrong = trace.spans
-        planned[right.start] = [DOUBT, DOUBT, KNOW, DOUBT]
-        planned[other.start] = [f" {KNOW}"] * 4
-        planned[wrong.start] = [f" {TURN}", " Let us leave B for C.", " No, return to C.", " Actually C was better."]
+        right, other, wrong = (trace.ids[: span.start] for span in trace.spans)
+        planned[right] = [DOUBT, DOUBT, KNOW, DOUBT]
+        planned[other] = [f" {KNOW}"] * 4
+        planned[wrong] = [f" {TURN}", " Let us leave B for C.", " No, return to C.", " Actually C was better."]
     kept, report = stable_spans(organism, traces, keyword, n=4, truth=ls.grammar)
     (doubt,) = [row for row in report.rows if row.label == "uncertainty-estimation"]
     assert (doubt.n_spans, doubt.n_kept) == (6, 3)
