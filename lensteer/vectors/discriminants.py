@@ -34,7 +34,7 @@ def discriminants(
     """
     own = weights[0]
     means = (own / own.sum(-1, keepdim=True).clamp_min(1e-300)) @ x
-    correlations, deviations = shrunk_correlations(x - means[own.argmax(0)], own.sum(0))
+    correlations, deviations = shrunk_correlations(x, means[own.argmax(0)], own.sum(0))
     inverse = torch.where(deviations > 0, 1 / deviations.clamp_min(1e-300), 0.0)
     return torch.linalg.solve(correlations, (mean_gaps(x, weights) * inverse).T).T * inverse
 
@@ -58,14 +58,14 @@ def whitened_differences(
         NaN for a behavior without positives or negatives.
     """
     mass = weights[0].sum(0)
-    correlations, deviations = shrunk_correlations(x - (mass / mass.sum()) @ x, mass)
+    correlations, deviations = shrunk_correlations(x, (mass / mass.sum()) @ x, mass)
     values, vectors = torch.linalg.eigh(deviations[:, None] * correlations * deviations)
     scale = torch.where(values > RANK * values[-1], values.clamp_min(1e-300).rsqrt(), 0.0)
     return ((mean_gaps(x, weights) @ vectors) * scale) @ vectors.T
 
 
 def shrunk_correlations(
-    centered: Float[Tensor, "span d_model"], weights: Float[Tensor, " span"]
+    x: Float[Tensor, "span d_model"], centers: Float[Tensor, "*span d_model"], weights: Float[Tensor, " span"]
 ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, " d_model"]]:
     """A covariance as correlations C and standard deviations σ: Σ_ij = σ_i C_ij σ_j.
 
@@ -75,15 +75,16 @@ def shrunk_correlations(
     and an equal variance for all would be theirs. An entry that does not vary has σ = 0.
 
     Args:
-        centered: activations less their mean, fp64.
+        x: activations, fp64.
+        centers: what they are compared with: the mean of each span's label, or one mean for all.
         weights: of the spans; spans without weight are left out.
     """
     from sklearn.covariance import ledoit_wolf
 
     there = weights > 0
-    rows, weights = centered[there], weights[there] / weights.sum()
+    rows, weights = (x - centers)[there], weights[there] / weights.sum()
     deviations = (weights @ rows.square()).sqrt()
-    still = deviations <= 1e-7 * rows.abs().amax(0)
+    still = deviations <= 1e-7 * x[there].abs().amax(0)  # varies by less than single precision resolves
     deviations = torch.where(still, 0.0, deviations)
     # Rows in proportion to the root of their weight, so that sums over rows are weighted sums.
     scaled = rows / torch.where(still, 1.0, deviations) * (weights * len(rows)).sqrt()[:, None]
