@@ -93,10 +93,8 @@ def unsupervised_directions(
     n_spans, d_model = sum(len(trace.spans) for trace in traces), models.d_model(model)
     if not n_spans:
         raise LensteerError(NO_SPANS)
-    if not 1 <= n <= min(n_spans - 1, d_model):
-        raise LensteerError(
-            f"n={n} directions of {n_spans} spans with {d_model} entries: give 1 to the smaller of both"
-        )
+    if not 1 <= n <= (most := min(n_spans - 1, d_model)):
+        raise LensteerError(f"n={n} directions of {n_spans} spans with {d_model} entries each: give 1 to {most}")
     check_memory(n_spans, len(chosen), d_model)
     features = sorted(
         (
