@@ -41,7 +41,7 @@ class LabelStability:
         n_spans: that were tested.
         n_kept: of them, those whose share is at least the threshold.
         reproduced: share of continuations from these spans' onsets whose first sentence has the label.
-        elsewhere: the same from the onsets of spans with other labels, which is chance.
+        elsewhere: the same from the onsets of the tested spans with other labels, which is chance.
         kept: share of the spans that is kept.
         right_kept: share of the kept spans whose label is the truth's; None without a truth.
         right_dropped: the same of the spans that were left out.
@@ -146,10 +146,9 @@ def stable_spans(
         [span if behaviors is None or span.label in behaviors else None for span in trace.spans] for trace in traces
     ]
     jobs: dict[tuple[str, int], list[Job]] = {}
-    for trace, spans in zip(traces, tested, strict=True):
-        for span in [span for span in spans if span is not None]:
-            key = trace_key(trace), span.start
-            if key not in jobs:
+    for trace, some in zip(traces, tested, strict=True):
+        for span in some:
+            if span is not None and (key := (trace_key(trace), span.start)) not in jobs:
                 jobs[key] = _jobs(trace, span, key, n)
     if not jobs:
         wanted = "a label" if behaviors is None else f"one of {list(behaviors)}"
@@ -159,22 +158,21 @@ def stable_spans(
     ordered = [job for key in keys for job in jobs[key]]
     made = resume_jobs(model, ordered, sampling, path=path, progress=progress)
     drawn = {key: made[i * n : (i + 1) * n] for i, key in enumerate(keys)}
-
     spans = [(t, span) for t, some in enumerate(tested) for span in some if span is not None]
     found: list[list[str | None]] = []  # for each of them, the labels of its continuations
     for t, trace in enumerate(traces):  # one at a time: the continuations of all are many long chains
-        own = [(span, one) for at, span in spans if at == t for one in drawn[trace_key(trace), span.start]]
+        own = [(span, one) for at, span in spans if at == t for one in drawn[(trace_key(trace), span.start)]]
         chains = [_chain(model, trace, span, one) for span, one in own]
         labels = [
-            label_at(seen, chain.offsets[span.start - trace.prompt_length])
-            for (span, _), chain, seen in zip(own, chains, annotate(chains, annotator) if own else [], strict=True)
+            label_at(read, chain.offsets[span.start - trace.prompt_length])
+            for (span, _), chain, read in zip(own, chains, annotate(chains, annotator) if own else [], strict=True)
         ]
         found += [labels[i : i + n] for i in range(0, len(labels), n)]
     right = None
     if truth is not None:
-        seen_right = annotate(traces, truth)
-        right = [label_at(seen_right[t], span.char_start) == span.label for t, span in spans]
-    shares = [drawn_labels.count(span.label) / n for (_, span), drawn_labels in zip(spans, found, strict=True)]
+        true = annotate(traces, truth)
+        right = [label_at(true[t], span.char_start) == span.label for t, span in spans]
+    shares = [seen.count(span.label) / n for (_, span), seen in zip(spans, found, strict=True)]
     left = iter(shares)
     by_trace = tuple(tuple(math.nan if span is None else next(left) for span in some) for some in tested)
     report = Stability(
@@ -185,8 +183,8 @@ def stable_spans(
         len({t for t, _ in spans}),
     )
     kept = [
-        replace(trace, spans=tuple(s for s, share in zip(trace.spans, some, strict=True) if not share < threshold))
-        for trace, some in zip(traces, by_trace, strict=True)
+        replace(trace, spans=tuple(s for s, share in zip(trace.spans, each, strict=True) if not share < threshold))
+        for trace, each in zip(traces, by_trace, strict=True)
     ]
     return kept, report
 
