@@ -5,7 +5,7 @@ from typing import Any as _Any
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import Annotator, Judge, annotate, grammar, labeling, rules
+from lensteer.annotation import Annotator, Judge, Stability, annotate, grammar, labeling, rules, stable_spans
 from lensteer.attention import (
     BehaviorAttention,
     ReceiverHeads,
@@ -50,7 +50,15 @@ from lensteer.positions import (
 from lensteer.steering import Gate, Schedule, SteeringPlan
 from lensteer.tasks import Task, load_tasks
 from lensteer.traces import Trace, load_traces, save_traces
-from lensteer.vectors import BehaviorVectors, Direction, fit_vectors, probe_accuracy
+from lensteer.vectors import (
+    BehaviorVectors,
+    Direction,
+    DirectionMatches,
+    fit_vectors,
+    match_directions,
+    probe_accuracy,
+    unsupervised_directions,
+)
 from lensteer.vectors.geometry import CosineMatrix, cosine_matrix
 from lensteer.vectors.projections import TokenProjections, token_projections
 
@@ -69,6 +77,7 @@ __all__ = [
     "ControlTests",
     "CosineMatrix",
     "Direction",
+    "DirectionMatches",
     "EmbeddingOverlap",
     "Evaluation",
     "Fidelity",
@@ -88,6 +97,7 @@ __all__ = [
     "Sentence",
     "SentenceAttention",
     "Span",
+    "Stability",
     "SteeringPlan",
     "Task",
     "Text",
@@ -126,6 +136,7 @@ __all__ = [
     "load_plan",
     "load_tasks",
     "load_traces",
+    "match_directions",
     "measure_modes",
     "models",
     "onsets",
@@ -140,8 +151,10 @@ __all__ = [
     "select_layers",
     "sentence_attention",
     "sentence_starts",
+    "stable_spans",
     "thinking",
     "token_projections",
+    "unsupervised_directions",
 ]
 
 

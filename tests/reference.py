@@ -218,3 +218,34 @@ def schedule_factor(schedule, t: int) -> float:
         return 1.0
     left = 0.5 ** (t / schedule.tokens) if schedule.shape == "half_life" else max(0.0, 1 - t / schedule.tokens)
     return float(schedule.end + (1 - schedule.end) * left)
+
+
+# --- constructions that divide by a covariance ----------------------------------------------------
+
+
+def slow_shrunk_covariance(rows, weights) -> torch.Tensor:
+    """Ledoit and Wolf's estimate of Σ ω x xᵀ, shrunk after standardization; rows are centered, ω sums to 1."""
+    n, width = rows.shape
+    sigma = torch.stack([sum(w * x[j] ** 2 for w, x in zip(weights, rows, strict=True)) for j in range(width)]).sqrt()
+    scaled = [(n * w).sqrt() * x / sigma for w, x in zip(weights, rows, strict=True)]
+    sample = sum(torch.outer(y, y) for y in scaled) / n
+    target = torch.eye(width, dtype=torch.float64) * sample.diagonal().mean()
+    noise = sum((torch.outer(y, y) - sample).square().sum() for y in scaled) / n**2
+    off = (sample - target).square().sum()
+    shrunk = sample + min(noise, off) / off * (target - sample)
+    return torch.outer(sigma, sigma) * shrunk
+
+
+def slow_discriminant(rows, labels, behavior, weights=None) -> torch.Tensor:
+    """Fisher's discriminant of one label against all others, projected on: n̂ ⟨n̂, mean − mean of the others⟩."""
+    weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights
+
+    def mean(chosen):
+        return sum(weights[i] * rows[i] for i in chosen) / sum(weights[i] for i in chosen)
+
+    groups = {b: [i for i, label in enumerate(labels) if label == b] for b in labels}
+    centered = torch.stack([rows[i] - mean(groups[label]) for i, label in enumerate(labels)])
+    gap = mean(groups[behavior]) - mean([i for i, label in enumerate(labels) if label != behavior])
+    normal = torch.linalg.inv(slow_shrunk_covariance(centered, weights / weights.sum())) @ gap
+    normal = normal / normal.norm()
+    return normal * (normal @ gap)

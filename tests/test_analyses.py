@@ -546,3 +546,27 @@ def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
     cut.save(tmp_path / "evaluation.json")
     with pytest.raises(ls.LensteerError, match="10% of the unsteered chains end"):
         analysis.main(analysis.Config(tmp_path))
+
+
+def test_constructions_are_compared_at_one_kl(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbor
+        analysis = load("construction_ablation")
+    sizes = dict(n_train=16, n_tasks=3, n_prompts=2, kl_tokens=20, max_rounds=2, n_draws=2, n_directions=4)
+    config = analysis.Config(**sizes, n_controls=4, max_new_tokens=40, folder=tmp_path)
+    found = analysis.main(config)
+    means = {row.construction: row for row in found.rows if row.behavior == analysis.MEAN}
+    assert set(means) == set(analysis.CONSTRUCTIONS)
+    assert means["difference"].ahead.value == 0
+    assert means["difference"].cosine == pytest.approx(1)
+    for row in found.rows:
+        assert row.effect.low <= row.effect.value <= row.effect.high
+        assert row.plans == 2 or row.behavior == analysis.MEAN  # down and up
+    assert set(found.matches) == set(analysis.UNSUPERVISED)
+    assert {row.label for row in found.stability.rows} <= set(ls.STEERED)
+    monkeypatch.setattr("lensteer.generation.jobs.generate", None)
+    assert analysis.main(config).rows == found.rows  # from its files
+    assert analysis.table(found).count("\n") > len(means)
+    assert len(analysis.figure(found).data) == 5
+    values = json.loads(analysis.to_json(found, config))
+    assert len(values["rows"]) == len(found.rows)

@@ -412,8 +412,8 @@ def test_a_system_prompt_needs_a_template_that_takes_one(tiny_model, no_forward,
 
 
 def test_spans_have_no_pairs_and_pairs_no_spans(model):
-    with pytest.raises(LensteerError, match="construction 'pca' is of differences within pairs"):
-        Recipe("onset", "spans", "span", "pca")
+    with pytest.raises(LensteerError, match="construction 'unsupervised_pca' has no behaviors"):
+        ls.fit_vectors(model, [], construction="unsupervised_pca")
     with pytest.raises(LensteerError, match="negatives 'pairs' are of pairs, and traces have none: use fit_directions"):
         ls.fit_vectors(model, [], negatives="pairs")
     assert str(Recipe("answer", "pairs", "span", "pca")) == "answer of pairs, pca"

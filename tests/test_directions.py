@@ -9,7 +9,7 @@ from lensteer.activations import TraceFeatures
 from lensteer.errors import LensteerError
 from lensteer.statistics import trace_generator
 from lensteer.vectors.constructions import AGGREGATIONS, NEGATIVES, ContrastSums, Recipe, contrast_weights, isotropic
-from lensteer.vectors.probes import ProbeFits
+from lensteer.vectors.kept import KeptFits
 
 LABELS = ("deduction", "uncertainty-estimation", "backtracking")
 N_LAYERS, D_MODEL = 2, 6
@@ -57,7 +57,7 @@ def collect(features, recipe=None, **options) -> ContrastSums:
     return sums
 
 
-def every_result(sums: ContrastSums | ProbeFits) -> dict[str, torch.Tensor]:
+def every_result(sums: ContrastSums | KeptFits) -> dict[str, torch.Tensor]:
     return dict(
         difference=sums.difference(),
         shuffled=sums.shuffled(),

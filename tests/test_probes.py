@@ -14,7 +14,8 @@ from lensteer.errors import LensteerError
 from lensteer.statistics import trace_generator
 from lensteer.tasks import Task
 from lensteer.vectors import Recipe, fit_vectors, probe_accuracy, probes
-from lensteer.vectors.probes import ProbeFits, cross_validated, fit_probe
+from lensteer.vectors.kept import KeptFits
+from lensteer.vectors.probes import cross_validated, fit_probe
 from reference import kept_activations
 from test_activations import make_trace
 from test_directions import D_MODEL, LABELS, N_LAYERS, collect, every_result, plant
@@ -22,8 +23,8 @@ from test_directions import D_MODEL, LABELS, N_LAYERS, collect, every_result, pl
 LOGISTIC = Recipe("onset", "rest", "span", "logistic")
 
 
-def fits(features, recipe=LOGISTIC, **options) -> ProbeFits:
-    made = ProbeFits(recipe, LABELS, N_LAYERS, D_MODEL, **options)
+def fits(features, recipe=LOGISTIC, **options) -> KeptFits:
+    made = KeptFits(recipe, LABELS, N_LAYERS, D_MODEL, **options)
     for each in features:
         made.add(each)
     return made
@@ -143,8 +144,8 @@ def test_halves_merge_to_the_whole():
     for name, value in every_result(merged).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
     for other, name in [
-        (fits(features, Recipe("onset", "same_trace", "span", "logistic"), **options), "probes with recipe"),
-        (fits(features, n_controls=2, n_bootstrap=3, seed=5), "probes with n_bootstrap"),
+        (fits(features, Recipe("onset", "same_trace", "span", "logistic"), **options), "fits with recipe"),
+        (fits(features, n_controls=2, n_bootstrap=3, seed=5), "fits with n_bootstrap"),
         (fits(features, n_controls=2, n_bootstrap=2, seed=6), "sums with seed"),
     ]:
         with pytest.raises(LensteerError, match=f"cannot merge {name}"):
@@ -185,7 +186,7 @@ def test_what_does_not_fit_is_refused_before_and_on_the_way(monkeypatch, tiny_mo
         probes.check_memory(100_000, 28, 1536)
     features = plant(3)
     monkeypatch.setattr(probes, "MAX_BYTES", D_MODEL * (4 * N_LAYERS + 24) * (len(features[0].labels) + 1))
-    with pytest.raises(LensteerError, match="probes keep the features of all spans"):
+    with pytest.raises(LensteerError, match="the features of all spans are kept"):
         fits(features)
     rng = random.Random(0)
     traces = [make_trace(rng, i) for i in range(6)]
@@ -200,7 +201,9 @@ def test_what_does_not_fit_is_refused_before_and_on_the_way(monkeypatch, tiny_mo
 
 
 def test_a_probe_against_all_tokens_is_refused():
-    with pytest.raises(LensteerError, match="a probe tells spans from spans, and negatives 'all' are means"):
+    with pytest.raises(
+        LensteerError, match="construction 'logistic' tells spans from spans, and negatives 'all' are means"
+    ):
         Recipe("onset", "all", "span", "logistic")
     with pytest.raises(LensteerError, match="unknown construction 'svm': choose one of 'difference', 'logistic'"):
         Recipe("onset", "rest", "span", "svm")

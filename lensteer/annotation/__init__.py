@@ -33,6 +33,7 @@ from lensteer.annotation.published import (
     write_published,
 )
 from lensteer.annotation.rules import rules
+from lensteer.annotation.stability import LabelStability, Stability, stable_spans
 
 __all__ = [
     "MARKERS",
@@ -45,11 +46,13 @@ __all__ = [
     "JudgeReport",
     "JudgeScore",
     "LabelAgreement",
+    "LabelStability",
     "LabeledSentence",
     "Problem",
     "PublishedReport",
     "Remark",
     "SentenceClassifier",
+    "Stability",
     "agreement",
     "agreement_of",
     "annotate",
@@ -70,6 +73,7 @@ __all__ = [
     "parse_published",
     "read_published",
     "rules",
+    "stable_spans",
     "unlabeled",
     "write_published",
 ]

@@ -23,7 +23,8 @@ from lensteer.vectors import BehaviorVectors, Controls
 from lensteer.vectors.components import PairComponents
 from lensteer.vectors.constructions import PAIRS, ContrastSums, Recipe, isotropic
 from lensteer.vectors.fitting import library_versions
-from lensteer.vectors.probes import ProbeFits, check_memory
+from lensteer.vectors.kept import KeptFits
+from lensteer.vectors.probes import check_memory
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -349,10 +350,10 @@ def _keys(pairs: Sequence[Pair], read: Sequence[tuple[_Read, _Read]]) -> list[st
 
 def _accumulator(
     construction: str, n_layers: int, d_model: int, n_controls: int, n_bootstrap: int, seed: int
-) -> ContrastSums | ProbeFits | PairComponents:
+) -> ContrastSums | KeptFits | PairComponents:
     if construction == "pca":
         return PairComponents(n_layers, d_model, n_controls=n_controls, n_bootstrap=n_bootstrap, seed=seed)
-    return (ProbeFits if construction == "logistic" else ContrastSums)(
+    return (KeptFits if construction == "logistic" else ContrastSums)(
         Recipe("onset", "rest", "span", construction),
         _SIDES,
         n_layers,

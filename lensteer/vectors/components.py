@@ -1,4 +1,4 @@
-"""The principal component of pairs' differences.
+"""The principal component of differences: of pairs, or of a behavior's spans from the others.
 
 Like a probe, it is not a sum over pairs: the features of all pairs stay in memory, within the same limit.
 """
@@ -45,6 +45,33 @@ def principal_component(
     else:
         normal = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
     return normal * (normal @ mean)
+
+
+def component_normals(
+    x: Float[Tensor, "span d_model"], weights: Float[Tensor, "sign behavior span"]
+) -> Float[Tensor, "behavior d_model"]:
+    """The principal component of each behavior's spans less the mean of the others.
+
+    n̂ maximizes Σᵢ wᵢ ⟨n̂, xᵢ − μ⁻⟩² over the behavior's spans: as for pairs, with the mean of the others as the second
+    side of each (Zou et al., arXiv 2310.01405, pair stimuli at random). The sum is (μ⁺ − μ⁻)² along n̂ plus the variance
+    of the behavior's spans, so it follows the difference of means only where that is larger than the spread.
+
+    Args:
+        x: activations, fp64.
+        weights: of each span in the positive and in the negative mean of every behavior.
+
+    Returns:
+        NaN for a behavior without positives or negatives.
+    """
+    negatives = (weights[1] / weights[1].sum(-1, keepdim=True)) @ x
+    found = []
+    for positive, negative in zip(weights[0], negatives, strict=True):
+        own = positive > 0
+        component = x.new_full(x.shape[1:], torch.nan)
+        if own.any() and negative.isfinite().all():
+            component = principal_component(x[own] - negative, positive[own])
+        found.append(component)
+    return torch.stack(found)
 
 
 class PairComponents:

@@ -20,7 +20,9 @@ from lensteer.statistics import WeightedSums, trace_generator
 
 NEGATIVES = ("all", "spans", "rest", "same_trace")
 AGGREGATIONS = ("token", "span", "trace")
-CONSTRUCTIONS = ("difference", "logistic")
+CONSTRUCTIONS = ("difference", "logistic", "lda", "whitened", "pca")
+#: Constructions that no label enters: see `unsupervised`.
+UNSUPERVISED = ("unsupervised_pca", "unsupervised_dictionary")
 #: Constructions from pairs, which compare their sides: see `lensteer.contrast`.
 PAIRS, PAIR_CONSTRUCTIONS = "pairs", ("difference", "pca", "logistic")
 
@@ -38,13 +40,17 @@ class Recipe:
             subtracted.
         aggregation: what is weighted equally on both sides: each "token" of a window, each "span", or each "trace". The
             mean over "all" tokens is first taken per trace (as in the published code), except for "token".
-        construction: the "difference" of the two means; or "logistic", the normal of a probe that separates a
-            behavior's spans from the others (see `probes`), for which negatives "spans" and "rest" are the same. For
-            pairs also "pca", the principal component of their differences (see `components`).
+        construction: the "difference" of the two means; or the projection of that difference on a direction that
+            depends on the spread of the spans, too: "logistic", the normal of a probe that separates a behavior's
+            spans from the others (see `probes`); "lda", Fisher's discriminant, and "whitened", the difference of
+            means of whitened activations (see `discriminants`); "pca", the principal component of differences (see
+            `components`): of a behavior's spans from the mean of the others, or of pairs. For these, negatives "spans"
+            and "rest" are the same. Pairs have "difference", "pca" and "logistic". What `unsupervised_directions`
+            returns has one of `UNSUPERVISED`.
 
     Raises:
-        LensteerError: an unknown name, a probe against "all" tokens, whose means are no spans, or a principal component
-            of spans, which have no differences.
+        LensteerError: an unknown name, or one of the other constructions against "all" tokens, whose means are no
+            spans.
     """
 
     window: str = "onset±3"
@@ -59,22 +65,17 @@ class Recipe:
                 raise LensteerError(f"unknown construction {self.construction!r} of pairs: choose one of {known}")
             return
         object.__setattr__(self, "window", str(Window.parse(self.window)))
-        if self.construction == "pca":
-            raise LensteerError(
-                "construction 'pca' is of differences within pairs, and spans have none: use fit_directions, or "
-                "'difference' or 'logistic' for spans"
-            )
         for name, value, choices in (
             ("negatives", self.negatives, NEGATIVES),
             ("aggregation", self.aggregation, AGGREGATIONS),
-            ("construction", self.construction, CONSTRUCTIONS),
+            ("construction", self.construction, (*CONSTRUCTIONS, *UNSUPERVISED)),
         ):
             if value not in choices:
                 raise LensteerError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, choices))}")
-        if self.construction == "logistic" and self.negatives == "all":
+        if self.construction != "difference" and self.negatives == "all":
             raise LensteerError(
-                "a probe tells spans from spans, and negatives 'all' are means over tokens: choose 'spans', 'rest' or "
-                "'same_trace' for construction 'logistic'"
+                f"construction {self.construction!r} tells spans from spans, and negatives 'all' are means over "
+                "tokens: choose 'spans', 'rest' or 'same_trace'"
             )
 
     def __str__(self) -> str:
@@ -124,6 +125,14 @@ def contrast_weights(
     else:  # the positives' total weight, spread over their own trace: Σ w (x − its trace's mean)
         negative = everyone / everyone.sum(-1, keepdim=True) * positive.sum(-1, keepdim=True)
     return torch.stack([torch.cat([positive, no_tokens], -1), torch.cat([negative, tokens], -1)], dim=1)
+
+
+def mean_gaps(
+    x: Float[Tensor, "span d_model"], weights: Float[Tensor, "sign behavior span"]
+) -> Float[Tensor, "behavior d_model"]:
+    """Weighted mean of each behavior's positives less that of its negatives; NaN if one of them is empty."""
+    positive, negative = weights / weights.sum(-1, keepdim=True)
+    return (positive - negative) @ x
 
 
 def label_sides(features: TraceFeatures, labels: Sequence[str], n_controls: int, seed: int) -> Int[Tensor, "side span"]:

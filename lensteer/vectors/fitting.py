@@ -14,8 +14,9 @@ from lensteer.activations import Window, stream_features, trace_key
 from lensteer.errors import LensteerError
 from lensteer.files import digest
 from lensteer.traces import Trace, label_axis
-from lensteer.vectors.constructions import PAIRS, ContrastSums, Recipe, isotropic
-from lensteer.vectors.probes import ProbeFits, check_memory
+from lensteer.vectors.constructions import PAIRS, UNSUPERVISED, ContrastSums, Recipe, isotropic
+from lensteer.vectors.kept import KeptFits
+from lensteer.vectors.probes import check_memory
 from lensteer.vectors.values import NO_SPANS, BehaviorVectors, Controls
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def fit_vectors(
     On the embedded organism, whose sentences have five or six tokens, "onset" is ahead.
 
     A behavior without spans has no vector; its count is 0. The sums take `16 · behaviors · (1 + n_controls +
-    n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536. Probes
-    (construction "logistic") also keep the features of all spans, `4 · spans · layers · d_model` bytes, up to a
-    limit of 4 GiB, and need a fit per behavior and layer for each control and replicate.
+    n_bootstrap) · layers · d_model` bytes: 0.5 GB for 100 replicates of a model with 28 layers of width 1536. All
+    constructions but "difference" also keep the features of all spans, `4 · spans · layers · d_model` bytes, up to a
+    limit of 4 GiB, and need a fit per layer for each control and replicate.
 
     Args:
         model: whose residual stream is read.
@@ -57,7 +58,7 @@ def fit_vectors(
         window: which positions represent a span; see `Window.parse`.
         negatives: what is subtracted; see `Recipe`.
         aggregation: what is weighted equally: each "token", "span" or "trace".
-        construction: "difference" of means, or "logistic", the normal of a probe; see `Recipe` and `ProbeFits`.
+        construction: "difference" of means, "logistic", "lda", "whitened" or "pca"; see `Recipe` and `KeptFits`.
         behaviors: in the order of their axis; None for those of the spans: the default scheme, or all that
             occur if there are others.
         layers: by default all.
@@ -68,8 +69,8 @@ def fit_vectors(
         batch_size: traces per forward.
 
     Raises:
-        LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite; probes whose
-            features exceed the limit.
+        LensteerError: an unknown option, layer or label; no spans at all; activations that are not finite; features
+            to keep that exceed the limit.
     """
     recipe = Recipe(str(window), negatives, aggregation, construction)
     (vectors,) = fit_recipes(
@@ -106,13 +107,15 @@ def fit_recipes(
     """
     if any(recipe.negatives == PAIRS for recipe in recipes):
         raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
+    if odd := [recipe.construction for recipe in recipes if recipe.construction in UNSUPERVISED]:
+        raise LensteerError(f"construction {odd[0]!r} has no behaviors: use unsupervised_directions(model, traces)")
     windows = list(dict.fromkeys(recipe.window for recipe in recipes))
     labels = label_axis(traces) if behaviors is None else behaviors
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
-    if any(recipe.construction == "logistic" for recipe in recipes):  # raise before the first forward
+    if any(recipe.construction != "difference" for recipe in recipes):  # raise before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
     sums = [
-        (ProbeFits if recipe.construction == "logistic" else ContrastSums)(
+        (ContrastSums if recipe.construction == "difference" else KeptFits)(
             recipe,
             labels,
             len(chosen),
@@ -142,11 +145,11 @@ def fit_recipes(
 
 def library_versions(recipe: Recipe) -> dict[str, str]:
     """Versions of the libraries that a recipe's vectors depend on; for lensteer, that of the source tree."""
-    used = [*_LIBRARIES, *(["scikit-learn"] if recipe.construction == "logistic" else [])]
+    used = [*_LIBRARIES, *([] if recipe.construction in ("difference", "pca") else ["scikit-learn"])]
     return {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
 
 
-def vectors_of(sums: ContrastSums | ProbeFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
+def vectors_of(sums: ContrastSums | KeptFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
     """The vectors from accumulated sums or features.
 
     Raises:
