@@ -4,6 +4,7 @@ from lensteer.evaluation.choice import LEAD_IN, graded, read_out
 from lensteer.evaluation.coefficients import COEFFICIENTS, ChosenCoefficients, CoefficientTrial, choose_coefficients
 from lensteer.evaluation.conditions import Condition, Counts, Record, by_condition, draw_chains, measure, run_conditions
 from lensteer.evaluation.controls import POOLS, random_directions
+from lensteer.evaluation.downstream import Benchmark, benchmark
 from lensteer.evaluation.effects import BASE, BASELINE_PROMPTS, KINDS, evaluate, summarize
 from lensteer.evaluation.margins import GRAMMAR_MARGINS, Margins, TextCheck, TextFigure, text_check
 from lensteer.evaluation.modes import FIGURES, Modes, ModeSummary, measure_modes
@@ -30,6 +31,7 @@ __all__ = [
     "LEAD_IN",
     "MEAN",
     "POOLS",
+    "Benchmark",
     "ChosenCoefficients",
     "CoefficientTrial",
     "Condition",
@@ -48,6 +50,7 @@ __all__ = [
     "ResampledShares",
     "TextCheck",
     "TextFigure",
+    "benchmark",
     "by_condition",
     "choose_coefficients",
     "draw_chains",

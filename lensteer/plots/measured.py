@@ -9,7 +9,7 @@ from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
 from lensteer.errors import LensteerError
-from lensteer.evaluation import MEAN, ChosenCoefficients, Evaluation, Modes, PositionAblation, PositionEffect
+from lensteer.evaluation import MEAN, Benchmark, ChosenCoefficients, Evaluation, Modes, PositionAblation, PositionEffect
 from lensteer.plots.style import (
     COLORS,
     CONTROL_BAND,
@@ -230,6 +230,11 @@ def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed"
         about += "; gray: a dot per control vector of the same length"
     height = 140 + 34 * (len(conditions) + len(rows))
     return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", height, False)
+
+
+def benchmark(found: Benchmark) -> go.Figure:
+    """Right answers, those that can be read, and those that end, as `modes` draws them."""
+    return modes(found.modes, ("accuracy", "answered", "finished"))
 
 
 def kl_by_token(
