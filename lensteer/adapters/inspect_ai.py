@@ -232,7 +232,7 @@ def _messages(given: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
     for message in given:
         kinds = [] if isinstance(message.content, str) else [part.type for part in message.content]
         if message.role == "tool" or set(kinds) - {"text", "reasoning"}:
-            raise LensteerError(f"a {message.role} message of {kinds or 'text'}: only text of user, assistant and system")
+            raise LensteerError(f"a {message.role} message of {kinds or 'text'}: only text is taken")
         found.append({"role": message.role, "content": message.text})
     return found
 
@@ -246,9 +246,8 @@ def _drawing(config: GenerateConfig, tools: Sequence[ToolInfo]) -> Drawing:
         raise LensteerError(f"{len(tools)} tools: a steered model is asked without tools")
     given = {name: value for name, value in config.model_dump(exclude_none=True).items() if value is not False}
     if unknown := sorted(set(given) - set(OBEYED) - set(NEUTRAL)):
-        raise LensteerError(
-            f"settings {({name: given[name] for name in unknown})}: lensteer's generation takes {', '.join(OBEYED)}"
-        )
+        settings = {name: given[name] for name in unknown}
+        raise LensteerError(f"settings {settings}: lensteer's generation takes {', '.join(OBEYED)}")
     return Drawing(
         config.max_tokens or MAX_TOKENS,
         config.temperature or 0.0,

@@ -4,7 +4,7 @@ From the command line, where importing this module registers the model "lensteer
 
     python -m lensteer.adapters.lm_eval --model lensteer --model_args pretrained=M,plan=FOLDER --tasks gsm8k
 
-Texts are tokenized as in lensteer's own runs: a prompt that the chat template made has its special tokens, and any other
+Texts are tokenized as in lensteer's own runs: a prompt that the chat template made has its special tokens, any other
 text gets one BOS if the tokenizer writes one. Texts are never truncated: one that is too long is refused, or run with a
 warning (`models.check_length`).
 """
@@ -43,8 +43,8 @@ KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 class SteeredLM(TemplateLM):
     """A bridge with a plan on, as lm-evaluation-harness asks it.
 
-    The context is the prompt of the plan's scope, the continuation is the response. In rolling likelihoods the prompt is
-    the first token of each window, and all others are the response.
+    The context is the prompt of the plan's scope, the continuation is the response. In rolling likelihoods the prompt
+    is the first token of each window, and all others are the response.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class Benchmark(Saved):
     def __str__(self) -> str:
         lines = [self._line(found) for found in self.modes.conditions]
         if self.n_left_out:
-            lines.append(f"{self.n_left_out} tasks without a definite answer were left out")
+            lines.append(f"left out: {self.n_left_out} without a definite answer")
         return "\n".join(lines)
 
     def _line(self, found: ModeSummary) -> str:

@@ -1,0 +1,439 @@
+"""A steered model in other harnesses: what they ask is answered as lensteer's own runs do, with a plan and without.
+
+The tests of lm-evaluation-harness and inspect_ai need their packages, which `.ci/run` installs, and skip without them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lensteer as ls
+from lensteer import models
+from lensteer.adapters.requests import Drawing, Steered
+from lensteer.forward import forced_logits
+from lensteer.generation import generate
+from lensteer.steering import Plans
+from lensteer.tasks import GRADERS, read_answer
+
+SCOPES = {scope.name: scope for scope in (ls.everywhere, ls.prompt, ls.generated)}
+
+
+@pytest.fixture(scope="module")
+def organism_plan(organism, random_direction):
+    """It changes texts and breaks some answers."""
+    return ls.SteeringPlan(random_direction(organism, 3, 12.0), 3, 1.0, ls.generated)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return ls.load_tasks("organism", split="test", n=6)
+
+
+def conversation(task):
+    return [{"role": "user", "content": task.prompt}]
+
+
+def spelled(model, ids):
+    return model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def by_hand(model, plan, prompt, text):
+    """Log-probabilities of a text's tokens, from one forward of the bridge under the plan."""
+    ids = torch.tensor([[*prompt, *text]])
+    mask = torch.ones_like(ids)
+    with torch.inference_mode(), (plan or Plans(())).on(model, prompt_length=len(prompt)):
+        logits = model(ids, attention_mask=mask, return_type="logits")[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(text)[:, None])[:, 0], logits.argmax(-1).tolist() == text
+
+
+# What a harness asks for, without a harness
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_log_probs_are_those_of_one_forward_under_the_plan(tiny_model, random_direction, family, scope):
+    model = tiny_model(family)
+    plan = ls.SteeringPlan(random_direction(model), 1, 1.0, SCOPES[scope])
+    prompts, texts = [[5, 6, 7, 8, 9], [11, 12], [13] * 9], [[20, 21, 22], [23, 24, 25, 26], [27]]
+    plain = Steered(model, None, batch_size=2).log_probs(prompts, texts)
+    found = Steered(model, plan, batch_size=2).log_probs(prompts, texts)
+    for prompt, text, (steered, _), (unsteered, _) in zip(prompts, texts, found, plain, strict=True):
+        assert torch.allclose(steered, by_hand(model, plan, prompt, text)[0], atol=1e-5)
+        assert torch.allclose(unsteered, by_hand(model, None, prompt, text)[0], atol=1e-5)
+        # In the response alone, the first token is predicted before anything is edited.
+        assert bool(abs(steered[0] - unsteered[0]) < 1e-5) is (scope == "generated")
+
+
+def test_greedy_texts_are_called_greedy(tiny_model):
+    model = tiny_model("qwen2")
+    (made,) = generate(model, [[5, 6, 7]], max_new_tokens=4)
+    steered = Steered(model)
+    assert [greedy for _, greedy in steered.log_probs([[5, 6, 7]] * 2, [made.ids, (*made.ids[:-1], 30)])] == [
+        True,
+        made.ids[-1] == 30,
+    ]
+
+
+def test_a_coefficient_of_zero_scores_and_writes_the_same(tiny_model, random_direction):
+    model = tiny_model("llama")
+    nothing = ls.SteeringPlan(random_direction(model), 1, 0.0)
+    plain, steered = Steered(model), Steered(model, nothing)
+    prompts, texts = [[5, 6, 7], [8, 9]], [[20, 21], [22, 23]]
+    pairs = zip(plain.log_probs(prompts, texts), steered.log_probs(prompts, texts), strict=True)
+    assert all(torch.equal(a, b) and same == other for (a, same), (b, other) in pairs)
+    assert plain.replies(prompts, Drawing(8)) == steered.replies(prompts, Drawing(8))
+
+
+def test_replies_end_before_a_stop_text(tiny_model):
+    model = tiny_model("qwen2")
+    prompts = [[5, 6, 7], [8, 9], [10]]
+    whole = [spelled(model, made.ids) for made in generate(model, prompts, max_new_tokens=24)]
+    stop = whole[0][9:12]  # in the middle of the first reply, whatever its tokens are
+    assert stop
+    found = Steered(model).replies(prompts, Drawing(24, stops=(stop, "never said")))
+    for text, reply in zip(whole, found, strict=True):
+        assert reply.text == text.partition(stop)[0]
+        assert not reply.finished or stop in text or reply.n_tokens < 24
+    assert found[0].finished
+    assert found[0].n_tokens < 24
+
+
+def test_a_special_token_ends_a_reply_and_is_not_in_it(tiny_model):
+    model = tiny_model("qwen2")
+    made = generate(model, [[i] for i in range(5, 40)], max_new_tokens=24)
+    special = model.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    row = next((i for i, one in enumerate(made) if special in one.ids), None)
+    if row is None:
+        pytest.skip("the random model writes no special token but the one that ends an answer")
+    (reply,) = Steered(model).replies([[5 + row]], Drawing(24, stops=("<|im_start|>",)))
+    assert reply.n_tokens == made[row].ids.index(special) + 1
+    assert reply.finished
+    assert "im_start" not in reply.text
+
+
+def test_samples_of_a_prompt_differ_and_do_not_depend_on_the_batch(tiny_model):
+    model, drawing = tiny_model("qwen2"), Drawing(12, temperature=1.0, seed=3)
+    together = Steered(model).replies([[5, 6], [5, 6], [7, 8]], drawing)
+    assert together[0].text != together[1].text
+    alone = Steered(model)
+    assert [alone.replies([ids], drawing)[0] for ids in ([5, 6], [5, 6], [7, 8])] == together
+    assert Steered(model).replies([[5, 6]], replace(drawing, seed=4)) != together[:1]
+
+
+def test_a_cache_plan_is_scored_and_one_with_an_offset_token_is_refused(tiny_model):
+    model = tiny_model("qwen2")
+    config = model.original_model.config
+    shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
+    drawn = torch.Generator().manual_seed(0)
+    vector = ls.CacheVector("random", *(3 * torch.randn(shape, generator=drawn) for _ in range(2)), "last_prompt")
+    plain, edited = Steered(model), Steered(model, ls.CachePlan(vector, 2.0))
+    before, after = (each.log_probs([[5, 6, 7, 8]], [[20, 21]])[0][0] for each in (plain, edited))
+    (wanted,) = forced_logits(model, [[5, 6, 7, 8]], [[20, 21]], plans=[edited.plan])
+    assert torch.equal(after, wanted.log_softmax(-1)[[0, 1], [20, 21]])
+    assert not torch.allclose(before, after, atol=0.01)
+    with pytest.raises(ls.LensteerError, match="'offset_token' appends a token"):
+        Steered(model, ls.CachePlan(vector, 2.0, position="offset_token")).log_probs([[5, 6]], [[7]])
+    assert edited.has_slots()
+    assert not plain.has_slots()
+
+
+def test_a_last_message_of_the_assistant_begins_the_reply(organism, tasks):
+    steered = Steered(organism)
+    asked = conversation(tasks[0])
+    begun = [*asked, {"role": "assistant", "content": "<think>Let us"}]
+    assert (
+        steered.chat(begun)
+        == steered.chat(asked) + "<think>Let us"
+        == models.chat_text(organism, tasks[0].prompt) + "<think>Let us"
+    )
+
+
+@pytest.mark.medium
+def test_plans_are_read_from_folders_and_those_of_other_models_refused(
+    organism, organism_plan, tiny_checkpoint, tmp_path
+):
+    folder = ls.export.folder(organism_plan, tmp_path / "plan", model=organism)
+    found = Steered.of(organism, str(folder), loading={})
+    assert found.plan.identity() == organism_plan.identity()
+    assert found.describe()["lensteer_plan"][0]["scope"] == "generated"
+    with pytest.raises(ls.LensteerError, match="a plan of 'organism' does not fit"):
+        Steered.of(str(tiny_checkpoint()), str(folder), loading={"dtype": None})
+    with pytest.raises(ls.LensteerError, match="no folder"):
+        Steered.of(organism, "nowhere", loading={})
+    assert Steered.of(organism, "", loading={}).plan is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "package", "extra"), [("lm_eval", "lm-eval", "lm-eval"), ("inspect_ai", "inspect-ai", "inspect")]
+)
+def test_a_missing_package_is_named(module, package, extra):
+    """In a process of its own, in which the package cannot be imported."""
+    code = f"import sys; sys.modules['{module}'] = None\nimport lensteer.adapters.{module}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"needs the package {package}" in run.stderr.splitlines()[-1]
+    assert f"pip install 'lensteer[{extra}]'" in run.stderr.splitlines()[-1]
+
+
+# lm-evaluation-harness
+
+GRADING = """
+import json, lensteer as ls
+from lensteer.tasks import GRADERS, read_answer
+
+def process_results(doc, results):
+    task = ls.Task.from_dict({name: doc[name] for name in ("id", "category", "split", "prompt", "answer", "grader")})
+    given = read_answer(task, results[0])
+    return {"right": float(given is not None and GRADERS[task.grader](given, task.answer))}
+"""
+
+TASK = """
+task: lensteer_tasks
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+  cache_dir: {cache}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function grading.process_results
+generation_kwargs: {{until: [], max_gen_toks: 150, do_sample: false}}
+metric_list:
+  - {{metric: right, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def harness():
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    return importlib.import_module("lensteer.adapters.lm_eval")
+
+
+def instance(kind, *args):
+    from lm_eval.api.instance import Instance
+
+    return Instance(kind, {}, args, 0)
+
+
+def run_lm_eval(lm, tasks, folder):
+    """Accuracy and the texts, by task id, of lm-eval's own run of the tasks from a YAML and a JSONL file."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folder.mkdir(exist_ok=True)
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(task.to_dict()) + "\n" for task in tasks))
+    (folder / "grading.py").write_text(GRADING)
+    (folder / "tasks.yaml").write_text(TASK.format(data=folder / "tasks.jsonl", cache=folder / "cache"))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=lm, tasks=["lensteer_tasks"], task_manager=manager, apply_chat_template=True, bootstrap_iters=0
+    )
+    samples = {row["doc"]["id"]: row["resps"][0][0] for row in found["samples"]["lensteer_tasks"]}
+    return found["results"]["lensteer_tasks"]["right,none"], samples, found["config"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steered", [False, True])
+def test_lm_eval_agrees_with_lensteers_own_runs(harness, organism, organism_plan, tasks, tmp_path, steered):
+    plan = organism_plan if steered else None
+    own = ls.generate_traces(organism, tasks, max_new_tokens=150, plans=[plan] * len(tasks))
+    lm = harness.SteeredLM(organism, plan=plan, batch_size=4)
+    accuracy, texts, config = run_lm_eval(lm, tasks, tmp_path)
+    for trace in own:
+        assert texts[trace.task.id] == spelled(organism, trace.response_ids)
+        assert read_answer(trace.task, texts[trace.task.id], finished=trace.finished) == trace.answer
+    assert accuracy == sum(trace.correct for trace in own) / len(own)
+    assert [edit["layer"] for edit in config["lensteer_plan"]] == [3] * steered
+
+
+@pytest.mark.medium
+def test_prompts_have_one_bos_whatever_the_template_writes(harness, tiny_model):
+    model = tiny_model("llama")
+    bos, lm = model.tokenizer.bos_token_id, harness.SteeredLM(model)
+    assert lm.tok_encode("some text").count(bos) == 1
+    assert lm.tok_encode("some text", add_special_tokens=False).count(bos) == 0
+    chat = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
+    assert lm.tok_encode(chat) == models.encode(model, models.chat_text(model, "Hello"))
+    assert lm.tok_encode(chat).count(bos) == 1
+    assert lm.prefix_token_id == bos
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_unsteered_likelihoods_are_those_of_lm_evals_own_model(harness, tiny_model, tiny_checkpoint, family):
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny_checkpoint(family)
+    theirs = HFLM(AutoModelForCausalLM.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
+    ours = harness.SteeredLM(tiny_model(family), batch_size=2)
+    pairs = [("The answer is", " 42."), ("First, let me think ", "about it"), ("", "Wait, maybe."), ("So", " the")]
+    requests = [instance("loglikelihood", *pair) for pair in pairs]
+    for own, other in zip(ours.loglikelihood(requests, True), theirs.loglikelihood(requests, True), strict=True):
+        assert own[0] == pytest.approx(other[0], abs=1e-3)
+        assert own[1] == other[1]
+    if family == "qwen2":  # with a BOS, lm-eval's model gives a whole text two
+        texts = [instance("loglikelihood_rolling", "I am not sure. " * n) for n in (1, 40)]
+        own, other = (lm.loglikelihood_rolling(texts, True) for lm in (ours, theirs))
+        assert own == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.medium
+def test_likelihoods_take_the_context_for_the_prompt(harness, tiny_model, random_direction):
+    model = tiny_model("qwen2")
+    request = [instance("loglikelihood", "The answer is", " 42. So")]
+    prompt, whole = (models.encode(model, text) for text in ("The answer is", "The answer is 42. So"))
+    for scope in SCOPES.values():
+        plan = ls.SteeringPlan(random_direction(model), 1, 1.0, scope)
+        ((total, _),) = harness.SteeredLM(model, plan=plan).loglikelihood(request, True)
+        assert total == pytest.approx(float(by_hand(model, plan, prompt, whole[len(prompt) :])[0].sum()), abs=1e-3)
+
+
+@pytest.mark.medium
+def test_rolling_likelihoods_have_one_prompt_token_in_every_window(harness, tiny_model, random_direction, monkeypatch):
+    model = tiny_model("qwen2")
+    monkeypatch.setattr(harness.SteeredLM, "max_length", 16)
+    plan = ls.SteeringPlan(random_direction(model), 1, 1.0, ls.generated)
+    text = "First, let me think about the problem. Wait, maybe that is wrong."
+    ids = models.encode(model, text)
+    assert len(ids) > 20
+    lm = harness.SteeredLM(model, plan=plan)
+    (found,) = lm.loglikelihood_rolling([instance("loglikelihood_rolling", text)], True)
+    total = float(by_hand(model, plan, [lm.prefix_token_id], ids[:16])[0].sum())
+    for begin in range(16, len(ids), 16):
+        end = min(begin + 16, len(ids))
+        window = ids[end - 17 : end]
+        total += float(by_hand(model, plan, window[:1], window[1:])[0][begin - end :].sum())
+    assert found == pytest.approx(total, abs=1e-3)
+
+
+def test_rolling_likelihoods_refuse_a_cache_plan(harness, tiny_model):
+    model = tiny_model("qwen2")
+    vector = ls.CacheVector("random", torch.ones(4, 2, 8), torch.ones(4, 2, 8), "last_prompt")
+    lm = harness.SteeredLM(model, plan=ls.CachePlan(vector, 2.0))
+    with pytest.raises(ls.LensteerError, match="a rolling likelihood has no prompt"):
+        lm.loglikelihood_rolling([instance("loglikelihood_rolling", "Some text.")], True)
+
+
+@pytest.mark.medium
+def test_lm_eval_settings_that_are_not_supported_are_named(harness, tiny_model):
+    model = tiny_model("qwen2")
+    lm = harness.SteeredLM(model, batch_size="2")
+    with pytest.raises(ls.LensteerError, match=r'generation_kwargs \{"top_k": 40\}'):
+        lm.generate_until([instance("generate_until", "Hello", {"until": ["."], "top_k": 40})], True)
+    with pytest.raises(ls.LensteerError, match="batch_size='auto'"):
+        harness.SteeredLM(model, batch_size="auto")
+    drawn = harness._drawing({"until": "\n", "do_sample": True, "temperature": 0.5, "max_new_tokens": 9}, 256, 1)
+    assert drawn == Drawing(9, 0.5, 1.0, ("\n",), 1)
+    assert harness._drawing({"temperature": 0.5, "do_sample": False}, 256, 0) == Drawing(256)
+
+
+def test_lm_eval_finds_the_registered_model(harness):
+    from lm_eval.api.registry import get_model
+
+    assert get_model("lensteer") is harness.SteeredLM
+
+
+# inspect_ai
+
+
+@pytest.fixture(scope="module")
+def inspecting():
+    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
+    return importlib.import_module("lensteer.adapters.inspect_ai")
+
+
+def run_inspect(model, tasks, folder):
+    """Accuracy, and text and stop reason by task id, of inspect's own run of the tasks."""
+    import inspect_ai
+    from inspect_ai.dataset import MemoryDataset, Sample
+    from inspect_ai.scorer import Score, accuracy, scorer
+    from inspect_ai.solver import generate as ask
+
+    by_id = {task.id: task for task in tasks}
+
+    @scorer(metrics=[accuracy()])
+    def graded():
+        async def score(state, target):
+            task, finished = by_id[state.sample_id], state.output.stop_reason == "stop"
+            given = read_answer(task, state.output.completion, finished=finished)
+            right = given is not None and GRADERS[task.grader](given, target.text)
+            return Score(value=float(right), answer=given)
+
+        return score
+
+    samples = [Sample(input=task.prompt, target=task.answer, id=task.id) for task in tasks]
+    (log,) = inspect_ai.eval(
+        inspect_ai.Task(dataset=MemoryDataset(samples), solver=ask(), scorer=graded()),
+        model=model,
+        log_dir=str(folder),
+        display="none",
+        max_tokens=150,
+    )
+    assert log.status == "success", log.error
+    found = {s.id: (s.output.completion, s.output.stop_reason, s.scores["graded"].answer) for s in log.samples}
+    return log.results.scores[0].metrics["accuracy"].value, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steered", [False, True])
+def test_inspect_agrees_with_lensteers_own_runs(inspecting, organism, organism_plan, tasks, tmp_path, steered):
+    plan = organism_plan if steered else None
+    own = ls.generate_traces(organism, tasks, max_new_tokens=150, plans=[plan] * len(tasks))
+    accuracy, found = run_inspect(inspecting.steered_model(organism, plan, batch_size=4), tasks, tmp_path)
+    for trace in own:
+        reason = "stop" if trace.finished else "max_tokens"
+        assert found[trace.task.id] == (spelled(organism, trace.response_ids), reason, trace.answer)
+    assert accuracy == pytest.approx(sum(trace.correct for trace in own) / len(own))
+
+
+@pytest.mark.slow
+def test_inspect_finds_the_provider_by_name_and_reads_a_plans_folder(inspecting, organism, organism_plan, tmp_path):
+    from inspect_ai.model import get_model
+
+    folder = ls.export.folder(organism_plan, tmp_path / "plan", model=organism)
+    model = get_model(f"lensteer/{ls.models.ORGANISM}", plan=str(folder))
+    assert model.api.steered.plan.identity() == organism_plan.identity()
+    assert models.fingerprint(model.api.steered.model).name == "organism"
+
+
+@pytest.mark.medium
+def test_inspect_settings_that_are_not_supported_are_named(inspecting):
+    from inspect_ai.model import ChatMessageTool, ChatMessageUser, ContentImage, GenerateConfig
+    from inspect_ai.tool import ToolInfo
+
+    config = GenerateConfig(max_tokens=9, temperature=0.5, top_p=0.9, stop_seqs=["."], seed=2, max_retries=3)
+    assert inspecting._drawing(config, []) == Drawing(9, 0.5, 0.9, (".",), 2)
+    assert inspecting._drawing(GenerateConfig(), []) == Drawing(400)
+    with pytest.raises(ls.LensteerError, match="'top_k': 40"):
+        inspecting._drawing(GenerateConfig(top_k=40), [])
+    with pytest.raises(ls.LensteerError, match="1 tools"):
+        inspecting._drawing(GenerateConfig(), [ToolInfo(name="add", description="adds")])
+    with pytest.raises(ls.LensteerError, match="a tool message"):
+        inspecting._messages([ChatMessageTool(content="4")])
+    with pytest.raises(ls.LensteerError, match="image"):
+        inspecting._messages([ChatMessageUser(content=[ContentImage(image="data:image/png;base64,AAAA")])])
+
+
+@pytest.mark.slow
+def test_an_error_of_the_model_reaches_inspect(inspecting, organism, random_direction, tasks, tmp_path):
+    broken = ls.SteeringPlan(random_direction(organism), 3, 1e38)
+    import inspect_ai
+    from inspect_ai.dataset import MemoryDataset, Sample
+    from inspect_ai.solver import generate as ask
+
+    task = inspect_ai.Task(dataset=MemoryDataset([Sample(input=tasks[0].prompt)]), solver=ask())
+    (log,) = inspect_ai.eval(
+        task, model=inspecting.steered_model(organism, broken), log_dir=str(tmp_path), display="none"
+    )
+    assert log.status == "error"
+    assert "lower the coefficient" in log.error.message
