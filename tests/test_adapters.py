@@ -6,7 +6,6 @@ The tests of lm-evaluation-harness and inspect_ai need their packages, which `.c
 from __future__ import annotations
 
 import importlib
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +19,7 @@ from lensteer.adapters.requests import Drawing, Steered
 from lensteer.forward import forced_logits
 from lensteer.generation import generate
 from lensteer.steering import Plans
-from lensteer.tasks import GRADERS, read_answer
+from test_analyses import load
 
 SCOPES = {scope.name: scope for scope in (ls.everywhere, ls.prompt, ls.generated)}
 
@@ -34,6 +33,12 @@ def organism_plan(organism, random_direction):
 @pytest.fixture(scope="module")
 def tasks():
     return ls.load_tasks("organism", split="test", n=6)
+
+
+@pytest.fixture(scope="module")
+def agreement():
+    """The analysis that asks the same tasks in three ways."""
+    return load("benchmark_agreement")
 
 
 def conversation(task):
@@ -185,32 +190,6 @@ def test_a_missing_package_is_named(module, package, extra):
 
 # lm-evaluation-harness
 
-GRADING = """
-import json, lensteer as ls
-from lensteer.tasks import GRADERS, read_answer
-
-def process_results(doc, results):
-    task = ls.Task.from_dict({name: doc[name] for name in ("id", "category", "split", "prompt", "answer", "grader")})
-    given = read_answer(task, results[0])
-    return {"right": float(given is not None and GRADERS[task.grader](given, task.answer))}
-"""
-
-TASK = """
-task: lensteer_tasks
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {data}}}
-  cache_dir: {cache}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
-doc_to_target: "{{{{answer}}}}"
-process_results: !function grading.process_results
-generation_kwargs: {{until: [], max_gen_toks: 150, do_sample: false}}
-metric_list:
-  - {{metric: right, aggregation: mean, higher_is_better: true}}
-"""
-
 
 @pytest.fixture(scope="module")
 def harness():
@@ -224,35 +203,36 @@ def instance(kind, *args):
     return Instance(kind, {}, args, 0)
 
 
-def run_lm_eval(lm, tasks, folder):
-    """Accuracy and the texts, by task id, of lm-eval's own run of the tasks from a YAML and a JSONL file."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    folder.mkdir(exist_ok=True)
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(task.to_dict()) + "\n" for task in tasks))
-    (folder / "grading.py").write_text(GRADING)
-    (folder / "tasks.yaml").write_text(TASK.format(data=folder / "tasks.jsonl", cache=folder / "cache"))
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(
-        model=lm, tasks=["lensteer_tasks"], task_manager=manager, apply_chat_template=True, bootstrap_iters=0
-    )
-    samples = {row["doc"]["id"]: row["resps"][0][0] for row in found["samples"]["lensteer_tasks"]}
-    return found["results"]["lensteer_tasks"]["right,none"], samples, found["config"]
+@pytest.mark.slow
+@pytest.mark.parametrize("steered", [False, True])
+def test_lm_eval_agrees_with_lensteers_own_runs(harness, agreement, organism, organism_plan, tasks, steered):
+    """On a task of a YAML file with its items in a JSONL file."""
+    plan, config = organism_plan if steered else None, agreement.Config(max_new_tokens=150, batch_size=4)
+    own = agreement.by_lensteer(organism, tasks, plan, config)
+    found, _, recorded = agreement.by_lm_eval(organism, tasks, plan, config)
+    assert {task: text for task, (text, _) in found.items()} == {task: text for task, (text, _) in own.items()}
+    assert [edit["layer"] for edit in recorded["lensteer_plan"]] == [3] * steered
+    assert recorded["lensteer_model"]["name"] == "organism"
+    if steered:  # the plan is one that changes texts
+        assert own != agreement.by_lensteer(organism, tasks, None, config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steered", [False, True])
-def test_lm_eval_agrees_with_lensteers_own_runs(harness, organism, organism_plan, tasks, tmp_path, steered):
-    plan = organism_plan if steered else None
-    own = ls.generate_traces(organism, tasks, max_new_tokens=150, plans=[plan] * len(tasks))
-    lm = harness.SteeredLM(organism, plan=plan, batch_size=4)
-    accuracy, texts, config = run_lm_eval(lm, tasks, tmp_path)
-    for trace in own:
-        assert texts[trace.task.id] == spelled(organism, trace.response_ids)
-        assert read_answer(trace.task, texts[trace.task.id], finished=trace.finished) == trace.answer
-    assert accuracy == sum(trace.correct for trace in own) / len(own)
-    assert [edit["layer"] for edit in config["lensteer_plan"]] == [3] * steered
+def test_three_readers_agree_on_a_language_model(agreement, real_model, random_direction, steered):
+    model = real_model("smollm2")
+    plan = ls.SteeringPlan(random_direction(model, 3, 20.0), 15, 1.0, ls.generated) if steered else None
+    rows = [("How many legs do two cats have?", "8"), ("Ann has 12 pens and buys 5. How many has she?", "17")]
+    tasks = [ls.Task(str(i), "sum", "test", ask, right, "numeric") for i, (ask, right) in enumerate(rows)]
+    config = agreement.Config(max_new_tokens=40, batch_size=2)
+    runs = {name: ask(model, tasks, plan, config) for name, ask in agreement.available()}
+    if len(runs) == 1:
+        pytest.skip("neither lm-eval nor inspect_ai is installed")
+    texts = {name: found[0] if isinstance(found, tuple) else found for name, found in runs.items()}
+    for name, found in texts.items():
+        assert {task: text for task, (text, _) in found.items()} == {
+            task: text for task, (text, _) in texts["lensteer"].items()
+        }, name
 
 
 @pytest.mark.medium
@@ -352,48 +332,12 @@ def inspecting():
     return importlib.import_module("lensteer.adapters.inspect_ai")
 
 
-def run_inspect(model, tasks, folder):
-    """Accuracy, and text and stop reason by task id, of inspect's own run of the tasks."""
-    import inspect_ai
-    from inspect_ai.dataset import MemoryDataset, Sample
-    from inspect_ai.scorer import Score, accuracy, scorer
-    from inspect_ai.solver import generate as ask
-
-    by_id = {task.id: task for task in tasks}
-
-    @scorer(metrics=[accuracy()])
-    def graded():
-        async def score(state, target):
-            task, finished = by_id[state.sample_id], state.output.stop_reason == "stop"
-            given = read_answer(task, state.output.completion, finished=finished)
-            right = given is not None and GRADERS[task.grader](given, target.text)
-            return Score(value=float(right), answer=given)
-
-        return score
-
-    samples = [Sample(input=task.prompt, target=task.answer, id=task.id) for task in tasks]
-    (log,) = inspect_ai.eval(
-        inspect_ai.Task(dataset=MemoryDataset(samples), solver=ask(), scorer=graded()),
-        model=model,
-        log_dir=str(folder),
-        display="none",
-        max_tokens=150,
-    )
-    assert log.status == "success", log.error
-    found = {s.id: (s.output.completion, s.output.stop_reason, s.scores["graded"].answer) for s in log.samples}
-    return log.results.scores[0].metrics["accuracy"].value, found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("steered", [False, True])
-def test_inspect_agrees_with_lensteers_own_runs(inspecting, organism, organism_plan, tasks, tmp_path, steered):
-    plan = organism_plan if steered else None
-    own = ls.generate_traces(organism, tasks, max_new_tokens=150, plans=[plan] * len(tasks))
-    accuracy, found = run_inspect(inspecting.steered_model(organism, plan, batch_size=4), tasks, tmp_path)
-    for trace in own:
-        reason = "stop" if trace.finished else "max_tokens"
-        assert found[trace.task.id] == (spelled(organism, trace.response_ids), reason, trace.answer)
-    assert accuracy == pytest.approx(sum(trace.correct for trace in own) / len(own))
+def test_inspect_agrees_with_lensteers_own_runs(inspecting, agreement, organism, organism_plan, tasks, steered):
+    """Texts, whether they ended, and so the answers that are read in them."""
+    plan, config = organism_plan if steered else None, agreement.Config(max_new_tokens=150, batch_size=4)
+    assert agreement.by_inspect(organism, tasks, plan, config) == agreement.by_lensteer(organism, tasks, plan, config)
 
 
 @pytest.mark.slow

@@ -445,3 +445,15 @@ def test_where_a_sentence_of_the_organism_is_decided():
     first, *_, later = (g.specific.value for g in found[: len(analysis.PLACES)])
     assert first > abs(later)  # onset vectors on onsets
     assert analysis.table(early, found).count("\n") == 4 + len(early) + len(found)
+
+
+def test_harnesses_are_asked_the_tasks_that_lensteer_asks():
+    """Without their packages, lensteer's own run is left."""
+    analysis = load("benchmark_agreement")
+    rows = analysis.main(analysis.Config(n=3, max_new_tokens=20))
+    assert {row.condition for row in rows} == {"unsteered", "steered"}
+    assert len(rows) == 2 * len(analysis.available())
+    for row in rows:
+        assert row.same_texts == row.same_answers == row.n == 3
+        assert row.right + row.unread <= 3
+    assert analysis.table(rows).count("\n") == len(rows)
