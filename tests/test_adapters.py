@@ -27,7 +27,7 @@ SCOPES = {scope.name: scope for scope in (ls.everywhere, ls.prompt, ls.generated
 @pytest.fixture(scope="module")
 def organism_plan(organism, random_direction):
     """It changes texts and breaks some answers."""
-    return ls.SteeringPlan(random_direction(organism, 3, 12.0), 3, 1.0, ls.generated)
+    return ls.SteeringPlan(random_direction(organism, 3, 12.0), 3, 4.0, ls.generated)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def tasks():
 
 
 def test_counts_agree_with_the_answers_themselves(organism, plan, tasks):
-    steered = plan(organism, 1.5)
+    steered = plan(organism, 6.0)
     found = ls.benchmark(organism, tasks, {"pushed": steered}, ls.Sampling(temperature=0.0, max_new_tokens=150))
     assert [c.condition for c in found.modes.conditions] == ["unsteered", "pushed"]
     for name, own in (("unsteered", None), ("pushed", steered)):
@@ -78,7 +78,7 @@ def test_a_plan_may_not_be_named_unsteered(organism, plan, tasks):
 
 
 def test_the_command_writes_figures_and_resumes(organism, plan, tmp_path):
-    for name, coefficient in (("weak", 0.0), ("strong", 2.0)):
+    for name, coefficient in (("weak", 0.0), ("strong", 6.0)):
         ls.export.folder(plan(organism, coefficient), tmp_path / name, model=organism)
     words = ["--plan", tmp_path / "weak", "--plan", tmp_path / "strong", "--out", tmp_path / "out", "--n-tasks", 4]
     words += ["--max-new-tokens", 60]
