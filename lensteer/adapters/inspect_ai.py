@@ -124,8 +124,7 @@ class SteeredAPI(ModelAPI):
         )
         self._waiting: list[_Waiting] = []
         self._lock = Lock()
-        self._worker = ThreadPoolExecutor(1, "lensteer")  # one thread runs the model
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._worker: ThreadPoolExecutor | None = None
 
     def max_tokens(self) -> int | None:
         """The limit of a reply where none is set."""
@@ -140,8 +139,10 @@ class SteeredAPI(ModelAPI):
         return f"lensteer-{id(self.steered)}"
 
     def close(self) -> None:
-        """End the model's thread."""
-        self._worker.shutdown(wait=False)
+        """End the model's thread; a later request starts another."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=False)
+            self._worker = None
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -156,10 +157,13 @@ class SteeredAPI(ModelAPI):
         request = _Waiting(models.encode(self.steered.model, prompt), drawing)
         with self._lock:
             self._waiting.append(request)
-        self._worker.submit(self._run)
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(10_000)  # waiting threads do nothing; inspect limits the connections
-        reply = await anyio.to_thread.run_sync(request.reply.result, limiter=self._limiter)
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, "lensteer")  # one thread runs the model
+            self._worker.submit(self._run)
+        # A limiter of its own: inspect limits the number of requests that wait.
+        reply = await anyio.to_thread.run_sync(
+            request.reply.result, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
         return ModelOutput(
             model=self.model_name,
             choices=[
@@ -173,7 +177,6 @@ class SteeredAPI(ModelAPI):
                 output_tokens=reply.n_tokens,
                 total_tokens=len(request.ids) + reply.n_tokens,
             ),
-            metadata=self.steered.describe(),
         )
 
     def _run(self) -> None:
@@ -208,7 +211,7 @@ def steered_model(
     batch_size: int = 32,
     thinking: bool = True,
 ) -> Model:
-    """A model for `inspect_ai.eval(task, model=...)` from what is loaded.
+    """A model for `inspect_ai.eval(task, model=...)` from what is loaded. The log holds its identity and the edits.
 
     Args:
         model: a bridge, or a checkpoint's folder or name.
@@ -224,7 +227,7 @@ def steered_model(
     name = model if isinstance(model, str) else models.fingerprint(model).name
     # inspect's decorator makes of `provider` a function that returns the model.
     api: Any = provider(name, config=config, model=model, plan=plan, batch_size=batch_size, thinking=thinking)  # type: ignore[call-arg]  # see above
-    return Model(api, config)
+    return Model(api, config, api.steered.describe())
 
 
 def _messages(given: Sequence[ChatMessage]) -> list[Mapping[str, str]]:
