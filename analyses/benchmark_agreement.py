@@ -169,9 +169,10 @@ def by_inspect(model: Any, tasks: Sequence[Task], plan: Plan | None, config: Con
             display="none",
             max_tokens=config.max_new_tokens,
         )
-    if log.status != "success":
-        raise ls.LensteerError(f"inspect ended with {log.status!r}: {log.error}")
-    return {str(s.id): (s.output.completion, s.output.stop_reason == "stop") for s in log.samples}
+        if log.status != "success":
+            raise ls.LensteerError(f"inspect ended with {log.status!r}: {log.error}")
+        found = {str(s.id): (s.output.completion, s.output.stop_reason == "stop") for s in log.samples}
+    return found
 
 
 def main(config: Config) -> list[Asked]:
