@@ -146,8 +146,8 @@ def test_a_cache_plan_is_scored_and_one_with_an_offset_token_is_refused(tiny_mod
     assert not torch.allclose(before, after, atol=0.01)
     with pytest.raises(ls.LensteerError, match="'offset_token' appends a token"):
         Steered(model, ls.CachePlan(vector, 2.0, position="offset_token")).log_probs([[5, 6]], [[7]])
-    assert edited.has_slots()
-    assert not plain.has_slots()
+    assert edited.edits_cache
+    assert not plain.edits_cache
 
 
 def test_a_last_message_of_the_assistant_begins_the_reply(organism, tasks):

@@ -154,7 +154,7 @@ class SteeredLM(TemplateLM):
         Raises:
             LensteerError: a cache plan, whose slot is in a prompt, which a rolling likelihood does not have.
         """
-        if self.steered.has_slots():
+        if self.steered.edits_cache:
             raise LensteerError(
                 "a cache plan edits a slot of the prompt, and a rolling likelihood has no prompt: use a plan of the "
                 "residual stream, or a task that scores continuations or generates"

@@ -7,7 +7,7 @@ or scored is the response.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,6 @@ from lensteer.models import load_model
 from lensteer.steering import Plan, active_plans, wanted_prefill
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from transformer_lens.model_bridge import TransformerBridge
 
 #: Most logits of one forward: half a gigabyte in float32.
@@ -85,7 +83,12 @@ class Steered:
 
     @staticmethod
     def of(
-        model: str | TransformerBridge, plan: str | Plan | None, *, loading: Mapping[str, Any], **options: Any
+        model: str | TransformerBridge,
+        plan: str | Plan | None,
+        *,
+        loading: Mapping[str, Any],
+        thinking: bool = True,
+        batch_size: int = 32,
     ) -> Steered:
         """From a checkpoint's and a plan's folder or name, or from what is loaded.
 
@@ -93,7 +96,8 @@ class Steered:
             model: as in `load_model`, or a bridge.
             plan: as in `load_plan`, or a plan; None or "" for the unsteered model.
             loading: options of `load_model`; None is its default.
-            options: the other attributes.
+            thinking: as in the attributes.
+            batch_size: as in the attributes.
 
         Raises:
             LensteerError: a model or a plan that cannot be read, or a plan of another model.
@@ -102,7 +106,7 @@ class Steered:
             model = load_model(model or None, **{name: value for name, value in loading.items() if value is not None})
         if isinstance(plan, str):
             plan = load_plan(plan, model) if plan else None
-        return Steered(model, plan, **options)
+        return Steered(model, plan, thinking, batch_size)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt of a conversation; a last message of the assistant is the beginning of the reply."""
@@ -198,7 +202,8 @@ class Steered:
                 found[i] = (logs.cpu(), bool((logits.argmax(-1) == ids).all()))
         return [found[i] for i in range(len(prompts))]
 
-    def has_slots(self) -> bool:
+    @property
+    def edits_cache(self) -> bool:
         """Whether the plan, or one that is on, edits a slot of the cache."""
         return any(plan.slots for plan in [*active_plans(self.model), *([self.plan] if self.plan else [])])
 
