@@ -153,7 +153,7 @@ class SteeredAPI(ModelAPI):
             LensteerError: tools, messages that are more than text, or settings that are not supported.
         """
         drawing = _drawing(config, tools)
-        prompt = self.steered.chat(_messages(input))
+        prompt = self.steered.chat(_messages(input)) + self.steered.appended
         request = _Waiting(models.encode(self.steered.model, prompt), drawing)
         with self._lock:
             self._waiting.append(request)

@@ -184,7 +184,7 @@ class SteeredLM(TemplateLM):
         Raises:
             LensteerError: generation settings of a task that are not supported.
         """
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        prompts = [self.tok_encode(request.args[0] + self.steered.appended) for request in requests]
         drawings = [_drawing(request.args[1], self.max_gen_toks, self.seed) for request in requests]
         groups: dict[Drawing, list[int]] = {}
         for i in sorted(range(len(requests)), key=lambda i: len(prompts[i])):

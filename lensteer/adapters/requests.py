@@ -115,18 +115,22 @@ class Steered:
             messages, begun = messages[:-1], messages[-1]["content"]
         return models.chat_text(self.model, messages, thinking=self.thinking) + begun
 
+    @property
+    def appended(self) -> str:
+        """The text that a cache plan appends to a prompt before a reply; empty for others."""
+        return wanted_prefill(self.model, self.plan)
+
     def replies(self, prompts: Sequence[Sequence[int]], drawing: Drawing) -> list[Reply]:
         """Reply to prompts, which share a batch.
 
         Args:
-            prompts: token ids, without what a cache plan appends (`Joinable.prefill`).
+            prompts: token ids of a prompt with `appended`.
             drawing: how.
 
         Raises:
             LensteerError: as `generation.decode`.
         """
-        model, end = self.model, wanted_prefill(self.model, self.plan)
-        after = models.encode(model, end) if end else []
+        model = self.model
         special = [stop for stop in drawing.stops if stop in model.tokenizer.all_special_tokens]
         end_ids = {int(model.tokenizer.convert_tokens_to_ids(stop)) for stop in special}
         stops = [stop for stop in drawing.stops if stop and stop not in special]
@@ -136,7 +140,7 @@ class Steered:
         with closing(
             decode(
                 model,
-                [[*ids, *after] for ids in prompts],
+                prompts,
                 max_new_tokens=drawing.max_new_tokens,
                 temperature=drawing.temperature,
                 top_p=drawing.top_p,
@@ -180,7 +184,7 @@ class Steered:
         Raises:
             LensteerError: an empty prompt or text, a plan that appends to the prompt, or logits that are not finite.
         """
-        if wanted_prefill(self.model, self.plan):
+        if self.appended:
             raise LensteerError(
                 "a cache plan at 'offset_token' appends a token to the prompt, after which a given text would not be "
                 "scored as it stands: use position='last_prompt'"
