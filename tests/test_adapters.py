@@ -150,6 +150,20 @@ def test_a_cache_plan_is_scored_and_one_with_an_offset_token_is_refused(tiny_mod
     assert not plain.edits_cache
 
 
+def test_what_a_cache_plan_appends_is_part_of_the_prompt_as_in_lensteers_own_runs(tiny_model):
+    model = tiny_model("qwen2")
+    vector = ls.CacheVector("random", torch.ones(4, 2, 8), torch.ones(4, 2, 8), "offset_token")
+    plan = ls.CachePlan(vector, 2.0)
+    task = ls.Task("a", "question", "test", "Is it so?")
+    (trace,) = ls.generate_traces(model, [task], max_new_tokens=8, plans=[plan])
+    steered = Steered(model, plan)
+    prompt = models.encode(model, steered.chat(conversation(task)) + steered.appended)
+    assert prompt == list(trace.prompt_ids)
+    (reply,) = steered.replies([prompt], Drawing(8))
+    assert (reply.text, reply.n_tokens) == (spelled(model, trace.response_ids), len(trace.response_ids))
+    assert Steered(model).appended == ""
+
+
 def test_a_last_message_of_the_assistant_begins_the_reply(organism, tasks):
     steered = Steered(organism)
     asked = conversation(tasks[0])
