@@ -18,6 +18,7 @@ from lensteer import models
 from lensteer.adapters.requests import Drawing, Steered
 from lensteer.forward import forced_logits
 from lensteer.generation import generate
+from lensteer.generation.jobs import chain_seed
 from lensteer.steering import Plans
 from test_analyses import load
 
@@ -113,14 +114,16 @@ def test_replies_end_before_a_stop_text(tiny_model):
 
 def test_a_special_token_ends_a_reply_and_is_not_in_it(tiny_model):
     model = tiny_model("qwen2")
-    made = generate(model, [[i] for i in range(5, 40)], max_new_tokens=24)
+    prompts = [[i] for i in range(5, 45)]
+    seeds = [chain_seed(0, str(i), 0) for (i,) in prompts]  # those of a first reply
+    made = generate(model, prompts, max_new_tokens=24, temperature=2.0, seeds=seeds)
     special = model.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    row = next((i for i, one in enumerate(made) if special in one.ids), None)
-    if row is None:
-        pytest.skip("the random model writes no special token but the one that ends an answer")
-    (reply,) = Steered(model).replies([[5 + row]], Drawing(24, stops=("<|im_start|>",)))
+    row = next(i for i, one in enumerate(made) if special in one.ids)
+    drawing = Drawing(24, temperature=2.0, stops=("<|im_start|>",))
+    (reply,) = Steered(model).replies([prompts[row]], drawing)
     assert reply.n_tokens == made[row].ids.index(special) + 1
     assert reply.finished
+    assert reply.text == spelled(model, made[row].ids[: reply.n_tokens])
     assert "im_start" not in reply.text
 
 
