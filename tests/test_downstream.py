@@ -52,7 +52,7 @@ def test_counts_agree_with_the_answers_themselves(organism, plan, tasks):
     assert rows.loc["pushed", "accuracy_change"] == worse
     assert rows.loc["pushed", "truncated"] > rows.loc["unsteered", "truncated"]
     assert "of 10 right" in str(found)
-    assert len(found.plot().layout.annotations) == 0
+    assert len(found.plot().data) == 6  # a panel for right, read and ended answers
 
 
 def test_a_coefficient_of_zero_changes_nothing(organism, plan, tasks):

@@ -22,7 +22,7 @@ from lensteer.errors import LensteerError
 from lensteer.steering import Plan
 
 try:
-    import anyio
+    from anyio import CapacityLimiter, to_thread
     from inspect_ai.model import (
         ChatCompletionChoice,
         ChatMessageAssistant,
@@ -161,9 +161,7 @@ class SteeredAPI(ModelAPI):
                 self._worker = ThreadPoolExecutor(1, "lensteer")  # one thread runs the model
             self._worker.submit(self._run)
         # A limiter of its own: inspect limits the number of requests that wait.
-        reply = await anyio.to_thread.run_sync(
-            request.reply.result, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-        )
+        reply = await to_thread.run_sync(request.reply.result, abandon_on_cancel=True, limiter=CapacityLimiter(1))
         return ModelOutput(
             model=self.model_name,
             choices=[
@@ -226,7 +224,7 @@ def steered_model(
     config = config or GenerateConfig()
     name = model if isinstance(model, str) else models.fingerprint(model).name
     # inspect's decorator makes of `provider` a function that returns the model.
-    api: Any = provider(name, config=config, model=model, plan=plan, batch_size=batch_size, thinking=thinking)  # type: ignore[call-arg]  # see above
+    api: Any = provider(name, config=config, model=model, plan=plan, batch_size=batch_size, thinking=thinking)
     return Model(api, config, api.steered.describe())
 
 

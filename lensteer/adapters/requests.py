@@ -213,7 +213,7 @@ class Steered:
 
     def describe(self) -> dict[str, Any]:
         """What is asked, for a harness's records: the model's identity, and the edits without their vectors."""
-        edits = [] if self.plan is None else self.plan.edits
+        edits = () if self.plan is None else self.plan.edits
         return {
             "lensteer_model": models.fingerprint(self.model).to_dict(),
             "lensteer_plan": [
