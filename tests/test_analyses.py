@@ -570,3 +570,15 @@ def test_constructions_are_compared_at_one_kl(tmp_path, monkeypatch):
     assert len(analysis.figure(found).data) == 5
     values = json.loads(analysis.to_json(found, config))
     assert len(values["rows"]) == len(found.rows)
+
+
+def test_harnesses_are_asked_the_tasks_that_lensteer_asks():
+    """Without their packages, lensteer's own run is left."""
+    analysis = load("benchmark_agreement")
+    rows = analysis.main(analysis.Config(n=3, max_new_tokens=20))
+    assert {row.condition for row in rows} == {"unsteered", "steered"}
+    assert len(rows) == 2 * len(analysis.available())
+    for row in rows:
+        assert row.same_texts == row.same_answers == row.n == 3
+        assert row.right + row.unread <= 3
+    assert analysis.table(rows).count("\n") == len(rows)

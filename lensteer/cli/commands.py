@@ -11,6 +11,7 @@ import typer
 
 from lensteer.annotation.judge_client import KEY, MODEL, URL
 from lensteer.cli.annotate import annotating
+from lensteer.cli.benchmark import benchmark
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
@@ -266,6 +267,7 @@ app.command("traces")(_beginning("Start a run: generate its chains.", lambda run
 for _name in STAGES:
     if _name not in ("traces", "annotate"):
         app.command(_name)(_stage_command(_name))
+app.command("benchmark")(benchmark)
 app.command("directions")(directions)
 app.command("doctor")(doctor)
 app.command("export")(export)

@@ -6,6 +6,7 @@ from lensteer.evaluation.coefficients import COEFFICIENTS, ChosenCoefficients, C
 from lensteer.evaluation.conditions import Condition, Counts, Record, by_condition, draw_chains, measure, run_conditions
 from lensteer.evaluation.controls import KL_POOLS, POOLS, random_directions
 from lensteer.evaluation.dose_response import DosePoint, DoseResponse, dose_response
+from lensteer.evaluation.downstream import Benchmark, benchmark
 from lensteer.evaluation.effects import (
     BASE,
     BASELINE_PROMPTS,
@@ -44,6 +45,7 @@ __all__ = [
     "LEAD_IN",
     "MEAN",
     "POOLS",
+    "Benchmark",
     "ChosenCoefficients",
     "CleanChains",
     "CoefficientTrial",
@@ -66,6 +68,7 @@ __all__ = [
     "SideEffect",
     "TextCheck",
     "TextFigure",
+    "benchmark",
     "by_condition",
     "choose_coefficients",
     "dose_response",

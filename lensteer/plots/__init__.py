@@ -15,12 +15,13 @@ from lensteer.attention import BehaviorAttention, SentenceAttention
 from lensteer.attribution import LayerScores
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.errors import LensteerError
-from lensteer.evaluation import ChosenCoefficients, Evaluation, Modes
+from lensteer.evaluation import Benchmark, ChosenCoefficients, Evaluation, Modes
 from lensteer.export.verification import Verification
 from lensteer.plots.attention import behavior_attention, head_map, sentence_attention
 from lensteer.plots.chains import Html, chain_html, forced_effect, leave_one_out, legend_html, token_projections
 from lensteer.plots.geometry import layer_angles, recipe_comparison, vector_geometry
 from lensteer.plots.measured import (
+    benchmark,
     coefficients,
     dose_response,
     effects,
@@ -46,6 +47,7 @@ __all__ = [
     "Html",
     "against_controls",
     "behavior_attention",
+    "benchmark",
     "chain_html",
     "coefficients",
     "color",
@@ -74,6 +76,7 @@ __all__ = [
 _FIGURES: dict[type, Callable[..., go.Figure]] = {
     BehaviorAttention: behavior_attention,
     BehaviorVectors: vector_geometry,
+    Benchmark: benchmark,
     CosineMatrix: cosine_matrix,
     ChosenCoefficients: coefficients,
     EmbeddingOverlap: overlap,

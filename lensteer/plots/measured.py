@@ -14,6 +14,7 @@ from lensteer.evaluation import (
     BASELINES,
     KINDS,
     MEAN,
+    Benchmark,
     ChosenCoefficients,
     DoseResponse,
     Evaluation,
@@ -366,6 +367,11 @@ def modes(found: Modes, figures: Sequence[str] = ("thinks", "accuracy", "parsed"
         about += "; gray: a dot per control vector of the same length"
     height = 140 + 34 * (len(conditions) + len(rows))
     return finish(shown, f"Answers under each edit<br><sup>{about}</sup>", height, False)
+
+
+def benchmark(found: Benchmark) -> go.Figure:
+    """Right answers, those that can be read, and those that end, as `modes` draws them."""
+    return modes(found.modes, ("accuracy", "answered", "finished"))
 
 
 def kl_by_token(
