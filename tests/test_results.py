@@ -147,26 +147,35 @@ def numbers(cell):
     return [float(n) for n in re.findall(r"\d*\.?\d+", cell)]
 
 
-def test_the_page_on_cache_edits_is_what_was_measured():
+@pytest.mark.parametrize(("name", "n_controls"), [("cache_qwen", 10), ("cache_smollm2", 5)])
+def test_the_page_on_cache_edits_is_what_was_measured(name, n_controls):
     page = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"<!-- cache_qwen -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    (text,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end -->", page, re.DOTALL)
     rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in text.splitlines()[2:]]
-    test = modes_of("cache_qwen")
+    test = modes_of(name)
     names = ["unsteered", "cache", "residual, once", "words", "offset token alone", "swapped sides"]
     names.append("swapped sides, own length")
     figures, digits = ("reasons", "accuracy", "answered", "length"), (3, 3, 2, 0)
     assert len(rows) == len(names) + 2
-    for name, cells in zip(names, rows, strict=False):
+    for condition, cells in zip(names, rows, strict=False):
         for figure, cell, n in zip(figures, cells, digits, strict=True):
-            truth = [test[name][figure][end] for end in ("value", "low", "high")]
+            truth = [test[condition][figure][end] for end in ("value", "low", "high")]
             found = numbers(cell)
-            assert found == pytest.approx(truth[: len(found)], abs=0.51 * 10**-n), (name, figure)
+            assert found == pytest.approx(truth[: len(found)], abs=0.51 * 10**-n), (condition, figure)
     for pool, cells in zip(("random", "spread"), rows[-2:], strict=True):
-        drawn = [c for name, c in test.items() if name.startswith(f"{pool}-")]
-        assert len(drawn) == 10
+        drawn = [c for condition, c in test.items() if condition.startswith(f"{pool}-")]
+        assert len(drawn) == n_controls
         for figure, cell, n in zip(figures, cells, digits, strict=True):
             values = [c[figure]["value"] for c in drawn]
             assert numbers(cell) == pytest.approx([min(values), max(values)], abs=0.51 * 10**-n), (pool, figure)
+
+
+def test_on_smollm2_controls_do_as_much_as_the_edit():
+    reasons = {name: c["reasons"]["value"] for name, c in modes_of("cache_smollm2").items()}
+    controls = [value for name, value in reasons.items() if name.startswith(("random", "spread"))]
+    assert (len(controls), sum(value <= reasons["cache"] for value in controls)) == (10, 5)
+    assert reasons["swapped sides"] < reasons["cache"]
+    assert round(reasons["unsteered"], 2) == 0.84
 
 
 def test_the_readmes_cache_edits_are_what_was_measured():
