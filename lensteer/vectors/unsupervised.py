@@ -106,7 +106,8 @@ def unsupervised_directions(
         key=lambda kept: kept[:2],  # whatever the order of the traces
     )
     tokens = torch.stack([kept[3] for kept in features]).double().mean(0)
-    raw, counts = [], None
+    raw: list[Tensor] = []
+    counts: Tensor | None = None
     for row in range(len(chosen)):
         x = torch.cat([kept[2][:, row] for kept in features]).double()
         x -= x.mean(0)
