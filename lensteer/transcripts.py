@@ -74,6 +74,16 @@ def read_transcripts(path: str | Path, model: TransformerBridge | None = None) -
     return traces
 
 
+def plain_parts(trace: Trace) -> tuple[str, str]:
+    """The thought and the answer of a chain as plain text, without the marks of thoughts and messages.
+
+    Either is empty if there is none. Without marks of a thought the whole response is the answer.
+    """
+    begin, end = trace.thinking if trace.marks[0] else (0, 0)
+    said = trace.response[end:] if trace.marks[0] else trace.response
+    return trace.response[begin:end].strip(), _plain(said.removeprefix(trace.marks[1]))
+
+
 def _turns(row: Mapping[str, Any], where: str) -> tuple[str, str, str]:
     """System prompt, question and response of a line."""
     if isinstance(row.get("messages"), list):

@@ -14,7 +14,7 @@ from lensteer.pipeline import Run, RunConfig
 from lensteer.pipeline.chains import read_chains
 from lensteer.pipeline.stages import score_chains
 from lensteer.traces import save_traces
-from lensteer.transcripts import has_labels, read_transcripts
+from lensteer.transcripts import has_labels, plain_parts, read_transcripts
 
 THOUGHT, ANSWER = "Hmm, two weeks.  Wait, that is not right.  It is 14.", "The answer is 14."
 QUESTION = "How many days are in two weeks?"
@@ -75,6 +75,7 @@ def test_a_chain_reads_as_if_the_model_had_written_it(form, marks, opens, marked
     assert QUESTION in trace.prompt
     assert trace.prompt_ids == tuple(models.encode(model, trace.prompt))
     assert models.decode_offsets(model.tokenizer, trace.response_ids) == (trace.response, list(trace.offsets))
+    assert plain_parts(trace) == (THOUGHT, ANSWER)
     assert not trace.spans
     (annotated,) = ls.annotate([trace], ls.rules)
     assert [annotated.response[span.char_start : span.char_end] for span in annotated.spans] == THOUGHT.split("  ")
@@ -164,3 +165,9 @@ def test_real_chains_with_the_marks_of_their_templates(name, real_model, referen
         assert "im_start" not in trace.response
         assert trace.thinking[0] == 0
         assert trace.response[slice(*trace.thinking)].strip()
+
+
+def test_parts_that_are_not_there_are_empty(tmp_path):
+    texts = (f"<think>\n{THOUGHT}", f"<think>\n{THOUGHT}\n</think>\n", f"{ANSWER}<|im_end|>\n")
+    chains = read_chains(written(tmp_path, *({"text": text} for text in texts)))
+    assert [plain_parts(trace) for trace in chains] == [(THOUGHT, ""), (THOUGHT, ""), ("", ANSWER)]
