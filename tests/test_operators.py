@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from lensteer.export.plan_files import CONFIG
 from lensteer.export.verification import expected_effect
 from lensteer.generation import generate
 from lensteer.positions import Context, everywhere, first, generated, sentence_starts
-from lensteer.steering import OPERATORS, Edits, Gate, Schedule, SteeringPlan
+from lensteer.steering import OPERATORS, Edits, Gate, Plan, Schedule, SteeringPlan
 from lensteer.steering.gates import Gates
 from lensteer.steering.operators import clamp, project_out, rotate
 from lensteer.vectors import BehaviorVectors
@@ -54,7 +55,7 @@ def every_plan(model, random_direction, scope=generated):
     """A plan for each operator, gate and schedule, along different directions; every fourth has two edits."""
     other = random_direction(model, 99).at(1)
     gates = [*GATES, Gate(0.0, direction=other)]
-    plans = []
+    plans: list[Plan] = []
     for operator in OPERATORS:
         for gate in gates:
             for schedule in SCHEDULES:
@@ -118,7 +119,7 @@ def test_cached_padded_decode_is_the_full_single_forward(operator, tiny_model, r
 @pytest.mark.medium
 def test_rows_of_a_batch_generate_what_they_generate_alone(tiny_model, random_direction):
     model = tiny_model("llama")
-    plans = [None]
+    plans: list[SteeringPlan | None] = [None]
     for number, operator in enumerate(OPERATORS):
         strong = {"add": 3.0, "project_out": 4.0, "clamp": -4.0, "rotate": 60.0}[operator]
         plan = SteeringPlan(random_direction(model, number), 2, strong, everywhere, operator)
@@ -436,7 +437,7 @@ def test_calibration_takes_every_operator_and_keeps_gates(tiny_model, random_dir
     model = tiny_model()
     prompts = [models.encode(model, text) for text in ("So", "Take three. Next", "I am")]
     direction = random_direction(model)
-    options = dict(budget=0.02, quantile=None, max_new_tokens=6, max_rounds=6, tolerance=0.2)
+    options: dict[str, Any] = dict(budget=0.02, quantile=None, max_new_tokens=6, max_rounds=6, tolerance=0.2)
     found = calibrate(model, prompts, direction, 1, operator="rotate", scope=generated, **options)
     assert found.reached
     assert found.path[0].coefficient == 5.0  # degrees
@@ -455,6 +456,7 @@ def test_the_explorer_offers_what_needs_no_further_number(organism, random_direc
     (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=4)
     choices = Choices(vectors, [trace])
     plan = choices.plan(choices.check(state))
+    assert isinstance(plan, SteeringPlan)
     assert (plan.operator, plan.unit) == ("clamp", "difference")
     with pytest.raises(
         ls.LensteerError, match=r"no operator 'rotate': choose one of \['add', 'project_out', 'clamp'\]"

@@ -217,7 +217,7 @@ def edited(path, **changes):
 def test_damaged_folders_are_refused(vectors, model, tmp_path):
     plan = SteeringPlan(vectors[B], 1)
     made = [folder(plan, tmp_path / str(i), model=model) for i in range(8)]
-    edited(made[0], version=2)
+    edited(made[0], version=3)
     edited(made[1], kind="recipe")
     edited(made[2], edits=[{"vector": "0.vector"}])
     (made[3] / VECTORS).write_bytes((made[3] / VECTORS).read_bytes()[:-4])
@@ -230,7 +230,7 @@ def test_damaged_folders_are_refused(vectors, model, tmp_path):
 
     edited(made[7], sha256=hashlib.sha256((made[7] / VECTORS).read_bytes()).hexdigest())
     expected = [
-        "reads up to 1: install a newer", "is no steering plan", "damaged plan", "truncated or", f"has no {VECTORS}",
+        "reads up to 2: install a newer", "is no steering plan", "damaged plan", "truncated or", f"has no {VECTORS}",
         "cannot be read", "no edit", "shape .7., where",
     ]  # fmt: skip
     for path, words in zip(made, expected, strict=True):

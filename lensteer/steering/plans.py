@@ -206,7 +206,7 @@ class SteeringPlan(Joinable):
 
     def describe(self) -> list[Any]:
         """Everything the edit depends on, as JSON-ready values."""
-        found = [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
+        found: list[Any] = [self.layer, self.coefficient, self.operator, self.scope.name, self.vector.double().tolist()]
         # Left out where there are none, so that experiments from before there were any are recognized.
         return found + [part.describe() for part in (self.gate, self.schedule) if part is not None]
 
