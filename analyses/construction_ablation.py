@@ -239,7 +239,7 @@ def main(config: Config) -> Result:
                     ahead=estimate_of(ahead, len(at.tasks)),
                     kl=float(np.mean([found[key][1] for key in keys])),
                     length=float(np.mean([abs(found[key][0]) for key in keys])),
-                    cosine=float(np.mean([_cosine(plans[key], plans[(DIFFERENCE, *key[1:])]) for key in keys])),
+                    cosine=float(np.mean([_cosine(plans[key], plans[_beside(key)]) for key in keys])),
                     reached=sum(found[key][2] for key in keys),
                     plans=len(keys),
                     repetition=float(np.mean([r.repetition for key in keys for r in own["/".join(key)]])),
@@ -252,6 +252,12 @@ def main(config: Config) -> Result:
 
 def _first(at: _Setting, config: Config) -> tuple[str, str, str]:
     return str(Recipe(at.windows[0]).window), config.negatives[0], at.scopes[0]
+
+
+def _beside(key: Key) -> Key:
+    """The difference of means of the same cell."""
+    _, window, negatives, scope, behavior, kind = key
+    return DIFFERENCE, window, negatives, scope, behavior, kind
 
 
 def _cosine(one: ls.SteeringPlan, other: ls.SteeringPlan) -> float:

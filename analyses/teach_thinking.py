@@ -315,7 +315,9 @@ def _taught(model: PeftModel, base: Base, data: Data, config: Config) -> Result:
         write_atomically(path, buffer.getvalue())
 
     done = int(state["step"])
-    shown = dict(total=sum(sizes), initial=sum(sizes[:done]), desc="teach", unit="token", unit_scale=True)
+    shown: dict[str, Any] = dict(
+        total=sum(sizes), initial=sum(sizes[:done]), desc="teach", unit="token", unit_scale=True
+    )
     with progress_bar(show=True, **shown) as bar:
         for step in range(done, len(steps) + 1):
             if step in measured and step not in state["held_out"]:
@@ -378,7 +380,7 @@ def _step(
         torch.manual_seed(config.seed + number)  # of dropout
         for rows in batches:
             loss = summed_loss(model, rows, config) / n
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            loss.backward()
             total += float(loss.detach())
     if not math.isfinite(total):
         raise LensteerError(f"the loss is {total} at a learning rate of {rate:.2g}: lower learning_rate")

@@ -141,7 +141,8 @@ def test_a_cache_plan_is_scored_and_one_with_an_offset_token_is_refused(tiny_mod
     config = model.original_model.config
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
     drawn = torch.Generator().manual_seed(0)
-    vector = ls.CacheVector("random", *(3 * torch.randn(shape, generator=drawn) for _ in range(2)), "last_prompt")
+    keys, values = (3 * torch.randn(shape, generator=drawn) for _ in range(2))
+    vector = ls.CacheVector("random", keys, values, "last_prompt")
     plain, edited = Steered(model), Steered(model, ls.CachePlan(vector, 2.0))
     before, after = (each.log_probs([[5, 6, 7, 8]], [[20, 21]])[0][0] for each in (plain, edited))
     (wanted,) = forced_logits(model, [[5, 6, 7, 8]], [[20, 21]], plans=[edited.plan])

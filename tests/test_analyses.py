@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -496,7 +497,9 @@ def test_where_a_sentence_of_the_organism_is_decided():
 def small_run(tmp_path_factory):
     """A run's folder on the organism, finished but for its report."""
     folder = tmp_path_factory.mktemp("small") / "run"
-    sizes = dict(n_train=24, n_dev=6, n_test=6, n_controls=1, n_score_controls=1, score_chains=4, max_spans=5)
+    sizes: dict[str, Any] = dict(
+        n_train=24, n_dev=6, n_test=6, n_controls=1, n_score_controls=1, score_chains=4, max_spans=5
+    )
     behaviors = ("backtracking", "uncertainty-estimation")
     config = dataclasses.replace(DEMO, **sizes, layers=(4,), coefficients=(0.3,), behaviors=behaviors)
     run = Run.open(folder, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ def chains(coefficient, share, *, n_tasks=60, correct=0.8, seed=0, scores=False)
     for t in range(n_tasks):
         own = sum(rng.random() < share for _ in range(10))
         right = rng.random() < correct
-        row = dict(sentences={B: own}, tokens={B: 4 * own}, n_sentences=10, n_tokens=40, parsed=True, finished=True)
+        row: dict[str, Any] = dict(
+            sentences={B: own}, tokens={B: 4 * own}, n_sentences=10, n_tokens=40, parsed=True, finished=True
+        )
         row |= dict(correct=right, length=50, repetition=0.1, scores={B: float(own)} if scores else {})
         rows.append(Record(f"c{coefficient:g}", f"t{t:02d}", 0, **row))
     return rows

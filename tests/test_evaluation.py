@@ -1032,14 +1032,17 @@ def test_controls_of_equal_kl_spend_what_the_edit_spends(organism, vectors, tmp_
     path = tmp_path / "matched.json"
     found = match_kl(organism, tasks, own, controls, path=path)
     assert [c.name for c in found] == [c.name for c in controls]
-    by_pool = {pool: [c.plan for c in found if c.pool == pool] for pool in ("isotropic", "isotropic_kl")}
+    by_pool: dict[str, list[Any]] = {
+        pool: [c.plan for c in found if c.pool == pool] for pool in ("isotropic", "isotropic_kl")
+    }
     assert [p.length for p in by_pool["isotropic"]] == pytest.approx([edit.length] * 2, rel=1e-5)
     rolled: dict[str, Any] = dict(max_new_tokens=60)
     spent = [each.statistic(None) for each in rollout_kl(organism, tasks, [edit, *by_pool["isotropic_kl"]], **rolled)]
     assert spent[1:] == pytest.approx([spent[0]] * 2, rel=0.15)
     assert match_kl(organism, tasks, own, controls, path=path) == found  # read back
     written = json.loads(path.read_text())
-    assert written == {c.name: c.plan.coefficient for c in found if c.pool == "isotropic_kl"}
+    kept: dict[str, Any] = {c.name: c.plan for c in found if c.pool == "isotropic_kl"}
+    assert written == {name: plan.coefficient for name, plan in kept.items()}
 
 
 def test_an_unknown_pool_is_named_beside_those_that_there_are(vectors):

@@ -41,7 +41,7 @@ def evaluation_of(vectors, *, layer=1, coefficient=0.7, scope="everywhere", unit
     """An evaluation as `evaluate` returns it, with figures made up."""
     plan = SteeringPlan(vectors[behavior], layer, coefficient, unit=unit)
     pool = ControlRank("isotropic", 5, plan.length, -0.01, 0.02, 0.0, 0.01, 6.0, 1, None)
-    shares = dict(share=Estimate(0.2, 0.15, 0.25, 50), base=Estimate(0.1, 0.08, 0.12, 50))
+    shares: dict[str, Any] = dict(share=Estimate(0.2, 0.15, 0.25, 50), base=Estimate(0.1, 0.08, 0.12, 50))
     up = Effect(
         behavior, "up", layer, coefficient, plan.length, "sentences", "", **shares, events=60, base_events=30,
         base_event_tasks=20, change=Estimate(0.1, 0.06, 0.14, 50), p=1e-4, p_holm=4e-4, controls=(pool,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ def chains(condition, *, n_tasks=80, correct=0.8, length=60, other=0.3, answer=T
     rows = []
     for t in range(n_tasks):
         hits, right = sum(rng.random() < other for _ in range(10)), rng.random() < correct
-        row = dict(sentences={B: 1, OTHER: hits}, tokens={B: 4, OTHER: 4 * hits}, n_sentences=10, n_tokens=40)
+        row: dict[str, Any] = dict(
+            sentences={B: 1, OTHER: hits}, tokens={B: 4, OTHER: 4 * hits}, n_sentences=10, n_tokens=40
+        )
         row |= dict(parsed=True, finished=True, correct=right if answer else None, repetition=0.1)
         row |= dict(answered=True if answer else None, length=length + rng.randrange(10))
         rows.append(Record(condition, f"t{t:02d}", 0, **row))
