@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -310,7 +311,7 @@ def test_a_killed_run_gives_what_an_uninterrupted_one_gives(tmp_path, monkeypatc
     base = make_base(tmp_path / "base", "new tokens in new rows", "llama")
     options = dict(dropout=0.2, steps=7, batches=2, batch_tokens=200, evaluations=3)
     whole = teach.main(config_of(tmp_path, base, out=tmp_path / "whole", **options))
-    config = config_of(tmp_path, base, out=tmp_path / "killed", **options)
+    config: Any = config_of(tmp_path, base, out=tmp_path / "killed", **options)
     monkeypatch.setattr(teach, "SAVE_SECONDS", 0.0)
     step = teach._step
     for more in (3, 2):  # killed twice
