@@ -172,6 +172,10 @@ class _Shared:
         )
 
     @cached_property
+    def benchmark(self) -> ls.Benchmark:
+        return ls.benchmark(self.model, self.dev, {"backtracking": self.plan(ls.onsets)}, Sampling(1, 1.0, 0, 400, 256))
+
+    @cached_property
     def verification(self) -> Verification:
         """Three looks at the hooked model, as if it were served."""
         plan, looks = self.plan(ls.onsets), []
@@ -227,8 +231,11 @@ FIGURES: dict[str, Callable[[_Shared], go.Figure]] = {
     "behavior_attention": lambda s: plots.behavior_attention(s.looks, *s.head),
     "behavior_attention-change": lambda s: plots.behavior_attention(s.looks_changed, 7, 3),
     "effects": lambda s: plots.effects(s.evaluation),
+    "entanglement": lambda s: plots.entanglement(s.evaluation),
     "coefficients": lambda s: plots.coefficients(s.coefficients),
+    "dose_response": lambda s: plots.dose_response(s.coefficients.responses),
     "modes": lambda s: plots.modes(s.modes),
+    "benchmark": lambda s: plots.benchmark(s.benchmark),
     "looks": lambda s: plots.looks(s.verification),
     "kl_by_token": lambda s: plots.kl_by_token(s.persistence, cache_versus_residual.BINS),
     "forced_effect": lambda s: plots.forced_effect(s.forced.effect(s.plan(ls.onsets)), s.chain),
