@@ -68,9 +68,10 @@ def test_every_place_that_writes_a_prompt_passes_a_system_prompt():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("chat_text"):
                 if "system" not in {word.arg for word in node.keywords}:
                     without.add(path.relative_to(LIBRARY).as_posix())
-    # Checks of the model and of exports; where a message is in a prompt; a template that takes none, tried before.
+    # Checks of the model and of exports; where a message is in a prompt; a template that takes none, tried before; and
+    # conversations of a harness, which hold the system prompt as a message.
     checks = {"doctor.py", "export/checkpoints.py", "export/plain.py"}
-    assert without == checks | {"attention/sentences.py", "transcripts.py"}
+    assert without == checks | {"attention/sentences.py", "transcripts.py", "adapters/requests.py"}
 
 
 def test_all_conditions_ask_with_it_and_words_go_after_the_question(tiny_model, random_direction, asked):
