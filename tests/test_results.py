@@ -194,13 +194,19 @@ def test_the_readmes_cache_edits_are_what_was_measured():
     assert "none makes more than 11 % think" in README
 
 
-def test_the_served_plan_is_what_was_measured():
+def test_the_served_plans_are_what_was_measured():
     found = json.loads((ROOT / "analyses" / "results" / "mini_r1_served.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-    for name in ("evidence", "llama", "transformers"):
-        change = found[name]["change"]
-        ends = [f"{100 * change[end]:+.1f}" for end in ("value", "low", "high")]
-        assert f"| {ends[0]} % [{ends[1]}, {ends[2]}] |" in page
-    ranks = {pool["pool"]: pool["rank"] for pool in found["evidence"]["controls"]}
-    assert (ranks["isotropic"], ranks["covariance_matched"], ranks["shuffled"]) == (2, 1, 5)
+    for behavior, measured in found.items():
+        for name in ("evidence", "llama", "transformers"):
+            change = measured[name]["change"]
+            ends = [f"{100 * change[end]:+.1f}" for end in ("value", "low", "high")]
+            (row,) = re.findall(rf"\| {behavior} \| [^|]*{SERVED[name]}[^|]* \| ([^|]*) \|", page)
+            assert row == f"{ends[0]} % [{ends[1]}, {ends[2]}]"
+    ranks = {b: [pool["rank"] for pool in m["evidence"]["controls"]] for b, m in found.items()}
+    assert ranks == {"uncertainty-estimation": [1, 1, 1], "adding-knowledge": [2, 1, 5]}
+    assert [m["evidence"]["verdict"] for m in found.values()] == ["shown", "moves as random vectors do"]
     assert "ranks 2 (isotropic), 1 (covariance-matched) and 5 (shuffled labels)" in page
+
+
+SERVED = {"evidence": "hooked", "llama": "llama-cpp-python", "transformers": "transformers serve"}

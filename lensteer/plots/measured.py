@@ -172,7 +172,8 @@ def coefficients(found: ChosenCoefficients) -> go.Figure:
 def dose_response(found: Sequence[DoseResponse], scored: bool = False) -> go.Figure:
     """A panel per behavior: its share by signed coefficient, with 95 % intervals over tasks.
 
-    Hollow markers: the text breaks. The line has the slope of the linear range, and ends with it.
+    Hollow markers: the text breaks. The dotted line has the slope of the linear range and ends with it; where there is
+    no such range, there is no line.
 
     Args:
         found: curves, such as `ChosenCoefficients.responses`.
@@ -193,8 +194,7 @@ def dose_response(found: Sequence[DoseResponse], scored: bool = False) -> go.Fig
     for column, each in enumerate(found, 1):
         paint, points = color(each.behavior), each.points
         base = next(p.share.value for p in points if not p.coefficient)
-        reach = each.linear or max(abs(p.coefficient) for p in points)
-        ends = [c for c in (-reach, reach) if points[0].coefficient <= c <= points[-1].coefficient]
+        ends = [c for c in (-each.linear, each.linear) if points[0].coefficient <= c <= points[-1].coefficient]
         shown.add_scatter(
             x=ends,
             y=[base + each.slope.value * c for c in ends],
