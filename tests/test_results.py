@@ -207,6 +207,11 @@ def test_the_served_plans_are_what_was_measured():
     assert ranks == {"uncertainty-estimation": [1, 1, 1], "adding-knowledge": [2, 1, 5]}
     assert [m["evidence"]["verdict"] for m in found.values()] == ["shown", "moves as random vectors do"]
     assert "ranks 2 (isotropic), 1 (covariance-matched) and 5 (shuffled labels)" in page
+    changes = [found["uncertainty-estimation"][name]["change"] for name in ("evidence", "llama", "transformers")]
+    points = [[f"{100 * change[end]:.1f}" for end in ("value", "low", "high")] for change in changes]
+    assert f"by {points[0][0]} points hooked" in README
+    for value, low, high in points[1:]:
+        assert f"by {value} [{low}, {high}] at" in README
 
 
 SERVED = {"evidence": "hooked", "llama": "llama-cpp-python", "transformers": "transformers serve"}
