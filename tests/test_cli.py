@@ -121,12 +121,14 @@ OPTIONS = {
     "--thought": ("[THINK]", "thought", "[THINK]"),
     "--template": ("chat.jinja", "template", "chat.jinja"),
 }
+FLAGS = {"--kl-controls": "kl_controls", "--coherence": "coherence"}
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("command", ["run", "traces"])
 def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
     calls = faked(monkeypatch)
+    monkeypatch.setenv("LENSTEER_JUDGE_MODEL", "some-judge")  # of --coherence
     words = [word for option, (text, _, _) in OPTIONS.items() for word in (option, text)]
     cases: list[tuple[list[str], RunConfig, dict[str, Any]]] = [
         ([], ORGANISM, {"model": None}),
@@ -140,13 +142,13 @@ def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
         code, _, err = lensteer(command, "--out", plain, *options)
         assert code == 0, err
         assert calls[-1][1].config == replace(base, **what)  # no option of its own changes anything
-        code, _, err = lensteer(command, "--out", full, *options, *words)
+        code, _, err = lensteer(command, "--out", full, *options, *words, *FLAGS)
         assert code == 0, err
         expected: dict[str, Any] = {name: value for _, name, value in OPTIONS.values()}
-        assert calls[-1][1].config == replace(base, **what, **expected)
+        assert calls[-1][1].config == replace(base, **what, **expected, **dict.fromkeys(FLAGS.values(), True))
     known = {f.name for f in fields(RunConfig)}
     given = {"model", "tasks", "chains", "pairs", "pair_format", "annotators", "measure", "classifier"}
-    given |= {*(name for _, name, _ in OPTIONS.values())}
+    given |= {*(name for _, name, _ in OPTIONS.values()), *FLAGS.values()}
     assert known - given == {"dev_samples", "max_spans", "score_chains", "score_coefficient", "margins", "quality"}
 
 
