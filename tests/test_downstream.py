@@ -35,11 +35,11 @@ def tasks():
 
 
 def test_counts_agree_with_the_answers_themselves(organism, plan, tasks):
-    steered = plan(organism, 6.0)
-    found = ls.benchmark(organism, tasks, {"pushed": steered}, ls.Sampling(temperature=0.0, max_new_tokens=150))
+    steered = plan(organism, 20.0)
+    found = ls.benchmark(organism, tasks, {"pushed": steered}, ls.Sampling(temperature=0.0, max_new_tokens=400))
     assert [c.condition for c in found.modes.conditions] == ["unsteered", "pushed"]
     for name, own in (("unsteered", None), ("pushed", steered)):
-        traces = ls.generate_traces(organism, tasks, max_new_tokens=150, plans=[own] * len(tasks))
+        traces = ls.generate_traces(organism, tasks, max_new_tokens=400, plans=[own] * len(tasks))
         right, read = sum(t.correct for t in traces), sum(t.answer is not None for t in traces)
         ended = sum(t.finished for t in traces)
         wanted = dict(right=right, wrong=read - right, unread=10 - read, truncated=10 - ended)
