@@ -170,6 +170,20 @@ def test_the_page_on_cache_edits_is_what_was_measured(name, n_controls):
             assert numbers(cell) == pytest.approx([min(values), max(values)], abs=0.51 * 10**-n), (pool, figure)
 
 
+def test_the_hyperparameters_on_the_page_are_what_was_measured():
+    page = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
+    path = ROOT / "analyses" / "results" / "cache_qwen_steadiness.json"
+    measured = json.loads(path.read_text(encoding="utf-8"))["steadiness"]["dev"]["conditions"]
+    (text,) = re.findall(r"<!-- cache_qwen_steadiness -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in text.splitlines()[2:]]
+    assert len(rows) == len(measured)
+    for cells, condition in zip(rows, measured, strict=True):
+        reasons = [condition["reasons"][end] for end in ("value", "low", "high")]
+        assert numbers(cells[0]) == pytest.approx(reasons, abs=0.0051), condition["condition"]
+        for cell, name, n in zip(cells[1:], ("accuracy", "repetition", "length"), (3, 2, 0), strict=True):
+            assert numbers(cell) == pytest.approx([condition[name]["value"]], abs=0.51 * 10**-n), condition["condition"]
+
+
 def test_on_smollm2_controls_do_as_much_as_the_edit():
     reasons = {name: c["reasons"]["value"] for name, c in modes_of("cache_smollm2").items()}
     controls = [value for name, value in reasons.items() if name.startswith(("random", "spread"))]
