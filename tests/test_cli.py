@@ -145,7 +145,8 @@ def test_options_reach_the_run(command, lensteer, monkeypatch, tmp_path):
         code, _, err = lensteer(command, "--out", full, *options, *words, *FLAGS)
         assert code == 0, err
         expected: dict[str, Any] = {name: value for _, name, value in OPTIONS.values()}
-        assert calls[-1][1].config == replace(base, **what, **expected, **dict.fromkeys(FLAGS.values(), True))
+        expected |= dict.fromkeys(FLAGS.values(), True)
+        assert calls[-1][1].config == replace(base, **what, **expected)
     known = {f.name for f in fields(RunConfig)}
     given = {"model", "tasks", "chains", "pairs", "pair_format", "annotators", "measure", "classifier"}
     given |= {*(name for _, name, _ in OPTIONS.values()), *FLAGS.values()}
