@@ -184,6 +184,16 @@ def test_the_hyperparameters_on_the_page_are_what_was_measured():
             assert numbers(cell) == pytest.approx([condition[name]["value"]], abs=0.51 * 10**-n), condition["condition"]
 
 
+def test_styles_do_not_carry_over_on_qwen():
+    path = ROOT / "analyses" / "results" / "cache_qwen_steadiness.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["styles"]["test"]["conditions"]
+    stepwise = {c["condition"]: c["styles"]["stepwise"]["value"] for c in found}
+    page = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
+    for style in ("stepwise", "strategy-first", "causal", "analogical"):
+        assert re.search(rf"{style} {stepwise[style]:.2f}".replace("0.", r"\."), page), style
+    assert next(c for c in found if c["condition"] == "causal")["styles"]["causal"]["value"] == 0.1
+
+
 def test_on_smollm2_controls_do_as_much_as_the_edit():
     reasons = {name: c["reasons"]["value"] for name, c in modes_of("cache_smollm2").items()}
     controls = [value for name, value in reasons.items() if name.startswith(("random", "spread"))]
