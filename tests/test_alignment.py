@@ -579,7 +579,7 @@ def test_rising_places_are_weighed_at_once_as_one_by_one(monkeypatch):
             assert aligner._chain(options, size) == together
 
 
-def test_a_long_chain_takes_well_under_a_second():
+def test_a_long_chain_is_not_quadratic():
     rng = random.Random(0)
     response, ranges = "", []
     while len(ranges) < 300:
@@ -587,9 +587,9 @@ def test_a_long_chain_takes_well_under_a_second():
         ranges += [(a + len(response), b + len(response)) for a, b in more]
         response += part + "\n"
     sentences = [sentence for sentence, _, _ in misquote(response, ranges[:300], rng)]
-    start = time.perf_counter()
+    start = time.process_time()
     alignment = align(sentences, response[: ranges[299][1]], [0], prompt_length=PROMPT, labels=BEHAVIORS)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 10  # .1 s; it was minutes
     assert len(alignment.spans) == 1  # the one token belongs to the first span
     assert len(alignment.report.dropped) == len(sentences) - 1
 

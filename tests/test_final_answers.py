@@ -238,4 +238,4 @@ def test_long_responses_take_milliseconds(text):
     for grader in ("numeric", "choice", "exact"):
         begin = time.process_time()
         final_answer(text, grader, question="How many?\n(A) 1\n(B) 2")
-        assert time.process_time() - begin < 1.5  # mostly 5 to 50 ms; what is quadratic in 20,000 takes many seconds
+        assert time.process_time() - begin < 10  # mostly 5 to 50 ms; what is quadratic in 20,000 takes minutes

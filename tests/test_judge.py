@@ -397,10 +397,10 @@ def test_only_the_final_score_counts(text, value):
     ids=range(8),
 )
 def test_a_long_reply_is_read_quickly(text):
-    start = time.perf_counter()
+    start = time.process_time()
     parse_reply(text, SIX)
     parse_score(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 20  # .5 s; it was minutes
 
 
 def test_half_a_character_in_a_reply_is_no_trouble(judge_at, tmp_path):

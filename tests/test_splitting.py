@@ -100,7 +100,7 @@ def seconds(text: str) -> float:
     [".", "a! ", "$x ", "\\( ", "... ", 'a. "', "\n", "a\n ", ":", "\n*", "(", ". $", "From B to C, as 3.5 is more. "],
 )
 def test_no_text_takes_long(piece):
-    assert seconds((piece * 30000)[:30000]) < 1.5  # a step for every pair of characters would take minutes
+    assert seconds((piece * 30000)[:30000]) < 10  # a step for every pair of characters would take minutes
 
 
 def test_the_grammars_sentences_are_found():

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Record
@@ -92,6 +91,8 @@ def rank_correlation(
     x: Float[np.ndarray[Any, Any], " item"], drawn: Float[np.ndarray[Any, Any], "draw item"]
 ) -> Float[np.ndarray[Any, Any], " draw"]:
     """Spearman's correlation of fixed values with those of every draw; NaN where one side has a single value."""
+    from scipy.stats import rankdata  # takes a second to import
+
     ranks = rankdata(drawn, axis=1)
     a, b = ranks - ranks.mean(1, keepdims=True), rankdata(x) - (len(x) + 1) / 2
     spread = np.sqrt((a**2).sum(1) * (b**2).sum())

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from lensteer import models
 from lensteer.annotation import Annotator, annotate
@@ -292,6 +291,7 @@ def drift_of(
         level: the interval has the level 1 - `level`.
         seed: of the resamples.
     """
+    from scipy.stats import t  # takes a second to import
 
     def changes(draws: Array) -> Array:
         sums = [draws @ table for table in (now, before)]
@@ -301,7 +301,7 @@ def drift_of(
 
     value = float(changes(np.ones((1, len(now))))[0])
     drawn = changes(drawn_counts(len(now), 2000, seed))
-    half = float(stats.t.ppf(1 - level / 2, len(now) - 1)) * float(np.nanstd(drawn))
+    half = float(t.ppf(1 - level / 2, len(now) - 1)) * float(np.nanstd(drawn))
     return Estimate(value, value - half, value + half, len(now))
 
 
