@@ -400,7 +400,7 @@ def test_a_long_reply_is_read_quickly(text):
     start = time.process_time()
     parse_reply(text, SIX)
     parse_score(text)
-    assert time.process_time() - start < 20  # .5 s; it was minutes
+    assert time.process_time() - start < 20  # .5 s; what is quadratic takes minutes
 
 
 def test_half_a_character_in_a_reply_is_no_trouble(judge_at, tmp_path):
