@@ -388,7 +388,7 @@ def test_inspect_settings_that_are_not_supported_are_named(inspecting):
 
 @pytest.mark.slow
 def test_an_error_of_the_model_reaches_inspect(inspecting, organism, random_direction, tasks, tmp_path):
-    broken = ls.SteeringPlan(random_direction(organism), 3, 1e38)
+    broken = ls.SteeringPlan(random_direction(organism, length=1e3), 3, 1e38)
     import inspect_ai
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.solver import generate as ask
