@@ -45,11 +45,13 @@ from lensteer.files import digest, write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import read_chains
 from lensteer.plots.style import MUTED, color, error_bars, finish, marker
-from lensteer.statistics import Estimate, flat
+from lensteer.statistics import Estimate, estimate_in, flat
 from lensteer.vectors import Direction, DirectionMatches, Recipe, fit_recipes, nearest_direction
 
 Made = TypeVar("Made")
 Key = tuple[str, str, str, str, str, str]  # construction, window, negatives, scope, behavior, "down" or "up"
+
+QUESTION = "Does no construction steer better than the difference of means, if all change the model by as much?"
 
 DIFFERENCE, STABLE, RANDOM, SHUFFLED = "difference", "stable spans", "as many random spans", "shuffled labels"
 SUPERVISED = (DIFFERENCE, "logistic", "lda", "whitened", "pca")
@@ -453,6 +455,20 @@ def figure(result: Result) -> go.Figure:
     return picture.update_yaxes(
         tickvals=list(range(len(order))), ticktext=order, range=[len(order) - 0.5, -0.5], zeroline=False
     )
+
+
+def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the numbers of `to_json` say, and whether no construction is ahead of the difference of means."""
+    rows = {row["construction"]: row for row in result["rows"] if row["behavior"] == MEAN}
+    ahead = {name: estimate_in(row, "ahead") for name, row in rows.items() if name != DIFFERENCE}
+    better = [name for name, lead in ahead.items() if lead.high < 0]
+    leads = "; ".join(f"{name} {100 * lead:+.1f}" for name, lead in ahead.items())
+    text = (
+        f"At {result['target']:.3f} nats per token, differences of means move a behavior's share by "
+        f"{100 * estimate_in(rows[DIFFERENCE], 'effect'):+.1f} points (mean of the behaviors, {result['n_tasks']} "
+        f"tasks). They are ahead of the others by: {leads}. Better than they: {', '.join(better) or 'none'}."
+    )
+    return text, not better
 
 
 def to_json(result: Result, config: Config) -> str:

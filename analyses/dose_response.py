@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from lensteer.evaluation import (
 )
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
+from lensteer.statistics import estimate_in
 from lensteer.vectors import BehaviorVectors
+
+QUESTION = "Does the response to a vector's coefficient look like a direction's, or like any vector's disturbance?"
 
 OWN, POOLS = "own", ("isotropic", "shuffled")
 
@@ -123,6 +127,26 @@ def table(rows: list[Row]) -> str:
             f"{c.linear:g} | {breaks}"
         )
     return "\n".join(lines)
+
+
+def answer(result: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """What the rows as JSON say, and whether each own odd part excludes 0 and is larger than its controls'."""
+    own = {row["curve"]["behavior"]: row["curve"] for row in result if row["vector"] == OWN}
+    others: dict[str, list[float]] = {behavior: [] for behavior in own}
+    for row in result:
+        if row["vector"] != OWN:
+            others[row["curve"]["behavior"]].append(abs(row["curve"]["odd"]["value"]))
+    parts, shown = [], []
+    for behavior, curve in own.items():
+        odd, even = (estimate_in(curve, name) for name in ("odd", "even"))
+        parts.append(
+            f"{behavior} {100 * odd:+.1f} (control vectors at most {100 * max(others[behavior], default=0):.1f} either "
+            f"way), even part {100 * even:+.1f}, Spearman {estimate_in(curve, 'spearman'):+.2f}"
+        )
+        shown.append(odd.low > max(others[behavior], default=0.0))
+    n = next(iter(own.values()))["odd"]["n"]
+    text = f"The odd part of the response, in points of the share ({n} tasks): {'; '.join(parts)}."
+    return f"{text} {sum(shown)} of {len(shown)} odd parts lie wholly above the controls'.", all(shown)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from plotly import graph_objects as go
 
 from lensteer.evaluation import ResampledShares, estimate_of, rank_correlation
 from lensteer.plots.style import CELL_FONT, DIVERGING, color_bar, finish, in_cell, number
-from lensteer.statistics import Estimate
+from lensteer.statistics import Estimate, estimate_in
+
+QUESTION = "Does steering one behavior move the others, and do the vectors' cosines say which?"
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,19 @@ def table(found: Entanglement) -> str:
         cosine = "" if cell.cosine is None else f" | cosine {cell.cosine:+.2f}"
         lines.append(f"{cell.steered} | {cell.vector} | {cell.counted} | {cell.effect:+.3f}{cosine}")
     return "\n".join(lines)
+
+
+def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
+    """What `Entanglement` as JSON says, and whether cosines tell what else a vector moves."""
+    own, off, controls, correlation = (
+        estimate_in(result, name) for name in ("on_target", "off_target", "controls", "correlation")
+    )
+    text = (
+        f"A vector changes its own behavior's share by {own:+.2f} of the unsteered share (half of added less "
+        f"subtracted; mean of the behaviors, {own.n} tasks), and the others' by {off:.2f} in absolute value; control "
+        f"vectors as long change any by {controls:.2f}. Spearman of cosine and effect on others: {correlation:+.2f}."
+    )
+    return text, bool(correlation.low > 0)
 
 
 if __name__ == "__main__":

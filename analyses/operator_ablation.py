@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ from lensteer.files import write_atomically
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline import read_chains
 from lensteer.plots.style import MUTED, color, error_bars, finish
-from lensteer.statistics import Estimate, flat
+from lensteer.statistics import Estimate, estimate_in, flat
 from lensteer.vectors import BehaviorVectors
+
+QUESTION = "Is adding the best operator at equal KL, beside projecting out, clamping, rotating, a gate and a decay?"
 
 EDITS = ("add", "project_out", "clamp", "rotate", "gated add", "decaying add")
 
@@ -363,6 +365,21 @@ def table(result: Result) -> str:
         way = "more" if r.sign > 0 else "less"
         lines.append(f"{r.edit} | {r.behavior}, {way} | {r.coefficient:.3g} | {r.kl:.3f}{missed} | {figures} |")
     return "\n".join(lines)
+
+
+def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the numbers of `to_json` say, and whether adding is ahead of all others or level with them."""
+    means = {m["edit"]: m for m in result["means"]}
+    gains = {edit: estimate_in(m, "gain") for edit, m in means.items() if edit != "add"}
+    behind = [edit for edit, gain in gains.items() if gain.high < 0]
+    ahead = [edit for edit, gain in gains.items() if gain.low > 0]
+    others = "; ".join(f"{edit} {100 * gain:+.1f}" for edit, gain in gains.items())
+    text = (
+        f"At {result['budget']:g} nats per token, adding moves a behavior's share by "
+        f"{100 * estimate_in(means['add'], 'effect'):+.1f} points in the intended direction. The others less adding: "
+        f"{others}. Behind adding: {', '.join(behind) or 'none'}; ahead: {', '.join(ahead) or 'none'}."
+    )
+    return text, bool(behind) and not ahead
 
 
 def to_json(result: Result) -> str:

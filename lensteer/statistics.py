@@ -7,8 +7,8 @@ rows of weights, such as labels, shuffled labels, Gaussian noise or resampling.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +98,11 @@ class Estimate:
         """Such as "0.12 [0.10, 0.14]", each number in the given format."""
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
+    def __rmul__(self, factor: int | float) -> Estimate:
+        """Such as `100 * share`, in points."""
+        low, high = (self.low, self.high) if factor >= 0 else (self.high, self.low)
+        return replace(self, value=factor * self.value, low=factor * low, high=factor * high)
+
     def excludes(self, value: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether the interval lies wholly on one side of `value`."""
         return np.asarray((self.low > value) | (self.high < value))
@@ -113,6 +118,20 @@ def flat(row: Any) -> dict[str, Any]:
         else:
             found[field.name] = value
     return found
+
+
+def estimate_in(row: Mapping[str, Any], name: str) -> Estimate:
+    """The estimate that `flat` wrote as `name`, `name_low` and `name_high`, or that `asdict` wrote as an object.
+
+    Raises:
+        LensteerError: the row has no such estimate.
+    """
+    found = row.get(name)
+    if isinstance(found, Mapping):
+        return Estimate(**found)
+    if found is None or f"{name}_low" not in row:
+        raise LensteerError(f"no estimate {name!r} among {', '.join(map(str, row))}")
+    return Estimate(found, row[f"{name}_low"], row[f"{name}_high"])
 
 
 class Ratio(NamedTuple):

@@ -84,6 +84,7 @@ def test_operators_are_compared_at_one_budget_and_a_killed_run_goes_on(tmp_path,
         analysis.main(dataclasses.replace(config, budget=0.2))
     assert json.loads(analysis.to_json(result))["rows"][0]["kl_low"] == result.rows[0].kl.low
     assert analysis.table(result).count("\n") == len(result.means) + len(result.rows) + 4
+    assert "less adding" in analysis.answer(json.loads(analysis.to_json(result)))[0]
     assert len(analysis.figure(result).data) == 4
 
 
@@ -517,6 +518,7 @@ def test_responses_to_coefficients_and_what_else_moves(small_run):
     for row in rows:
         assert [p.coefficient for p in row.curve.points] == [-0.6, -0.3, 0.0, 0.3, 0.6]
     assert analysis.table(rows).count("\n") == len(rows)
+    assert "odd parts lie" in analysis.answer(json.loads(json.dumps([dataclasses.asdict(row) for row in rows])))[0]
     own = [row.curve for row in rows if row.vector == analysis.OWN]
     assert len(ls.plots.dose_response(own).data) == 2 * len(own)
     between = load("entanglement")
@@ -530,6 +532,7 @@ def test_responses_to_coefficients_and_what_else_moves(small_run):
     assert mine["backtracking", "own", "backtracking"].cosine == pytest.approx(1.0)
     assert between.draw(found).data
     assert between.table(found).count("\n") == len(found.cells)
+    assert "Spearman" in between.answer(json.loads(json.dumps(dataclasses.asdict(found))))[0]
 
 
 def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
@@ -573,6 +576,7 @@ def test_constructions_are_compared_at_one_kl(tmp_path, monkeypatch):
     assert len(analysis.figure(found).data) == 5
     values = json.loads(analysis.to_json(found, config))
     assert len(values["rows"]) == len(found.rows)
+    assert "Better than they" in analysis.answer(values)[0]
 
 
 def test_harnesses_are_asked_the_tasks_that_lensteer_asks():
