@@ -196,6 +196,9 @@ def test_the_citation_has_the_version():
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+#: Each takes a tenth of a second or more to import.
+HEAVY = {"numpy", "pandas", "plotly", "scipy", "sklearn", "torch", "transformer_lens", "transformers"}
+
 #: Run in a fresh interpreter: what importing a module adds to importing what it is built on.
 IMPORT_PROBE = """
 import contextlib, io, json, socket, sys
@@ -229,14 +232,21 @@ def probe_import(module: str, folder: Path | None = None) -> dict:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("module", ["lensteer", "lensteer.export"])
+@pytest.mark.parametrize("module", ["lensteer.evaluation", "lensteer.export"])
 def test_import_is_light_quiet_and_offline(module):
     """scipy.stats, scikit-learn and plotly take a second each; they are imported where they are used."""
     probe = probe_import(module)
     assert probe["calls"] == []
     assert probe["said"] == ""
     assert "lensteer" in probe["packages"]
-    assert set(probe["packages"]) <= {"lensteer", "safetensors", "transformers"}
+    assert set(probe["packages"]) <= {"lazy_loader", "lensteer", "safetensors", "transformers"}
+
+
+@pytest.mark.parametrize("module", ["lensteer", "lensteer.cli"])
+def test_nothing_heavy_is_imported_before_it_is_used(module):
+    code = f"import sys, {module}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout == "[]\n"
 
 
 @pytest.mark.medium
