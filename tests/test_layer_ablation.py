@@ -95,7 +95,6 @@ def test_a_layer_that_is_best_by_chance_is_not_best_on_the_other_half():
 
 def test_what_is_asked_wrongly_is_repeated():
     analysis = load("layer_ablation")
-    pytest.importorskip("torch")
     with pytest.raises(ls.LensteerError, match="holds no run"):
         analysis.main(analysis.Config(Path("nowhere")))
 
