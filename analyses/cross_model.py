@@ -20,7 +20,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from lensteer.activations import stream_features
 from lensteer.files import read_tensors, write_tensors
 from lensteer.models import ORGANISM
 from lensteer.pipeline import read_chains
-from lensteer.plots.style import INK, MUTED, color, error_bars, finish
+from lensteer.plots.style import COLORS, INK, MUTED, error_bars, finish
 from lensteer.statistics import Estimate, drawn_counts, percentile_interval
 from lensteer.traces import Trace
 
@@ -370,17 +370,19 @@ def figure(result: Result) -> go.Figure:
             name="labels" if tone == INK else "shuffled labels", row=1, col=1,
         )  # fmt: skip
     drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=1)
-    for model in result.models:
+    paints = cycle((*(COLORS[b] for b in ls.STEERED), INK, COLORS["deduction"], MUTED))
+    for model, paint in zip(result.models, paints, strict=False):
         x = [(i + 1) / model.n_layers for i in range(model.n_layers)]
-        line = dict(color=color(model.name), dash="solid" if model.family == LANGUAGE else "dot")
+        line = dict(color=paint, dash="solid" if model.family == LANGUAGE else "dot")
         y = [e.value for e in model.separation]
         drawn.add_scatter(x=x, y=y, mode="lines", line=line, name=model.name, row=1, col=2)
         drawn.add_scatter(
             x=[model.best_depth.value], y=[max(y)], mode="markers", showlegend=False,
-            marker=dict(color=color(model.name), size=9), row=1, col=2,
+            marker=dict(color=paint, size=9), row=1, col=2,
         )  # fmt: skip
     drawn.update_xaxes(title_text="relative depth", row=1, col=2)
-    finish(drawn, "Geometry of behaviors across models", 200 + 24 * len(pairs))
+    finish(drawn, "Geometry of behaviors across models", max(420, 200 + 24 * len(pairs)))
+    drawn.update_layout(margin=dict(t=90))
     return drawn.update_yaxes(
         tickvals=list(range(len(pairs))), ticktext=names, autorange="reversed", zeroline=False, row=1, col=1
     )
