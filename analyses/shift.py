@@ -134,10 +134,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Result:
-    """All rows, what changed prompts do to unsteered text, and the sizes."""
+    """All rows, what changed prompts do to unsteered text, and the sizes.
+
+    Attributes:
+        model: its name.
+        kinds: tasks of each kind.
+        sentences: of each behavior in the chains of each kind.
+        n_chains: of each kind.
+        n_tasks: of all kinds.
+        signs: that were run.
+        rows: by part and behavior.
+        texts: by part that changes the prompt.
+    """
 
     model: str
     kinds: dict[str, int]
+    sentences: dict[str, dict[str, int]]
     n_chains: int
     n_tasks: int
     signs: tuple[int, ...]
@@ -269,7 +281,8 @@ def main(config: Config) -> Result:
     name = ls.models.fingerprint(run.model).name
     counts = dict(Counter(kinds[t.id] for t in tasks))
     rows, texts = rows_of(shares, behaviors, config.signs, len(tasks), cosines), texts_of(shares, behaviors, len(tasks))
-    return Result(name, counts, n_chains, len(tasks), config.signs, rows, texts)
+    sentences = {kind: {b: v.counts[b] for b in behaviors} for kind, v in fitted.items()}
+    return Result(name, counts, sentences, n_chains, len(tasks), config.signs, rows, texts)
 
 
 def thirds_of(record: Record, trace: ls.Trace) -> list[Record]:

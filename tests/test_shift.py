@@ -97,7 +97,7 @@ def test_planted_effects_are_recovered(analysis):
     assert {row.part for row in rows if row.behavior == MEAN} == set(analysis.PARTS)
     text = analysis.texts_of(planted(analysis), [B], 6)[0]
     assert (text.finished.value, text.finished_change.value) == (1.0, 0.0)
-    result = analysis.Result("a model", {"even": 3, "odd": 3}, 5, 6, (1, -1), rows, (text,))
+    result = analysis.Result("a model", {"even": 3, "odd": 3}, {}, 5, 6, (1, -1), rows, (text,))
     sentence, shown = analysis.answer(json.loads(analysis.to_json(result)))
     assert shown
     assert "+10.0 [+10.0, +10.0]" in sentence
@@ -118,6 +118,7 @@ def test_shifts_on_a_small_run(analysis, tmp_path):
     found = analysis.main(config)
     assert found.kinds == {"route": 2, "machine": 2}
     assert len(found.rows) == 4 * 3
+    assert all(n > 0 for counts in found.sentences.values() for n in counts.values())
     for row in found.rows:
         assert np.isfinite(row.difference.value)
         assert (row.cosine is not None) == (row.part == "kind" and row.behavior != MEAN)
