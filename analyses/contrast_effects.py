@@ -1,15 +1,15 @@
 """What steering along vectors changes on tasks, beside control vectors as long: shared by analyses of own pairs.
 
 A vector is added and taken away at one layer, with one length, at every position whose logits choose a token of the
-answer (`ANSWERING`: an answer of one token would not be steered at generated tokens alone). The controls are of the same
-length: drawn with the covariance of the pairs' activations, and fitted on pairs whose sides are swapped at random.
+answer (`ANSWERING`: at generated tokens alone an answer of one token would not be steered). The controls are of the
+same length: drawn with the covariance of the pairs' activations, and fitted on pairs whose sides are swapped at random.
 Changes are from the unsteered model, paired by task; intervals are from a bootstrap over tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,18 +33,20 @@ class Change:
 
     Attributes:
         vector: its name.
+        length: of the edit.
         sign: 1 for added, -1 for taken away.
         figure: what is measured.
         base: unsteered.
         value: steered.
         change: from unsteered, paired by task.
-        low_control: the lowest change among control vectors, NaN without any.
+        low_control: the lowest change among control vectors of that length, NaN without any.
         high_control: the highest.
         rank: 1 + the number of controls whose change is at least as large in absolute value.
         controls: their number.
     """
 
     vector: str
+    length: float
     sign: int
     figure: str
     base: Estimate
@@ -56,56 +58,69 @@ class Change:
     controls: int
 
 
-def conditions_of(vectors: BehaviorVectors, layer: int, length: float, n_controls: int) -> list[Condition]:
-    """The unsteered condition, every vector added and taken away with one length, and controls of that length."""
-    if not length > 0:
-        raise ls.LensteerError(f"length {length}: give the length of the edit, a positive number")
-    own = [
-        Condition(
-            f"{label}/{kind}",
-            ls.SteeringPlan(vectors[label], layer, sign * length, ANSWERING, unit="unit"),
-            kind=kind,
-            behavior=label,
-        )
-        for label in vectors.labels
-        for kind, sign in (("down", -1), ("up", 1))
-    ]
-    controls = control_conditions(vectors, own, pools=POOLS, n=n_controls, samples=1, scope=ANSWERING)
-    return [Condition(UNSTEERED, kind="unsteered"), *own, *controls]
+def conditions_of(vectors: BehaviorVectors, layer: int, lengths: Sequence[float], n_controls: int) -> list[Condition]:
+    """The unsteered condition; with each length every vector added and taken away, and controls of that length.
+
+    Raises:
+        LensteerError: a length that is not positive.
+    """
+    found = [Condition(UNSTEERED, kind="unsteered")]
+    for length in lengths:
+        if not length > 0:
+            raise ls.LensteerError(f"length {length}: give the length of the edit, a positive number")
+        own = [
+            Condition(
+                f"{label}/{kind}/{length:.6g}",
+                ls.SteeringPlan(vectors[label], layer, sign * length, ANSWERING, unit="unit"),
+                kind=kind,
+                behavior=label,
+            )
+            for label in vectors.labels
+            for kind, sign in (("down", -1), ("up", 1))
+        ]
+        controls = control_conditions(vectors, own, pools=POOLS, n=n_controls, samples=1, scope=ANSWERING)
+        found += [*own, *(replace(c, name=f"{c.name}/{length:.6g}") for c in controls)]
+    return found
 
 
 def changes_of(
     records: Sequence[Record], conditions: Sequence[Condition], figures: Mapping[str, Part], seed: int = 0
 ) -> tuple[Change, ...]:
-    """A change per vector, sign and figure; a figure that no chain has is left out."""
+    """A change per figure, vector, length and sign; a figure that no chain has is left out."""
     shares = ResampledShares(records, seed=seed)
-    controls = [c.name for c in conditions if c.kind == "control"]
     found = []
     for figure, part in figures.items():
         base = shares.ratio(UNSTEERED, part)
         if np.isnan(base[0]):
             continue
         n = len({r.task for r in records if r.condition == UNSTEERED and part(r)[1]})
-        others = [float(shares.ratio(name, part)[0] - base[0]) for name in controls]
         for c in conditions:
-            if c.kind in ("down", "up"):
+            if c.kind in ("down", "up") and c.plan is not None:
+                length = _length(c)
+                same = [x.name for x in conditions if x.kind == "control" and _length(x) == length]
+                others = [float(shares.ratio(name, part)[0] - base[0]) for name in same]
                 value = shares.ratio(c.name, part)
-                parts = [estimate_of(draws, n) for draws in (base, value, value - base)]
-                rank = 1 + sum(not abs(x) < abs(parts[2].value) for x in others)
+                before, after, change = (estimate_of(draws, n) for draws in (base, value, value - base))
+                rank = 1 + sum(not abs(x) < abs(change.value) for x in others)
                 low, high = (min(others), max(others)) if others else (np.nan, np.nan)
                 sign = 1 if c.kind == "up" else -1
-                found.append(Change(c.behavior, sign, figure, *parts, low, high, rank, len(others)))
+                found.append(
+                    Change(c.behavior, length, sign, figure, before, after, change, low, high, rank, len(others))
+                )
     return tuple(found)
+
+
+def _length(condition: Condition) -> float:
+    return abs(condition.plan.edits[0].coefficient)  # of unit vectors
 
 
 def lines_of(changes: Sequence[Change]) -> list[str]:
     """A line of a table per change."""
-    lines = ["vector | pushed | figure | unsteered | steered | change | controls | rank"]
+    lines = ["vector | pushed by | figure | unsteered | steered | change | controls | rank"]
     for c in changes:
-        way = "added" if c.sign > 0 else "taken away"
         lines.append(
-            f"{c.vector} | {way} | {c.figure} | {c.base.value:.3f} | {c.value.value:.3f} | {c.change:+.3f} | "
-            f"{c.low_control:+.3f} to {c.high_control:+.3f} | {c.rank} of {c.controls + 1}"
+            f"{c.vector} | {c.sign * c.length:+.3g} | {c.figure} | {c.base.value:.3f} | {c.value.value:.3f} | "
+            f"{c.change:+.3f} | {c.low_control:+.3f} to {c.high_control:+.3f} | {c.rank} of {c.controls + 1}"
         )
     return lines
 
