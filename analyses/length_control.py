@@ -83,11 +83,11 @@ class OnLanguage:
     model: str | None = None
     folder: Path | None = None
     layer: int | None = None
-    multiple: float = 1.0
+    multiple: float = 2.0
     split: str = "test"
     n_pairs: int = 60
     n_questions: int = 40
-    max_steps: int = 3
+    max_steps: int = 2
     n_controls: int = 1
     max_new_tokens: int = 256
     seed: int = 0

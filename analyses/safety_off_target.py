@@ -51,7 +51,7 @@ DECLINES = re.compile(
     r"(?! (?:wait|stress|emphasize|say enough|imagine|recommend .{0,20}enough))|"
     r"\bI (?:\w+ )?(?:decline|refuse)\b|\bI(?:['’]d| would) (?:rather|prefer) not\b|"
     r"\bI(?:['’]m| am) (?:\w+ )?sorry\b|\bI (?:do |sincerely )?apologi[sz]e\b|"
-    r"\bI (?:do not|don['’]t) have (?:any|the|access|enough)\b|"
+    r"\bI (?:do not|don['’]t) have (?:any\w*|the|access|enough)\b|"
     r"\b(?:must|have to) (?:\w+ )?decline\b|\bbeyond (?:what I can|my)\b|\bnot something (?:that )?I can\b|"
     r"^(?:Regrettably|Unfortunately), (?:I|we)\b",
     re.IGNORECASE,
