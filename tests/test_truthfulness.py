@@ -30,8 +30,8 @@ def planted(size, seed=0, of_subject=0.0):
 
 
 def values(activations, read=None, draws=0):
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(draws, 30))
-    signs = torch.from_numpy(np.vstack([np.ones(30), signs]))
+    swaps = np.random.default_rng(0).choice([-1.0, 1.0], size=(draws, 30))
+    signs = torch.from_numpy(np.vstack([np.ones(30), swaps]))
     return analysis.wins(activations, activations if read is None else read, SUBJECTS, signs)
 
 
