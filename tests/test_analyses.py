@@ -538,7 +538,9 @@ def test_responses_to_coefficients_and_what_else_moves(small_run):
 
 
 def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
-    analysis = load("length_control")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbor
+        analysis = load("length_control")
     rows = analysis.main(analysis.Config(small_run))
     evaluation = ls.Evaluation.load(small_run / "evaluation.json")
     base, *_ = evaluation.conditions
