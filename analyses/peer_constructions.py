@@ -3,8 +3,8 @@
 Every library fits its own vectors with its own code and its defaults, on the same pairs and the same model. Each vector
 is then added at one layer to every generated token, with the coefficient that spends a given KL per token of the
 steered model's own rollouts, so that only the direction differs. The effect is the change of a behavior on held-out
-prompts, with 95 % bootstrap intervals over prompts, beside control vectors of the same KL: isotropic ones, and
-lensteer's difference of pairs whose sides are swapped at random. The libraries' own operators, which add vectors at
+prompts, with 95 % bootstrap intervals over prompts, beside control vectors of the same KL: isotropic ones, ones with
+the covariance of the pairs' activations, and lensteer's difference of pairs whose sides are swapped at random. The libraries' own operators, which add vectors at
 many layers and at the prompt, too, are run as published, by their own `generate`; the KL says what they spend.
 
     python analyses/peer_constructions.py --model SmolLM2-135M-Instruct --folder DIR --request
@@ -12,9 +12,11 @@ many layers and at the prompt, too, are run as published, by their own `generate
     STEERING-VECTORS-ENVIRONMENT/bin/python analyses/peers/steering_vectors_fit.py DIR/request.json
     python analyses/peer_constructions.py --model SmolLM2-135M-Instruct --folder DIR --json FILE --figure FILE.png
 
-The peers' environments are in `analyses/peers/requirements-*.txt`. With `--run RUN-FOLDER --behavior LABEL` the pairs
-are made of a finished run's chains: a chain up to the end of a sentence of the behavior, and the same chain up to the
-end of another one. About 20 minutes on one core for SmolLM2. A killed run goes on. `--smoke`: the organism, no peers.
+The peers' environments are in `analyses/peers/requirements-*.txt`. `--pairs analyses/peers/personas.jsonl` has pairs of
+the kind that repeng's README makes: two personas, and the same start of an answer. With `--run RUN-FOLDER --behavior
+LABEL` the pairs are made of a finished run's chains: a chain up to where a sentence of the behavior begins (or ends,
+`--cut end`), and the same chain up to another sentence. 15 to 20 minutes on one core for SmolLM2. A killed run goes
+on. `--smoke`: the organism, no peers.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from lensteer.vectors import BehaviorVectors, Direction
 QUESTION = "At the same KL, do lensteer's directions from pairs steer better than those of repeng and steering-vectors?"
 HERE = Path(__file__).parent
 PEERS = {"repeng": "repeng_fit.py", "steering-vectors": "steering_vectors_fit.py"}
-OWN, POOLS = "lensteer", ("isotropic", "shuffled")
+OWN, POOLS = "lensteer", ("isotropic", "covariance_matched", "shuffled")
 #: Vectors with a larger cosine are the same: they are steered with once.
 SAME = 0.9999
 #: Largest difference of unsteered logits at which a peer's model counts as the same.
@@ -67,8 +69,9 @@ class Config:
     """What to compare, where, and at which sizes.
 
     `folder` keeps the request, the peers' files, coefficients and chains. `run` and `behavior` take pairs from a run's
-    chains; otherwise `pairs` and `tasks` are read and courtesy is counted. `layer` None: the run's, or 19. There are
-    `n_controls` of each pool, at the largest budget. The KL is measured on `quality` chains per condition.
+    chains, see `pairs_of_chains` for `cut`; otherwise `pairs` and `tasks` are read and courtesy is counted. `layer`
+    None: the run's, or 19. `operators`: also run the peers' own. There are `n_controls` of each pool, at the largest
+    budget. The KL is measured on `quality` chains per condition.
     """
 
     folder: Path
@@ -77,6 +80,8 @@ class Config:
     tasks: str = str(HERE / "requests.jsonl")
     run: Path | None = None
     behavior: str = "backtracking"
+    cut: str = "onset"
+    operators: bool = True
     peers: tuple[str, ...] = tuple(PEERS)
     layer: int | None = None
     budgets: tuple[float, ...] = (0.1, 0.3)
@@ -183,7 +188,7 @@ def setting_of(config: Config) -> Setting:
         vectors = BehaviorVectors.load(run.path("vectors.safetensors"), model)
         own = {f"{vectors.recipe} of spans": vectors[label]}
         traces = read_chains(run.path("annotated.jsonl"), model)
-        pairs = pairs_of_chains(traces, label)[: config.n_pairs]
+        pairs = pairs_of_chains(traces, label, config.cut)[: config.n_pairs]
         dev, test, drawn = run.tasks("dev"), run.tasks("test"), run.sampling(config.n_samples)
         scope, measures, positions = SCOPES[run.config.scope], {}, ["last"]
         annotator = next(iter(annotators_of(run).values()))
@@ -210,17 +215,31 @@ def own_vectors(config: Config, at: Setting) -> tuple[dict[str, Direction], dict
     return own, controls
 
 
-def pairs_of_chains(traces: Sequence[ls.Trace], label: str) -> list[ls.Pair]:
-    """For each chain with both: the chain up to the end of its first span of a label, and up to the nearest other's."""
+def pairs_of_chains(traces: Sequence[ls.Trace], label: str, cut: str = "onset") -> list[ls.Pair]:
+    """For each chain with both: the chain up to its first span of a label, and up to the nearest other one.
+
+    Args:
+        traces: annotated.
+        label: the behavior.
+        cut: "onset", each text ends where its span begins; or "end", where it ends.
+
+    Raises:
+        LensteerError: another cut, or no chain with both.
+    """
+    if cut not in ("onset", "end"):
+        raise ls.LensteerError(f"cut {cut!r}: choose one of 'onset', 'end'")
     pairs = []
     for trace in traces:
-        ends = [(span.end - trace.prompt_length, span.label == label) for span in trace.spans]
-        own = next((end for end, is_own in ends if is_own), None)
-        others = [end for end, is_own in ends if not is_own]
+        places = [*trace.offsets, len(trace.response)]
+        ends = [
+            ((span.start if cut == "onset" else span.end) - trace.prompt_length, span.label == label)
+            for span in trace.spans
+        ]
+        own = next((end for end, is_own in ends if is_own and end), None)
+        others = [end for end, is_own in ends if not is_own and end]
         if own is None or not others:
             continue
         other = min(others, key=lambda end: abs(end - own))
-        places = [*trace.offsets, len(trace.response)]
         one, two = (ls.Text(trace.prompt, trace.response[: places[end]], raw=True) for end in (own, other))
         pairs.append(ls.Pair(one, two, label))
     if not pairs:
@@ -242,6 +261,8 @@ def write_request(config: Config, at: Setting) -> Path:
     request: dict[str, Any] = dict(model=str(given or models.ORGANISM), pairs=texts, prompts=asked)
     request |= dict(ends=sorted(models.end_ids(at.model)), quality=config.quality)
     request |= {k: getattr(at.sampling, k) for k in ("n_samples", "temperature", "max_new_tokens", "seed")}
+    if not config.operators:
+        request |= {peer: [] for peer in PEERS}
     config.folder.mkdir(parents=True, exist_ok=True)
     path = config.folder / "request.json"
     write_atomically(path, json.dumps(request))
@@ -313,12 +334,13 @@ def main(config: Config) -> Result:
         progress=True,
     )
     coefficients: dict[str, float] = {}
-    for peer in config.peers:
+    for peer in config.peers if config.operators else ():
         found_records, used = peer_records(at, config.folder / f"{peer}.jsonl")
         records, coefficients = records + found_records, coefficients | used
     cells = {name: (plan.coefficient, reached) for name, (plan, reached) in plans.items()}
     rows = rows_of(records, cells, same, coefficients, default, config.budgets, at.part, config.seed)
     base = estimate_of(ResampledShares(records, seed=config.seed).ratio("unsteered", at.part), len(at.test))
+    vectors |= {f"control/{name}": direction.at(at.layer).double() for name, direction in controls.items()}
     cosines = {
         name: float(torch.cosine_similarity(vector, vectors[default], dim=0)) for name, vector in vectors.items()
     }
@@ -600,7 +622,7 @@ def smoke(config: Config) -> Config:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    for option in ("model", "pairs", "tasks", "behavior"):
+    for option in ("model", "pairs", "tasks", "behavior", "cut"):
         parser.add_argument(f"--{option}", default=getattr(Config, option))
     parser.add_argument("--run", type=Path)
     parser.add_argument("--layer", type=int)
@@ -613,6 +635,7 @@ if __name__ == "__main__":
         "batch_size", "seed",
     ):  # fmt: skip
         parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
+    parser.add_argument("--no-operators", dest="operators", action="store_false")
     parser.add_argument("--request", action="store_true", help="write request.json for the peers' scripts, and stop")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -29,8 +29,9 @@ def load(request: dict[str, Any]) -> tuple[Any, Any]:
     options = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     config = AutoConfig.from_pretrained(folder, **options)
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.padding_side = "left"
+    about = json.loads((folder / "tokenizer_config.json").read_text())  # in transformers 5's form, not read by 4
+    named = {key: about[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if about.get(key)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left", **named)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
