@@ -4,8 +4,9 @@ Every library fits its own vectors with its own code and its defaults, on the sa
 is then added at one layer to every generated token, with the coefficient that spends a given KL per token of the
 steered model's own rollouts, so that only the direction differs. The effect is the change of a behavior on held-out
 prompts, with 95 % bootstrap intervals over prompts, beside control vectors of the same KL: isotropic ones, ones with
-the covariance of the pairs' activations, and lensteer's difference of pairs whose sides are swapped at random. The libraries' own operators, which add vectors at
-many layers and at the prompt, too, are run as published, by their own `generate`; the KL says what they spend.
+the covariance of the pairs' activations, and lensteer's difference of pairs whose sides are swapped at random. The
+libraries' own operators, which add vectors at many layers and at the prompt, too, are run as published, by their own
+`generate`; the KL says what they spend.
 
     python analyses/peer_constructions.py --model SmolLM2-135M-Instruct --folder DIR --request
     REPENG-ENVIRONMENT/bin/python analyses/peers/repeng_fit.py DIR/request.json
@@ -288,11 +289,11 @@ def peer_vectors(path: Path, layer: int, like: Direction, logits: torch.Tensor) 
         raise ls.LensteerError(
             f"{str(path)!r} is of another model: its unsteered logits differ by up to {off:.3g}, more than {LOGITS:g}"
         )
-    found = {}
+    found, mean_norm = {}, like.mean_norm[[like.layers.index(layer)]]
     for name, vector in tensors.items():
         construction, number = name.split("/")
         if int(number) == layer:
-            found[construction] = Direction(construction, vector[None].float(), like.mean_norm, (layer,))
+            found[construction] = Direction(construction, vector[None].float(), mean_norm, (layer,))
     if not found:
         raise ls.LensteerError(f"{str(path)!r} has no vector at layer {layer}: it has {sorted(tensors)[:8]} …")
     return about.get("version", ""), found
@@ -412,7 +413,7 @@ def peer_records(at: Setting, path: Path) -> tuple[list[Record], dict[str, float
     records = []
     for row, trace in zip(rows, annotate(traces, at.annotator), strict=True):
         scores = {label: each(trace) for label, each in at.measures.items()}
-        figures = {name: row[name] for name in ("kl", "nll") if name in row}
+        figures: dict[str, Any] = {name: float(row[name]) for name in ("kl", "nll") if name in row}
         records.append(measure(trace, row["condition"], [at.label], scores=scores, **figures))
     return records, {row["condition"]: row["coefficient"] for row in rows}
 
@@ -511,64 +512,59 @@ PAINT = {
 
 
 def figure(result: Result) -> go.Figure:
-    """Left, changes at equal KL by vector, filled at the largest budget; right, change against KL of own operators."""
-    budgets = sorted({r.budget for r in result.rows if r.budget is not None})
+    """Changes at equal KL by vector, filled at the largest budget; beside them change against KL of own operators."""
     equal = [r for r in result.rows if r.budget is not None]
+    own = [r for r in result.rows if r.budget is None]
+    budgets = sorted({r.budget for r in equal if r.budget is not None})
     vectors = list(dict.fromkeys((r.library, r.construction) for r in equal if r.library != "control"))
     vectors += [("control", pool) for pool in POOLS if any(r.construction.startswith(pool) for r in equal)]
-    titles = ["At equal KL, one layer, generated tokens", "Against KL: peers' own operators as published"]
-    drawn = make_subplots(rows=1, cols=2, column_widths=[0.55, 0.45], horizontal_spacing=0.1, subplot_titles=titles)
+    titles = ["At equal KL: one layer", "Peers' own operators: many layers"][: 1 + bool(own)]
+    drawn = make_subplots(
+        cols=len(titles), column_widths=[0.55, 0.45] if own else None, horizontal_spacing=0.1, subplot_titles=titles
+    )
 
-    def add(some: Sequence[tuple[Row, float]], col: int, across: bool, **options: Any) -> None:
+    def add(some: Sequence[tuple[Row, float]], col: int, **options: Any) -> None:
         changes, places = [r.change for r, _ in some], [place for _, place in some]
-        bars = error_bars([c.value for c in changes], [c.low for c in changes], [c.high for c in changes])
         values = [c.value for c in changes]
-        drawn.add_scatter(
-            x=values if across else places,
-            y=places if across else values,
-            row=1,
-            col=col,
-            **{"error_x" if across else "error_y": dict(**bars, thickness=1, width=0)},
-            **options,
-        )
+        bars = dict(**error_bars(values, [c.low for c in changes], [c.high for c in changes]), thickness=1, width=0)
+        at = dict(x=values, y=places, error_x=bars) if col == 1 else dict(x=places, y=values, error_y=bars)
+        drawn.add_scatter(**at, row=1, col=col, **options)
 
     for i, budget in enumerate(budgets):
+        symbol, lift = "circle" if i == len(budgets) - 1 else "circle-open", 0.2 * (i - (len(budgets) - 1) / 2)
         for library, paint in PAINT.items():
             some = [
-                (r, y + 0.16 * (i - (len(budgets) - 1) / 2))
+                (r, y + lift)
                 for y, (owner, construction) in enumerate(vectors)
                 for r in equal
-                if r.library == owner == library and r.budget == budget
-                and (r.construction == construction or (owner == "control" and r.construction.startswith(construction)))
-            ]  # fmt: skip
-            shape = "circle" if i == len(budgets) - 1 else "circle-open"
-            add(
-                some, 1, True, mode="markers", marker=dict(symbol=shape, color=paint, size=8),
-                name=f"{library}, {budget:g} nats per token" if library == OWN else "", showlegend=library == OWN,
-            )  # fmt: skip
-    lines: dict[str, list[Row]] = {f"{OWN}'s default": [r for r in equal if (r.library, r.construction) == vectors[0]]}
-    for r in result.rows:
-        if r.budget is None:
-            lines.setdefault(f"{r.library}'s operator", []).append(r)
-    for name, rows in lines.items():
-        library = name.split("'")[0]
+                if (r.library, r.budget) == (library, budget) and owner == library
+                if construction in (r.construction, r.construction.rsplit(" ", 1)[0])
+            ]
+            mark = dict(symbol=symbol, color=paint, size=8)
+            name = f"{budget:g} nats per token"
+            add(some, 1, mode="markers", marker=mark, name=name, showlegend=library == OWN)
+    lines = {f"{OWN}'s default at one layer": [r for r in equal if (r.library, r.construction) == vectors[0]]}
+    for r in own:
+        lines.setdefault(f"{r.library}'s own operator, by coefficient", []).append(r)
+    for name, rows in lines.items() if own else ():
+        paint = PAINT[rows[0].library]
         some = [(r, r.kl.value) for r in sorted(rows, key=lambda r: r.kl.value) if r.kl.value > 0]
-        texts = [f"{r.coefficient:.2g}" if r.budget is None else "" for r, _ in some]
-        add(
-            some, 2, False, mode="lines+markers+text", text=texts, textposition="top left", name=name,
-            marker=dict(symbol="star" if library != OWN else "circle", size=11, color=PAINT[library]),
-            line=dict(color=PAINT[library], width=1.5),
-        )  # fmt: skip
+        words = ["" if r.budget else f"{r.coefficient:g}" for r, _ in some]
+        style: dict[str, Any] = dict(line=dict(color=paint, width=1.5), marker=dict(color=paint, size=9))
+        add(some, 2, mode="lines+markers+text", text=words, textposition="top left", name=name, **style)
     drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=1)
-    title = f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}"
-    finish(drawn, title, 560)
-    drawn.update_xaxes(tickformat="+.0%", title_text="change of the share", row=1, col=1)
-    names = [f"{library}: {construction}" for library, construction in vectors]
-    drawn.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False, row=1, col=1
+    finish(
+        drawn, f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}", 160 + 32 * len(vectors)
     )
-    drawn.update_xaxes(type="log", title_text="KL, nats per token (log)", row=1, col=2)
-    return drawn.update_yaxes(tickformat="+.0%", row=1, col=2)
+    drawn.update_xaxes(tickformat="+.0%", title_text="change of the share", row=1, col=1)
+    same = {f"{r.library}/{r.construction}" for r in equal if r.same_as}
+    names = [f"{o}: {c.replace('_', ' ')}{' (=)' if f'{o}/{c}' in same else ''}" for o, c in vectors]
+    axis: dict[str, Any] = dict(tickvals=list(range(len(names))), ticktext=names, zeroline=False)
+    drawn.update_yaxes(**axis, autorange="reversed", row=1, col=1)
+    if own:
+        drawn.update_xaxes(type="log", title_text="KL, nats per token", row=1, col=2)
+        drawn.update_yaxes(tickformat="+.0%", row=1, col=2)
+    return drawn
 
 
 def to_json(result: Result) -> str:
@@ -601,6 +597,8 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
             f"{said(best['ahead'], best['ahead_low'], best['ahead_high'])}."
         )
         shown &= best["ahead_low"] > 0
+    if twins := [f"{r['library']}'s {r['construction']} is {r['same_as']}" for r in rows if r["same_as"]]:
+        parts.append(f"Some vectors are the same, to a cosine of {SAME}: {'; '.join(twins)}.")
     controls = [r["change"] for r in rows if r["library"] == "control"]
     if controls:
         most = max(controls)
@@ -652,4 +650,4 @@ if __name__ == "__main__":
         if out:
             out.write_text(to_json(measured))
         if picture:
-            figure(measured).write_image(picture, width=1300)
+            figure(measured).write_image(picture, width=1200)
