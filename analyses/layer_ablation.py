@@ -51,7 +51,7 @@ from lensteer.plots.style import INK, MUTED, color, error_bars, finish, marker
 from lensteer.statistics import Estimate, flat
 from lensteer.vectors import BehaviorVectors
 
-QUESTION = "At which layer does a behavior's vector act, and how far is the middle layer behind the best one?"
+QUESTION = "Does steering one layer alone act, and does a layer chosen on other tasks do more than the middle one?"
 
 #: The sign of the change that an operator is meant to make.
 OPERATORS = {"add": 1, "project_out": -1}

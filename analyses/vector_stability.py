@@ -42,7 +42,7 @@ from lensteer.traces import label_axis, load_traces
 from lensteer.vectors import BehaviorVectors, Recipe
 from lensteer.vectors.constructions import contrast_weights, label_sides
 
-QUESTION = "How many annotated chains does a behavior's vector need?"
+QUESTION = "Do two halves of the chains give the same vectors, beyond shuffled labels, and how many chains are enough?"
 #: The cosine with the vector of all chains that counts as enough.
 ENOUGH = 0.9
 
