@@ -262,6 +262,47 @@ def test_the_import_probe_notices_a_noisy_heavy_module_that_calls_home(tmp_path)
     assert "scipy" in probe["packages"]
 
 
+def unsafe_calls(source: str) -> list[str]:
+    """What could run code that somebody else wrote: pickles, evaluated text, a shell, a checkpoint's own code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [name for name in names if name.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "joblib"}]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called in {"eval", "exec", "compile", "os.system", "os.popen", "yaml.load"}:
+                found.append(called)
+            if called == "torch.load" and options.get("weights_only") != "True":
+                found.append("torch.load without weights_only=True")
+            found += [f"{name}=True" for name in ("shell", "trust_remote_code") if options.get(name) == "True"]
+    return found
+
+
+def test_the_package_runs_nobodys_code():
+    assert {
+        path.name: found for path in PACKAGE.rglob("*.py") if (found := unsafe_calls(path.read_text("utf-8")))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("import pickle", "pickle"),
+        ("def f():\n    from joblib import load", "joblib"),
+        ("x = eval(text)", "eval"),
+        ("torch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("subprocess.run(words, shell=True)", "shell=True"),
+        ("f(name, trust_remote_code=True)", "trust_remote_code=True"),
+    ],
+)
+def test_unsafe_calls_are_found(source, named):
+    assert unsafe_calls(source) == [named]
+    assert unsafe_calls("model.eval()\nre.compile(x)\ntorch.load(path, weights_only=True)") == []
+
+
 IGNORE = re.compile(r"#\s*(?:type:\s*ignore|(?:ruff:\s*)?noqa)\b", re.IGNORECASE)
 EXPLAINED = re.compile(
     r"#\s*(?:type:\s*ignore\[[\w\-, ]+\]|(?:ruff:\s*)?noqa:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)"  # which rule
