@@ -303,6 +303,15 @@ def test_unsafe_calls_are_found(source, named):
     assert unsafe_calls("model.eval()\nre.compile(x)\ntorch.load(path, weights_only=True)") == []
 
 
+def test_the_tests_that_hold_a_promise_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")] == []
+    scripts = re.findall(r"`python (benchmarks/\w+\.py)", text)
+    assert [path for path in scripts if not (ROOT / path).exists()] == []
+
+
 IGNORE = re.compile(r"#\s*(?:type:\s*ignore|(?:ruff:\s*)?noqa)\b", re.IGNORECASE)
 EXPLAINED = re.compile(
     r"#\s*(?:type:\s*ignore\[[\w\-, ]+\]|(?:ruff:\s*)?noqa:\s*[A-Z]+\d+(?:,\s*[A-Z]+\d+)*)"  # which rule
