@@ -288,7 +288,7 @@ def page(found: list[Finding]) -> str:
     for number, question in enumerate(questions, start=1):
         lines += ["", f"## {number}. {question}"]
         for f in (f for f in found if f.question == question):
-            lines += ["", f"**{f.model[0].upper() + f.model[1:]}: {'yes' if f.shown else 'no'}.** {f.answer}"]
+            lines += ["", f"**On {f.model}: {'yes' if f.shown else 'no'}.** {f.answer}"]
             name = f"`{f.analysis}`" if " " in f.analysis else f"[{f.analysis}](../analyses/{f.analysis}.py)"
             lines.append(f"From {name}: [figures](../analyses/results/{f.results}).")
             if f.figure:
