@@ -130,23 +130,31 @@ def table(rows: list[Row]) -> str:
 
 
 def answer(result: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
-    """What the rows as JSON say, and whether each own odd part excludes 0 and is larger than its controls'."""
-    own = {row["curve"]["behavior"]: row["curve"] for row in result if row["vector"] == OWN}
-    others: dict[str, list[float]] = {behavior: [] for behavior in own}
-    for row in result:
-        if row["vector"] != OWN:
-            others[row["curve"]["behavior"]].append(abs(row["curve"]["odd"]["value"]))
+    """What the rows as JSON say, and whether each own odd part is larger than its controls', with sound text."""
     parts, shown = [], []
-    for behavior, curve in own.items():
-        odd, even = (estimate_in(curve, name) for name in ("odd", "even"))
+    for curve in (row["curve"] for row in result if row["vector"] == OWN):
+        behavior, at = curve["behavior"], curve["at"]
+        odd, even = (100 * estimate_in(curve, name) for name in ("odd", "even"))
+        others = [
+            100 * abs(_share(row["curve"], at) - _share(row["curve"], -at)) / 2
+            for row in result
+            if row["vector"] != OWN and row["curve"]["behavior"] == behavior
+        ]
+        sound = all(point["readable"] for point in curve["points"] if abs(point["coefficient"]) == at)
+        shown.append(sound and odd.low > max(others, default=0.0))
         parts.append(
-            f"{behavior} {100 * odd:+.1f} (control vectors at most {100 * max(others[behavior], default=0):.1f} either "
-            f"way), even part {100 * even:+.1f}, Spearman {estimate_in(curve, 'spearman'):+.2f}"
+            f"{behavior} at ±{at:g}{'' if sound else ' (where text breaks)'} {odd:+.1f}, {len(others)} control vectors "
+            f"at most {max(others, default=0):.1f}, even part {even:+.1f}, Spearman "
+            f"{estimate_in(curve, 'spearman'):+.2f}"
         )
-        shown.append(odd.low > max(others[behavior], default=0.0))
-    n = next(iter(own.values()))["odd"]["n"]
-    text = f"The odd part of the response, in points of the share ({n} tasks): {'; '.join(parts)}."
-    return f"{text} {sum(shown)} of {len(shown)} odd parts lie wholly above the controls'.", all(shown)
+    text = f"The odd part of the response, in points of the share ({odd.n} tasks): {'; '.join(parts)}."
+    return f"{text} {sum(shown)} of {len(shown)} odd parts lie wholly above their controls', with sound text.", all(
+        shown
+    )
+
+
+def _share(curve: Mapping[str, Any], coefficient: float) -> float:
+    return float(next(p["share"]["value"] for p in curve["points"] if p["coefficient"] == coefficient))
 
 
 if __name__ == "__main__":

@@ -168,8 +168,11 @@ class Forward:
         end = self.text.ids.shape[1] if end is None else end
         if (switching := models.length_limits(self.model).switching) is not None and end > switching:
             models.forget_frequencies(self.runner)
-        self._seen = replace(self.text, ids=self.text.ids[:, :end])
-        position = self._seen.position
+        known = end
+        if end < self.text.ids.shape[1]:  # a scope may ask where the prompt ends
+            known = max(end, int((self.text.pad + self.text.prompt_length).max()))
+        self._seen = replace(self.text, ids=self.text.ids[:, :known], ahead=known - end)
+        position = self._seen.position[:, :end]
         return call(
             self.model,
             self.runner,

@@ -84,17 +84,24 @@ class Context:
         pad: number of padding tokens before each row.
         prompt_length: number of prompt tokens of each row, padding not counted.
         tokens: facts about the vocabulary.
+        ahead: how many of the last columns are prompt that no pass has run yet. Whose mark it is shows only there.
     """
 
     ids: Int[Tensor, "batch pos"]
     pad: Int[Tensor, " batch"]
     prompt_length: Int[Tensor, " batch"]
     tokens: TokenTable
+    ahead: int = 0
 
     @property
     def position(self) -> Int[Tensor, "batch pos"]:
         """Absolute positions: 0 is a row's first real token, padding is negative."""
         return torch.arange(self.ids.shape[1], device=self.ids.device)[None] - self.pad[:, None]
+
+    def last(self, n: int) -> slice:
+        """The columns of a pass over `n` tokens."""
+        end = self.ids.shape[1] - self.ahead
+        return slice(end - n, end)
 
     def flag(self, table: Bool[Tensor, " d_vocab"]) -> Bool[Tensor, "batch pos"]:
         """Look every token up in a table of the vocabulary; padding is False."""
@@ -176,8 +183,7 @@ def _own_marks(context: Context, marks: Bool[Tensor, "batch pos"]) -> Bool[Tenso
     if not len(columns):
         return marks
     own, first = marks.clone(), int(columns[0])
-    # The context may end within the prompt: rows with the same prompt share a pass over all but its last token.
-    ends = (context.pad + context.prompt_length - first).clamp(max=marks.shape[1] - first).tolist()
+    ends = (context.pad + context.prompt_length - first).tolist()
     rows = zip(marks[:, first:].tolist(), context.ids[:, first:].tolist(), ends, strict=True)
     for row, (marked, ids, end) in enumerate(rows):
         after = ""

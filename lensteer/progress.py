@@ -34,6 +34,11 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
+def redraws() -> bool:
+    """Whether a bar can be redrawn in place: in a terminal or a notebook."""
+    return sys.stderr.isatty() or _in_notebook()
+
+
 def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: Any) -> Any:
     """A `tqdm` bar; without a terminal or a notebook it writes a line every 20 seconds, without carriage returns.
 
@@ -42,7 +47,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool, **options: A
         show: whether to show anything at all.
         options: of `tqdm`, such as total, desc and unit.
     """
-    if show and not (sys.stderr.isatty() or _in_notebook()):
+    if show and not redraws():
         from tqdm.std import tqdm as plain
 
         return plain(items, file=_Lines(sys.stderr), mininterval=EVERY, maxinterval=EVERY, ncols=100, **options)

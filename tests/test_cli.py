@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from lensteer import cli
+from lensteer.cli import commands
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, STAGES, Run, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,10 +308,36 @@ def every_command(command, name=""):
         yield name.strip(), command
 
 
+def test_the_list_of_commands_is_what_they_are():
+    from typer.main import get_group
+
+    whole = get_group(commands.app).commands
+    assert {name: command.get_short_help_str(200) for name, command in whole.items()} == cli.COMMANDS
+
+
+def test_version(lensteer):
+    assert lensteer("--version") == (0, f"lensteer {importlib.metadata.version('lensteer')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("lensteer tr", {"traces"}), ("lensteer d", {"demo", "directions", "doctor"}), ("lensteer x", set())],
+)
+def test_a_shell_completes_commands_without_importing_them(words, found):
+    code = "import sys; from lensteer import cli\ntry:\n    cli.main()\nfinally:\n    print('torch' in sys.modules)"
+    asked = dict(_LENSTEER_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="1")
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv = ['lensteer']; {code}"],
+        capture_output=True, text=True, env=os.environ | asked, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    *completed, heavy = run.stdout.split()
+    assert (set(completed), heavy) == (found, "False")
+
+
 def test_every_option_has_a_help_text_that_leaves_its_default_to_the_brackets():
     from typer.main import get_command
 
-    for name, command in every_command(get_command(cli.app)):
+    for name, command in every_command(get_command(commands.app)):
         for option in command.params:
             if option.name == "help" or option.param_type_name == "argument":
                 continue

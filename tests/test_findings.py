@@ -78,16 +78,21 @@ def interval(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high, "n": 50, "n_left_out": 0}
 
 
-@pytest.mark.parametrize(("low", "control", "shown"), [(0.05, 0.01, True), (0.05, -0.06, False), (-0.01, 0.0, False)])
-def test_a_response_is_shown_if_its_odd_part_is_above_its_controls(findings, low, control, shown):
-    def row(vector: str, odd: dict[str, float]) -> dict[str, Any]:
-        rest = dict(even=interval(0.0, -0.01, 0.01), spearman=interval(0.9, 0.8, 1.0))
-        return {"vector": vector, "curve": {"behavior": "backtracking", "odd": odd, **rest}}
+@pytest.mark.parametrize(
+    ("low", "control", "sound", "shown"),
+    [(0.05, 0.01, True, True), (0.05, -0.06, True, False), (-0.01, 0.0, True, False), (0.05, 0.01, False, False)],
+)
+def test_a_response_is_shown_if_its_odd_part_is_above_its_controls_with_sound_text(
+    findings, low, control, sound, shown
+):
+    def row(vector: str, odd: float) -> dict[str, Any]:
+        rest = dict(odd=interval(odd, low, 0.2), even=interval(0.0, -0.01, 0.01), spearman=interval(0.9, 0.8, 1.0))
+        points = [dict(coefficient=c, share=dict(value=0.3 + c * odd), readable=sound) for c in (-1.0, 0.0, 1.0)]
+        return {"vector": vector, "curve": {"behavior": "backtracking", "at": 1.0, "points": points, **rest}}
 
-    rows = [row("own", interval(0.1, low, 0.2)), row("isotropic-0", interval(control, -1, 1))]
-    text, found = importlib.import_module("dose_response").answer(rows)
+    text, found = importlib.import_module("dose_response").answer([row("own", 0.1), row("isotropic-0", control)])
     assert found is shown
-    assert f"at most {100 * abs(control):.1f}" in text
+    assert f"1 control vectors at most {100 * abs(control):.1f}" in text
 
 
 def test_operators_and_constructions_say_who_is_ahead(findings):

@@ -196,6 +196,9 @@ def test_the_citation_has_the_version():
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+#: Each takes a tenth of a second or more to import.
+HEAVY = {"numpy", "pandas", "plotly", "scipy", "sklearn", "torch", "transformer_lens", "transformers"}
+
 #: Run in a fresh interpreter: what importing a module adds to importing what it is built on.
 IMPORT_PROBE = """
 import contextlib, io, json, socket, sys
@@ -229,14 +232,21 @@ def probe_import(module: str, folder: Path | None = None) -> dict:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("module", ["lensteer", "lensteer.export"])
+@pytest.mark.parametrize("module", ["lensteer.evaluation", "lensteer.export"])
 def test_import_is_light_quiet_and_offline(module):
     """scipy.stats, scikit-learn and plotly take a second each; they are imported where they are used."""
     probe = probe_import(module)
     assert probe["calls"] == []
     assert probe["said"] == ""
     assert "lensteer" in probe["packages"]
-    assert set(probe["packages"]) <= {"lensteer", "safetensors", "transformers"}
+    assert set(probe["packages"]) <= {"lazy_loader", "lensteer", "safetensors", "transformers"}
+
+
+@pytest.mark.parametrize("module", ["lensteer", "lensteer.cli"])
+def test_nothing_heavy_is_imported_before_it_is_used(module):
+    code = f"import sys, {module}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout == "[]\n"
 
 
 @pytest.mark.medium
@@ -250,6 +260,56 @@ def test_the_import_probe_notices_a_noisy_heavy_module_that_calls_home(tmp_path)
     assert probe["said"] == "hello\n"
     assert len(probe["calls"]) == 1
     assert "scipy" in probe["packages"]
+
+
+def unsafe_calls(source: str) -> list[str]:
+    """What could run code that somebody else wrote: pickles, evaluated text, a shell, a checkpoint's own code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [name for name in names if name.split(".")[0] in {"pickle", "marshal", "shelve", "dill", "joblib"}]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called in {"eval", "exec", "compile", "os.system", "os.popen", "yaml.load"}:
+                found.append(called)
+            if called == "torch.load" and options.get("weights_only") != "True":
+                found.append("torch.load without weights_only=True")
+            found += [f"{name}=True" for name in ("shell", "trust_remote_code") if options.get(name) == "True"]
+    return found
+
+
+def test_the_package_runs_nobodys_code():
+    assert {
+        path.name: found for path in PACKAGE.rglob("*.py") if (found := unsafe_calls(path.read_text("utf-8")))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("import pickle", "pickle"),
+        ("def f():\n    from joblib import load", "joblib"),
+        ("x = eval(text)", "eval"),
+        ("torch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("subprocess.run(words, shell=True)", "shell=True"),
+        ("f(name, trust_remote_code=True)", "trust_remote_code=True"),
+    ],
+)
+def test_unsafe_calls_are_found(source, named):
+    assert unsafe_calls(source) == [named]
+    assert unsafe_calls("model.eval()\nre.compile(x)\ntorch.load(path, weights_only=True)") == []
+
+
+def test_the_tests_that_hold_a_promise_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text("utf-8")] == []
+    scripts = re.findall(r"`python (benchmarks/\w+\.py)", text)
+    assert [path for path in scripts if not (ROOT / path).exists()] == []
 
 
 IGNORE = re.compile(r"#\s*(?:type:\s*ignore|(?:ruff:\s*)?noqa)\b", re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import lensteer as ls
 from lensteer import models
 from lensteer.annotation.annotators import unlabeled
 from lensteer.forward import left_padded
-from lensteer.generation import Generated
+from lensteer.generation import Generated, generate
 from lensteer.generation.jobs import Job, trace_of
 from lensteer.pipeline.stages import check_thoughts
 from lensteer.tasks import Task
@@ -242,3 +243,22 @@ def test_trace_and_scope_are_one_definition(marks, marked, asked, said, opened, 
     agree(model, trace)
     ids = torch.tensor([trace.ids])
     assert ids.shape[1] == len(trace.prompt_ids) + len(trace.response_ids)
+
+
+def test_a_shared_prefill_knows_whose_a_mark_is(marked, random_direction):
+    """The header's last token is not in the pass that equal prompts share: a mark before it is the question's."""
+    model = marked(PLAN, "{{ messages[0]['content'] }}{% if add_generation_prompt %} Reply:{% endif %}")
+    prompt = models.encode(model, models.chat_text(model, f"What does {PLAN[0]} mean, and why is it written so?"))
+    assert models.header(model) == "Reply:"
+    plan = ls.SteeringPlan(random_direction(model, length=1.0), 1, 4.0, ls.thinking, unit="unit")
+    options: dict[str, Any] = dict(max_new_tokens=12, temperature=0.0)
+    (unsteered,) = generate(model, [prompt], seeds=[0], **options)
+    (alone,) = generate(model, [prompt], seeds=[0], plans=[plan], **options)
+    together = generate(model, [prompt] * 2, seeds=[0, 1], plans=[plan] * 2, **options)
+    beside = generate(model, [prompt] * 2, seeds=[0, 1], plans=[plan, None], **options)
+    on_all = left_padded(model, [prompt])
+    assert not ls.thinking.mask(on_all).any()  # no thought is open
+    assert [*together, *beside] == [alone] * 4
+    assert alone == unsteered  # and none is opened
+    with plan.on(model):
+        assert generate(model, [prompt] * 2, seeds=[0, 1], **options) == [alone] * 2

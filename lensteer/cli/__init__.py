@@ -1,5 +1,94 @@
-"""The command line: runs and stages (`commands`), annotators, cache vectors, directions from pairs (`contrasting`)."""
+"""The command line: `lensteer demo`, `lensteer run`, and a command for each stage of a run."""
 
-from lensteer.cli.commands import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from lensteer._version import __version__
+from lensteer.cli.errors import Commands
+
+#: Commands with their first line of help, so that the list of them needs no torch, whose import takes seconds.
+COMMANDS = {
+    "demo": "A full run on the organism in five minutes on two cores, or a short one on a language model.",
+    "run": "All stages of a run; resumes where an earlier call was cut off.",
+    "traces": "Start a run: generate its chains.",
+    "annotate": "The stage 'annotate' of a run that `lensteer traces` started; `annotate fit` trains a classifier.",
+    "vectors": "The stage 'vectors' of a run that `lensteer traces` started.",
+    "attribute": "The stage 'attribute' of a run that `lensteer traces` started.",
+    "select": "The stage 'select' of a run that `lensteer traces` started.",
+    "evaluate": "The stage 'evaluate' of a run that `lensteer traces` started.",
+    "report": "The stage 'report' of a run that `lensteer traces` started.",
+    "doctor": "Examine a model: facts, checks of its passes, each feature tried, time and memory of a full run.",
+    "directions": "Fit a direction per concept and layer from pairs of texts that differ in it.",
+    "cache": "Fit a cache vector from contrastive examples, and measure the effect of one edit with it.",
+    "export": "Write a plan for what serves the model; forms that run here are compared with the hooked model.",
+    "verify": "Ask a served model held-out tasks, and say whether a plan's promised effect is there.",
+    "benchmark": "Ask a benchmark's tasks unsteered and with each plan: right, unread and truncated answers, length.",
+}
+
+
+class _Lazy(Commands):
+    """Imports the commands when one is called or completed, not to list them."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of a run."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command, or while they are listed one that has its help alone."""
+        if name not in COMMANDS:
+            return None
+        if self.listing:
+            return TyperCommand(name, help=COMMANDS[name])
+        from lensteer.cli.commands import app as whole
+
+        return typer.main.get_group(whole).get_command(ctx, name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands."""
+        with self._listed():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Commands that begin so."""
+        with self._listed():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _listed(self) -> Iterator[None]:
+        self.listing = True
+        try:
+            yield
+        finally:
+            self.listing = False
+
+
+app = typer.Typer(cls=_Lazy, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"lensteer {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -58,7 +58,7 @@ def benchmark(
     template: Template = None,
     seed: Seed = 0,
 ) -> None:
-    """Ask the model a benchmark's tasks unsteered and with each plan: right, unread and truncated answers, length."""
+    """Ask a benchmark's tasks unsteered and with each plan: right, unread and truncated answers, length."""
     names = [Path(source).resolve().name for source in plan]
     if len(set(names)) < len(names):
         raise LensteerError(f"two plans have the same name: {names}; give folders of different names")

@@ -1,4 +1,4 @@
-"""The command line: `lensteer demo`, `lensteer run`, and a command for each stage of a run."""
+"""All commands; `lensteer.cli` imports them when one is called."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lensteer.cli.benchmark import benchmark
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
+from lensteer.cli.errors import Commands
 from lensteer.cli.export import export
 from lensteer.cli.options import (
-    Commands,
     Device,
     DeviceMap,
     Model,
@@ -36,9 +36,7 @@ from lensteer.contrast import FORMATS
 from lensteer.errors import LensteerError
 from lensteer.pipeline import DEMO, DEMO_REAL, ORGANISM, SCOPES, STAGES, Run, RunConfig, complete, run_stage
 
-app = typer.Typer(
-    cls=Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 
 Out = Annotated[Path, typer.Option(help="The run's folder.")]
 Annotators = Annotated[
@@ -112,7 +110,7 @@ def demo(
     ] = None,
     chains: Chains = None,
 ) -> None:
-    """A full run on the organism, small enough for five minutes on two cores; or a short one on a language model."""
+    """A full run on the organism in five minutes on two cores, or a short one on a language model."""
     if model is None and chains:
         raise LensteerError("--chains without --model: the organism generates its own chains")
     config = DEMO if model is None else replace(DEMO_REAL, model=model, chains=tuple(chains or ()))
@@ -279,12 +277,3 @@ app.add_typer(caching, name="cache")
 def _say_where(report: Path) -> None:
     typer.echo(f"report: {report.resolve()}")
     typer.echo(f"figures: {report.with_name('summary.json').resolve()}")
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

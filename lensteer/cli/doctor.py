@@ -19,7 +19,7 @@ def doctor(
     thought: Thought = "auto",
     template: Template = None,
 ) -> None:
-    """Examine a model: facts, checks that its passes agree, each feature tried, time and memory of a full run."""
+    """Examine a model: facts, checks of its passes, each feature tried, time and memory of a full run."""
     config = ORGANISM if model is None else RunConfig()
     found = diagnose(
         load_model(

@@ -1,31 +1,14 @@
-"""How every group of commands treats errors, and the options that several of them share."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from lensteer.errors import LensteerError
 from lensteer.models import MARKS
 from lensteer.tasks.benchmarks import FORMATS
-
-
-class Commands(TyperGroup):
-    """User errors print one line, not a traceback; versions of typer differ in how they handle Ctrl-C."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the requested command."""
-        try:
-            return super().invoke(ctx)
-        except (LensteerError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as stop:
-            typer.echo("\nstopped; the same command resumes from here", err=True)
-            raise typer.Exit(130) from stop
-
 
 Model = Annotated[
     str | None,

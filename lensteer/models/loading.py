@@ -20,7 +20,7 @@ from torch import nn
 from lensteer.errors import LensteerError
 from lensteer.files import read_text
 from lensteer.models.thought import Marks, named_marks, set_thought_marks
-from lensteer.progress import no_loading_bar
+from lensteer.progress import no_loading_bar, redraws
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -104,7 +104,7 @@ def load_model(
     options: dict[str, Any] = {} if quantization_config is None else dict(quantization_config=quantization_config)
     if device_map is not None or quantization_config is not None:
         options["device_map"] = {"": where} if device_map is None else device_map
-    with no_loading_bar() if source is None else nullcontext():  # it is there at once
+    with nullcontext() if source is not None and redraws() else no_loading_bar():  # the organism is there at once
         try:
             if Path(name).is_file():
                 model, tokenizer = _read_gguf(Path(name), tokenizer, dict(dtype=kind, **options))

@@ -284,12 +284,13 @@ class Edits:
     def apply(
         self, layer: int, resid: Float[Tensor, "batch pos d_model"], context: Context
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The edited residual of the last `pos` positions of a context."""
+        """The edited residual of the last `pos` positions of a context that a pass has run."""
+        columns = context.last(resid.shape[1])
         for group in self.groups.get(layer, ()):
-            chosen = group.scope.mask(context)[:, -resid.shape[1] :, None]
+            chosen = group.scope.mask(context)[:, columns, None]
             coefficient = group.coefficient[:, None, None]
             if group.schedule is not None:
-                since = (context.position - context.prompt_length[:, None])[:, -resid.shape[1] :, None]
+                since = (context.position - context.prompt_length[:, None])[:, columns, None]
                 coefficient = (coefficient * group.schedule.factor(since)).to(coefficient.dtype)
             if group.gates is not None:
                 chosen = chosen & group.gates.open(resid)[..., None]

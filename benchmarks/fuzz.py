@@ -1,0 +1,275 @@
+"""Feed damaged inputs to all that reads a file or somebody's text: each is read, or refused by a `LensteerError`.
+
+Targets read what may come from elsewhere: annotations, judges' replies, position expressions, answers, vectors, plans,
+GGUF control vectors, and JSONL of traces, tasks and pairs. An input is a valid one, damaged: bits flipped, bytes cut,
+copied and repeated, words of the formats put in. It depends on the target and its number alone. Any other exception,
+and an input that takes more than ten seconds, is a finding and is kept in `FOLDER/findings`.
+
+    python benchmarks/fuzz.py --folder fuzz --n 100000     # per target; a killed run goes on
+    python benchmarks/fuzz.py --folder fuzz --repeat fuzz/findings/gguf-1234
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import struct
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+import lensteer as ls
+from lensteer.annotation.alignment import align
+from lensteer.annotation.judge_questions import parse_reply, parse_score
+from lensteer.annotation.published import parse_published
+from lensteer.annotation.splitting import split_sentences
+from lensteer.export.control_vectors import read_control_vector
+from lensteer.export.plan_files import CONFIG, VECTORS, read_plan
+from lensteer.expressions import parse_scope
+from lensteer.files import write_atomically
+from lensteer.models import ModelId
+from lensteer.tasks.grading import final_answer
+from lensteer.traces import load_traces
+from lensteer.vectors import BehaviorVectors, Direction, Recipe
+
+SLOW = 10.0  # seconds
+SIX = ["One.", "Wait, no.", "Two.", "Maybe.", "For example, 3.", "So 4."]
+WORDS = tuple(
+    word.encode()
+    for word in (
+        '["backtracking"]', '["end-section"]', '{"labels": [', '"n": 1', '"label": "deduction"', "</think>", "<think>",
+        "\\boxed{", "$", "####", "1/2", "nan", "1e999", "-0", "null", "true", "\\ud800", "\u2028", "\ufeff", "é", "🤔",
+        "onsets", "first(8)", "at([1, -1])", " & ", "~(", "generated", "((((", "direction.0", "direction.99999999999",
+        "F32", "[0, 18446744073709551615]", '"data_offsets"', "__metadata__", "../../etc/passwd", "[[[[[[", "{}", "\n",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a file is read, and valid inputs."""
+
+    read: Callable[[Path], object]
+    seeds: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a target's inputs."""
+
+    target: str
+    inputs: int = 0
+    read: int = 0
+    refused: int = 0
+    findings: int = 0
+    seconds: float = 0.0
+
+
+def damaged(seed: bytes, rng: random.Random) -> bytes:
+    """A valid input with one to six damages."""
+    data = bytearray(seed)
+    for _ in range(rng.choice((1, 1, 2, 3, 6))):
+        at = rng.randrange(len(data) + 1)
+        kind = rng.randrange(7)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and at < len(data):
+            data[at] = rng.randrange(256)
+        elif kind == 2:
+            del data[at : len(data) if rng.random() < 0.3 else at + rng.randrange(1, 9)]
+        elif kind == 3:
+            data[at:at] = data[at : at + rng.randrange(1, 40)] * rng.choice((1, 2, 30))
+        elif kind == 4:
+            data[at:at] = rng.choice(WORDS)
+        elif kind == 5 and len(data) >= 8:
+            at = rng.randrange(len(data) - 7)
+            data[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)))
+        else:
+            other = rng.randrange(len(data) + 1)
+            data[at:at] = data[min(at, other) : min(at, other) + rng.randrange(64)]
+    return bytes(data[:20_000])
+
+
+def text_of(read: Callable[[str], object]) -> Callable[[Path], object]:
+    """A reader of text, which bytes that are no UTF-8 become."""
+    return lambda path: read(path.read_bytes().decode("utf-8", "replace"))
+
+
+def _align(text: str) -> object:
+    chain, *parts = text.split("\n")
+    sentences = [ls.Sentence(ls.BEHAVIORS[i % len(ls.BEHAVIORS)], part) for i, part in enumerate(parts)]
+    return align(sentences, chain, range(len(chain)), prompt_length=3)
+
+
+def _plan(name: str, folder: Path) -> Callable[[Path], object]:
+    """Reads a plan's folder in which one file is the given one; its settings have the right digest of the tensors."""
+    settings = json.loads((folder / CONFIG).read_text())
+
+    def read(path: Path) -> object:
+        data = path.read_bytes()
+        (folder / name).write_bytes(data)
+        if name == VECTORS:
+            (folder / CONFIG).write_text(json.dumps({**settings, "sha256": hashlib.sha256(data).hexdigest()}))
+        return read_plan(folder)
+
+    return read
+
+
+def targets(folder: Path) -> dict[str, Target]:
+    """All targets; `folder` is for the files of plans."""
+    direction = Direction("backtracking", torch.arange(24.0).reshape(3, 8) + 1, torch.ones(3), (0, 1, 2))
+    plan = ls.SteeringPlan(direction, 1, 2.0, ls.everywhere)
+    model = ModelId("tiny", "", 3, 8, "0" * 16, "1" * 16, "2" * 16)
+    gguf = ls.export.gguf(plan, folder / "plan.gguf").read_bytes()
+    gated = replace(plan, gate=ls.Gate(0.1), schedule=ls.Schedule.half_life(8.0), scope=ls.onsets & ls.first(9))
+    plans = []
+    for name, each in (("plain", plan), ("gated", gated)):
+        made = ls.export.folder(each, folder / name, model=model)
+        plans.append((made / CONFIG).read_bytes())
+    raw = torch.randn((2, 3, 8), generator=torch.Generator().manual_seed(0))
+    counts = {"backtracking": 3, "deduction": 4}
+    vectors = BehaviorVectors(raw, torch.ones(3), tuple(counts), (0, 1, 2), counts, 5, Recipe())
+    vectors.save(folder / "vectors.safetensors")
+    task = ls.Task("t-1", "math", "dev", "How many?", "18", "numeric")
+    span = ls.Span("deduction", 4, 9, 0, 12)
+    ids = (1, 2, 3), (4, 5, 6, 7), (0, 4, 8, 12)
+    trace = ls.Trace(task, "How many?", "Wait, it is 18.", *ids, finished=True, spans=(span,))
+    ls.save_traces([trace, replace(trace, sample=1)], folder / "traces.jsonl")
+    pairs = [
+        {"prompt": "Hi", "positive": "Hello, dear friend.", "negative": "What."},
+        {"prompt": "Hm?", "positive": "Gladly.", "negative": "No."},
+    ]
+    chain = "First, 2 + 2. Wait, no: it is 5.\nMaybe it is 4. For example, 3."
+    replies = [
+        '{"labels": [{"n": 1, "label": "deduction"}, {"n": 2, "label": "backtracking"}]}',
+        "1. deduction\n2. backtracking\n3: uncertainty-estimation",
+        '["deduction"] One. ["end-section"] ["backtracking"] Wait, no. ["end-section"]',
+        "I think so. Score: 85/100",
+    ]
+    answers = [
+        "So it is \\boxed{\\frac{1}{2}}.",
+        "She makes $18 every day.\n#### 18",
+        "The answer is (B), 1,200 apples.",
+    ]
+    return {
+        "annotations": Target(text_of(parse_published), [replies[2].encode(), chain.encode()]),
+        "alignment": Target(text_of(_align), [chain.encode(), f"{chain}\n{chain}".encode()]),
+        "sentences": Target(text_of(split_sentences), [chain.encode(), b"a. b! $x = 1.5$ (c.) d...\n\n* e"]),
+        "judge": Target(
+            text_of(lambda text: (parse_reply(text, SIX), parse_score(text))), [r.encode() for r in replies]
+        ),
+        "scopes": Target(text_of(parse_scope), [b"onsets & first(8)", b"~(thinking | at([1, 2]))", b"sentence_starts"]),
+        "answers": Target(
+            text_of(lambda text: [final_answer(text, g, question="How many?") for g in ("numeric", "choice", "exact")]),
+            [a.encode() for a in answers],
+        ),
+        "vectors": Target(BehaviorVectors.load, [(folder / "vectors.safetensors").read_bytes()]),
+        "plan settings": Target(_plan(CONFIG, folder / "plain"), plans),
+        "plan tensors": Target(_plan(VECTORS, folder / "gated"), [(folder / "gated" / VECTORS).read_bytes()]),
+        "gguf": Target(read_control_vector, [gguf]),
+        "traces": Target(load_traces, [(folder / "traces.jsonl").read_bytes()]),
+        "tasks": Target(
+            lambda path: ls.load_tasks(path),
+            [
+                json.dumps(asdict(task)).encode() + b"\n",
+                b'{"question": "2+2?", "answer": "It is 4.\\n#### 4"}\n{"question": "3?", "answer": "#### 3"}\n',
+            ],
+        ),
+        "pairs": Target(
+            ls.load_pairs,
+            ["\n".join(map(json.dumps, pairs)).encode(), b"".join(json.dumps(p).encode() + b"\n" for p in pairs[:1])],
+        ),
+    }
+
+
+SUFFIX = {"vectors": ".safetensors", "gguf": ".gguf", "traces": ".jsonl", "tasks": ".jsonl", "pairs": ".jsonl"}
+
+
+def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
+    """What an input does: "read", "refused", or "finding" with the reason."""
+    path.write_bytes(data)
+    begun = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target.read(path)
+        outcome = "read"
+    except ls.LensteerError:
+        outcome = "refused"
+    except Exception:  # what the fuzzer looks for
+        return "finding", traceback.format_exc()
+    took = time.monotonic() - begun
+    return (outcome, "") if took < SLOW else ("finding", f"{took:.0f} s")
+
+
+def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
+    """Try `n` inputs of each target; goes on from what the folder's `state.json` says.
+
+    Raises:
+        LensteerError: an unknown target.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / "state.json"
+    done = json.loads(state.read_text()) if state.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        known = targets(Path(scratch))
+        if unknown := [name for name in only if name not in known]:
+            raise ls.LensteerError(f"no target {unknown[0]!r}: choose from {', '.join(known)}")
+        for name in only or known:
+            row = Row(**done[name]) if name in done else Row(name)
+            path = Path(scratch) / f"input{SUFFIX.get(name, '.txt')}"
+            begun = time.monotonic()
+            for number in range(row.inputs, n):
+                rng = random.Random(f"{name}/{number}")
+                data = damaged(rng.choice(known[name].seeds), rng)
+                outcome, why = tried(known[name], data, path)
+                if why:
+                    kept = folder / "findings" / f"{name.replace(' ', '-')}-{number}"
+                    kept.parent.mkdir(exist_ok=True)
+                    kept.write_bytes(data)
+                    kept.with_suffix(".txt").write_text(why, encoding="utf-8", errors="backslashreplace")
+                counts = {"inputs": number + 1, "seconds": row.seconds + time.monotonic() - begun}
+                field = {"read": "read", "refused": "refused", "finding": "findings"}[outcome]
+                row, begun = replace(row, **counts, **{field: getattr(row, field) + 1}), time.monotonic()
+                if (number + 1) % 1000 == 0:
+                    write_atomically(state, json.dumps({**done, name: asdict(row)}, indent=1))
+            done[name] = asdict(row)
+            write_atomically(state, json.dumps(done, indent=1))
+    return [Row(**row) for row in done.values()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per target, and the sum."""
+    lines = ["target | inputs | read | refused | findings | seconds |", "---|---|---|---|---|---|"]
+    total = Row("all", *(sum(getattr(row, name) for row in rows) for name in ("inputs", "read", "refused", "findings")))
+    for row in (*rows, replace(total, seconds=sum(row.seconds for row in rows))):
+        lines.append(
+            f"{row.target} | {row.inputs:,} | {row.read:,} | {row.refused:,} | {row.findings} | {row.seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for counts and findings")
+    parser.add_argument("--n", type=int, default=100_000, help="inputs of each target")
+    parser.add_argument("--only", nargs="+", default=[], help="targets")
+    parser.add_argument("--repeat", type=Path, help="read one kept input again, with its traceback")
+    given = parser.parse_args()
+    if given.repeat:
+        with tempfile.TemporaryDirectory() as scratch:
+            named = next(n for n in targets(Path(scratch)) if given.repeat.name.startswith(n.replace(" ", "-")))
+            again = Path(scratch) / f"again{SUFFIX.get(named, '.txt')}"
+            again.write_bytes(given.repeat.read_bytes())
+            with tempfile.TemporaryDirectory() as other:
+                print(targets(Path(other))[named].read(again))
+    else:
+        print(table(main(given.n, given.folder, given.only)))

@@ -1,0 +1,30 @@
+"""A run that is killed at random moments ends with the artifacts of an unharmed one (`benchmarks/kills.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_two_kills_leave_no_trace(tmp_path):
+    spec = importlib.util.spec_from_file_location("benchmarks_kills", ROOT / "benchmarks" / "kills.py")
+    kills = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = kills  # dataclasses look their module up
+    spec.loader.exec_module(kills)
+    found = kills.main(2, tmp_path)
+    assert len(found.kills) == 2
+    assert found.finished
+    assert found.different == ()
+    assert kills.main(2, tmp_path).kills == found.kills  # goes on from its state
+    assert "files that differ: none" in kills.table(found)
+    spoiled = dataclasses.replace(found, different=("run-0/summary.json",))
+    assert "run-0/summary.json" in kills.table(spoiled)
+    (tmp_path / "unharmed" / "layers.json").write_text("{}")
+    assert kills.artifacts(tmp_path / "unharmed") != kills.artifacts(tmp_path / found.finished[0])
