@@ -15,7 +15,8 @@ PAGE = Path(__file__).parent / "reference" / "command-line.md"
 
 HEAD = """# Command line
 
-Written by `python docs/command_line.py` from the commands themselves; a test holds it. `lensteer COMMAND --help` says the same.
+Written by `python docs/command_line.py` from the commands themselves; a test holds it.
+`lensteer COMMAND --help` says the same.
 """
 
 
@@ -24,7 +25,7 @@ def commands(command: Any = None, name: str = "lensteer") -> Iterator[tuple[str,
     if command is None:
         from typer.main import get_command
 
-        from lensteer.cli import app
+        from lensteer.cli.commands import app
 
         command = get_command(app)
     inner = getattr(command, "commands", None)
