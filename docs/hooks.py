@@ -175,7 +175,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Rewrite links."""
+    """Rewrite links. The front page is wide."""
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     return rewritten(markdown, source_of(page.file.src_uri), page.file.src_uri)
 
 
