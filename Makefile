@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-real test test-fast check format
+.PHONY: demo demo-real test test-fast check format docs
 .DEFAULT_GOAL := test
 
 # Redone when the dependencies change. constraints.txt must be part of this very pip call: it pins the build of
@@ -42,3 +42,13 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The documentation site, in site/. Any warning fails.
+DOCS := $(VENV)/.docs
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
