@@ -18,7 +18,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from operator import add as joined
 from pathlib import Path
@@ -465,29 +465,39 @@ def smoke(config: Config) -> Config:
     return replace(config, layers=config.layers or (4, 6), **small)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(analysis: Mapping[str, Any]) -> None:
+    """Run an analysis from the command line; its options are the fields of its `Config`, the first one a run's folder.
+
+    Args:
+        analysis: the globals of its module: `Config`, `main`, `smoke`, `table`, `to_json` and `figure`.
+    """
+    parser = argparse.ArgumentParser(
+        description=analysis["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, help="without it, --smoke makes a small one")
-    parser.add_argument("--layers", type=int, nargs="+", default=[])
-    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(Config.operators))
-    parser.add_argument("--behaviors", nargs="+", default=[])
-    for option in ("budget", "tolerance"):
-        parser.add_argument(f"--{option}", type=float, default=getattr(Config, option))
-    for option in ("n_controls", "n_dev", "n_samples", "n_prompts", "kl_tokens", "max_rounds", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
+    for option in fields(analysis["Config"])[1:]:
+        name, default = f"--{option.name.replace('_', '-')}", option.default
+        if isinstance(default, tuple):
+            parser.add_argument(name, type=int if "int" in str(option.type) else str, nargs="+", default=default)
+        else:
+            parser.add_argument(name, type=type(default), default=default)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    if options["run"] is None and not small:
+    given = vars(parser.parse_args())
+    small, out, picture = (given.pop(name) for name in ("smoke", "json", "figure"))
+    if given["run"] is None and not small:
         parser.error("give --run, the folder of a finished run, or --smoke")
     with tempfile.TemporaryDirectory() as made:
-        options["run"] = options["run"] or small_run(Path(made) / "run")
-        chosen = Config(**{**options, **{name: tuple(options[name]) for name in ("layers", "operators", "behaviors")}})
-        measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
+        given["run"] = given["run"] or small_run(Path(made) / "run")
+        config = analysis["Config"](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        found = analysis["main"](analysis["smoke"](config) if small else config)
+    print(analysis["table"](found))
     if out:
-        out.write_text(to_json(measured))
+        out.write_text(analysis["to_json"](found))
     if picture:
-        figure(measured).write_image(picture, width=1200)
+        analysis["figure"](found).write_image(picture, width=1200)
+
+
+if __name__ == "__main__":
+    command(globals())

@@ -94,7 +94,7 @@ def test_what_a_vector_was_fitted_on_is_told_from_what_it_was_not():
 @pytest.mark.medium
 def test_a_small_run_on_the_organism_and_its_answer(tmp_path, monkeypatch):
     analysis = load("lexical_controls")
-    config = analysis.smoke(analysis.Config(analysis.small_run(tmp_path / "run")))
+    config = analysis.smoke(analysis.Config(load("layer_ablation").small_run(tmp_path / "run")))
     result = analysis.main(config)
     assert [row.behavior for row in result.rows] == ["backtracking", "uncertainty-estimation", MEAN]
     assert len(result.groups) == 4
