@@ -171,7 +171,7 @@ def main(config: Config) -> Result:
     if config.n_dev < 4:
         raise ls.LensteerError(f"n_dev={config.n_dev}: give 4 or more, two for each half of the tasks")
     behaviors = config.behaviors or tuple(SelectedLayers.load(run.path("layers.json")))
-    tasks = run.tasks("dev")[: config.n_dev]
+    tasks = dev_tasks(run, config.n_dev)
     found = _calibrated(config, run, _plans(config, run, vectors, layers, behaviors))
     conditions = [Condition("unsteered", kind="unsteered")]
     conditions += [Condition("/".join(cell), plan) for cell, (plan, *_) in found.items()]
@@ -195,6 +195,11 @@ def main(config: Config) -> Result:
         rows_of(records, found, behaviors, run.margins, config.seed),
         best_of(records, list(found), behaviors, middle, config.seed),
     )
+
+
+def dev_tasks(run: Run, n: int) -> list[ls.Task]:
+    """Dev tasks of the run's source: the run's own first, and more where it took fewer."""
+    return ls.load_tasks(run.config.tasks, split="dev", n=max(n, run.config.n_dev))[:n]
 
 
 def _plans(
@@ -228,7 +233,7 @@ def _calibrated(config: Config, run: Run, plans: Mapping[Cell, Any]) -> dict[Cel
             raise ls.LensteerError(f"{str(path)!r} has coefficients of other settings: take another copy of the run")
     else:
         options: dict[str, Any] = dict(max_new_tokens=config.kl_tokens, seed=config.seed, batch_size=256)
-        prompts, values = run.tasks("dev")[: config.n_prompts], {}
+        prompts, values = dev_tasks(run, config.n_prompts), {}
         if adding := {cell: plan for cell, plan in plans.items() if cell[0] == "add"}:
             found = calibrate_many(
                 run.model,

@@ -28,7 +28,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from layer_ablation import command, interval
+from layer_ablation import command, dev_tasks, interval
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from vector_stability import span_features
@@ -232,7 +232,7 @@ def main(config: Config) -> Result:
     conditions = [Condition("unsteered", kind="unsteered")]
     conditions += [Condition("/".join(key), plan) for key, plan in plans.items()]
     reader = _reader(run, traces, annotator)
-    tasks = run.tasks("dev")[: config.n_dev]
+    tasks = dev_tasks(run, config.n_dev)
     records = run_conditions(
         run.model,
         tasks,
