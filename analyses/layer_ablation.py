@@ -362,11 +362,13 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
         beyond = last.get("held_beyond_low") is None or last["held_beyond_low"] > 0
         shown.append(bool(last["held_effect_low"] > 0 and beyond))
         controls = f", {interval(last, 'held_beyond')} beyond controls" if "held_beyond_low" in last else ""
+        behind = [x for x in result["best"] if x["operator"] == name and x is not last and x["held_lead_low"] > 0]
+        singly = "".join(f"; for {x['behavior']} alone by {interval(x, 'held_lead')}" for x in behind)
         said.append(
             f"{how}, the vectors of {result['model']} do most at layer {last['layer']} (share of {what}, in the "
             f"intended direction: {interval(last, 'effect')}, {result['n_tasks']} tasks); a layer chosen on half of "
             f"the tasks moves the other half by {interval(last, 'held_effect')}{controls}, and the middle layer, "
-            f"{result['middle']}, is behind it by {interval(last, 'held_lead')}."
+            f"{result['middle']}, is behind it by {interval(last, 'held_lead')}{singly}."
         )
     return " ".join(said), any(shown)
 
