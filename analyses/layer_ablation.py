@@ -437,9 +437,12 @@ def figure(result: Result) -> go.Figure:
         drawn.add_vline(x=result.middle, line=dict(color=MUTED, width=1, dash="dot"), row=1, col=column)
         every = name == "project_out"
         ticks, words = list(at.values())[: None if every else -1], [*map(str, layers), *(["all"] if every else [])]
-        drawn.update_xaxes(tickvals=ticks, ticktext=words, title_text="layer", row=1, col=column)
+        drawn.update_xaxes(tickvals=ticks, ticktext=words, title_text="layer", zeroline=False, row=1, col=column)
     drawn.update_yaxes(title_text="change of the share (points)", row=1, col=1)
-    about = f"{result.model}, {result.n_tasks} tasks; 95 % intervals over tasks; dotted: the middle layer"
+    about = (
+        f"{result.model}, {result.n_tasks} tasks; 95 % intervals over tasks; dotted: the middle layer; hollow: the text"
+    )
+    about += " is broken or the KL is missed"
     finish(drawn, f"One layer at a time<br><sup>{about}</sup>", 480)
     return drawn.update_layout(margin_t=100)
 
