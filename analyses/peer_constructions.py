@@ -559,12 +559,13 @@ def figure(result: Result) -> go.Figure:
         paint = PAINT[rows[0].library]
         some = [(r, r.kl.value) for r in sorted(rows, key=lambda r: r.kl.value) if r.kl.value > 0]
         words = ["" if r.budget else f"{r.coefficient:g}" for r, _ in some]
+        place = "top left" if rows[0].library == "repeng" else "bottom right"
         style: dict[str, Any] = dict(line=dict(color=paint, width=1.5), marker=dict(color=paint, size=9))
-        add(some, 2, mode="lines+markers+text", text=words, textposition="top left", name=name, **style)
+        add(some, 2, mode="lines+markers+text", text=words, textposition=place, name=name, **style)
     drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=1)
-    finish(
-        drawn, f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}", 160 + 32 * len(vectors)
-    )
+    about = "95 % intervals over prompts; (=): the same vector as one of lensteer's"
+    title = f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}<br><sup>{about}</sup>"
+    finish(drawn, title, 180 + 32 * len(vectors))
     drawn.update_xaxes(tickformat="+.0%", title_text="change of the share", row=1, col=1)
     same = {f"{r.library}/{r.construction}" for r in equal if r.same_as}
     names = [f"{o}: {c.replace('_', ' ')}{' (=)' if f'{o}/{c}' in same else ''}" for o, c in vectors]
@@ -572,7 +573,7 @@ def figure(result: Result) -> go.Figure:
     drawn.update_yaxes(**axis, autorange="reversed", row=1, col=1)
     if own:
         drawn.update_xaxes(type="log", title_text="KL, nats per token", row=1, col=2)
-        drawn.update_yaxes(tickformat="+.0%", row=1, col=2)
+        drawn.update_yaxes(tickformat="+.0%", title_text="change of the share", row=1, col=2)
     return drawn
 
 
