@@ -368,7 +368,7 @@ def test_places_of_pairs_and_words_they_share():
 
 SCRIPTS = sorted(path.name for folder in ("analyses", "benchmarks") for path in (ROOT / folder).glob("*.py"))
 #: Options that say where results go: the script takes them out before it makes its `Config`.
-OUTPUTS = {"json", "figure", "generate", "analyze", "probes", "smoke", "tiny"}
+OUTPUTS = {"request", "json", "figure", "generate", "analyze", "probes", "smoke", "tiny"}
 
 
 def options_of(tree: ast.Module) -> set[str]:

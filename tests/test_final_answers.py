@@ -239,3 +239,10 @@ def test_long_responses_take_milliseconds(text):
         begin = time.process_time()
         final_answer(text, grader, question="How many?\n(A) 1\n(B) 2")
         assert time.process_time() - begin < 10  # mostly 5 to 50 ms; what is quadratic in 20,000 takes minutes
+
+
+@pytest.mark.parametrize("text", ["\\boxed{\\frac{1}{}}", "\\boxed{\\frac{}{2}}", "So \\frac{}{}.", "3\\frac{}{4}"])
+def test_half_a_fraction_is_no_number_and_no_error(text):
+    for grader in ("numeric", "choice", "exact"):
+        final_answer(text, grader, question="How many?")
+    assert final_answer("\\boxed{\\frac{1}{2}}", "numeric") is not None

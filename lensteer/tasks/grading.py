@@ -400,7 +400,7 @@ def _plain(text: str, words: bool = True) -> str:
 
 
 def _fraction(found: re.Match[str]) -> str:
-    digit, top, bottom = found[1], found[2] or found[3], found[4] or found[5]
+    digit, top, bottom = found[1], found[2] or found[3] or "", found[4] or found[5] or ""
     simple = re.fullmatch(r"\s*[-+]?[\d,.]+\s*", top) and re.fullmatch(r"\s*[\d,.]+\s*", bottom)
     return f"{digit}{' ' if digit else ''}{top.strip()}/{bottom.strip()}" if simple else found[0]
 
