@@ -220,7 +220,9 @@ def main(config: Config) -> Result:
     behaviors = config.behaviors or tuple(layers)
     if odd := [b for b in behaviors if b not in layers]:
         raise ls.LensteerError(f"behaviors {odd}: this run steers {list(layers)}")
-    traces = [trace for trace in load_traces(run.path("annotated.jsonl")) if trace.spans]
+    features = span_features(run, sorted(set(layers.values())), config.n_chains, config.seed)
+    chosen = {each.key for each in features}
+    traces = [trace for trace in load_traces(run.path("annotated.jsonl")) if trace_key(trace) in chosen]
     _, annotator = next(iter(annotators_of(run).items()))
     wordings = form if annotator is grammar else cues
     texts = {
@@ -229,7 +231,6 @@ def main(config: Config) -> Result:
     splits = {b: Split.of(texts[b], wordings) for b in behaviors}
     if single := [b for b in behaviors if len(set(splits[b].group.values())) < 2]:
         raise ls.LensteerError(f"all sentences of {single} have one wording: leave them out of behaviors")
-    features = span_features(run, sorted(set(layers.values())), config.n_chains, config.seed)
     vectors, n = BehaviorVectors.load(run.path("vectors.safetensors")), config.n_controls
     found = {b: directions(features, traces, vectors.recipe, b, layers[b], splits[b]) for b in behaviors}
     for k, b in enumerate(behaviors):  # every behavior has control vectors of its own
