@@ -378,15 +378,17 @@ def figure(result: Result) -> go.Figure:
     )  # fmt: skip
     pairs = result.pairs
     names = [f"<b>{p.group}</b>" if p.one == "mean" else f"{p.one} – {p.other}" for p in pairs]
-    for found, tone, symbol, shift in (
-        ([p.correlation for p in pairs], INK, "circle", 0.0),
-        ([p.shuffled for p in pairs], MUTED, "line-ns-open", 0.25),
+    for label, found, tone, symbol, shift in (
+        ("labels", [p.correlation for p in pairs], INK, "circle", -0.3),
+        ("shuffled labels", [p.shuffled for p in pairs], MUTED, "line-ns-open", -0.12),
+        ("without initializing", [p.inner for p in pairs], INK, "circle-open", 0.12),
+        ("", [p.inner_shuffled for p in pairs], MUTED, "line-ns-open", 0.3),
     ):
         bars = error_bars([e.value for e in found], [e.low for e in found], [e.high for e in found])
         drawn.add_scatter(
             x=[e.value for e in found], y=[i + shift for i in range(len(pairs))], mode="markers",
             error_x=dict(**bars, thickness=1, width=0, color=tone), marker=dict(color=tone, symbol=symbol, size=8),
-            name="labels" if tone == INK else "shuffled labels", row=1, col=1,
+            name=label, showlegend=bool(label), row=1, col=1,
         )  # fmt: skip
     drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=1)
     paints = cycle((*(COLORS[b] for b in ls.STEERED), INK, COLORS["deduction"], MUTED))
@@ -400,7 +402,7 @@ def figure(result: Result) -> go.Figure:
             marker=dict(color=paint, size=9), row=1, col=2,
         )  # fmt: skip
     drawn.update_xaxes(title_text="relative depth", row=1, col=2)
-    finish(drawn, "Geometry of behaviors across models", max(420, 200 + 24 * len(pairs)))
+    finish(drawn, "Geometry of behaviors across models", max(420, 200 + 34 * len(pairs)))
     drawn.update_layout(margin=dict(t=90))
     return drawn.update_yaxes(
         tickvals=list(range(len(pairs))), ticktext=names, autorange="reversed", zeroline=False, row=1, col=1

@@ -96,7 +96,7 @@ def test_two_organisms_share_a_geometry(analysis, tmp_path):
     assert [m.name for m in found.models] == ["organism", "seed1"]
     assert found.pairs[0].correlation.value > found.pairs[0].shuffled.value
     assert analysis.to_json(analysis.main(config)) == analysis.to_json(found)  # from the kept activations
-    assert len(analysis.figure(found).data) == 2 + 2 * 2
+    assert len(analysis.figure(found).data) == 4 + 2 * 2
     for wrong, words in (
         (dict(organisms=organisms[:1]), "two or more"),
         (dict(organisms=organisms[:1] * 2), "different names"),
