@@ -3,9 +3,9 @@
 Three directions are fitted on written pairs of harmless questions: declining (a polite refusal against an answer,
 `declining.jsonl`), politeness (lensteer's own pairs) and sentiment (`sentiment.jsonl`). Each is added and taken away,
 all with one length, on everyday requests and on easy questions. Counted are requests declined (by the rule `DECLINES`,
-which a reader checked on 60 answers, `declining_checked.jsonl`), right answers, length and repetition; and, to see that
-which a reader checked on 60 answers twice, `declining_checked.jsonl`), right answers, length and repetition; to see that
-layer are set beside those with directions of pairs whose sides are swapped at random. Nothing harmful is asked.
+which a reader checked on 60 answers twice, `declining_checked.jsonl`), right answers, length and repetition; and, to
+see that the other two directions steer at all, words of courtesy and of praise less blame. Cosines of the directions at
+the layer are set beside those with directions of pairs whose sides are swapped at random. Nothing harmful is asked.
 
 Example: python analyses/safety_off_target.py --model qwen2.5-0.5b --json FILE --figure FILE.png
 (about 8 minutes on one core; with `--folder` it resumes, and keeps the answers)
