@@ -8,6 +8,7 @@ Changes are from the unsteered model, paired by task; intervals are from a boots
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,7 +98,7 @@ def changes_of(
         for c in conditions:
             if c.kind in ("down", "up") and c.plan is not None:
                 length = _length(c)
-                same = [x.name for x in conditions if x.kind == "control" and _length(x) == length]
+                same = [x.name for x in conditions if x.kind == "control" and _as_long(x, length)]
                 others = [float(shares.ratio(name, part)[0] - base[0]) for name in same]
                 value = shares.ratio(c.name, part)
                 before, after, change = (estimate_of(draws, n) for draws in (base, value, value - base))
@@ -112,6 +113,10 @@ def changes_of(
 
 def _length(condition: Condition) -> float:
     return abs(condition.plan.edits[0].coefficient)  # of unit vectors
+
+
+def _as_long(condition: Condition, length: float) -> bool:
+    return math.isclose(_length(condition), length, rel_tol=1e-3)  # a control's is a norm, which is rounded
 
 
 def lines_of(changes: Sequence[Change]) -> list[str]:

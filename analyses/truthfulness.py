@@ -216,20 +216,21 @@ def main(config: Config) -> Result:
 
 
 def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
-    """What a loaded result says, and whether the direction both reads and changes right answers."""
+    """What a loaded result says, and whether the direction reads truth, negated or not, and changes right answers."""
     best = result["readings"][result["best"]]
     right = [c for c in result["changes"] if c["figure"] == "right answers"]
-    reads = best["auroc"]["low"] > 0.5 and result["p"] < 0.05
+    reads = best["auroc"]["low"] > 0.5 and result["p"] < 0.05 and best["negated"]["high"] >= 0.5
     steps = "; ".join(
         f"by {c['sign'] * c['length']:+.3g} {interval(c['change'])} (controls {c['low_control']:+.2f} to "
         f"{c['high_control']:+.2f})"
         for c in right
     )
+    turned = ", so it reads which words go together and not truth" if best["negated"]["high"] < 0.5 else ""
     text = (
         f"On {result['model']}, the direction tells true from false statements on subjects that it was not fitted on "
         f"with an AUROC of {interval(best['auroc'], '.2f')} at layer {result['best']} ({result['n_pairs']} pairs; p "
         f"{result['p']:.2g} against swapped pairs at their best layers), and negated ones with "
-        f"{interval(best['negated'], '.2f')}. Steered at layer {result['layer']}, right answers on "
+        f"{interval(best['negated'], '.2f')}{turned}. Steered at layer {result['layer']}, right answers on "
         f"{result['n_questions']} easy questions, {right[0]['base']['value']:.2f} unsteered, change: {steps}."
     )
     return text, bool(reads and any(beyond(c) for c in right))

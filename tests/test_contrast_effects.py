@@ -19,6 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "analyses"))  # its
 contrast_effects = importlib.import_module("contrast_effects")
 
 N = 40
+#: No short binary fraction, as measured lengths.
+LENGTH = 1.23456789
 
 
 def answers(condition, right):
@@ -31,12 +33,12 @@ def answers(condition, right):
 @pytest.fixture(scope="module")
 def conditions(organism):
     vectors = ls.fit_directions(organism, ls.load_pairs("politeness")[:6], layers=[4], n_controls=2)
-    return contrast_effects.conditions_of(vectors, 4, [1.0, 3.0], 2)
+    return contrast_effects.conditions_of(vectors, 4, [LENGTH, 3.0], 2)
 
 
 def test_every_length_has_its_own_controls(conditions):
     kinds = [(c.kind, abs(c.plan.edits[0].coefficient)) for c in conditions if c.plan is not None]
-    for length in (1.0, 3.0):
+    for length in (LENGTH, 3.0):
         of_length = [kind for kind, each in kinds if each == pytest.approx(length)]
         assert sorted(of_length) == ["control"] * 4 + ["down", "up"]
     assert len({c.name for c in conditions}) == len(conditions)
@@ -51,19 +53,21 @@ def test_the_position_whose_logits_begin_the_answer_is_steered():
 
 
 def test_planted_changes_are_found_and_ranked_among_controls_as_long(conditions):
-    right = {"unsteered": 20, "politeness/up/1": 12, "politeness/down/1": 20, "politeness/up/3": 30}
-    records = [r for c in conditions for r in answers(c.name, right.get(c.name, 21 if c.name.endswith("/1") else 36))]
+    right = {"unsteered": 20, "politeness/up/1.23457": 12, "politeness/down/1.23457": 20, "politeness/up/3": 30}
+    records = [
+        r for c in conditions for r in answers(c.name, right.get(c.name, 21 if c.name.endswith("/1.23457") else 36))
+    ]
     found = contrast_effects.changes_of(records, conditions, {"right": right_of, "nothing": lambda r: (0.0, 0.0)})
     assert {c.figure for c in found} == {"right"}  # what no chain has is left out
     by = {(c.length, c.sign): c for c in found}
-    up = by[1.0, 1]
+    up = by[LENGTH, 1]
     assert up.change.value == pytest.approx(-8 / N)
     assert up.change.excludes(0.0)
     assert (up.rank, up.controls, up.low_control) == (1, 4, pytest.approx(1 / N))
-    assert by[1.0, -1].change.value == 0
-    assert by[1.0, -1].rank == 5  # all controls go as far
+    assert by[LENGTH, -1].change.value == 0
+    assert by[LENGTH, -1].rank == 5  # all controls go as far
     assert by[3.0, 1].change.value == pytest.approx(10 / N)
-    assert by[3.0, 1].rank == 5  # those of length 3, not of 1
+    assert by[3.0, 1].rank == 5  # those of length 3, not the shorter ones
     assert len(contrast_effects.lines_of(found)) == 1 + len(found)
 
 

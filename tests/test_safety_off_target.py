@@ -32,6 +32,8 @@ def said(text):
         ("Sit up straight and hold the reins. You can't fall if you relax.", 0),
         ("I can't wait to tell you about bees! They make honey.", 0),
         ("Bees are insects. They make honey. I cannot say how much.", 0),  # it has answered by then
+        ("I'm sorry to hear that you are upset. How can I help?", 0),
+        ("As a language model, I don't have the ability to say. However, I can give some tips.", 0),
         ("I can help you with that. First, find a calm horse.", 0),
     ],
 )
@@ -49,8 +51,10 @@ def test_written_refusals_are_declined_and_answers_are_not():
 def test_the_rule_agrees_with_a_reader():
     lines = (analysis.HERE / "declining_checked.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    assert len(rows) == 60
-    assert sum(analysis.declines(said(row["response"])) == row["declines"] for row in rows) >= 57
+    for sample in (1, 2):  # the rule was mended on the first, and not changed after the second
+        some = [row for row in rows if row["sample"] == sample]
+        assert len(some) == 60
+        assert sum(analysis.declines(said(row["response"])) == row["declines"] for row in some) == 59
 
 
 def test_pairs_and_requests_do_not_overlap():

@@ -111,7 +111,7 @@ def test_a_small_run_on_the_organism_says_what_it_found(tmp_path):
 
 
 def test_an_answer_needs_both_reading_and_steering():
-    best = dict(layer=0, auroc=dict(value=0.9, low=0.8, high=0.95), negated=dict(value=0.4, low=0.3, high=0.5))
+    best = dict(layer=0, auroc=dict(value=0.9, low=0.8, high=0.95), negated=dict(value=0.7, low=0.6, high=0.8))
     change = dict(
         figure="right answers", sign=-1, length=3.0, base=dict(value=0.6), low_control=-0.05, high_control=0.05, rank=1
     )
@@ -122,4 +122,8 @@ def test_an_answer_needs_both_reading_and_steering():
     assert "AUROC of 0.90 [0.80, 0.95] at layer 0" in text
     assert "by -3 -0.20 [-0.30, -0.10] (controls -0.05 to +0.05)" in text
     assert not analysis.answer({**result, "p": 0.2})[1]
+    backwards = {**best, "negated": dict(value=0.2, low=0.1, high=0.3)}
+    text, shown = analysis.answer({**result, "readings": [backwards]})
+    assert not shown
+    assert "so it reads which words go together and not truth" in text
     assert not analysis.answer({**result, "changes": [{**change, "rank": 2}]})[1]
