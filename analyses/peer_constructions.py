@@ -603,7 +603,7 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     for peer in sorted(peers):
         best = max((r for r in rows if r["library"] == peer), key=lambda r: r["change"])
         parts.append(
-            f"It is ahead of the best vector of {peer} ({best['construction']}) by "
+            f"Its lead over the best vector of {peer} ({best['construction']}) is "
             f"{said(best['ahead'], best['ahead_low'], best['ahead_high'])}."
         )
         shown &= best["ahead_low"] > 0

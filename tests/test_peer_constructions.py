@@ -80,7 +80,7 @@ def test_the_answer_and_the_table_say_who_is_ahead(analysis):
     values = json.loads(analysis.to_json(result))
     text, shown = analysis.answer(values)
     assert "by +100 points [+100, +100] (4 prompts × 1)" in text
-    assert "best vector of repeng (mean) by +0 points [+0, +0]" in text
+    assert "best vector of repeng (mean) is +0 points [+0, +0]" in text
     assert "repeng's mean is lensteer/difference" in text
     assert "largest change of 1 control vectors is +25 points" in text
     assert not shown  # the peer has the same vector
