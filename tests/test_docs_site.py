@@ -209,7 +209,8 @@ def test_commands_and_options_exist(words):
 
     from lensteer.cli.commands import app
 
-    command, name = get_command(app), "lensteer"
+    command: Any = get_command(app)
+    name = "lensteer"
     while getattr(command, "commands", None) and words and words[0] in command.commands:
         name, command, words = f"{name} {words[0]}", command.commands[words[0]], words[1:]
     assert name != "lensteer", f"no command {words[0]!r}"
