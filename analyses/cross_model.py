@@ -3,7 +3,8 @@
 Language models read the same annotated chains; organisms read their own, on the same tasks. From the activations of the
 sentences, in every model and layer: the difference of means of each behavior (against all sentences), the cosines
 between behaviors, and how far a behavior's direction from one half of the chains separates its sentences in the other
-half (d': difference of the means in standard deviations). Two models share a geometry if their cosines at the same
+half (d': difference of the means in standard deviations; a mean over the four steered behaviors, as initializing
+sentences are told by their place). Two models share a geometry if their cosines at the same
 relative depth are in the same order. That is compared with labels that are shuffled within each chain, the same in both
 models where they read the same chains: what these share is how the text reads, not what the labels say. Intervals
 resample chains, the same in all models.
@@ -74,9 +75,9 @@ class Model:
         n_layers: of the model.
         n_chains: that were read.
         counts: sentences of each behavior.
-        separation: d' on the other half of the chains, a mean over behaviors, by layer.
+        separation: d' on the other half of the chains, a mean over the steered behaviors, by layer.
         shuffled: the same of shuffled labels, a mean over shuffles.
-        split_half: cosine of the two halves' vectors, a mean over behaviors, by layer.
+        split_half: cosine of the two halves' vectors, a mean over the steered behaviors, by layer.
         behaviors: d' of each behavior, by layer.
         best_depth: relative depth of the layer with the largest separation.
         cosines: between behaviors, at the middle.
@@ -105,6 +106,8 @@ class Pair:
         group: `LANGUAGE`, `GRAMMAR` or `BETWEEN`.
         correlation: at the middle.
         shuffled: the same from shuffled labels: its mean, and 95 % of the shuffles.
+        inner: `correlation` without initializing, which is always first and unlike all others.
+        inner_shuffled: the same from shuffled labels.
         p: share of the permutations of one model's behaviors with at least this correlation; NaN for a mean.
         by_depth: at each of `DEPTHS`.
     """
@@ -114,6 +117,8 @@ class Pair:
     group: str
     correlation: Estimate
     shuffled: Estimate
+    inner: Estimate
+    inner_shuffled: Estimate
     p: float
     by_depth: tuple[float, ...]
 
@@ -230,9 +235,10 @@ def measure(name: str, family: str, seen: Read, config: Config) -> tuple[Model, 
         "shuffled": np.concatenate([cosines(directions(seen, label, drawn[:1])) for label in mixed]),
     }
     apart, alike = halves(seen, seen.label, drawn)
-    mean = apart.mean(1).numpy()
+    steered = [ls.BEHAVIORS.index(b) for b in ls.STEERED]
+    mean = apart[:, steered].mean(1).numpy()
     best = np.where(np.isfinite(mean).all(1), (np.nan_to_num(mean).argmax(1) + 1) / n_layers, np.nan)
-    none = np.mean([halves(seen, label, drawn[:1])[0].mean(1)[0].numpy() for label in mixed[:5]], axis=0)
+    none = np.mean([halves(seen, label, drawn[:1])[0][0, steered].mean(0).numpy() for label in mixed[:5]], axis=0)
     middle = every["own"][:, layer_at(MIDDLE, n_layers)]
 
     def interval(values: np.ndarray[Any, Any]) -> Estimate:
@@ -246,7 +252,7 @@ def measure(name: str, family: str, seen: Read, config: Config) -> tuple[Model, 
         {b: int((seen.label == i).sum()) for i, b in enumerate(ls.BEHAVIORS)},
         tuple(interval(mean[:, layer]) for layer in range(n_layers)),
         tuple(none.tolist()),
-        tuple(alike.mean(0).tolist()),
+        tuple(alike[steered].mean(0).tolist()),
         {b: tuple(apart[0, i].tolist()) for i, b in enumerate(ls.BEHAVIORS)},
         interval(best),
         {
@@ -259,38 +265,47 @@ def measure(name: str, family: str, seen: Read, config: Config) -> tuple[Model, 
 
 def pairs_of(models: Sequence[Model], known: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> tuple[Pair, ...]:
     """Every pair of models, and the mean over each group's pairs."""
-    groups: dict[str, list[tuple[Pair, list[float], list[float]]]] = {}
+    groups: dict[str, list[Pair]] = {}
+    sums: dict[str, list[np.ndarray[Any, Any]]] = {}
+    every = list(range(len(ls.BEHAVIORS)))
+    inner = [i for i in every if ls.BEHAVIORS[i] != "initializing"]
     for one, other in combinations(models, 2):
         a, b = known[one.name], known[other.name]
-        at = {depth: (layer_at(depth, one.n_layers), layer_at(depth, other.n_layers)) for depth in (*DEPTHS, MIDDLE)}
 
-        def over(kind: str, depth: float = MIDDLE, n: int | None = None, a=a, b=b, at=at) -> list[float]:
-            i, j = at[depth]
-            return [rank_correlation(x[i], y[j]) for x, y in zip(a[kind][:n], b[kind][:n], strict=True)]
+        def over(
+            kind: str, depth: float = MIDDLE, n: int | None = None, some=every, a=a, b=b,
+            layers=(one.n_layers, other.n_layers),
+        ) -> list[float]:  # fmt: skip
+            i, j = (layer_at(depth, each) for each in layers)
+            cells = np.ix_(some, some)
+            return [rank_correlation(x[i][cells], y[j][cells]) for x, y in zip(a[kind][:n], b[kind][:n], strict=True)]
 
         group = one.family if one.family == other.family else BETWEEN
-        own, mixed = over("own"), over("shuffled")
-        i, j = at[MIDDLE]
-        correlation = percentile_interval(own[0], np.array(own[1:]), min(one.n_chains, other.n_chains))
-        pair = Pair(
-            one.name,
-            other.name,
-            group,
-            correlation,
-            percentile_interval(float(np.mean(mixed)), np.array(mixed), len(mixed)),
-            mantel(a["own"][0, i], b["own"][0, j]),
-            tuple(over("own", depth, 1)[0] for depth in DEPTHS),
-        )
-        groups.setdefault(group, []).append((pair, own, mixed))
+        draws = [over("own"), over("shuffled"), over("own", some=inner), over("shuffled", some=inner)]
+        i, j = layer_at(MIDDLE, one.n_layers), layer_at(MIDDLE, other.n_layers)
+        p, depths = mantel(a["own"][0, i], b["own"][0, j]), tuple(over("own", depth, 1)[0] for depth in DEPTHS)
+        n = min(one.n_chains, other.n_chains)
+        groups.setdefault(group, []).append(Pair(one.name, other.name, group, *_intervals(draws, n), p, depths))
+        for k, each in enumerate(draws):
+            sums.setdefault(f"{group}{k}", []).append(np.array(each))
     made: list[Pair] = []
     for group, found in groups.items():
-        own, mixed = (np.mean(draws, axis=0) for draws in ([d for _, d, _ in found], [d for _, _, d in found]))
-        correlation = percentile_interval(float(own[0]), own[1:], found[0][0].correlation.n)
-        shuffled = percentile_interval(float(mixed.mean()), mixed, len(mixed))
-        depths = tuple(np.mean([pair.by_depth for pair, *_ in found], axis=0).tolist())
-        made += [pair for pair, *_ in found]
-        made.append(Pair("mean", str(len(found)), group, correlation, shuffled, float("nan"), depths))
+        means = [np.mean(sums[f"{group}{k}"], axis=0) for k in range(4)]
+        depths = tuple(np.mean([pair.by_depth for pair in found], axis=0).tolist())
+        parts = _intervals(means, found[0].correlation.n)
+        made += [*found, Pair("mean", str(len(found)), group, *parts, float("nan"), depths)]
     return tuple(made)
+
+
+def _intervals(draws: Sequence[Any], n: int) -> tuple[Estimate, Estimate, Estimate, Estimate]:
+    """Of the labels and of shuffled ones, in turn; shuffles have no observed value but their mean."""
+    a, b, c, d = (np.asarray(each) for each in draws)
+    return (
+        percentile_interval(float(a[0]), a[1:], n),
+        percentile_interval(float(b.mean()), b, len(b)),
+        percentile_interval(float(c[0]), c[1:], n),
+        percentile_interval(float(d.mean()), d, len(d)),
+    )
 
 
 def main(config: Config) -> Result:
@@ -332,13 +347,17 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     words, shown = [], True
     for pair in result["pairs"]:
         if pair["one"] == "mean":
-            own, mixed = pair["correlation"], pair["shuffled"]
+            own, mixed, inner, low = (
+                f"{pair[key]['value']:+.2f} [{pair[key]['low']:+.2f}, {pair[key]['high']:+.2f}]"
+                for key in ("correlation", "shuffled", "inner", "inner_shuffled")
+            )
             words.append(
-                f"{pair['group']} {own['value']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}] over {pair['other']} "
-                f"pairs (shuffled labels {mixed['value']:+.2f} [{mixed['low']:+.2f}, {mixed['high']:+.2f}])"
+                f"{pair['group']} {own} over {pair['other']} pair(s), shuffled labels {mixed}; without initializing "
+                f"{inner}, shuffled {low}"
             )
             if pair["group"] != BETWEEN:
-                shown &= own["low"] > max(mixed["high"], 0)
+                for real, null in (("correlation", "shuffled"), ("inner", "inner_shuffled")):
+                    shown &= pair[real]["low"] > max(pair[null]["high"], 0)
     depths = ", ".join(
         f"{m['name']} {m['best_depth']['value']:.2f} [{m['best_depth']['low']:.2f}, {m['best_depth']['high']:.2f}]"
         for m in result["models"]
@@ -346,7 +365,7 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     chains = sorted({m["n_chains"] for m in result["models"]})
     return (
         f"Rank correlation of the cosines between behaviors, {' and '.join(map(str, chains))} chains a model: "
-        f"{'; '.join(words)}. Directions separate best at relative depth {depths}.",
+        f"{'. '.join(words)}. Directions separate best at relative depth {depths}.",
         shown,
     )
 
@@ -355,7 +374,7 @@ def figure(result: Result) -> go.Figure:
     """Correlations of pairs beside shuffled labels; separation over relative depth."""
     drawn = make_subplots(
         rows=1, cols=2, column_widths=[0.5, 0.5], horizontal_spacing=0.1,
-        subplot_titles=("cosines of two models, rank correlation", "held-out separation (d′), mean of behaviors"),
+        subplot_titles=("cosines of two models, rank correlation", "held-out separation (d′), steered behaviors"),
     )  # fmt: skip
     pairs = result.pairs
     names = [f"<b>{p.group}</b>" if p.one == "mean" else f"{p.one} – {p.other}" for p in pairs]
@@ -395,11 +414,16 @@ def table(result: Result) -> str:
         i = round(m.best_depth.value * m.n_layers) - 1
         figures = f"{m.best_depth:.2f} | {m.separation[i]:.2f} | {m.shuffled[i]:.2f} | {m.split_half[i]:.2f}"
         lines.append(f"{m.name} | {m.n_chains} | {figures} |")
-    lines += ["", "pair | group | correlation | shuffled labels | p | by depth |", "---|" * 6]
+    lines += [
+        "",
+        "pair | group | correlation | shuffled labels | without initializing | shuffled | p | by depth |",
+        "---|" * 8,
+    ]
     for p in result.pairs:
         depths = " ".join(f"{value:.2f}" for value in p.by_depth)
         lines.append(
-            f"{p.one}, {p.other} | {p.group} | {p.correlation:+.2f} | {p.shuffled:+.2f} | {p.p:.3f} | {depths} |"
+            f"{p.one}, {p.other} | {p.group} | {p.correlation:+.2f} | {p.shuffled:+.2f} | {p.inner:+.2f} | "
+            f"{p.inner_shuffled:+.2f} | {p.p:.3f} | {depths} |"
         )
     return "\n".join(lines)
 

@@ -41,7 +41,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Cell:
-    """The effect of the vector of `steered` (or of a control as long) on the share of `counted`."""
+    """The effect of the vector of `steered` (or of a control as long) on the share of `counted`.
+
+    `relative` is the effect in units of what the own vector of `counted` does to it.
+    """
 
     steered: str
     vector: str
@@ -57,10 +60,10 @@ class Entanglement:
 
     Attributes:
         cells: of behaviors' own vectors and of controls.
-        correlation: Spearman over pairs (b, b'), b' not b, of the cosine and the effect over the unsteered share.
+        correlation: Spearman over pairs (b, b'), b' not b, of the cosine and the relative effect.
         off_target: mean absolute relative effect of own vectors on other behaviors.
         controls: the same of control vectors on all behaviors.
-        on_target: mean relative effect of own vectors on their own behaviors.
+        on_target: mean effect of own vectors on their own behaviors, as a change of the share.
     """
 
     cells: tuple[Cell, ...]
@@ -76,22 +79,29 @@ def main(config: Config) -> Entanglement:
     labels, c = list(layers), config.coefficient
     shares = ResampledShares([r for rows in grouped.values() for r in rows], seed=config.measured.seed)
     n = len({r.task for r in grouped["unsteered"]})
-    cells, relative = [], {}
-    for steered in labels:
-        for vector in dict.fromkeys(name.split("/")[1] for name in grouped if name.startswith(f"{steered}/")):
-            for counted in labels:
-                up, down = (shares.of(f"{steered}/{vector}/{s * c:+g}", counted) for s in (1, -1))
-                effect, base = (up - down) / 2, shares.of("unsteered", counted)
-                relative[steered, vector, counted] = effect / np.where(base > 0, base, np.nan)
-                a, b = (vectors[label].at(layers[steered]) for label in (steered, counted))
-                cosine = float(torch.cosine_similarity(a, b, dim=0)) if vector == OWN else None
-                estimates = estimate_of(effect, n), estimate_of(relative[steered, vector, counted], n)
-                cells.append(Cell(steered, vector, counted, *estimates, cosine))
+    sources = [(name.split("/")[0], name.split("/")[1]) for name in grouped if "/" in name]
+    effects = {
+        (steered, vector, counted): (
+            shares.of(f"{steered}/{vector}/{c:+g}", counted) - shares.of(f"{steered}/{vector}/{-c:+g}", counted)
+        )
+        / 2
+        for steered, vector in dict.fromkeys(sources)
+        for counted in labels
+    }
+    # The scale is fixed, not resampled: the first draw is the observed one.
+    scale = {b: abs(float(effects[b, OWN, b][0])) or np.nan for b in labels}
+    relative = {key: effect / scale[key[2]] for key, effect in effects.items()}
+    cells = []
+    for key, effect in effects.items():
+        steered, vector, counted = key
+        a, b = (vectors[label].at(layers[steered]) for label in (steered, counted))
+        cosine = float(torch.cosine_similarity(a, b, dim=0)) if vector == OWN else None
+        cells.append(Cell(*key, estimate_of(effect, n), estimate_of(relative[key], n), cosine))
     pairs = [(a, b) for a in labels for b in labels if a != b]
     cosines = [next(x.cosine for x in cells if (x.steered, x.vector, x.counted) == (a, OWN, b)) for a, b in pairs]
     off = np.stack([relative[a, OWN, b] for a, b in pairs], axis=1)
     others = np.stack([v for (_, vector, _), v in relative.items() if vector != OWN], axis=1)
-    own = np.stack([relative[b, OWN, b] for b in labels], axis=1)
+    own = np.stack([effects[b, OWN, b] for b in labels], axis=1)
     return Entanglement(
         tuple(cells),
         estimate_of(rank_correlation(np.array(cosines), off), n),
@@ -121,7 +131,7 @@ def draw(found: Entanglement) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=tones, x=labels, y=labels, zmin=-1, zmax=1, colorscale=DIVERGING,
-            colorbar=color_bar("effect /<br>unsteered share"), **cells,
+            colorbar=color_bar("effect / effect of<br>its own vector"), **cells,
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", title_text="vector", showgrid=False)
@@ -133,9 +143,9 @@ def draw(found: Entanglement) -> go.Figure:
 def table(found: Entanglement) -> str:
     """The means, then a line per cell."""
     lines = [
-        f"mean relative effect on the vector's own behavior {found.on_target:+.2f}; absolute, on others "
-        f"{found.off_target:.2f}; of control vectors {found.controls:.2f}; Spearman of cosine and effect on others "
-        f"{found.correlation:+.2f}"
+        f"mean effect on the vector's own behavior {found.on_target:+.3f}; in units of the own vector's, absolute, on "
+        f"others {found.off_target:.2f}; of control vectors {found.controls:.2f}; Spearman of cosine and effect on "
+        f"others {found.correlation:+.2f}"
     ]
     for cell in found.cells:
         cosine = "" if cell.cosine is None else f" | cosine {cell.cosine:+.2f}"
@@ -149,9 +159,10 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
         estimate_in(result, name) for name in ("on_target", "off_target", "controls", "correlation")
     )
     text = (
-        f"A vector changes its own behavior's share by {own:+.2f} of the unsteered share (half of added less "
-        f"subtracted; mean of the behaviors, {own.n} tasks), and the others' by {off:.2f} in absolute value; control "
-        f"vectors as long change any by {controls:.2f}. Spearman of cosine and effect on others: {correlation:+.2f}."
+        f"A vector changes its own behavior's share by {100 * own:+.1f} points (half of added less subtracted; mean of "
+        f"the behaviors, {own.n} tasks). On other behaviors it does {off:.2f} of what their own vectors do (in "
+        f"absolute value); control vectors as long do {controls:.2f} on any. Spearman of cosine and effect on others: "
+        f"{correlation:+.2f}."
     )
     return text, bool(correlation.low > 0)
 

@@ -18,7 +18,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from operator import add as joined
 from pathlib import Path
@@ -171,7 +171,7 @@ def main(config: Config) -> Result:
     if config.n_dev < 4:
         raise ls.LensteerError(f"n_dev={config.n_dev}: give 4 or more, two for each half of the tasks")
     behaviors = config.behaviors or tuple(SelectedLayers.load(run.path("layers.json")))
-    tasks = run.tasks("dev")[: config.n_dev]
+    tasks = dev_tasks(run, config.n_dev)
     found = _calibrated(config, run, _plans(config, run, vectors, layers, behaviors))
     conditions = [Condition("unsteered", kind="unsteered")]
     conditions += [Condition("/".join(cell), plan) for cell, (plan, *_) in found.items()]
@@ -195,6 +195,11 @@ def main(config: Config) -> Result:
         rows_of(records, found, behaviors, run.margins, config.seed),
         best_of(records, list(found), behaviors, middle, config.seed),
     )
+
+
+def dev_tasks(run: Run, n: int) -> list[ls.Task]:
+    """Dev tasks of the run's source: the run's own first, and more where it took fewer."""
+    return ls.load_tasks(run.config.tasks, split="dev", n=max(n, run.config.n_dev))[:n]
 
 
 def _plans(
@@ -228,7 +233,7 @@ def _calibrated(config: Config, run: Run, plans: Mapping[Cell, Any]) -> dict[Cel
             raise ls.LensteerError(f"{str(path)!r} has coefficients of other settings: take another copy of the run")
     else:
         options: dict[str, Any] = dict(max_new_tokens=config.kl_tokens, seed=config.seed, batch_size=256)
-        prompts, values = run.tasks("dev")[: config.n_prompts], {}
+        prompts, values = dev_tasks(run, config.n_prompts), {}
         if adding := {cell: plan for cell, plan in plans.items() if cell[0] == "add"}:
             found = calibrate_many(
                 run.model,
@@ -357,11 +362,13 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
         beyond = last.get("held_beyond_low") is None or last["held_beyond_low"] > 0
         shown.append(bool(last["held_effect_low"] > 0 and beyond))
         controls = f", {interval(last, 'held_beyond')} beyond controls" if "held_beyond_low" in last else ""
+        behind = [x for x in result["best"] if x["operator"] == name and x is not last and x["held_lead_low"] > 0]
+        singly = "".join(f"; for {x['behavior']} alone by {interval(x, 'held_lead')}" for x in behind)
         said.append(
             f"{how}, the vectors of {result['model']} do most at layer {last['layer']} (share of {what}, in the "
             f"intended direction: {interval(last, 'effect')}, {result['n_tasks']} tasks); a layer chosen on half of "
             f"the tasks moves the other half by {interval(last, 'held_effect')}{controls}, and the middle layer, "
-            f"{result['middle']}, is behind it by {interval(last, 'held_lead')}."
+            f"{result['middle']}, is behind it by {interval(last, 'held_lead')}{singly}."
         )
     return " ".join(said), any(shown)
 
@@ -430,9 +437,12 @@ def figure(result: Result) -> go.Figure:
         drawn.add_vline(x=result.middle, line=dict(color=MUTED, width=1, dash="dot"), row=1, col=column)
         every = name == "project_out"
         ticks, words = list(at.values())[: None if every else -1], [*map(str, layers), *(["all"] if every else [])]
-        drawn.update_xaxes(tickvals=ticks, ticktext=words, title_text="layer", row=1, col=column)
+        drawn.update_xaxes(tickvals=ticks, ticktext=words, title_text="layer", zeroline=False, row=1, col=column)
     drawn.update_yaxes(title_text="change of the share (points)", row=1, col=1)
-    about = f"{result.model}, {result.n_tasks} tasks; 95 % intervals over tasks; dotted: the middle layer"
+    about = (
+        f"{result.model}, {result.n_tasks} tasks; 95 % intervals over tasks; dotted: the middle layer; hollow: the text"
+    )
+    about += " is broken or the KL is missed"
     finish(drawn, f"One layer at a time<br><sup>{about}</sup>", 480)
     return drawn.update_layout(margin_t=100)
 
@@ -465,29 +475,39 @@ def smoke(config: Config) -> Config:
     return replace(config, layers=config.layers or (4, 6), **small)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(analysis: Mapping[str, Any]) -> None:
+    """Run an analysis from the command line; its options are the fields of its `Config`, the first one a run's folder.
+
+    Args:
+        analysis: the globals of its module: `Config`, `main`, `smoke`, `table`, `to_json` and `figure`.
+    """
+    parser = argparse.ArgumentParser(
+        description=analysis["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, help="without it, --smoke makes a small one")
-    parser.add_argument("--layers", type=int, nargs="+", default=[])
-    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(Config.operators))
-    parser.add_argument("--behaviors", nargs="+", default=[])
-    for option in ("budget", "tolerance"):
-        parser.add_argument(f"--{option}", type=float, default=getattr(Config, option))
-    for option in ("n_controls", "n_dev", "n_samples", "n_prompts", "kl_tokens", "max_rounds", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
+    for option in fields(analysis["Config"])[1:]:
+        name, default = f"--{option.name.replace('_', '-')}", option.default
+        if isinstance(default, tuple):
+            parser.add_argument(name, type=int if "int" in str(option.type) else str, nargs="+", default=default)
+        else:
+            parser.add_argument(name, type=type(default), default=default)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    if options["run"] is None and not small:
+    given = vars(parser.parse_args())
+    small, out, picture = (given.pop(name) for name in ("smoke", "json", "figure"))
+    if given["run"] is None and not small:
         parser.error("give --run, the folder of a finished run, or --smoke")
     with tempfile.TemporaryDirectory() as made:
-        options["run"] = options["run"] or small_run(Path(made) / "run")
-        chosen = Config(**{**options, **{name: tuple(options[name]) for name in ("layers", "operators", "behaviors")}})
-        measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
+        given["run"] = given["run"] or small_run(Path(made) / "run")
+        config = analysis["Config"](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        found = analysis["main"](analysis["smoke"](config) if small else config)
+    print(analysis["table"](found))
     if out:
-        out.write_text(to_json(measured))
+        out.write_text(analysis["to_json"](found))
     if picture:
-        figure(measured).write_image(picture, width=1200)
+        analysis["figure"](found).write_image(picture, width=1200)
+
+
+if __name__ == "__main__":
+    command(globals())

@@ -274,12 +274,10 @@ def draw(rows: list[Row]) -> go.Figure:
                 x=x,
                 y=y,
                 error_x=dict(**error_bars(x, [row.length.low], [row.length.high]), color=paint),
-                error_y=dict(
-                    **error_bars(y, [100 * row.accuracy.low], [100 * row.accuracy.high]), color=color(row.behavior)
-                ),
+                error_y=dict(**error_bars(y, [100 * row.accuracy.low], [100 * row.accuracy.high]), color=paint),
                 mode="markers",
                 marker=dict(symbol=sign, size=13, color=paint, line=dict(color=INK, width=1)),
-                name=f"{row.behavior} {kind}",
+                name=f"{row.behavior.replace('_', ' ')} {kind}",
             )
     figure.update_xaxes(title_text="change of tokens per chain", zeroline=True)
     figure.update_yaxes(title_text="change of right answers (points)", zeroline=True)

@@ -6,9 +6,11 @@ many random words masked, by a classifier that reads text.
 (b) Wordings left out: the sentences of a behavior are split in two groups of wordings, as equal as they get. A wording
 is a sentence's form on the organism, and its cue words on language (`MARKERS`; the first word if there is none); a
 sentence with cue words of both groups is in neither. A vector is fitted on one group, without the behavior's other
-sentences, and the share of the *other* group's sentences is counted. Beside it are the vector of all sentences and one
-of shuffled labels. All are added with the same length, that of the run's coefficient, on dev tasks. Effects of (b) are
-per group of wordings, a mean of both. Intervals are 95 % bootstrap intervals over tasks.
+sentences, and the share of the *other* group's sentences is counted. Beside it are the vector of all sentences and
+control vectors with the covariance of the sentences' activations. (Vectors of shuffled labels are no null here: they
+share a part of the behavior's own, `vector_stability.py`.) All are added with the same length, that of the run's
+coefficient, on dev tasks. Effects of (b) are per group of wordings, a mean of both. Intervals are 95 % bootstrap
+intervals over tasks.
 
 Example: python analyses/lexical_controls.py --run RUN-FOLDER --json FILE --figure FILE.png
 (the folder of a finished `lensteer run` or `lensteer demo`; 3 minutes of one core for the organism; resumes. On a
@@ -17,10 +19,8 @@ language model, take fewer behaviors: `--behaviors adding-knowledge uncertainty-
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from layer_ablation import interval, small_run
+from layer_ablation import command, dev_tasks, interval
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from vector_stability import span_features
@@ -48,6 +48,7 @@ from lensteer.evaluation import (
     Record,
     ResampledShares,
     estimate_of,
+    random_directions,
     run_conditions,
 )
 from lensteer.organism.grammar import ENDS, LETTERS
@@ -62,8 +63,8 @@ from lensteer.vectors.fitting import vectors_of
 
 QUESTION = "Does a behavior's vector also raise wordings of the behavior that it was not fitted on?"
 
-#: A vector is of all the behavior's sentences, of one group of wordings, or of shuffled labels.
-WHOLE, GROUPS, SHUFFLED = "all", ("0", "1"), "shuffled"
+#: A vector is of all the behavior's sentences, of one group of wordings, or a control.
+WHOLE, GROUPS, CONTROL = "all", ("0", "1"), "control"
 MIXED, PLAIN = "both", "text as it is"
 Wordings = Callable[[str], list[str]]
 """From a sentence to its wordings, the one that stands first is first."""
@@ -76,6 +77,7 @@ class Config:
     run: Path
     behaviors: tuple[str, ...] = ()
     n_chains: int = 0
+    n_controls: int = 2
     n_dev: int = 60
     n_samples: int = 2
     n_prompts: int = 8
@@ -93,8 +95,8 @@ class Row:
         full: the same per group of wordings.
         seen: of the wordings that a vector was fitted on.
         unseen: of those that it was not fitted on.
-        shuffled: per group, under the vector of shuffled labels.
-        beyond: `unseen` less `shuffled`.
+        control: per group, under control vectors.
+        beyond: `unseen` less `control`.
         left: `unseen` as a share of `full`.
         plain: as `whole`, by the classifier that reads text.
         masked: the same with cue words masked.
@@ -106,7 +108,7 @@ class Row:
     full: Estimate
     seen: Estimate
     unseen: Estimate
-    shuffled: Estimate
+    control: Estimate
     beyond: Estimate
     left: Estimate
     plain: Estimate
@@ -228,13 +230,16 @@ def main(config: Config) -> Result:
     if single := [b for b in behaviors if len(set(splits[b].group.values())) < 2]:
         raise ls.LensteerError(f"all sentences of {single} have one wording: leave them out of behaviors")
     features = span_features(run, sorted(set(layers.values())), config.n_chains, config.seed)
-    recipe = BehaviorVectors.load(run.path("vectors.safetensors")).recipe
-    found = {b: directions(features, traces, recipe, b, layers[b], splits[b], config.seed) for b in behaviors}
+    vectors, n = BehaviorVectors.load(run.path("vectors.safetensors")), config.n_controls
+    found = {b: directions(features, traces, vectors.recipe, b, layers[b], splits[b]) for b in behaviors}
+    for k, b in enumerate(behaviors):  # every behavior has control vectors of its own
+        drawn = random_directions(vectors, layers[b], n * len(behaviors), pool="covariance_matched")[k * n : k * n + n]
+        found[b] |= {f"{CONTROL}-{i}": direction for i, direction in enumerate(drawn)}
     plans = _plans(run, found, layers)
     conditions = [Condition("unsteered", kind="unsteered")]
     conditions += [Condition("/".join(key), plan) for key, plan in plans.items()]
     reader = _reader(run, traces, annotator)
-    tasks = run.tasks("dev")[: config.n_dev]
+    tasks = dev_tasks(run, config.n_dev)
     records = run_conditions(
         run.model,
         tasks,
@@ -265,16 +270,12 @@ def directions(
     behavior: str,
     layer: int,
     split: Split,
-    seed: int = 0,
 ) -> dict[str, Direction]:
-    """The behavior's vectors: of all sentences, of each group without the behavior's others, and of shuffled labels."""
+    """The behavior's vectors: of all its sentences, and of each group without the others."""
     known, axis = {trace_key(trace): trace for trace in traces}, label_axis(traces)
     row = features[0].layers.index(layer)
     names = (WHOLE, *GROUPS)
-    sums = {
-        name: ContrastSums(recipe, axis, 1, features[0].tokens.shape[-1], n_controls=int(name == WHOLE), seed=seed)
-        for name in names
-    }
+    sums = {name: ContrastSums(recipe, axis, 1, features[0].tokens.shape[-1]) for name in names}
     for each in features:
         trace = known[each.key]
         place = [split(trace.response[s.char_start : s.char_end]) if s.label == behavior else "" for s in trace.spans]
@@ -293,7 +294,7 @@ def directions(
     made = {name: vectors_of(each, (layer,), {}) for name, each in sums.items()}
     if lacking := [name for name in names if behavior not in made[name]]:
         raise ls.LensteerError(f"no sentence of {behavior!r} for the vectors {lacking}: take more chains")
-    return {name: made[name][behavior] for name in names} | {SHUFFLED: made[WHOLE].random("shuffled", behavior)[0]}
+    return {name: made[name][behavior] for name in names}
 
 
 def _plans(
@@ -341,6 +342,7 @@ def _group(
 def rows_of(records: Sequence[Record], behaviors: Sequence[str], seed: int = 0) -> tuple[Row, ...]:
     """A row per behavior, and one for their mean if there are several."""
     shares, n = ResampledShares(records, seed=seed), len({r.task for r in records})
+    known = dict.fromkeys(r.condition for r in records)
 
     def change(b: str, vector: str, labels: Sequence[str], by: str | None = None) -> Any:
         return sum(shares.of(f"{b}/{vector}", x, by) - shares.of("unsteered", x, by) for x in labels)
@@ -349,12 +351,13 @@ def rows_of(records: Sequence[Record], behaviors: Sequence[str], seed: int = 0) 
     for b in behaviors:
         parts = [f"{b}/{g}" for g in GROUPS]
         pairs = list(zip(GROUPS, parts, strict=True))
+        controls = [name.split("/")[1] for name in known if name.startswith(f"{b}/{CONTROL}-")]
         found = dict(
             whole=change(b, WHOLE, [*parts, f"{b}/{MIXED}"]),
             full=change(b, WHOLE, parts) / 2,
             seen=sum(change(b, g, [part]) for g, part in pairs) / 2,
             unseen=sum(change(b, g, [part]) for g, part in zip(GROUPS, reversed(parts), strict=True)) / 2,
-            shuffled=change(b, SHUFFLED, parts) / 2,
+            control=np.mean([change(b, c, parts) / 2 for c in controls], axis=0),
             plain=change(b, WHOLE, [b], PLAIN),
             masked=change(b, WHOLE, [b], CUES_MASKED),
             random=change(b, WHOLE, [b], RANDOM_MASKED),
@@ -364,7 +367,7 @@ def rows_of(records: Sequence[Record], behaviors: Sequence[str], seed: int = 0) 
         draws[MEAN] = {name: np.mean([draws[b][name] for b in behaviors], axis=0) for name in draws[behaviors[0]]}
     rows = []
     for b, found in draws.items():
-        found["beyond"] = found["unseen"] - found["shuffled"]
+        found["beyond"] = found["unseen"] - found["control"]
         found["left"] = np.divide(
             found["unseen"], found["full"], out=np.full_like(found["full"], np.nan), where=found["full"] > 0
         )
@@ -373,15 +376,15 @@ def rows_of(records: Sequence[Record], behaviors: Sequence[str], seed: int = 0) 
 
 
 def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
-    """The answer from a loaded JSON file; shown if left-out wordings rise, and more than under shuffled labels."""
+    """The answer from a loaded JSON file; shown if left-out wordings rise, and more than under control vectors."""
     *single, last = result["rows"]
     what = "on average over the behaviors" if last["behavior"] == MEAN else f"of {last['behavior']}"
     held = [row["behavior"] for row in single or [last] if row["unseen_low"] > 0 and row["beyond_low"] > 0]
     said = (
         f"On {result['model']}, vectors fitted on one half of a behavior's wordings change the share of the other half "
         f"by {interval(last, 'unseen')} {what} ({result['n_tasks']} tasks), the vectors of all wordings by "
-        f"{interval(last, 'full')}, those of shuffled labels by {interval(last, 'shuffled')}; it is above 0 and above "
-        f"shuffled labels for {', '.join(held) or 'no behavior'}. With cue words masked the vectors of all wordings "
+        f"{interval(last, 'full')}, control vectors by {interval(last, 'control')}; it is above 0 and above "
+        f"control vectors for {', '.join(held) or 'no behavior'}. With cue words masked the vectors of all wordings "
         f"change the whole share by {interval(last, 'masked')}, unmasked by {interval(last, 'plain')}, with as many "
         f"random words masked by {interval(last, 'random')}."
     )
@@ -407,7 +410,7 @@ def figure(result: Result) -> go.Figure:
             ("full", "all wordings"),
             ("seen", "these wordings"),
             ("unseen", "the other wordings"),
-            ("shuffled", "shuffled labels"),
+            ("control", "control vectors"),
         ),
         (("plain", PLAIN), ("masked", "cue words masked"), ("random", "random words masked")),
     )
@@ -451,28 +454,8 @@ def to_json(result: Result) -> str:
 
 def smoke(config: Config) -> Config:
     """The same at a size for a test."""
-    return replace(config, n_dev=4, n_samples=1, n_prompts=2, kl_tokens=20)
+    return replace(config, n_dev=4, n_samples=1, n_prompts=2, kl_tokens=20, n_controls=1)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="without it, --smoke makes a small one")
-    parser.add_argument("--behaviors", nargs="+", default=[])
-    for option in ("n_chains", "n_dev", "n_samples", "n_prompts", "kl_tokens", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    if options["run"] is None and not small:
-        parser.error("give --run, the folder of a finished run, or --smoke")
-    with tempfile.TemporaryDirectory() as made:
-        options["run"] = options["run"] or small_run(Path(made) / "run")
-        chosen = Config(**{**options, "behaviors": tuple(options["behaviors"])})
-        measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
-    if out:
-        out.write_text(to_json(measured))
-    if picture:
-        figure(measured).write_image(picture, width=1200)
+    command(globals())

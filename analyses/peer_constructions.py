@@ -187,7 +187,7 @@ def setting_of(config: Config) -> Setting:
         model, label = run.model, config.behavior
         layer = config.layer if config.layer is not None else SelectedLayers.load(run.path("layers.json"))[label]
         vectors = BehaviorVectors.load(run.path("vectors.safetensors"), model)
-        own = {f"{vectors.recipe} of spans": vectors[label]}
+        own = {f"fit_vectors, {vectors.recipe}": vectors[label]}
         traces = read_chains(run.path("annotated.jsonl"), model)
         pairs = pairs_of_chains(traces, label, config.cut)[: config.n_pairs]
         dev, test, drawn = run.tasks("dev"), run.tasks("test"), run.sampling(config.n_samples)
@@ -249,7 +249,11 @@ def pairs_of_chains(traces: Sequence[ls.Trace], label: str, cut: str = "onset") 
 
 
 def write_request(config: Config, at: Setting) -> Path:
-    """What the peers' scripts read: the model's folder, pairs as whole texts, prompts as ids, and the sampling."""
+    """What the peers' scripts read: the model's folder, pairs as whole texts, prompts as ids, and the sampling.
+
+    Raises:
+        LensteerError: the folder has one with other pairs, prompts or sampling, so its vectors and chains are others.
+    """
     given = config.model if config.run is None else Run.open(config.run).config.model
     texts = []
     for pair in at.pairs:
@@ -264,8 +268,13 @@ def write_request(config: Config, at: Setting) -> Path:
     request |= {k: getattr(at.sampling, k) for k in ("n_samples", "temperature", "max_new_tokens", "seed")}
     if not config.operators:
         request |= {peer: [] for peer in PEERS}
-    config.folder.mkdir(parents=True, exist_ok=True)
     path = config.folder / "request.json"
+    if path.exists() and json.loads(path.read_text()) != request:
+        raise ls.LensteerError(
+            f"{str(path)!r} has other pairs, prompts or sampling, and so have the vectors and chains beside it: give "
+            "another folder, or the same options"
+        )
+    config.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(request))
     return path
 
@@ -302,7 +311,7 @@ def peer_vectors(path: Path, layer: int, like: Direction, logits: torch.Tensor) 
 def main(config: Config) -> Result:
     """Read the peers' vectors, calibrate all to each budget, run the conditions and count."""
     at = setting_of(config)
-    config.folder.mkdir(parents=True, exist_ok=True)
+    write_request(config, at)
     own, controls = own_vectors(config, at)
     names = {f"{OWN}/{name}": direction for name, direction in own.items()}
     default, versions = next(iter(names)), {OWN: ls.__version__}
@@ -550,12 +559,13 @@ def figure(result: Result) -> go.Figure:
         paint = PAINT[rows[0].library]
         some = [(r, r.kl.value) for r in sorted(rows, key=lambda r: r.kl.value) if r.kl.value > 0]
         words = ["" if r.budget else f"{r.coefficient:g}" for r, _ in some]
+        place = "top left" if rows[0].library == "repeng" else "bottom right"
         style: dict[str, Any] = dict(line=dict(color=paint, width=1.5), marker=dict(color=paint, size=9))
-        add(some, 2, mode="lines+markers+text", text=words, textposition="top left", name=name, **style)
+        add(some, 2, mode="lines+markers+text", text=words, textposition=place, name=name, **style)
     drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=1)
-    finish(
-        drawn, f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}", 160 + 32 * len(vectors)
-    )
+    about = "95 % intervals over prompts; (=): the same vector as one of lensteer's"
+    title = f"Change of {result.label} on {result.n_tasks} held-out prompts, {result.model}<br><sup>{about}</sup>"
+    finish(drawn, title, 180 + 32 * len(vectors))
     drawn.update_xaxes(tickformat="+.0%", title_text="change of the share", row=1, col=1)
     same = {f"{r.library}/{r.construction}" for r in equal if r.same_as}
     names = [f"{o}: {c.replace('_', ' ')}{' (=)' if f'{o}/{c}' in same else ''}" for o, c in vectors]
@@ -563,7 +573,7 @@ def figure(result: Result) -> go.Figure:
     drawn.update_yaxes(**axis, autorange="reversed", row=1, col=1)
     if own:
         drawn.update_xaxes(type="log", title_text="KL, nats per token", row=1, col=2)
-        drawn.update_yaxes(tickformat="+.0%", row=1, col=2)
+        drawn.update_yaxes(tickformat="+.0%", title_text="change of the share", row=1, col=2)
     return drawn
 
 

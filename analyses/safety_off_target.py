@@ -257,9 +257,6 @@ def figure(result: Result) -> go.Figure:
     for i, name in enumerate(names):
         at = dict(row=i // 3 + 1, col=i % 3 + 1)
         some = [c for c in result.changes if c.figure == name]
-        low, high = min(c.low_control for c in some), max(c.high_control for c in some)
-        if low <= high:
-            drawn.add_hrect(y0=low, y1=high, fillcolor=MUTED, opacity=0.25, line_width=0, **at)
         for j, (length, sign) in enumerate((length, sign) for sign in (-1, 1) for length in sorted(result.edits)):
             rows = [c for c in some if (c.length, c.sign) == (length, sign)]
             values = [c.change.value for c in rows]
@@ -279,13 +276,17 @@ def figure(result: Result) -> go.Figure:
                 ),
                 **at,
             )
+        low, high = min(c.low_control for c in some), max(c.high_control for c in some)
+        if low <= high:  # after the points: plotly leaves empty panels out
+            drawn.add_hrect(y0=low, y1=high, fillcolor=MUTED, opacity=0.25, line_width=0, layer="below", **at)
         drawn.add_hline(y=0, line=dict(color=INK, width=1), **at)
     about = (
         f"{result.model}, layer {result.layer}; {result.n_requests} requests, {result.n_questions} questions; "
         "95 % intervals; gray: control vectors as long"
     )
     finish(drawn, f"Change from the unsteered model<br><sup>{about}</sup>", 640)
-    return drawn.update_xaxes(tickvals=list(range(len(vectors))), ticktext=vectors, range=[-0.5, len(vectors) - 0.5])
+    named = dict(tickvals=list(range(len(vectors))), ticktext=vectors)
+    return drawn.update_xaxes(**named, range=[-0.5, len(vectors) - 0.5], zeroline=False)
 
 
 def table(result: Result) -> str:

@@ -386,7 +386,7 @@ def figure(result: Result) -> go.Figure:
     """A panel per part: effects without the shift (open) and with it (filled), and of control vectors (gray)."""
     parts = list(dict.fromkeys(row.part for row in result.rows))
     drawn = make_subplots(
-        rows=1, cols=len(parts), shared_yaxes=True, horizontal_spacing=0.02,
+        rows=1, cols=len(parts), shared_yaxes=True, horizontal_spacing=0.04,
         subplot_titles=[f"{part}<br><sup>{SIDES[part][0]} (open), {SIDES[part][1]} (filled)</sup>" for part in parts],
     )  # fmt: skip
     names = list(dict.fromkeys(row.behavior for row in result.rows))
@@ -407,7 +407,7 @@ def figure(result: Result) -> go.Figure:
                     row=1, col=column,
                 )  # fmt: skip
         drawn.add_vline(x=0, line=dict(color=MUTED, width=1), row=1, col=column)
-    drawn.update_xaxes(tickformat="+.0%", nticks=5)
+    drawn.update_xaxes(tickformat="+.0%", nticks=4)
     title = f"Effect of steering {result.model} under a shift<br><sup>change of the share; gray: shuffled labels</sup>"
     finish(drawn, title, 460, False).update_layout(margin=dict(t=115))
     return drawn.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False)

@@ -268,8 +268,10 @@ def figure(result: Result) -> go.Figure:
         marker=dict(size=10, color=color("adding-knowledge")), showlegend=False, row=1, col=2,
     )  # fmt: skip
     drawn.add_hline(y=0, line=dict(color=INK, width=1), row=1, col=2)
-    ticks = [f"{c.sign * c.length:+.3g}" for c in right]
-    drawn.update_xaxes(tickvals=list(range(len(right))), ticktext=ticks, title_text="added length", row=1, col=2)
+    ticks = [f"{c.sign * c.length:+.3g}".replace("-", "−") for c in right]
+    drawn.update_xaxes(
+        tickvals=list(range(len(right))), ticktext=ticks, title_text="added length", zeroline=False, row=1, col=2
+    )
     drawn.update_xaxes(title_text="layer", row=1, col=1)
     drawn.update_yaxes(title_text="AUROC, true against false", row=1, col=1)
     drawn.update_yaxes(title_text="change of right answers (points)", row=1, col=2)

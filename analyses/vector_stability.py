@@ -14,10 +14,8 @@ Example: python analyses/vector_stability.py --run RUN-FOLDER --json FILE --figu
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from layer_ablation import interval, small_run
+from layer_ablation import command, interval
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
@@ -359,24 +357,4 @@ def smoke(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="without it, --smoke makes a small one")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(Config.sizes))
-    for option in ("n_chains", "n_shuffled", "n_draws", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    if options["run"] is None and not small:
-        parser.error("give --run, the folder of a finished run, or --smoke")
-    with tempfile.TemporaryDirectory() as made:
-        options["run"] = options["run"] or small_run(Path(made) / "run")
-        chosen = Config(**{**options, "sizes": tuple(options["sizes"])})
-        measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
-    if out:
-        out.write_text(to_json(measured))
-    if picture:
-        figure(measured).write_image(picture, width=1200)
+    command(globals())

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -236,7 +237,7 @@ def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
                     kept.parent.mkdir(exist_ok=True)
                     kept.write_bytes(data)
                     kept.with_suffix(".txt").write_text(why, encoding="utf-8", errors="backslashreplace")
-                counts = {"inputs": number + 1, "seconds": row.seconds + time.monotonic() - begun}
+                counts: dict[str, Any] = dict(inputs=number + 1, seconds=row.seconds + time.monotonic() - begun)
                 field = {"read": "read", "refused": "refused", "finding": "findings"}[outcome]
                 row, begun = replace(row, **counts, **{field: getattr(row, field) + 1}), time.monotonic()
                 if (number + 1) % 1000 == 0:

@@ -96,7 +96,9 @@ def main(n: int, folder: Path, seed: int = 0) -> Result:
     begun = time.monotonic()
     _ended(started(whole), whole)
     known, state = artifacts(whole), folder / "state.json"
-    kept = json.loads(state.read_text()) if state.exists() else {"length": time.monotonic() - begun, "kills": []}
+    kept: dict[str, Any] = dict(length=time.monotonic() - begun, kills=[])
+    if state.exists():
+        kept = json.loads(state.read_text())
     kills = [Kill(**{**kill, "stages": tuple(kill["stages"])}) for kill in kept["kills"]]
     finished, different = list(kept.get("finished", [])), list(kept.get("different", []))
 

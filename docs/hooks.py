@@ -169,8 +169,8 @@ def on_files(files: Any, config: Any) -> Any:
         for name, content in figures.items():
             files.append(File.generated(config, f"{TUTORIALS}/{name}", content=content))
     for folder, pattern in COPIED.items():
-        for each in sorted((ROOT / folder).glob(pattern)):
-            files.append(File.generated(config, f"{folder}/{each.name}", abs_src_path=str(each)))
+        for found in sorted((ROOT / folder).glob(pattern)):
+            files.append(File.generated(config, f"{folder}/{found.name}", abs_src_path=str(found)))
     return files
 
 

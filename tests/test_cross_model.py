@@ -80,10 +80,11 @@ def test_a_shared_geometry_is_told_from_another(analysis):
     assert pairs["a", "b"].p < 0.01
     mean = pairs["mean", "3"]
     assert mean.correlation.value == pytest.approx(np.mean([pairs[k].correlation.value for k in list(pairs)[:3]]))
+    assert mean.inner.value == pytest.approx(np.mean([pairs[k].inner.value for k in list(pairs)[:3]]))
     result = analysis.Result("a recipe", tuple(models), tuple(pairs.values()))
     sentence, shown = analysis.answer(json.loads(analysis.to_json(result)))
     assert isinstance(shown, bool)
-    assert "over 3 pairs" in sentence
+    assert "over 3 pair(s)" in sentence
     assert analysis.table(result).count("\n") == 1 + 3 + 3 + 4
 
 

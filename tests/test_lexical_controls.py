@@ -79,13 +79,13 @@ def records_of(analysis: ModuleType, counts: dict[str, tuple[int, int, int]]) ->
 def test_what_a_vector_was_fitted_on_is_told_from_what_it_was_not():
     analysis = load("lexical_controls")
     counts = {"unsteered": (1, 1, 0), f"{B}/all": (4, 4, 2), f"{B}/0": (6, 2, 0), f"{B}/1": (3, 4, 0)}
-    counts[f"{B}/shuffled"] = (1, 2, 0)
+    counts |= {f"{B}/control-0": (1, 2, 0), f"{B}/control-1": (2, 1, 0)}
     (row,) = analysis.rows_of(records_of(analysis, counts), (B,))
     assert row.whole.value == pytest.approx(0.4)
     assert row.full.value == pytest.approx(0.15)
     assert row.seen.value == pytest.approx((0.25 + 0.15) / 2)
     assert row.unseen.value == pytest.approx((0.05 + 0.10) / 2)
-    assert row.shuffled.value == pytest.approx(0.025)
+    assert row.control.value == pytest.approx(0.025)
     assert row.beyond.low == pytest.approx(0.05)
     assert row.left.value == pytest.approx(0.5)
     assert (row.plain.value, row.masked.value, row.random.value) == pytest.approx((0.4, 0.2, 0.4))
@@ -94,7 +94,7 @@ def test_what_a_vector_was_fitted_on_is_told_from_what_it_was_not():
 @pytest.mark.medium
 def test_a_small_run_on_the_organism_and_its_answer(tmp_path, monkeypatch):
     analysis = load("lexical_controls")
-    config = analysis.smoke(analysis.Config(analysis.small_run(tmp_path / "run")))
+    config = analysis.smoke(analysis.Config(load("layer_ablation").small_run(tmp_path / "run")))
     result = analysis.main(config)
     assert [row.behavior for row in result.rows] == ["backtracking", "uncertainty-estimation", MEAN]
     assert len(result.groups) == 4
@@ -122,7 +122,7 @@ def test_a_small_run_on_the_organism_and_its_answer(tmp_path, monkeypatch):
 def test_the_answer_of_one_behavior():
     analysis = load("lexical_controls")
     row: dict[str, Any] = {"behavior": B}
-    for name in ("full", "unseen", "shuffled", "beyond", "masked", "plain", "random"):
+    for name in ("full", "unseen", "control", "beyond", "masked", "plain", "random"):
         row |= {name: 0.2, f"{name}_low": 0.1, f"{name}_high": 0.3}
     said, shown = analysis.answer(dict(model="mini-r1", n_tasks=50, rows=[row]))
     assert shown

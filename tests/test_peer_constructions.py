@@ -174,4 +174,6 @@ def test_a_peers_vectors_and_chains_are_compared_on_the_organism(analysis, organ
     assert found["repeng", "its own, 2"].kl.value == 2.0
     assert sum(r.library == "control" for r in result.rows) == 3
     assert result.cosines["repeng/mean"] == pytest.approx(result.cosines["lensteer/difference at last"])
+    with pytest.raises(ls.LensteerError, match="other pairs, prompts or sampling"):
+        analysis.write_request(dataclasses.replace(config, quality=1), at)
     assert analysis.main(config).rows == result.rows or math.isnan(result.rows[-1].ahead.value)  # resumed

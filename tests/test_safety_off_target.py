@@ -46,6 +46,13 @@ def test_written_refusals_are_declined_and_answers_are_not():
     assert [analysis.declines(said(pair.negative.completion)) for pair in pairs] == [0.0] * 44
 
 
+def test_the_rule_agrees_with_a_reader():
+    lines = (analysis.HERE / "declining_checked.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 60
+    assert sum(analysis.declines(said(row["response"])) == row["declines"] for row in rows) >= 57
+
+
 def test_pairs_and_requests_do_not_overlap():
     asked = {task.prompt for task in ls.load_tasks(analysis.HERE / "requests.jsonl", split="test")}
     asked |= {task.prompt for task in ls.load_tasks(analysis.HERE / "easy_questions.jsonl", split="test")}

@@ -79,7 +79,7 @@ def test_where_a_curve_reaches_enough():
 @pytest.mark.medium
 def test_sums_give_the_vectors_of_a_run_and_of_its_shuffled_labels(tmp_path, monkeypatch):
     analysis = load("vector_stability")
-    config = analysis.smoke(analysis.Config(analysis.small_run(tmp_path / "run"), sizes=(5, 10)))
+    config = analysis.smoke(analysis.Config(load("layer_ablation").small_run(tmp_path / "run"), sizes=(5, 10)))
     result = analysis.main(config)
     run = Run.open(config.run)
     vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"))
