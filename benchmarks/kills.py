@@ -122,7 +122,7 @@ def main(n: int, folder: Path, seed: int = 0) -> Result:
             compared(run)
         kept |= dict(kills=[asdict(kill) for kill in kills], finished=finished, different=different)
         write_atomically(state, json.dumps(kept))
-    if (last := folder / f"run-{len(finished)}").exists():
+    if (last := folder / f"run-{len(finished)}").exists() or not finished:
         _ended(started(last), last)
         compared(last)
     return Result(tuple(kills), tuple(finished), tuple(different))
