@@ -299,7 +299,7 @@ def test_real_models(name, real_model, tmp_path):
     raw = 0.3 * norm * raw / raw.norm(dim=-1, keepdim=True)
     plan = SteeringPlan(Direction("random", raw, torch.full(shape[:1], float(norm)), tuple(range(shape[0]))), layer)
     done = checkpoint(plan, tmp_path / "export", model=model, dtype="float32")
-    assert largest(done.path, model, plan, ids) < TOLERANCE
+    assert largest(done.path, model, plan, ids) < max(TOLERANCE, 1e-5 * done.effect)  # of all logits, in float32
     assert done.difference < TOLERANCE
     assert done.effect > 1
     rounded = checkpoint(plan, tmp_path / "rounded", model=model)
