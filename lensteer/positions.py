@@ -183,6 +183,7 @@ def _own_marks(context: Context, marks: Bool[Tensor, "batch pos"]) -> Bool[Tenso
     if not len(columns):
         return marks
     own, first = marks.clone(), int(columns[0])
+    # A context may end within its prompt.
     ends = (context.pad + context.prompt_length - first).clamp(max=marks.shape[1] - first).tolist()
     rows = zip(marks[:, first:].tolist(), context.ids[:, first:].tolist(), ends, strict=True)
     for row, (marked, ids, end) in enumerate(rows):

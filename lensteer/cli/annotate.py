@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.errors import Commands
+from lensteer.cli.groups import Commands
 from lensteer.cli.options import Device, DeviceMap, Dtype, Revision, Seed
 from lensteer.models import load_model
 from lensteer.pipeline import Run, fit_annotator, run_stage

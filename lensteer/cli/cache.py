@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensteer.cli.errors import Commands
+from lensteer.cli.groups import COMMANDS, Commands
 from lensteer.cli.options import (
     Device,
     DeviceMap,
@@ -24,11 +24,7 @@ from lensteer.cli.options import (
 )
 from lensteer.pipeline import MANIFEST, CacheFit, CacheRun, Run, cache_fit, cache_run, render_report
 
-caching = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    help="Fit a cache vector from contrastive examples, and measure the effect of one edit with it.",
-)
+caching = typer.Typer(cls=Commands, no_args_is_help=True, help=COMMANDS["cache"])
 
 
 @caching.command()

@@ -15,8 +15,8 @@ from lensteer.cli.benchmark import benchmark
 from lensteer.cli.cache import caching
 from lensteer.cli.directions import directions
 from lensteer.cli.doctor import doctor
-from lensteer.cli.errors import Commands
 from lensteer.cli.export import export
+from lensteer.cli.groups import COMMANDS, Commands
 from lensteer.cli.options import (
     Device,
     DeviceMap,
@@ -117,7 +117,7 @@ def demo(
     _say_where(complete(Run.open(out, config, progress=True), typer.echo))
 
 
-def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
+def _beginning(go: Callable[[Run], object]) -> Callable[..., None]:
     """A command that starts a run (or resumes it) and then calls `go`."""
 
     def command(
@@ -239,7 +239,6 @@ def _beginning(doc: str, go: Callable[[Run], object]) -> Callable[..., None]:
         opened.announce = typer.echo
         go(opened)
 
-    command.__doc__ = doc
     return command
 
 
@@ -251,20 +250,14 @@ def _stage_command(name: str) -> Callable[[Path], None]:
         if name == "report":
             _say_where(opened.path("report.html"))
 
-    command.__doc__ = f"The stage {name!r} of a run that `lensteer traces` started."
     return command
 
 
-app.command("run")(
-    _beginning(
-        "All stages of a run; resumes where an earlier call was cut off.",
-        lambda run: _say_where(complete(run, typer.echo)),
-    )
-)
-app.command("traces")(_beginning("Start a run: generate its chains.", lambda run: run_stage(run, "traces")))
+app.command("run", help=COMMANDS["run"])(_beginning(lambda run: _say_where(complete(run, typer.echo))))
+app.command("traces", help=COMMANDS["traces"])(_beginning(lambda run: run_stage(run, "traces")))
 for _name in STAGES:
     if _name not in ("traces", "annotate"):
-        app.command(_name)(_stage_command(_name))
+        app.command(_name, help=COMMANDS[_name])(_stage_command(_name))
 app.command("benchmark")(benchmark)
 app.command("directions")(directions)
 app.command("doctor")(doctor)
