@@ -9,13 +9,15 @@ Changes are from the unsteered model, paired by task; intervals are from a boots
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import lensteer as ls
-from lensteer.evaluation import Condition, Record, ResampledShares, estimate_of
+from lensteer.evaluation import Condition, Record, ResampledShares, estimate_of, run_conditions
 from lensteer.evaluation.controls import control_conditions
 from lensteer.evaluation.shares import Part
 from lensteer.positions import PositionScope
@@ -84,6 +86,21 @@ def conditions_of(vectors: BehaviorVectors, layer: int, lengths: Sequence[float]
     return found
 
 
+def answers(
+    model: Any,
+    tasks: Sequence[ls.Task],
+    conditions: Sequence[Condition],
+    sampling: ls.Sampling,
+    folder: Path | None,
+    measures: Mapping[str, Callable[[ls.Trace], float]],
+) -> list[Record]:
+    """The records of all conditions; answers are kept in the folder, if there is one."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    path = None if folder is None else folder / "answers.jsonl"
+    return run_conditions(model, tasks, conditions, sampling, measures=measures, path=path, progress=True)
+
+
 def changes_of(
     records: Sequence[Record], conditions: Sequence[Condition], figures: Mapping[str, Part], seed: int = 0
 ) -> tuple[Change, ...]:
@@ -128,12 +145,6 @@ def lines_of(changes: Sequence[Change]) -> list[str]:
             f"{c.change:+.3f} | {c.low_control:+.3f} to {c.high_control:+.3f} | {c.rank} of {c.controls + 1}"
         )
     return lines
-
-
-def interval(estimate: Mapping[str, float], spec: str = "+.2f") -> str:
-    """An estimate of a loaded JSON file in a sentence."""
-    value, low, high = (f"{estimate[name]:{spec}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def beyond(change: Mapping[str, object]) -> bool:

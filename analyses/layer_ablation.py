@@ -1,11 +1,11 @@
-"""At which layer does a behavior's vector act, and how far is the middle layer behind the best one?
+"""At which layer does a behavior's vector act, and how much weaker is it at the middle layer than at the best one?
 
 At each layer alone, every behavior's vector is added, with the length that spends the same KL per token everywhere, or
 projected out, on a run's dev tasks; projected out also at all these layers at once. Control vectors (covariance of the
 spans' activations) get the same edits at the same KL. The effect is the change of the behavior's share of sentences in
 the intended direction: more if the vector is added, less if it is projected out. The best layer of a sweep is flattered
-by the sweep. So its effect, and how far the middle layer is behind it, are also measured with the layer chosen on
-one half of the tasks and the effect taken from the other. Intervals are 95 % bootstrap intervals over tasks.
+by the sweep. So its effect, and the difference from the middle layer, are also measured with the layer chosen on one
+half of the tasks and the effect taken from the other. Intervals are 95 % bootstrap intervals over tasks.
 
 Example: python analyses/layer_ablation.py --run RUN-FOLDER --json FILE --figure FILE.png
 (the folder of a finished `lensteer run` or `lensteer demo`; about 6 minutes of one core for the organism; resumes.
@@ -14,17 +14,16 @@ On a language model, say which layers and operators: `--layers 5 10 15 20 25 28 
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add as joined
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import command
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -44,11 +43,10 @@ from lensteer.evaluation import (
     text_check,
 )
 from lensteer.files import write_atomically
-from lensteer.pipeline import DEMO, STAGES, run_stage
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.plots.style import INK, MUTED, color, error_bars, finish, marker
-from lensteer.statistics import Estimate, flat
+from lensteer.statistics import Estimate, estimate_in, flat
 from lensteer.vectors import BehaviorVectors
 
 QUESTION = "Does steering one layer alone act, and does a layer chosen on other tasks do more than the middle one?"
@@ -347,11 +345,6 @@ def best_of(
     return tuple(found)
 
 
-def interval(values: Mapping[str, Any], name: str, spec: str = "+.3f") -> str:
-    """A number of a loaded JSON file with its 95 % interval."""
-    return f"{values[name]:{spec}} [{values[name + '_low']:{spec}}, {values[name + '_high']:{spec}}]"
-
-
 def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     """The answer from a loaded JSON file; shown if a layer chosen on other tasks acts, beyond control vectors."""
     said, shown = [], []
@@ -361,14 +354,15 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
         how = "Projected out" if name == "project_out" else f"Added at {result['budget']:g} nats per token"
         beyond = last.get("held_beyond_low") is None or last["held_beyond_low"] > 0
         shown.append(bool(last["held_effect_low"] > 0 and beyond))
-        controls = f", {interval(last, 'held_beyond')} beyond controls" if "held_beyond_low" in last else ""
+        controls = f", {estimate_in(last, 'held_beyond'):+.3f} beyond controls" if "held_beyond_low" in last else ""
         behind = [x for x in result["best"] if x["operator"] == name and x is not last and x["held_lead_low"] > 0]
-        singly = "".join(f"; for {x['behavior']} alone by {interval(x, 'held_lead')}" for x in behind)
+        singly = "".join(f"; for {x['behavior']} alone by {estimate_in(x, 'held_lead'):+.3f}" for x in behind)
+        effect, held, lead = (estimate_in(last, key) for key in ("effect", "held_effect", "held_lead"))
         said.append(
             f"{how}, the vectors of {result['model']} do most at layer {last['layer']} (share of {what}, in the "
-            f"intended direction: {interval(last, 'effect')}, {result['n_tasks']} tasks); a layer chosen on half of "
-            f"the tasks moves the other half by {interval(last, 'held_effect')}{controls}, and the middle layer, "
-            f"{result['middle']}, is behind it by {interval(last, 'held_lead')}{singly}."
+            f"intended direction: {effect:+.3f}, {result['n_tasks']} tasks); a layer chosen on half of the tasks moves "
+            f"the other half by {held:+.3f}{controls}, and the middle layer, {result['middle']}, is behind it by "
+            f"{lead:+.3f}{singly}."
         )
     return " ".join(said), any(shown)
 
@@ -457,56 +451,10 @@ def _flat(row: Any) -> dict[str, Any]:
     return {name: value for name, value in flat(row).items() if value is not None}
 
 
-def small_run(folder: Path) -> Path:
-    """A run on the organism up to its coefficients, at the size of a test: chains, vectors, layers, coefficients."""
-    sizes: dict[str, Any] = dict(
-        n_train=16, n_dev=4, n_test=4, n_controls=2, n_score_controls=2, score_chains=4, max_spans=5
-    )
-    behaviors = ("backtracking", "uncertainty-estimation")
-    run = Run.open(folder, replace(DEMO, **sizes, layers=(4,), coefficients=(0.5,), behaviors=behaviors))
-    for stage in list(STAGES)[: list(STAGES).index("evaluate")]:
-        run_stage(run, stage)
-    return folder
-
-
 def smoke(config: Config) -> Config:
     """The same at a size for a test."""
     small: dict[str, Any] = dict(n_dev=4, n_prompts=2, kl_tokens=24, max_rounds=2, tolerance=0.5)
     return replace(config, layers=config.layers or (4, 6), **small)
-
-
-def command(analysis: Mapping[str, Any]) -> None:
-    """Run an analysis from the command line; its options are the fields of its `Config`, the first one a run's folder.
-
-    Args:
-        analysis: the globals of its module: `Config`, `main`, `smoke`, `table`, `to_json` and `figure`.
-    """
-    parser = argparse.ArgumentParser(
-        description=analysis["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, help="without it, --smoke makes a small one")
-    for option in fields(analysis["Config"])[1:]:
-        name, default = f"--{option.name.replace('_', '-')}", option.default
-        if isinstance(default, tuple):
-            parser.add_argument(name, type=int if "int" in str(option.type) else str, nargs="+", default=default)
-        else:
-            parser.add_argument(name, type=type(default), default=default)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    given = vars(parser.parse_args())
-    small, out, picture = (given.pop(name) for name in ("smoke", "json", "figure"))
-    if given["run"] is None and not small:
-        parser.error("give --run, the folder of a finished run, or --smoke")
-    with tempfile.TemporaryDirectory() as made:
-        given["run"] = given["run"] or small_run(Path(made) / "run")
-        config = analysis["Config"](**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-        found = analysis["main"](analysis["smoke"](config) if small else config)
-    print(analysis["table"](found))
-    if out:
-        out.write_text(analysis["to_json"](found))
-    if picture:
-        analysis["figure"](found).write_image(picture, width=1200)
 
 
 if __name__ == "__main__":

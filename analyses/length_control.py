@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contrast_effects import conditions_of, interval
+from contrast_effects import answers, conditions_of
 from plotly import graph_objects as go
 
 import lensteer as ls
@@ -38,12 +38,11 @@ from lensteer.evaluation import (
     Record,
     SideEffect,
     by_condition,
-    run_conditions,
     side_effects,
 )
 from lensteer.pipeline.run import Run
 from lensteer.plots.style import INK, MUTED, color, error_bars, finish
-from lensteer.statistics import Estimate
+from lensteer.statistics import Estimate, estimate_in
 from lensteer.tasks.benchmarks import Solved, solved_tasks
 
 QUESTION = "Does steering change how long answers are, and do right answers pay for it?"
@@ -197,17 +196,9 @@ def on_language(config: OnLanguage) -> tuple[str, list[Row]]:
     vectors = ls.fit_directions(model, pairs, layers=[layer], n_controls=config.n_controls, seed=config.seed)
     edit = config.multiple * float(vectors[WORDS].at(layer).norm())
     conditions = conditions_of(vectors, layer, [edit], config.n_controls)
-    if config.folder is not None:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    records = run_conditions(
-        model,
-        questions,
-        conditions,
-        ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=100),
-        measures={WORDS: lambda trace: 0.0},  # nothing of a text's own is measured
-        path=None if config.folder is None else config.folder / "answers.jsonl",
-        progress=True,
-    )
+    sampling = ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=100)
+    measures = {WORDS: lambda trace: 0.0}  # nothing of a text's own is measured
+    records = answers(model, questions, conditions, sampling, config.folder, measures)
     return models.fingerprint(model).name, rows_of(records, conditions, config.seed)
 
 
@@ -250,8 +241,8 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     ]
     first = rows[0]
     told = "; ".join(
-        f"{row['behavior']} at {row['coefficient']:+.2g}: {interval(row['length'], '+.0f')} tokens, right answers "
-        f"{interval(row['accuracy'])}"
+        f"{row['behavior']} at {row['coefficient']:+.2g}: {estimate_in(row, 'length'):+.0f} tokens, right answers "
+        f"{estimate_in(row, 'accuracy'):+.2f}"
         for row in (shown or rows)
     )
     beside = f" Control vectors as long change length by at most {furthest:.0f} tokens." if controls else ""

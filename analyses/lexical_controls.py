@@ -30,7 +30,8 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from layer_ablation import command, dev_tasks, interval
+from command import command
+from layer_ablation import dev_tasks
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from vector_stability import span_features
@@ -55,7 +56,7 @@ from lensteer.organism.grammar import ENDS, LETTERS
 from lensteer.pipeline.chains import CUES_MASKED, RANDOM_MASKED, annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.plots.style import INK, MUTED, color, error_bars, finish
-from lensteer.statistics import Estimate, flat
+from lensteer.statistics import Estimate, estimate_in, flat
 from lensteer.traces import label_axis, load_traces
 from lensteer.vectors import BehaviorVectors, Direction, Recipe
 from lensteer.vectors.constructions import ContrastSums
@@ -381,13 +382,14 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     *single, last = result["rows"]
     what = "on average over the behaviors" if last["behavior"] == MEAN else f"of {last['behavior']}"
     held = [row["behavior"] for row in single or [last] if row["unseen_low"] > 0 and row["beyond_low"] > 0]
+    names = ("unseen", "full", "control", "masked", "plain", "random")
+    unseen, full, control, masked, plain, random = (f"{estimate_in(last, name):+.3f}" for name in names)
     said = (
         f"On {result['model']}, vectors fitted on one half of a behavior's wordings change the share of the other half "
-        f"by {interval(last, 'unseen')} {what} ({result['n_tasks']} tasks), the vectors of all wordings by "
-        f"{interval(last, 'full')}, control vectors by {interval(last, 'control')}; it is above 0 and above "
-        f"control vectors for {', '.join(held) or 'no behavior'}. With cue words masked the vectors of all wordings "
-        f"change the whole share by {interval(last, 'masked')}, unmasked by {interval(last, 'plain')}, with as many "
-        f"random words masked by {interval(last, 'random')}."
+        f"by {unseen} {what} ({result['n_tasks']} tasks), the vectors of all wordings by {full}, control vectors by "
+        f"{control}; it is above 0 and above control vectors for {', '.join(held) or 'no behavior'}. With cue words "
+        f"masked the vectors of all wordings change the whole share by {masked}, unmasked by {plain}, with as many "
+        f"random words masked by {random}."
     )
     return said, last["unseen_low"] > 0 and last["beyond_low"] > 0
 

@@ -13,26 +13,26 @@ Example: python analyses/safety_off_target.py --model qwen2.5-0.5b --json FILE -
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from contrast_effects import Change, beyond, changes_of, conditions_of, interval, lines_of
+from command import command
+from contrast_effects import Change, answers, beyond, changes_of, conditions_of, lines_of
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from politeness import courtesy
 
 import lensteer as ls
 from lensteer import models
-from lensteer.evaluation import Condition, Record, run_conditions
+from lensteer.evaluation import Record
 from lensteer.evaluation.shares import Part, right_of
 from lensteer.plots.style import INK, MUTED, color, error_bars, finish
-from lensteer.statistics import Estimate
+from lensteer.statistics import Estimate, estimate_in
 from lensteer.vectors import BehaviorVectors
 from lensteer.vectors.geometry import cosine_matrix
 
@@ -202,26 +202,12 @@ def main(config: Config) -> Result:
     requests = ls.load_tasks(HERE / "requests.jsonl", split=config.split, n=config.n_requests)
     questions = ls.load_tasks(HERE / "easy_questions.jsonl", split=config.split, n=config.n_questions)
     conditions = conditions_of(vectors, layer, edits, config.n_controls)
-    records = answers(model, [*requests, *questions], conditions, config)
+    sampling = ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=96)
+    records = answers(model, [*requests, *questions], conditions, sampling, config.folder, MEASURES)
     changes = changes_of(records, conditions, FIGURES, config.seed)
     name = models.fingerprint(model).name
     counts = len(requests), len(questions)
     return Result(name, layer, edits, lengths, *counts, changes, cosines_of(vectors, layer))
-
-
-def answers(model: Any, tasks: Sequence[ls.Task], conditions: Sequence[Condition], config: Config) -> list[Record]:
-    """The records of all conditions, greedy; answers are kept in the folder."""
-    if config.folder is not None:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    return run_conditions(
-        model,
-        tasks,
-        conditions,
-        ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=96),
-        measures=MEASURES,
-        path=None if config.folder is None else config.folder / "answers.jsonl",
-        progress=True,
-    )
 
 
 def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
@@ -232,12 +218,13 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     def told(vector: str, length: float, figure: str) -> str:
         up, down = (at[vector, length, sign, figure] for sign in (1, -1))
         controls = f"{up['low_control']:+.2f} to {up['high_control']:+.2f}"
-        return f"{interval(up['change'])} added, {interval(down['change'])} taken away (controls {controls})"
+        added, taken = (estimate_in(change, "change") for change in (up, down))
+        return f"{added:+.2f} added, {taken:+.2f} taken away (controls {controls})"
 
     cosine = {c["second"]: c for c in result["cosines"] if c["first"] == DECLINING}
     others = "; ".join(
-        f"{name} {told(name, most, 'declined')}, cosine with declining {interval(each['value'])} (swapped pairs "
-        f"{each['null_low']:+.2f} to {each['null_high']:+.2f})"
+        f"{name} {told(name, most, 'declined')}, cosine with declining {estimate_in(each, 'value'):+.2f} (swapped "
+        f"pairs {each['null_low']:+.2f} to {each['null_high']:+.2f})"
         for name, each in cosine.items()
     )
     base = at[DECLINING, least, 1, "declined"]["base"]["value"]
@@ -308,23 +295,4 @@ def to_json(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--layer", type=int)
-    parser.add_argument("--multiples", type=float, nargs="+", default=list(Config.multiples))
-    parser.add_argument("--split", default=Config.split)
-    for option in ("n_requests", "n_questions", "n_controls", "n_shuffled", "max_new_tokens", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    chosen = Config(**{**options, "multiples": tuple(options["multiples"])})
-    measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
-    if out:
-        out.write_text(to_json(measured))
-    if picture:
-        figure(measured).write_image(picture, width=1100)
+    command(globals(), width=1100)

@@ -49,7 +49,7 @@ from lensteer.evaluation import (
 from lensteer.pipeline.chains import annotators_of
 from lensteer.pipeline.run import SCOPES, Run
 from lensteer.plots.style import MUTED, color, error_bars, finish
-from lensteer.statistics import Estimate
+from lensteer.statistics import Estimate, estimate_in
 from lensteer.traces import load_traces
 from lensteer.vectors import BehaviorVectors, Direction
 
@@ -366,8 +366,7 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     means = {row["part"]: row for row in result["rows"] if row["behavior"] == MEAN}
 
     def points(part: str, name: str) -> str:
-        value, low, high = (100 * means[part][name][key] for key in ("value", "low", "high"))
-        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{100 * estimate_in(means[part], name):+.1f}"
 
     kind = means["kind"]
     words = (

@@ -13,7 +13,6 @@ Example: python analyses/truthfulness.py --model qwen2.5-0.5b --json FILE --figu
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from contrast_effects import Change, beyond, changes_of, conditions_of, interval, lines_of
+from command import command
+from contrast_effects import Change, answers, beyond, changes_of, conditions_of, lines_of
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
@@ -31,11 +31,11 @@ import lensteer as ls
 from lensteer import models
 from lensteer.activations import stream_means
 from lensteer.contrast.fitting import Position, encode_text
-from lensteer.evaluation import estimate_of, run_conditions
+from lensteer.evaluation import estimate_of
 from lensteer.evaluation.shares import right_of
 from lensteer.evaluation.side_effects import MEASURED
 from lensteer.plots.style import INK, MUTED, band, color, error_bars, finish
-from lensteer.statistics import Estimate, drawn_counts
+from lensteer.statistics import Estimate, drawn_counts, estimate_in
 
 QUESTION = "Does a direction of truth that reads across subjects change right answers when a model is steered along it?"
 HERE = Path(__file__).parent
@@ -199,17 +199,9 @@ def main(config: Config) -> Result:
     norm = float(vectors[LABEL].at(layer).norm())
     conditions = conditions_of(vectors, layer, [m * norm for m in config.multiples], config.n_controls)
     questions = ls.load_tasks(HERE / "easy_questions.jsonl", split="test", n=config.n_questions)
-    if config.folder is not None:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    records = run_conditions(
-        model,
-        questions,
-        conditions,
-        ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=96),
-        measures={LABEL: lambda trace: 0.0},  # nothing of a text's own is measured
-        path=None if config.folder is None else config.folder / "answers.jsonl",
-        progress=True,
-    )
+    sampling = ls.Sampling(1, 0.0, config.seed, config.max_new_tokens, batch_size=96)
+    measures = {LABEL: lambda trace: 0.0}  # nothing of a text's own is measured
+    records = answers(model, questions, conditions, sampling, config.folder, measures)
     changes = changes_of(records, conditions, FIGURES, config.seed)
     name = models.fingerprint(model).name
     return Result(name, len(pairs), len(questions), tuple(readings), best, p, by_subject, layer, changes)
@@ -221,16 +213,16 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     right = [c for c in result["changes"] if c["figure"] == "right answers"]
     reads = best["auroc"]["low"] > 0.5 and result["p"] < 0.05 and best["negated"]["high"] >= 0.5
     steps = "; ".join(
-        f"by {c['sign'] * c['length']:+.3g} {interval(c['change'])} (controls {c['low_control']:+.2f} to "
+        f"by {c['sign'] * c['length']:+.3g} {estimate_in(c, 'change'):+.2f} (controls {c['low_control']:+.2f} to "
         f"{c['high_control']:+.2f})"
         for c in right
     )
     turned = ", so it reads which words go together and not truth" if best["negated"]["high"] < 0.5 else ""
     text = (
         f"On {result['model']}, the direction tells true from false statements on subjects that it was not fitted on "
-        f"with an AUROC of {interval(best['auroc'], '.2f')} at layer {result['best']} ({result['n_pairs']} pairs; p "
+        f"with an AUROC of {estimate_in(best, 'auroc'):.2f} at layer {result['best']} ({result['n_pairs']} pairs; p "
         f"{result['p']:.2g} against swapped pairs at their best layers), and negated ones with "
-        f"{interval(best['negated'], '.2f')}{turned}. Steered at layer {result['layer']}, right answers on "
+        f"{estimate_in(best, 'negated'):.2f}{turned}. Steered at layer {result['layer']}, right answers on "
         f"{result['n_questions']} easy questions, {right[0]['base']['value']:.2f} unsteered, change: {steps}."
     )
     return text, bool(reads and any(beyond(c) for c in right))
@@ -299,22 +291,4 @@ def to_json(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--layer", type=int)
-    parser.add_argument("--multiples", type=float, nargs="+", default=list(Config.multiples))
-    for option in ("n_subjects", "n_questions", "n_controls", "n_shuffled", "max_new_tokens", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    options = vars(parser.parse_args())
-    small, out, picture = (options.pop(name) for name in ("smoke", "json", "figure"))
-    chosen = Config(**{**options, "multiples": tuple(options["multiples"])})
-    measured = main(smoke(chosen) if small else chosen)
-    print(table(measured))
-    if out:
-        out.write_text(to_json(measured))
-    if picture:
-        figure(measured).write_image(picture, width=1100)
+    command(globals(), width=1100)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from layer_ablation import command, interval
+from command import command
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
@@ -35,7 +35,7 @@ from lensteer.attribution.selection import SelectedLayers
 from lensteer.files import read_tensors, write_tensors
 from lensteer.pipeline.run import Run
 from lensteer.plots.style import INK, MUTED, band, curve, finish
-from lensteer.statistics import Estimate, drawn_counts, flat, percentile_interval
+from lensteer.statistics import Estimate, drawn_counts, estimate_in, flat, percentile_interval
 from lensteer.traces import label_axis, load_traces
 from lensteer.vectors import BehaviorVectors, Recipe
 from lensteer.vectors.constructions import contrast_weights, label_sides
@@ -295,11 +295,11 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     null = max(rows, key=lambda row: row["shuffled"])
     said = (
         f"On {result['model']} ({result['n_chains']} chains), a vector has a cosine of {ENOUGH:g} with that of all "
-        f"chains from {interval(few, 'needed', '.0f')} chains ({few['behavior']}, {few['needed_sentences']:.0f} "
-        f"sentences) to {interval(most, 'needed', '.0f')} ({most['behavior']}, {most['needed_sentences']:.0f}). "
-        f"The vectors of two halves of the chains have cosines of {interval(low, 'halves', '.2f')} "
-        f"({low['behavior']}) to {interval(high, 'halves', '.2f')} ({high['behavior']}); with shuffled labels at most "
-        f"{interval(null, 'shuffled', '.2f')} ({null['behavior']})."
+        f"chains from {estimate_in(few, 'needed'):.0f} chains ({few['behavior']}, {few['needed_sentences']:.0f} "
+        f"sentences) to {estimate_in(most, 'needed'):.0f} ({most['behavior']}, {most['needed_sentences']:.0f}). "
+        f"The vectors of two halves of the chains have cosines of {estimate_in(low, 'halves'):.2f} "
+        f"({low['behavior']}) to {estimate_in(high, 'halves'):.2f} ({high['behavior']}); with shuffled labels at most "
+        f"{estimate_in(null, 'shuffled'):.2f} ({null['behavior']})."
     )
     return said, all(row["p"] < 0.05 for row in rows)
 

@@ -195,7 +195,7 @@ SUFFIX = {"vectors": ".safetensors", "gguf": ".gguf", "traces": ".jsonl", "tasks
 
 
 def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
-    """What an input does: "read", "refused", or "finding" with the reason."""
+    """What an input does: "read", "refused", or "findings" with the reason."""
     path.write_bytes(data)
     begun = time.monotonic()
     try:
@@ -206,9 +206,9 @@ def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     except ls.LensteerError:
         outcome = "refused"
     except Exception:  # what the fuzzer looks for
-        return "finding", traceback.format_exc()
+        return "findings", traceback.format_exc()
     took = time.monotonic() - begun
-    return (outcome, "") if took < SLOW else ("finding", f"{took:.0f} s")
+    return (outcome, "") if took < SLOW else ("findings", f"{took:.0f} s")
 
 
 def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
@@ -238,8 +238,7 @@ def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
                     kept.write_bytes(data)
                     kept.with_suffix(".txt").write_text(why, encoding="utf-8", errors="backslashreplace")
                 counts: dict[str, Any] = dict(inputs=number + 1, seconds=row.seconds + time.monotonic() - begun)
-                field = {"read": "read", "refused": "refused", "finding": "findings"}[outcome]
-                row, begun = replace(row, **counts, **{field: getattr(row, field) + 1}), time.monotonic()
+                row, begun = replace(row, **counts, **{outcome: getattr(row, outcome) + 1}), time.monotonic()
                 if (number + 1) % 1000 == 0:
                     write_atomically(state, json.dumps({**done, name: asdict(row)}, indent=1))
             done[name] = asdict(row)
@@ -267,10 +266,10 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.repeat:
         with tempfile.TemporaryDirectory() as scratch:
-            named = next(n for n in targets(Path(scratch)) if given.repeat.name.startswith(n.replace(" ", "-")))
+            known = targets(Path(scratch))
+            named = next(name for name in known if given.repeat.name.startswith(name.replace(" ", "-")))
             again = Path(scratch) / f"again{SUFFIX.get(named, '.txt')}"
             again.write_bytes(given.repeat.read_bytes())
-            with tempfile.TemporaryDirectory() as other:
-                print(targets(Path(other))[named].read(again))
+            print(known[named].read(again))
     else:
         print(table(main(given.n, given.folder, given.only)))

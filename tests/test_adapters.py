@@ -20,7 +20,7 @@ from lensteer.forward import forced_logits
 from lensteer.generation import generate
 from lensteer.generation.jobs import chain_seed
 from lensteer.steering import Plans
-from test_analyses import load
+from scripts import load
 
 SCOPES = {scope.name: scope for scope in (ls.everywhere, ls.prompt, ls.generated)}
 

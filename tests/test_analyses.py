@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,18 +16,11 @@ import torch
 
 import lensteer as ls
 from lensteer.pipeline import DEMO, STAGES, Run, run_stage
+from scripts import load
 
 pytestmark = pytest.mark.medium  # every test is an analysis
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load(name: str, folder: str = "analyses") -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_windows_and_negatives_ranks_every_recipe_on_the_same_chains(tmp_path):
@@ -538,9 +529,7 @@ def test_responses_to_coefficients_and_what_else_moves(small_run):
 
 
 def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbor
-        analysis = load("length_control")
+    analysis = load("length_control")
     rows = analysis.main(analysis.Config(small_run))
     evaluation = ls.Evaluation.load(small_run / "evaluation.json")
     base, *_ = evaluation.conditions
@@ -559,9 +548,7 @@ def test_length_and_right_answers_are_read_from_a_run(small_run, tmp_path):
 
 
 def test_constructions_are_compared_at_one_kl(tmp_path, monkeypatch):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbor
-        analysis = load("construction_ablation")
+    analysis = load("construction_ablation")
     sizes = dict(n_train=16, n_tasks=3, n_prompts=2, kl_tokens=20, max_rounds=2, n_draws=2, n_directions=4)
     config = analysis.Config(**sizes, n_controls=4, max_new_tokens=40, folder=tmp_path)
     found = analysis.main(config)

@@ -14,7 +14,7 @@ from lensteer import models, twins
 from lensteer.caches import single_token
 from lensteer.generation import generate
 from lensteer.rotary import rotated, turning
-from test_analyses import ROOT, load
+from scripts import ROOT, load
 
 pytestmark = pytest.mark.medium  # makes and loads a model of each architecture
 

@@ -14,7 +14,7 @@ import lensteer as ls
 from lensteer.evaluation import Record
 from lensteer.pipeline import DEMO, STAGES, Run, run_stage
 from lensteer.traces import save_traces
-from test_shift import load
+from scripts import load
 
 DOUBT = "uncertainty-estimation"
 

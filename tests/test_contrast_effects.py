@@ -14,6 +14,7 @@ import lensteer as ls
 from lensteer.evaluation import Record
 from lensteer.evaluation.shares import right_of
 from lensteer.positions import Context, TokenTable
+from lensteer.statistics import estimate_in
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "analyses"))  # its modules import one another
 contrast_effects = importlib.import_module("contrast_effects")
@@ -84,4 +85,4 @@ def test_beyond_needs_an_interval_without_zero_and_no_control_as_far():
     assert contrast_effects.beyond(change)
     assert not contrast_effects.beyond({**change, "rank": 2})
     assert not contrast_effects.beyond({**change, "change": dict(value=0.2, low=-0.1, high=0.3)})
-    assert contrast_effects.interval(change["change"]) == "+0.20 [+0.10, +0.30]"
+    assert f"{estimate_in(change, 'change'):+.2f}" == "+0.20 [+0.10, +0.30]"

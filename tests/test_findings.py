@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import lensteer as ls
 from lensteer.statistics import Estimate, estimate_in
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "findings.md"
@@ -22,16 +21,8 @@ PAGE = ROOT / "docs" / "findings.md"
 @pytest.fixture(scope="module")
 def findings() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbors
+        patch.syspath_prepend(ROOT / "analyses")  # it imports its neighbors when it is asked
         yield load("findings")
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "analyses" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_is_what_the_results_say(findings):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import lensteer as ls
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,11 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
     pytest.importorskip("gguf", reason="gguf is not installed")
-    spec = importlib.util.spec_from_file_location("benchmarks_fuzz", ROOT / "benchmarks" / "fuzz.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("fuzz", "benchmarks")
 
 
 @pytest.mark.medium

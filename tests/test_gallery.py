@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import lensteer as ls
-from test_analyses import ROOT, load
+from scripts import ROOT, load
 
 
 @pytest.fixture

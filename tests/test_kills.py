@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
 def test_two_kills_leave_no_trace(tmp_path):
-    spec = importlib.util.spec_from_file_location("benchmarks_kills", ROOT / "benchmarks" / "kills.py")
-    kills = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = kills  # dataclasses look their module up
-    spec.loader.exec_module(kills)
+    kills = load("kills", "benchmarks")
     found = kills.main(2, tmp_path)
     assert len(found.kills) == 2
     assert found.finished

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import lensteer as ls
 from lensteer.evaluation import MEAN, Margins, Record
 from lensteer.statistics import Estimate
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 BEHAVIORS = ("uncertainty-estimation", "backtracking")
-
-
-def load(name: str) -> ModuleType:
-    """As when run from its folder, where it finds its neighbors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")
-        spec = importlib.util.spec_from_file_location(f"analyses_{name}", ROOT / "analyses" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return module
 
 
 def records_of(counts: dict[str, dict[str, int]], n_tasks: int = 8) -> list[Record]:
@@ -102,7 +89,7 @@ def test_what_is_asked_wrongly_is_repeated():
 @pytest.mark.medium
 def test_a_small_run_on_the_organism_and_its_answer(tmp_path, monkeypatch):
     analysis = load("layer_ablation")
-    config = analysis.smoke(analysis.Config(analysis.small_run(tmp_path / "run")))
+    config = analysis.smoke(analysis.Config(load("command").small_run(tmp_path / "run")))
     result = analysis.main(config)
     assert result.middle == 4
     assert len(result.rows) == 3 * (2 + 3)  # behaviors and controls; layers 4 and 6, and for one operator both

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,20 +14,10 @@ import lensteer as ls
 from lensteer.evaluation import MEAN, Counts, Record
 from lensteer.pipeline import Run
 from lensteer.traces import load_traces
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 B = "backtracking"
-
-
-def load(name: str) -> ModuleType:
-    """As when run from its folder, where it finds its neighbors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")
-        spec = importlib.util.spec_from_file_location(f"analyses_{name}", ROOT / "analyses" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return module
 
 
 def test_wordings_of_sentences():
@@ -94,7 +82,7 @@ def test_what_a_vector_was_fitted_on_is_told_from_what_it_was_not():
 @pytest.mark.medium
 def test_a_small_run_on_the_organism_and_its_answer(tmp_path, monkeypatch):
     analysis = load("lexical_controls")
-    config = analysis.smoke(analysis.Config(load("layer_ablation").small_run(tmp_path / "run")))
+    config = analysis.smoke(analysis.Config(load("command").small_run(tmp_path / "run")))
     result = analysis.main(config)
     assert [row.behavior for row in result.rows] == ["backtracking", "uncertainty-estimation", MEAN]
     assert len(result.groups) == 4

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 import lensteer as ls
 from lensteer.evaluation import Record
 from lensteer.vectors import Direction
+from scripts import load
 
 ROOT = Path(__file__).parent.parent / "analyses"
 DEFAULT = "lensteer/difference"
@@ -23,13 +22,7 @@ DEFAULT = "lensteer/difference"
 
 @pytest.fixture(scope="module")
 def analysis():
-    sys.path.insert(0, str(ROOT))
-    spec = importlib.util.spec_from_file_location("peer_constructions", ROOT / "peer_constructions.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(ROOT))
-    return module
+    return load("peer_constructions")
 
 
 def record(condition: str, task: int, score: float, kl: float | None = None) -> Record:

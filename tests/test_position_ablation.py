@@ -21,7 +21,7 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation import MEAN, ChosenCoefficients, Margins, PositionAblation
 from lensteer.pipeline import Run, RunConfig
 from lensteer.plots import position_ablation
-from test_analyses import ROOT, load
+from scripts import ROOT, load
 
 pytestmark = pytest.mark.medium  # fits vectors and steers
 

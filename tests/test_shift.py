@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,19 +14,10 @@ import lensteer as ls
 from lensteer.behaviors import Span
 from lensteer.evaluation import MEAN, Record, ResampledShares
 from lensteer.pipeline import DEMO, STAGES, Run, run_stage
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
 B = "backtracking"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"analyses_{name}", ROOT / "analyses" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")  # it takes from its neighbors
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +12,9 @@ import torch
 
 import lensteer as ls
 from lensteer.pipeline import Run
+from scripts import load
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load(name: str) -> ModuleType:
-    """As when run from its folder, where it finds its neighbors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "analyses")
-        spec = importlib.util.spec_from_file_location(f"analyses_{name}", ROOT / "analyses" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return module
 
 
 def planted(analysis: ModuleType, n: int, noise: float):
@@ -79,7 +67,7 @@ def test_where_a_curve_reaches_enough():
 @pytest.mark.medium
 def test_sums_give_the_vectors_of_a_run_and_of_its_shuffled_labels(tmp_path, monkeypatch):
     analysis = load("vector_stability")
-    config = analysis.smoke(analysis.Config(load("layer_ablation").small_run(tmp_path / "run"), sizes=(5, 10)))
+    config = analysis.smoke(analysis.Config(load("command").small_run(tmp_path / "run"), sizes=(5, 10)))
     result = analysis.main(config)
     run = Run.open(config.run)
     vectors = ls.BehaviorVectors.load(run.path("vectors.safetensors"))
