@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.files import read_json, write_atomically
 from lensteer.pipeline import ORGANISM
 
 #: A whole run in seconds, so small that most kills are not in the imports.
@@ -70,7 +70,7 @@ def artifacts(folder: Path) -> dict[str, Any]:
         if path.name in TIMED or path.suffix == ".lock":
             continue
         if path.suffix == ".json":
-            values = json.loads(path.read_text())
+            values = read_json(path)
             found[path.name] = {
                 k: v for k, v in values.items() if k != "cost" and "second" not in k and "minutes" not in k
             }

@@ -3,6 +3,9 @@
 Text is UTF-8. A byte order mark at its beginning is skipped; NUL and U+FEFF within it are characters like any other. A
 lone surrogate (half of a character, which JSON can spell as an escape and a Python string can hold) cannot be encoded:
 it is refused where a text comes in, by `read_jsonl`, `parse_json` and `check_text`. Writing never fails on one.
+
+What lensteer writes for itself to read again carries a digest of its content (`seal`), so that a flipped bit is noticed
+even where the file still reads.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -43,6 +47,30 @@ _WIDE = {  # UTF-32's first, because UTF-16's mark begins it
 def digest(data: bytes) -> str:
     """The first 16 hex digits of SHA-256, which identify files, settings and models here."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+#: The entry of a JSON object that holds the digest of all its other entries.
+SEAL = "lensteer_digest"
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with their digest."""
+    return {**values, SEAL: digest(json.dumps(values).encode())}
+
+
+def unseal(values: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """JSON values without their digest, which is checked if there is one: earlier versions and others write none.
+
+    Raises:
+        LensteerError: the values are not those that were written (names `where`).
+    """
+    rest = {name: value for name, value in values.items() if name != SEAL}
+    if SEAL in values and seal(rest)[SEAL] != values[SEAL]:
+        raise LensteerError(
+            f"{where} does not match its {SEAL!r}: it was damaged or edited since it was written. Make it again; if "
+            "you edited it, remove that entry"
+        )
+    return rest
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -101,11 +129,40 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append lines and flush them to disk before returning; lone surrogates are escaped as in `write_atomically`."""
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with its digest, atomically."""
+    write_atomically(path, json.dumps(seal(values), indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        LensteerError: it is missing, damaged, or no JSON object.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except (OSError, ValueError) as error:  # a LensteerError is one
+        raise LensteerError(f"{str(path)!r} cannot be read ({error}): make it again") from error
+    if not isinstance(values, dict):
+        raise LensteerError(f"{str(path)!r} holds no JSON object: make it again")
+    return unseal(values, path)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(seal(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON objects with their digests, one a line, atomically."""
+    write_atomically(path, _lines(rows))
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines as `write_jsonl` writes them, and flush them to disk before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
-        file.write("".join(line + "\n" for line in lines))
+        file.write(_lines(rows))
         file.flush()
         os.fsync(file.fileno())
 
@@ -186,11 +243,11 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a JSONL file; blank lines are skipped.
+    """Numbered objects of a JSONL file, without their digests; blank lines are skipped.
 
     Raises:
-        LensteerError: a missing or empty file, one that is not UTF-8, a line that is not a JSON object, or a lone
-            surrogate in one (names line and column).
+        LensteerError: a missing or empty file, one that is not UTF-8, a line that is not a JSON object or does not
+            match its digest, or a lone surrogate in one (names line and column).
     """
     if not path.is_file():
         raise LensteerError(f"no file {str(path)!r}: give a JSONL file, one object a line")
@@ -207,7 +264,7 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
             raise LensteerError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from error
         if not isinstance(values, dict):
             raise LensteerError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
-        rows.append((number, values))
+        rows.append((number, unseal(values, f"{path}, line {number}")))
     if not rows:
         raise LensteerError(f"{path} is empty: give a JSONL file with at least one object")
     return rows
@@ -217,25 +274,49 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
 FORMAT = 1
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a file atomically.
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    key: str = "lensteer",
+    what: str = "vectors",
+) -> None:
+    """Write tensors and a JSON header with their digests to one safetensors file, atomically.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        header: JSON values.
+        key: of the header in the file's metadata.
+        what: is written, for messages, such as "behavior vectors".
 
     Raises:
         LensteerError: the file cannot be written.
     """
-    metadata = {"lensteer": json.dumps({"format": FORMAT, **header})}
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    write_given(path, data, "vectors to ")
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    values = seal({"format": FORMAT, "tensors": _tensors_digest(kept), **header})
+    write_given(path, save(kept, {key: json.dumps(values)}), f"{what} to ")
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and header.
+def read_tensors(
+    path: str | Path, key: str = "lensteer", what: str = "vectors"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the header that `write_tensors` wrote under the same key.
 
     Raises:
-        LensteerError: no such file, a truncated or corrupt one, or one that lensteer did not write.
+        LensteerError: no such file, a truncated or damaged one, or one that does not hold `what`.
     """
     if not Path(path).is_file():
-        raise LensteerError(f"no vectors at {str(path)!r}: give the file that `vectors.save` wrote")
+        raise LensteerError(f"no {what} at {str(path)!r}: give the file that its `save` wrote")
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
@@ -243,12 +324,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({error}): save it again") from error
     try:
-        header = json.loads(metadata["lensteer"])
-        version = header["format"]
+        header = dict(json.loads(metadata[key]))
     except (KeyError, TypeError, ValueError) as error:
-        raise LensteerError(
-            f"{str(path)!r} holds no behavior vectors: give the file that `vectors.save` wrote"
-        ) from error
-    if version != FORMAT:
+        raise LensteerError(f"{str(path)!r} holds no {what} ({error!r}): give a file of its `save`") from error
+    header = unseal(header, repr(str(path)))
+    if header.pop("tensors", None) not in (None, _tensors_digest(tensors)):
+        raise LensteerError(f"{str(path)!r} has other numbers than were written: it was damaged; save it again")
+    if (version := header.pop("format", FORMAT)) != FORMAT:
         raise LensteerError(f"{str(path)!r} has format {version!r}, and this version of lensteer reads {FORMAT}")
     return tensors, header

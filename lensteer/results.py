@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.files import read_text, write_atomically
+from lensteer.files import read_json, write_json
 
 _SHOWN = 6  # entries of a sequence or mapping
 
@@ -73,7 +72,7 @@ class Saved(Result):
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), allow_nan=False, indent=1))
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls: type[Kind], path: str | Path) -> Kind:
@@ -83,8 +82,8 @@ class Saved(Result):
             LensteerError: a missing or damaged file, or one of another kind or version.
         """
         try:
-            return cls.from_dict(json.loads(read_text(Path(path))))
-        except (OSError, ValueError) as error:  # a LensteerError is one
+            return cls.from_dict(read_json(Path(path)))
+        except LensteerError as error:
             raise LensteerError(
                 f"cannot read {str(path)!r} ({error}): give the file that the `save` of a {cls.__name__} wrote"
             ) from error

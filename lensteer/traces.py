@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
-from lensteer.files import check_text, read_jsonl, write_atomically
+from lensteer.files import check_text, read_jsonl, write_jsonl
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -130,10 +129,6 @@ class Trace:
         said = self.response[self.thinking[1] :].removeprefix(self.marks[1])
         return said if self._left_open else self.prefill + said
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
     @staticmethod
     def from_dict(values: dict[str, Any], where: str = "trace") -> Trace:
         """From JSON values.
@@ -164,7 +159,7 @@ class Trace:
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
     """Write traces as JSONL, atomically."""
-    write_atomically(Path(path), "".join(trace.to_json() + "\n" for trace in traces))
+    write_jsonl(Path(path), map(asdict, traces))
 
 
 def load_traces(path: str | Path) -> list[Trace]:

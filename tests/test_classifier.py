@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import lensteer as ls
 from lensteer.annotation import annotate, annotate_report, labeled_sentences, read_published, write_published
 from lensteer.annotation.agreement import agreement
-from lensteer.annotation.classifier import SentenceClassifier, fit_classifier, read_arrays, write_arrays
+from lensteer.annotation.classifier import SentenceClassifier, fit_classifier
 from lensteer.annotation.classifier_model import ClassifierConfig, fit_scaling, gather, span_lengths
 from lensteer.annotation.classifier_report import cross_validate
 from lensteer.annotation.features import Chain, FeatureWeights, features, learn_vocabulary, tokens
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Span
 from lensteer.errors import LensteerError
+from lensteer.files import read_tensors, write_tensors
 from lensteer.tasks import Task
 from lensteer.traces import Trace
 
@@ -222,6 +224,9 @@ def test_a_classifier_survives_the_disk(classifier, tmp_path):
     assert loaded.provenance["lensteer"] == ls.__version__
 
 
+KIND = ("lensteer-classifier", "classifier")
+
+
 def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
     from safetensors.numpy import save_file
 
@@ -240,7 +245,14 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
     with pytest.raises(LensteerError, match="holds no classifier"):
         SentenceClassifier.load(path)
     path.write_bytes(whole)
-    arrays, header = read_arrays(path)
+    tensors, header = read_tensors(path, *KIND)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    def write(arrays, header):
+        write_tensors(
+            path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, header, *KIND
+        )
+
     terms = {**header["terms"], "words": header["terms"]["words"][1:]}
     for name, changed, message in [
         ("intercept", np.zeros(3), "intercept have shape"),
@@ -255,10 +267,10 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
         ("format", 9, "has format 9"),
     ]:
         mixed = ({**arrays, name: changed}, header) if name in arrays else (arrays, {**header, name: changed})
-        write_arrays(path, *mixed)
+        write(*mixed)
         with pytest.raises(LensteerError, match=message):
             SentenceClassifier.load(path)
-    write_arrays(path, {**arrays, "coefficients": arrays["coefficients"][:, 1:]}, header)
+    write({**arrays, "coefficients": arrays["coefficients"][:, 1:]}, header)
     with pytest.raises(LensteerError, match="coefficients per label"):
         SentenceClassifier.load(path)(planted(1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lensteer.cli import app
 from lensteer.cli.export import ENGINES, KINDS
 from lensteer.errors import LensteerError
 from lensteer.export import load_plan
+from lensteer.files import write_jsonl
 from lensteer.pipeline import Run, RunConfig, evaluated_plan
 from lensteer.traces import Trace
 from test_plain_exports import cache_vector
@@ -40,8 +42,8 @@ def run(tiny_checkpoint, tiny_model, tmp_path_factory):
     rows = []
     for behavior, kind, text in (("", "unsteered", "They fly."), (B, "up", "Wait, they fly."), (B, "down", "Yes.")):
         trace = Trace(task, "prompt", text, (1,), (2,), (0,), True)
-        rows.append(json.dumps({"behavior": behavior, "kind": kind, "trace": json.loads(trace.to_json())}))
-    opened.path("examples.jsonl").write_text("\n".join(rows) + "\n")
+        rows.append({"behavior": behavior, "kind": kind, "trace": asdict(trace)})
+    write_jsonl(opened.path("examples.jsonl"), rows)
     opened.model_id, opened.stages = models.fingerprint(model).to_dict(), {"evaluate": {"seconds": 1.0}}
     opened.write()
     return folder

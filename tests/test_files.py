@@ -6,7 +6,9 @@ import codecs
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,13 +23,25 @@ from lensteer.cache_steering.pairs import Record, load_records
 from lensteer.contrast.pairs import Text, load_pairs, pair_up
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Condition
-from lensteer.files import append_lines, check_text, drop_cut_line, parse_json, read_jsonl, read_text, write_atomically
+from lensteer.files import (
+    SEAL,
+    append_jsonl,
+    check_text,
+    drop_cut_line,
+    parse_json,
+    read_json,
+    read_jsonl,
+    read_text,
+    unseal,
+    write_atomically,
+    write_json,
+)
 from lensteer.metrics import compression
 from lensteer.tasks import Task, load_tasks
 from lensteer.tasks.benchmarks import load_benchmark
 from lensteer.traces import Trace, load_traces, save_traces
 
-ROWS = [{"a": 1}, {"text": "one\u2028two\x85three\ufeff"}, {"🤔": [None, 0.1]}]
+ROWS: list[dict[str, Any]] = [{"a": 1}, {"text": "one\u2028two\x85three\ufeff"}, {"🤔": [None, 0.1]}]
 
 
 def test_a_file_is_written_whole_in_a_folder_that_is_made(tmp_path):
@@ -59,10 +73,27 @@ def test_what_stops_a_write_leaves_the_old_file_and_no_other(call, stop, tmp_pat
 def test_lines_are_appended_and_read_back_with_their_numbers(tmp_path):
     path = tmp_path / "deep" / "rows.jsonl"
     for row in ROWS:
-        append_lines(path, [json.dumps(row, ensure_ascii=False)])
-    append_lines(path, [])
-    append_lines(path, ["", "  ", json.dumps(ROWS[0])])
+        append_jsonl(path, [row])
+    append_jsonl(path, [])
+    with path.open("a") as file:
+        file.write(f"\n  \n{json.dumps(ROWS[0])}\n")  # of somebody else, without a digest
     assert read_jsonl(path) == [(1, ROWS[0]), (2, ROWS[1]), (3, ROWS[2]), (6, ROWS[0])]
+
+
+def test_a_digest_holds_for_values_and_not_for_their_layout(tmp_path):
+    path = tmp_path / "values.json"
+    values = {"9": [1.5, 1e-7, None, True], "10": {"b": "é\u2028", "a": []}, "2": (1, 2)}
+    write_json(path, values)
+    assert read_json(path) == json.loads(json.dumps(values))
+    path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False))
+    assert read_json(path)["2"] == [1, 2]
+    edited = json.loads(path.read_text()) | {"2": [1, 3]}
+    path.write_text(json.dumps(edited))
+    with pytest.raises(LensteerError, match=rf"values.json does not match its '{SEAL}'.* remove that entry"):
+        read_json(path)
+    del edited[SEAL]
+    path.write_text(json.dumps(edited))
+    assert read_json(path)["2"] == [1, 3]
 
 
 def test_lines_end_as_those_of_windows(tmp_path):
@@ -128,7 +159,7 @@ def both_splits(name: str, path: Path) -> list[Task]:
 READERS = {
     "lines": (read_jsonl, {"text": "x"}),
     "tasks": (load_tasks, {"id": "t", "category": "c", "split": "dev", "prompt": "x"}),
-    "traces": (load_traces, json.loads(TRACE.to_json()) | {"prompt": "x"}),
+    "traces": (load_traces, json.loads(json.dumps(asdict(TRACE))) | {"prompt": "x"}),
     "published chains": (read_published, {"response": "x", "annotated": '["deduction"] x ["end-section"]'}),
     "plain pairs": (load_pairs, {"positive": "x", "negative": "y"}),
     "A/B questions": (
@@ -276,9 +307,8 @@ def test_nul_and_marks_within_a_text_survive(organism, tmp_path):
 def test_a_write_never_fails_on_half_a_character(tmp_path):
     """A result that holds one by a way that nobody thought of is kept, with its escape in JSON."""
     row = {"a": "x\ud800", "b": "\U0001f914"}
-    line = json.dumps(row, ensure_ascii=False)
-    write_atomically(tmp_path / "one.json", line)
-    append_lines(tmp_path / "two.json", [line])
+    write_atomically(tmp_path / "one.json", json.dumps(row, ensure_ascii=False))
+    append_jsonl(tmp_path / "two.json", [row])
     for path in (tmp_path / "one.json", tmp_path / "two.json"):
-        assert json.loads(read_text(path)) == row
+        assert unseal(json.loads(read_text(path)), path) == row
     assert compression("x\ud800" * 50) < 0.2

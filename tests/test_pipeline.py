@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from markupsafe import escape
 
 from lensteer.behaviors import STEERED
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS
+from lensteer.files import SEAL, read_json, read_jsonl, read_tensors
 from lensteer.pipeline import DEMO, ORGANISM, STAGES, Run, complete, load_results, run_stage
 from lensteer.traces import load_traces, save_traces
 
@@ -69,7 +74,7 @@ def artifacts(folder):
     found = {name: (folder / name).read_bytes() for name in ARTIFACTS - {"run.json", "report.html"}}
     for name in ("scores.json", "controls.json", "summary.json", "plan.json"):
         values = json.loads(found[name])
-        values.pop("cost", None)
+        values.pop("cost", None), values.pop(SEAL, None)
         found[name] = {k: v for k, v in values.items() if "second" not in k and "minutes" not in k}
     return found
 
@@ -282,6 +287,47 @@ def test_an_artifact_that_is_gone_or_broken_is_named(stage, name, data, words, f
     assert stage not in run.stages
 
 
+READ: dict[str, Callable[[Path], Any]] = {".json": read_json, ".jsonl": read_jsonl, ".safetensors": read_tensors}
+
+
+def contains(found, original):
+    """Whether nothing of the original is missing or different; a flip in the name of a digest adds an entry."""
+    if isinstance(original, dict):
+        return isinstance(found, dict) and all(n in found and contains(found[n], v) for n, v in original.items())
+    if isinstance(original, (list, tuple)):
+        return len(found) == len(original) and all(map(contains, found, original))
+    return torch.equal(found, original) if isinstance(original, torch.Tensor) else found == original
+
+
+@pytest.mark.parametrize("name", sorted(ARTIFACTS - {"summary.json", "report.html"}))
+def test_a_flipped_bit_is_noticed_or_changes_nothing(name, finished, tmp_path):
+    whole, read = (finished[0] / name).read_bytes(), READ[Path(name).suffix]
+    original, path, rng, refusals = read(finished[0] / name), tmp_path / name, random.Random(name), []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert contains(read(path), original)
+        except LensteerError as error:
+            refusals.append(str(error))
+        assert path.read_bytes() == damaged
+    assert len(refusals) > 40
+    assert all(name in said for said in refusals)
+
+
+def test_a_flipped_bit_in_a_half_done_stage_stops_it(folder):
+    """Its chains are used again, and they still are chains."""
+    run, path = Run.open(folder), folder / "evaluation.jsonl"
+    del run.stages["evaluate"], run.stages["report"]
+    lines = path.read_bytes().split(b"\n")
+    lines[3] = re.sub(rb'"response": "(.)', lambda m: m[0][:-1] + bytes([m[0][-1] ^ 1]), lines[3])
+    path.write_bytes(damaged := b"\n".join(lines))
+    with pytest.raises(LensteerError, match=r"evaluation\.jsonl, line 4 does not match"):
+        complete(run)
+    assert path.read_bytes() == damaged
+
+
 # --- killed ---------------------------------------------------------------------------------------
 
 DRIVER = """
@@ -398,7 +444,7 @@ def test_a_corrupt_manifest_is_named(data, tmp_path):
 def test_a_run_of_the_old_unit_is_refused_by_name(folder):
     """Its coefficients were multiples of the mean activation's length: nothing of it may be taken for a coefficient."""
     values = json.loads((folder / "run.json").read_text())
-    del values["config"]["unit"]
+    del values["config"]["unit"], values[SEAL]  # it wrote none
     values["lensteer"] = "0.0.7"
     (folder / "run.json").write_text(json.dumps(values))
     before = (folder / "run.json").read_bytes()

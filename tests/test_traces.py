@@ -141,7 +141,8 @@ def spoil(line: str, **changes) -> str:
 def test_a_bad_file_is_refused_by_line(change, words, model, tmp_path):
     path = tmp_path / "traces.jsonl"
     (trace,) = ls.generate_traces(model, TASKS[:1], max_new_tokens=10)
-    path.write_text(change(dataclasses.replace(trace, response_ids=(5,) * 10, offsets=(0,) * 10).to_json()) + "\n")
+    line = json.dumps(dataclasses.asdict(dataclasses.replace(trace, response_ids=(5,) * 10, offsets=(0,) * 10)))
+    path.write_text(change(line) + "\n")
     with pytest.raises(ls.LensteerError, match=words):
         load_traces(path)
 

@@ -307,7 +307,7 @@ def test_wrong_contents_are_refused_by_name(path, vectors):
             BehaviorVectors.load(path)
         assert str(path) in str(error.value)
     save_file({"raw": torch.zeros(1)}, path)
-    with pytest.raises(LensteerError, match="holds no behavior vectors"):
+    with pytest.raises(LensteerError, match="holds no vectors"):
         BehaviorVectors.load(path)
     with pytest.raises(LensteerError, match="no vectors at"):
         BehaviorVectors.load(path.with_name("other.safetensors"))

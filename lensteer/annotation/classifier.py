@@ -7,16 +7,14 @@ judge.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from lensteer import models
 from lensteer._version import __version__
@@ -34,15 +32,14 @@ from lensteer.annotation.features import Array, Chain, FeatureWeights, Vocabular
 from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
-from lensteer.files import write_given
+from lensteer.files import read_tensors, write_tensors
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _AT_ONCE = 200  # traces whose features are in memory at a time
-_FORMAT = 1  # of the file; increased by incompatible changes
-_KEY = "lensteer-classifier"
+_KEY, _WHAT = "lensteer-classifier", "classifier"
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +146,7 @@ class SentenceClassifier:
             "abstain": self.abstain,
             "provenance": self.provenance,
         }
-        write_arrays(path, arrays, header)
+        write_tensors(path, {name: torch.from_numpy(array) for name, array in arrays.items()}, header, _KEY, _WHAT)
 
     @staticmethod
     def load(path: str | Path, model: TransformerBridge | None = None) -> SentenceClassifier:
@@ -162,7 +159,8 @@ class SentenceClassifier:
         Raises:
             LensteerError: no such file, a corrupt or foreign one, or a model that it was not trained with.
         """
-        arrays, header = read_arrays(path)
+        tensors, header = read_tensors(path, _KEY, _WHAT)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
             terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
             labels = tuple(map(str, header["labels"]))
@@ -263,40 +261,3 @@ def _flaw(
         if found.dtype != np.float64 or not np.isfinite(found).all():
             return f"{name} are not all finite numbers"
     return ""
-
-
-def write_arrays(
-    path: str | Path, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], header: Mapping[str, Any]
-) -> None:
-    """Write arrays and a JSON header to one safetensors file, whole or not at all.
-
-    Raises:
-        LensteerError: the file cannot be written.
-    """
-    metadata = {_KEY: json.dumps({"format": _FORMAT, **header})}
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
-    write_given(path, data, "a classifier to ")
-
-
-def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray[Any, np.dtype[Any]]], dict[str, Any]]:
-    """Read the arrays and the header of a classifier's file.
-
-    Raises:
-        LensteerError: no such file, a truncated or corrupt one, or one that does not hold a classifier.
-    """
-    if not Path(path).is_file():
-        raise LensteerError(f"no classifier at {str(path)!r}: give the file that `classifier.save` wrote")
-    try:
-        with safe_open(str(path), "np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({error}): save it again") from error
-    try:
-        header = json.loads(metadata[_KEY])
-        version = header["format"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise LensteerError(f"{str(path)!r} holds no classifier: give the file that `classifier.save` wrote") from error
-    if version != _FORMAT:
-        raise LensteerError(f"{str(path)!r} has format {version!r}, and this version of lensteer reads {_FORMAT}")
-    return arrays, header

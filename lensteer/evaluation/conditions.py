@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lensteer import models
 from lensteer.annotation import Annotator, annotate, labels_of, unlabeled
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
-from lensteer.files import append_lines, check_text, digest, drop_cut_line, read_jsonl
+from lensteer.files import append_jsonl, check_text, digest, drop_cut_line, read_jsonl
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
@@ -384,18 +384,17 @@ def draw_chains(
 
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None:
-            append_lines(path, (_line(names[i], trace) for i, trace in fresh.items()))
+            append_jsonl(path, (_row(names[i], trace) for i, trace in fresh.items()))
 
     made = run_jobs(model, ordered, sampling, done=done, keep=keep, progress=progress)
     found = dict(zip(order, zip(names, made, strict=True), strict=True))
     return [found[i] for i in range(len(jobs))]
 
 
-def _line(condition: str, trace: Trace) -> str:
+def _row(condition: str, trace: Trace) -> dict[str, Any]:
     """A chain without its prompt, which is known from the experiment."""
     values = {"condition": condition, "task": trace.task.id, "sample": trace.sample, "response": trace.response}
-    values |= {"ids": trace.response_ids, "offsets": trace.offsets, "finished": trace.finished}
-    return json.dumps(values, ensure_ascii=False)
+    return values | {"ids": trace.response_ids, "offsets": trace.offsets, "finished": trace.finished}
 
 
 def _digest(
@@ -423,7 +422,7 @@ def _resume(
     path: Path, digest: str, names: Sequence[str], jobs: Sequence[Job], model: TransformerBridge
 ) -> dict[int, Trace]:
     if not drop_cut_line(path):
-        append_lines(path, [json.dumps({"experiment": digest})])
+        append_jsonl(path, [{"experiment": digest}])
         return {}
     rows = [values for _, values in read_jsonl(path)]
     if rows[0].get("experiment") != digest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from lensteer.calibration import calibrate_many, rollout_kl
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition
 from lensteer.evaluation.results import ControlRank
-from lensteer.files import read_text, write_atomically
+from lensteer.files import read_json, write_json
 from lensteer.positions import PositionScope
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
@@ -115,7 +114,7 @@ def match_kl(
     chosen = [c for c in controls if c.pool in KL_POOLS]
     known: dict[str, float] = {}
     if path is not None and path.exists():
-        known = {str(name): float(value) for name, value in json.loads(read_text(path)).items()}
+        known = {str(name): float(value) for name, value in read_json(path).items()}
     if set(known) != {c.name for c in chosen}:
         options: dict[str, Any] = dict(max_new_tokens=KL_TOKENS, system=system, seed=seed)
         for layer in dict.fromkeys(c.layer for c in chosen):
@@ -128,7 +127,7 @@ def match_kl(
             found = calibrate_many(model, tasks[:KL_PROMPTS], edits, budget=budget, quantile=None, **search, **options)
             known |= {c.name: each.coefficient for c, each in zip(there, found, strict=True)}
         if path is not None and chosen:
-            write_atomically(path, json.dumps(known, indent=1))
+            write_json(path, known)
     return [
         replace(c, plan=replace(c.plan, coefficient=known[c.name]))
         if c.name in known and isinstance(c.plan, SteeringPlan)

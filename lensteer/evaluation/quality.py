@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.files import append_lines, digest, drop_cut_line, read_jsonl
+from lensteer.files import append_jsonl, digest, drop_cut_line, read_jsonl
 from lensteer.forward import forced_logits
 from lensteer.generation import run_batches
 from lensteer.progress import progress_bar
@@ -96,7 +96,7 @@ def text_quality(
                     raise LensteerError(f"the likelihood of chain {traces[i].id!r} is not finite: {why}")
                 known[keys[i]] = figures
             if path is not None:
-                append_lines(path, (json.dumps({"key": keys[i], **known[keys[i]]}) for i in some))
+                append_jsonl(path, ({"key": keys[i], **known[keys[i]]} for i in some))
             bar.update(len(some))
     return [known[k] for k in keys]
 

@@ -6,7 +6,6 @@ a run that was killed asks only what is missing.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lensteer.errors import LensteerError
-from lensteer.files import append_lines, digest, drop_cut_line, read_jsonl
+from lensteer.files import append_jsonl, digest, drop_cut_line, read_jsonl
 from lensteer.models import CLOSE_THINKING, OPEN_THINKING
 from lensteer.tasks import Task
 
@@ -277,7 +276,7 @@ def ask_all(
         running = [pool.submit(client.ask, model, task, sample, asking, purpose) for task, sample in missing]
         for done in as_completed(running):
             answer = done.result()
-            append_lines(path, [json.dumps(asdict(answer), ensure_ascii=False)])
+            append_jsonl(path, [asdict(answer)])
             known[answer.task, answer.sample] = answer
             if step is not None:
                 step(len(known), len(wanted))

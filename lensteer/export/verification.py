@@ -7,7 +7,6 @@ the levels of all looks together add up to α.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from lensteer.annotation.annotators import check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import measure
 from lensteer.export.endpoints import Answer, Asking, Client, Endpoint, ask_all, read_answers, served_model
-from lensteer.files import append_lines, drop_cut_line, parse_json, read_jsonl, read_text, write_atomically
+from lensteer.files import append_jsonl, drop_cut_line, read_json, read_jsonl, write_json
 from lensteer.models import UNMARKED
 from lensteer.results import Result, Saved
 from lensteer.statistics import Array, Estimate, Ratio, bootstrap_interval, drawn_counts, sign_flip_test
@@ -381,7 +380,7 @@ def verify(
             counts = {task.id: (*sides[0][task.id], *sides[1][task.id]) for task in tasks}
             ended = [sum(a.finished for a in answers) / len(answers) for answers in (own, plain)]
             look = look_at(number, at, counts, history[0] if history else None, (ended[0], ended[1]), asking.seed)
-            append_lines(out / _HISTORY, [json.dumps(look.to_dict(), allow_nan=False)])
+            append_jsonl(out / _HISTORY, [look.to_dict()])
             history.append(look)
             found = Verification(endpoint.url, name, label, sign, promised, tuple(history))
             if announce is not None:
@@ -426,10 +425,10 @@ def _check_settings(
     }
     path = out / _SETTINGS
     if not path.exists() or not any(out.glob("look-*")):  # nothing was answered yet
-        write_atomically(path, json.dumps(settings, indent=1))
+        write_json(path, settings)
         return
     try:
-        before = parse_json(read_text(path), path)
+        before = read_json(path)
         wrong = [key for key, value in settings.items() if before.get(key) != value]
     except (ValueError, AttributeError) as error:
         raise LensteerError(f"{path} cannot be read ({error}): use another folder") from error

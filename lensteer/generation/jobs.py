@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensteer import models
 from lensteer.errors import LensteerError
-from lensteer.files import append_lines, digest, drop_cut_line
+from lensteer.files import append_jsonl, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
 from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
@@ -257,7 +257,7 @@ def resume_jobs(
 
     def keep(fresh: Mapping[int, Trace]) -> None:
         if path is not None and fresh:
-            append_lines(Path(path), (trace.to_json() for trace in named(fresh).values()))
+            append_jsonl(Path(path), map(asdict, named(fresh).values()))
         if inspect is not None and fresh:
             inspect(list(fresh.values()))
 

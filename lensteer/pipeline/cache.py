@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from lensteer.cache_steering import (
 from lensteer.cache_steering.organism import ENDING, JOIN, make_records
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
-from lensteer.files import read_text, write_atomically
+from lensteer.files import read_json, write_json
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run, loading_options
 from lensteer.tasks import describe_tasks, load_tasks
@@ -211,7 +210,7 @@ def cache_run(config: CacheRun, out: str | Path, announce: Callable[[str], objec
         "test": test.to_dict(),
         "samples": samples,
     }
-    write_atomically(folder / RESULT, json.dumps(values, indent=1))
+    write_json(folder / RESULT, values)
     for condition in (a for a in test.conditions if a.kind != "control"):
         announce(told(condition, marks))
     if controls:
@@ -311,7 +310,7 @@ def read_cache_run(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values: dict[str, Any] = json.loads(read_text(path))
+        values = read_json(path)
         return {
             "c_values": values["c_values"],
             "unit": values["config"].get("unit", "difference"),

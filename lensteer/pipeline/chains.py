@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from lensteer.annotation import (
 )
 from lensteer.contrast import Pair, Text, complete_pairs, load_pairs, with_system
 from lensteer.errors import LensteerError
-from lensteer.files import read_jsonl, write_atomically
+from lensteer.files import read_jsonl, write_jsonl
 from lensteer.pipeline.own import is_own, load_own
 from lensteer.pipeline.run import Run
 from lensteer.traces import Trace, load_traces
@@ -110,7 +109,7 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
             path=run.path("answers.jsonl"),
             progress=run.progress,
         )
-        write_atomically(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in written))
+        write_jsonl(path, map(asdict, written))
     completed = [_pair(values) for _, values in read_jsonl(path)]
     return completed, given if all(pair.position is not None for pair in given) else completed
 

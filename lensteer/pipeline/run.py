@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -23,7 +22,7 @@ from lensteer.contrast import load_pairs
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.evaluation.conditions import Measure
-from lensteer.files import digest, read_text, write_atomically
+from lensteer.files import digest, read_json, write_json
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
 from lensteer.positions import (
@@ -264,7 +263,7 @@ class Run:
             run.files = {str(path): digest_of(path) for path in run.own_files}
             return run
         try:
-            values = json.loads(read_text(manifest))
+            values = read_json(manifest)
             found = dict(values["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
@@ -449,7 +448,7 @@ class Run:
             "notes": self.notes,
             **({"files": self.files} if self.files else {}),
         }
-        write_atomically(self.folder / MANIFEST, json.dumps(values, indent=1))
+        write_json(self.folder / MANIFEST, values)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

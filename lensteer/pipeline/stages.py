@@ -38,7 +38,7 @@ from lensteer.evaluation import (
 from lensteer.evaluation.margins import check_standard
 from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
-from lensteer.files import read_jsonl, read_text, write_atomically
+from lensteer.files import read_json, read_jsonl, write_atomically, write_json, write_jsonl
 from lensteer.generation.jobs import generate_traces
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
@@ -81,10 +81,6 @@ def load_results(run: Run) -> RunResults:
         )
         for number, row in read_jsonl(run.path("examples.jsonl"))
     )
-    try:
-        plan = json.loads(read_text(run.path("plan.json")))
-    except (OSError, ValueError) as error:
-        raise LensteerError(f"{run.path('plan.json')} cannot be read ({error}): do the stage 'select' again") from error
     reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
     if reference is not None and (
         reference["model.weights"] != run.model_id["weights"]
@@ -98,7 +94,7 @@ def load_results(run: Run) -> RunResults:
         model=run.model_id,
         config=asdict(run.config),
         traces=load_traces(run.path("annotated.jsonl")),
-        annotator=json.loads(read_text(run.path("annotator.json"))),
+        annotator=read_json(run.path("annotator.json")),
         alignment={k: run.stages["annotate"][k] for k in ("given", "matched", "repaired", "dropped", "unparsed")},
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
@@ -112,7 +108,7 @@ def load_results(run: Run) -> RunResults:
         reference=reference,
         examples=examples,
         cache=read_cache_run(run.folder),
-        plan=plan,
+        plan=read_json(run.path("plan.json")),
         notes=tuple(run.notes),
     )
 
@@ -232,7 +228,7 @@ def _annotate(run: Run) -> dict[str, Any]:
             "chains that think"
         )
     save_traces(annotated, run.path("annotated.jsonl"))
-    write_atomically(run.path("annotator.json"), json.dumps(trust(run, traces), indent=1))
+    write_json(run.path("annotator.json"), trust(run, traces))
     if own := judged_on_its_questions(run, given):
         run.note(
             f"The classifier was fitted on the questions of {len(own)} dev or held-out tasks (such as {own[0]}): its "
@@ -409,13 +405,13 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     found = power(base, labels, n_tasks=c.n_test, n_samples=c.n_samples)
     rate = sum(r.length for r in base) / max(time.perf_counter() - begun, 1e-9)
     if run.path("plan.json").exists():  # the chains were read from disk, so there is no timing
-        rate = float(json.loads(read_text(run.path("plan.json")))["tokens_per_second"])
+        rate = float(read_json(run.path("plan.json"))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = planned_chains(c, labels, n_dev=len(run.tasks("dev")), n_layers=n_layers)
     minutes = sum(chains.values()) * per_chain / rate / 60
     plan = {"chains": chains, "tokens_per_chain": per_chain, "tokens_per_second": rate, "minutes": minutes}
-    write_atomically(run.path("plan.json"), json.dumps({**plan, "power": to_rows(found)}, indent=1))
+    write_json(run.path("plan.json"), {**plan, "power": to_rows(found)})
     run.announce(
         f"plan: {', '.join(f'{n} chains ({what})' for what, n in chains.items())}; about {minutes:.0f} min at "
         f"{rate:.0f} tokens/s"
@@ -499,16 +495,15 @@ def _examples(
         (e for e in evaluation.effects if e.kind == "up" and e.unit == evaluation.unit and not e.annotator),
         key=lambda e: -e.change.value,
     )
-    lines = []
+    rows = []
     for number, task in enumerate(tasks):
         shown = [("", "unsteered")]
         if rises:
             shown += [(rises[number % len(rises)].behavior, kind) for kind in KINDS]
         for behavior, kind in shown:
             if (trace := found.get((behavior, kind, task))) is not None:
-                row = {"behavior": behavior, "kind": kind, "trace": json.loads(trace.to_json())}
-                lines.append(json.dumps(row) + "\n")
-    write_atomically(run.path("examples.jsonl"), "".join(lines))
+                rows.append({"behavior": behavior, "kind": kind, "trace": asdict(trace)})
+    write_jsonl(run.path("examples.jsonl"), rows)
 
 
 def render_report(run: Run) -> dict[str, Any]:

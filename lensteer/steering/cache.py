@@ -9,7 +9,6 @@ The order matters: prefill through p, edit, then at least one more prompt token 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,15 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lensteer import models
-from lensteer._version import __version__
 from lensteer.caches import latent, recurrent_layers, single_token
 from lensteer.errors import LensteerError
-from lensteer.files import write_atomically
+from lensteer.files import read_tensors, write_tensors
 from lensteer.results import Result
 from lensteer.rotary import rotated, turning
 from lensteer.steering.plans import Joinable, Slot, SteeringPlan, check_unit
@@ -158,12 +154,16 @@ class CacheVector(Result):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; names and provenance are in its metadata."""
+        """Write one safetensors file; names and provenance are in its metadata.
+
+        Raises:
+            LensteerError: The file cannot be written.
+        """
         facts = {"label": self.label, "position": self.position, "provenance": dict(self.provenance)}
-        tensors = {"keys": self.keys.contiguous(), "values": self.values.contiguous()}
+        tensors = {"keys": self.keys, "values": self.values}
         if self.spread is not None:
-            tensors |= {"spread_keys": self.spread[0].contiguous(), "spread_values": self.spread[1].contiguous()}
-        write_atomically(Path(path), save(tensors, {"lensteer": __version__, "cache_vector": json.dumps(facts)}))
+            tensors |= {"spread_keys": self.spread[0], "spread_values": self.spread[1]}
+        write_tensors(path, tensors, facts, "cache_vector", "cache vector")
 
     @staticmethod
     def load(path: str | Path, model: TransformerBridge | None = None) -> CacheVector:
@@ -172,14 +172,11 @@ class CacheVector(Result):
         Raises:
             LensteerError: No such file, another kind of file, or another model's vector.
         """
+        tensors, facts = read_tensors(path, "cache_vector", "cache vector")
         try:
-            with safe_open(str(path), "pt") as file:
-                facts = json.loads((file.metadata() or {})["cache_vector"])
-                keys, values = file.get_tensor("keys"), file.get_tensor("values")
-                drawn = "spread_keys" in file.keys()
-                spread = (file.get_tensor("spread_keys"), file.get_tensor("spread_values")) if drawn else None
-                vector = CacheVector(keys=keys, values=values, spread=spread, **facts)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            spread = (tensors["spread_keys"], tensors["spread_values"]) if "spread_keys" in tensors else None
+            vector = CacheVector(keys=tensors["keys"], values=tensors["values"], spread=spread, **facts)
+        except (KeyError, TypeError, ValueError) as error:
             raise LensteerError(f"{str(path)!r} holds no cache vector ({error}): save one with its .save()") from error
         if model is not None:
             vector.check_model(model)
