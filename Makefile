@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-real test test-fast check format docs
+.PHONY: demo demo-real test test-fast check format docs dist
 .DEFAULT_GOAL := test
 
 # Redone when the dependencies change. constraints.txt must be part of this very pip call: it pins the build of
@@ -52,3 +52,15 @@ $(DOCS): $(INSTALLED)
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
 	@echo "site/index.html"
+
+# A release: source distribution and wheel in dist/, checked, then the demo from the wheel in an environment that has
+# nothing else. Nothing is uploaded.
+dist:
+	rm -rf dist build
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	build/tools/bin/python -m build --outdir dist
+	build/tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build && bare/bin/lensteer --version && bare/bin/lensteer demo
