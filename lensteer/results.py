@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.files import read_json, write_json
+from lensteer.files import read_json, unseal, write_json
 
 _SHOWN = 6  # entries of a sequence or mapping
 
@@ -55,15 +55,16 @@ class Saved(Result):
 
     @classmethod
     def from_dict(cls: type[Kind], values: Any) -> Kind:
-        """From the output of `to_dict`.
+        """From the output of `to_dict`, or from the values in a file that `save` wrote.
 
         Raises:
-            LensteerError: another kind or version.
+            LensteerError: another kind or version, or values that do not match their digest.
         """
         found = (values.get("kind"), values.get("version")) if isinstance(values, Mapping) else (None, None)
         if found != (cls.__name__, cls.VERSION):
             raise LensteerError(f"no {cls.__name__} of version {cls.VERSION}: its 'kind' and 'version' are {found}")
-        rest = {name: value for name, value in values.items() if name not in ("kind", "version")}
+        rest = unseal(values, f"this {cls.__name__}")
+        del rest["kind"], rest["version"]
         try:
             revived: Kind = _revived(cls, rest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
-from lensteer.files import check_text, read_jsonl, write_jsonl
+from lensteer.files import check_text, read_jsonl, unseal, write_jsonl
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -131,13 +131,13 @@ class Trace:
 
     @staticmethod
     def from_dict(values: dict[str, Any], where: str = "trace") -> Trace:
-        """From JSON values.
+        """From JSON values, such as a line of a file that `save_traces` wrote.
 
         Raises:
-            LensteerError: fields are missing or of the wrong kind.
+            LensteerError: fields are missing or of the wrong kind, or they do not match their digest.
         """
         try:
-            values = dict(values)
+            values = unseal(values, where)
             values["task"] = Task.from_dict(values["task"], where)
             values["spans"] = tuple(Span(**span) for span in values.get("spans", ()))
             for key in ("prompt_ids", "response_ids", "offsets"):
