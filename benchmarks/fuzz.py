@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import struct
 import tempfile
 import time
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 import lensteer as ls
 from lensteer.annotation.alignment import align
@@ -35,7 +37,7 @@ from lensteer.annotation.splitting import split_sentences
 from lensteer.export.control_vectors import read_control_vector
 from lensteer.export.plan_files import CONFIG, VECTORS, read_plan
 from lensteer.expressions import parse_scope
-from lensteer.files import write_atomically
+from lensteer.files import SEAL, read_tensors, write_atomically
 from lensteer.models import ModelId
 from lensteer.tasks.grading import final_answer
 from lensteer.traces import load_traces
@@ -110,9 +112,14 @@ def _align(text: str) -> object:
     return align(sentences, chain, range(len(chain)), prompt_length=3)
 
 
+def without_digest(data: bytes) -> bytes:
+    """The same JSON without the digest, which would refuse most damages before the reader sees them."""
+    return re.sub(rb',\s*"' + SEAL.encode() + rb'": "\w*"', b"", data)
+
+
 def _plan(name: str, folder: Path) -> Callable[[Path], object]:
     """Reads a plan's folder in which one file is the given one; its settings have the right digest of the tensors."""
-    settings = json.loads((folder / CONFIG).read_text())
+    settings = json.loads(without_digest((folder / CONFIG).read_bytes()))
 
     def read(path: Path) -> object:
         data = path.read_bytes()
@@ -134,16 +141,19 @@ def targets(folder: Path) -> dict[str, Target]:
     plans = []
     for name, each in (("plain", plan), ("gated", gated)):
         made = ls.export.folder(each, folder / name, model=model)
-        plans.append((made / CONFIG).read_bytes())
+        plans.append(without_digest((made / CONFIG).read_bytes()))
     raw = torch.randn((2, 3, 8), generator=torch.Generator().manual_seed(0))
     counts = {"backtracking": 3, "deduction": 4}
     vectors = BehaviorVectors(raw, torch.ones(3), tuple(counts), (0, 1, 2), counts, 5, Recipe())
     vectors.save(folder / "vectors.safetensors")
+    tensors, header = read_tensors(folder / "vectors.safetensors")
+    plain = save(tensors, {"lensteer": json.dumps(header)})
     task = ls.Task("t-1", "math", "dev", "How many?", "18", "numeric")
     span = ls.Span("deduction", 4, 9, 0, 12)
     ids = (1, 2, 3), (4, 5, 6, 7), (0, 4, 8, 12)
     trace = ls.Trace(task, "How many?", "Wait, it is 18.", *ids, finished=True, spans=(span,))
     ls.save_traces([trace, replace(trace, sample=1)], folder / "traces.jsonl")
+    traces = (folder / "traces.jsonl").read_bytes()
     pairs = [
         {"prompt": "Hi", "positive": "Hello, dear friend.", "negative": "What."},
         {"prompt": "Hm?", "positive": "Gladly.", "negative": "No."},
@@ -172,11 +182,11 @@ def targets(folder: Path) -> dict[str, Target]:
             text_of(lambda text: [final_answer(text, g, question="How many?") for g in ("numeric", "choice", "exact")]),
             [a.encode() for a in answers],
         ),
-        "vectors": Target(BehaviorVectors.load, [(folder / "vectors.safetensors").read_bytes()]),
+        "vectors": Target(BehaviorVectors.load, [(folder / "vectors.safetensors").read_bytes(), plain]),
         "plan settings": Target(_plan(CONFIG, folder / "plain"), plans),
         "plan tensors": Target(_plan(VECTORS, folder / "gated"), [(folder / "gated" / VECTORS).read_bytes()]),
         "gguf": Target(read_control_vector, [gguf]),
-        "traces": Target(load_traces, [(folder / "traces.jsonl").read_bytes()]),
+        "traces": Target(load_traces, [traces, without_digest(traces)]),
         "tasks": Target(
             lambda path: ls.load_tasks(path),
             [

@@ -387,6 +387,7 @@ def test_a_folder_holds_them_and_older_plans_stay_in_the_older_schema(tiny_model
     assert json.loads((folder(plan, tmp_path / "old", model=model) / CONFIG).read_text())["version"] == 1
     values = json.loads((tmp_path / "2" / CONFIG).read_text())
     values["edits"][0]["gate"]["threshold"] = None
+    del values["lensteer_digest"]
     (tmp_path / "2" / CONFIG).write_text(json.dumps(values))
     with pytest.raises(ls.LensteerError, match="damaged plan"):
         load_plan(tmp_path / "2")

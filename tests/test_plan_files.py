@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from lensteer.evaluation.margins import TextCheck, TextFigure
 from lensteer.evaluation.results import ConditionSummary, ControlRank, Effect, Evaluation
 from lensteer.export import additions, folder, load_plan, push_to_hub, read_plan, scope_of
 from lensteer.export.plan_files import CARD, CONFIG, VECTORS
+from lensteer.files import SEAL
 from lensteer.positions import at, everywhere, first, generated, onsets, thinking
 from lensteer.statistics import Estimate
 from lensteer.steering import Evidence, Sample, SteeringPlan
@@ -211,6 +213,7 @@ def test_another_models_plan_is_refused(vectors, model, tiny_model, tmp_path):
 
 def edited(path, **changes):
     values = json.loads((path / CONFIG).read_text())
+    del values[SEAL]
     (path / CONFIG).write_text(json.dumps(values | changes))
 
 
@@ -238,6 +241,22 @@ def test_damaged_folders_are_refused(vectors, model, tmp_path):
             load_plan(path)
     with pytest.raises(LensteerError, match="or a repository as user/repo"):
         load_plan(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [CONFIG, VECTORS])
+def test_a_flipped_bit_is_noticed_or_changes_nothing(name, vectors, tmp_path):
+    plan = evaluation_of(vectors).plan(vectors, B)
+    path, rng = folder(plan, tmp_path / "plan"), random.Random(0)
+    whole, refused = (path / name).read_bytes(), 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (path / name).write_bytes(damaged)
+        try:
+            assert load_plan(path).identity() == plan.identity()
+        except LensteerError:
+            refused += 1
+    assert refused > 70
 
 
 def test_nothing_is_overwritten_or_left_half_written(vectors, model, tmp_path):

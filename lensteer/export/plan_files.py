@@ -26,7 +26,7 @@ from lensteer.errors import LensteerError
 from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts, plan_name
 from lensteer.export.edits import check_residual
 from lensteer.expressions import parse_scope
-from lensteer.files import new_folder, parse_json, read_text
+from lensteer.files import new_folder, parse_json, read_text, seal, unseal
 from lensteer.models import ModelId
 from lensteer.results import Result
 from lensteer.steering import Evidence, Gate, Plan, Plans, Schedule, SteeringPlan
@@ -214,7 +214,7 @@ def folder(
     }
     with new_folder(Path(path)) as made:
         (made / VECTORS).write_bytes(data)
-        (made / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False), encoding="utf-8")
+        (made / CONFIG).write_text(json.dumps(seal(config), indent=1, allow_nan=False), encoding="utf-8")
         (made / CARD).write_text(_card(plan, found, base_model, license), encoding="utf-8", errors="backslashreplace")
         for file in files:
             shutil.copyfile(file, made / Path(file).name)
@@ -277,6 +277,7 @@ def read_plan(source: str | Path, *, revision: str | None = None) -> PlanFile:
             raise LensteerError(f"{str(source)!r} has no {name}: give a folder that `ls.export.folder` wrote")
     try:
         values = parse_json(read_text(path / CONFIG), path / CONFIG)
+        values = unseal(values, path / CONFIG) if isinstance(values, dict) else values
     except ValueError as error:
         raise LensteerError(f"{path / CONFIG} cannot be read ({error}): export the plan again") from error
     kind, version = (values.get("kind"), values.get("version")) if isinstance(values, dict) else (None, None)
