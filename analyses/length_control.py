@@ -230,15 +230,11 @@ def _check_ends(finished: float) -> None:
 
 
 def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
-    """What a loaded result says, and whether an interval of length excludes 0 and no control goes as far."""
+    """What a loaded result says, and whether an interval of length is wholly beyond all controls (and 0)."""
     rows = [row for row in result["rows"] if row["kind"] != "control"]
     controls = [row for row in result["rows"] if row["kind"] == "control"]
     furthest = max((abs(row["length"]["value"]) for row in controls), default=0.0)
-    shown = [
-        row
-        for row in rows
-        if (row["length"]["low"] > 0 or row["length"]["high"] < 0) and abs(row["length"]["value"]) > furthest
-    ]
+    shown = [row for row in rows if row["length"]["low"] > furthest or row["length"]["high"] < -furthest]
     first = rows[0]
     told = "; ".join(
         f"{row['behavior']} at {row['coefficient']:+.2g}: {estimate_in(row, 'length'):+.0f} tokens, right answers "
@@ -248,7 +244,8 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
     beside = f" Control vectors as long change length by at most {furthest:.0f} tokens." if controls else ""
     text = (
         f"On {result['model']} ({first['length']['n']} tasks, unsteered {first['unsteered_length']:.0f} tokens and "
-        f"{first['unsteered_accuracy']:.2f} right), {len(shown)} of {len(rows)} edits change the length: {told}."
+        f"{first['unsteered_accuracy']:.2f} right), {len(shown)} of {len(rows)} edits change the length"
+        f"{' beyond all control vectors' if controls else ''}: {told}."
         f"{beside}"
     )
     return text, bool(shown)

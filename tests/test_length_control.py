@@ -61,13 +61,13 @@ def test_planted_lengths_and_right_answers_are_rows(conditions):
     values = json.loads(analysis.to_json("m", rows))
     text, shown = analysis.answer(values)
     assert shown
-    assert "2 of 2 edits change the length" in text
+    assert "2 of 2 edits change the length beyond all control vectors" in text
     assert "Control vectors as long change length by at most 2 tokens." in text
     assert len(analysis.draw(rows).data) == 4
     for row in values["rows"]:
         if row["kind"] == "control":
-            row["length"]["value"] = 80.0
-    assert not analysis.answer(values)[1]  # a control goes as far
+            row["length"]["value"] = 50.0
+    assert not analysis.answer(values)[1]  # a control goes as far as a part of the interval
 
 
 def test_answers_that_do_not_end_have_no_length(conditions):
