@@ -165,8 +165,8 @@ class Explorer(anywidget.AnyWidget):
 
     def close(self) -> None:
         """End everything and leave the page."""
-        self._live.stop()
-        self._slow.stop()
+        self._live.close()
+        self._slow.close()
         super().close()
 
     # In the threads
