@@ -26,6 +26,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,6 +94,11 @@ def whole_total(model, chain: Trace, unsteered: torch.Tensor, plan: ls.SteeringP
     return sum(float(kl_divergence(p, q).sum()) for p, q in zip(steered.split(2), unsteered.split(2), strict=True))
 
 
+def effect_total(forced: ForcedChain, plan: ls.SteeringPlan) -> float:
+    """The same by the explorer's way."""
+    return forced.effect(plan).total
+
+
 def measured(model, config: Config) -> dict[str, object]:
     """The figures of one loaded model."""
     chain, vectors = random_chain(model, config), random_vectors(model, config.seed)
@@ -112,10 +118,10 @@ def measured(model, config: Config) -> dict[str, object]:
     for name, (layer, begin) in cells.items():
         spent: dict[str, list[float]] = {"whole": [], "effect": []}
         for number in range(-1, config.rounds):  # the first one warms up
-            plan, totals = plan_of(min(max(layer + number % 2, 0), last), begin, number), {}
+            plan, totals = plan_of(min(layer + number % 2, last), begin, number), {}
             ways: dict[str, Callable[[], float]] = {
-                "whole": lambda plan=plan: whole_total(model, chain, unsteered, plan),
-                "effect": lambda plan=plan: forced.effect(plan).total,
+                "whole": partial(whole_total, model, chain, unsteered, plan),
+                "effect": partial(effect_total, forced, plan),
             }
             for way in sorted(ways, reverse=bool(number % 2)):
                 began = time.perf_counter()
@@ -140,12 +146,12 @@ def live(model, chain: Trace, vectors: BehaviorVectors, config: Config, middle: 
         half = (config.prompt + config.tokens) // 2
         for number in range(config.rounds):
             state = replace(explorer.state, layer=middle + 1 - number % 2, expression="everywhere")
-            layers.append(seconds(lambda state=state: _shown(explorer, state)))
+            layers.append(seconds(partial(_shown, explorer, state)))
         for number in range(config.rounds):
             state = replace(
                 explorer.state, layer=middle, expression=f"generated & ~first({half - config.prompt + number})"
             )
-            positions.append(seconds(lambda state=state: _shown(explorer, state)))
+            positions.append(seconds(partial(_shown, explorer, state)))
     finally:
         explorer.close()
     return {
