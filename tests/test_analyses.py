@@ -218,6 +218,26 @@ def test_the_explorers_benchmark_measures_both_ways_alike(monkeypatch):
     assert f"{found['seconds.effect.middle_half']:.3f}" in rows[4]
 
 
+@pytest.mark.medium
+def test_the_memory_benchmark_finds_what_is_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    memory = load("memory", "benchmarks")
+    found = memory.main(memory.Config(counts=(4, 8, 12), n_tasks=4, batch_size=4, max_new_tokens=80))
+    assert found["model"] == "organism"
+    for way in ("features", "vectors", "generate"):
+        assert set(found[f"mib.{way}"]) == {"4", "8", "12"}
+        assert way in memory.table(found)
+    assert memory.slope({100: 50.0, 500: 10.0, 1000: 20.0, 2000: 40.0}) == pytest.approx(20.0)
+    kept = []
+
+    def leaking():
+        for n in range(1, 41):
+            kept.append(bytearray(b"x" * 2**20))
+            yield n
+
+    assert memory.slope(memory.readings(leaking(), (10, 20, 40))) == pytest.approx(1000, rel=0.1)  # positive control
+
+
 def test_the_decoding_benchmark_names_its_ratios(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     benchmark = load("decoding", "benchmarks")
