@@ -7,13 +7,14 @@ position, and times two ways of measuring the same plan, which alternate in goin
 - `effect`: `ForcedChain.effect`, which keeps the unsteered pass, runs the blocks after the edited one on the tokens
   from the first edited one on, and makes and compares the logits in parts.
 
-Both give the same total KL, which is checked (`largest_difference`, relative). `explorer` is the explorer itself: from
+Both give the same total KL up to rounding (`largest_difference`, relative). `explorer` is the explorer itself: from
 the new state to its published result, with the threads and copies that it has in a notebook. `first` is its first
-result on a chain, with the unsteered pass. Seconds are medians over rounds; memory is the increase of the process's
-peak while one effect is measured.
+result on a chain, with the unsteered pass. Seconds are medians over rounds; `cpu_seconds` are of the processor: with
+one thread, about the time on a machine that does nothing else. Memory is the increase of the process's peak while one
+effect is measured.
 
 Layers are the first, the middle and the last one with every token steered (`all`), and the middle one with the second
-half of the chain (`half`).
+half of the chain (`half`); each takes turns with the next layer. `--whole 0` leaves the whole forwards out.
 
 Example: OMP_NUM_THREADS=2 python benchmarks/explorer.py --model FOLDER --dtype bfloat16 --json explorer.json
 """
@@ -45,13 +46,14 @@ from lensteer.vectors import BehaviorVectors, Recipe
 
 @dataclass(frozen=True)
 class Config:
-    """A checkpoint (None: the organism), its dtype, tokens of the chain and of its prompt, and rounds."""
+    """A checkpoint (None: the organism), its dtype, tokens of the chain and its prompt, rounds, both ways or one."""
 
     model: str | None = None
     dtype: str = "float32"
     tokens: int = 650
     prompt: int = 60
     rounds: int = 5
+    whole: int = 1
     seed: int = 0
 
 
@@ -79,6 +81,13 @@ def random_vectors(model, seed: int) -> BehaviorVectors:
         n_traces=1,
         recipe=Recipe(),
     )
+
+
+def clocked(work: Callable[[], float]) -> tuple[float, float, float]:
+    """What a call returns, its seconds, and its seconds of processor time in all threads."""
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - wall, time.process_time() - processor
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -116,25 +125,27 @@ def measured(model, config: Config) -> dict[str, object]:
     apart = 0.0
     cells = {"first_all": (0, 0), "middle_all": (middle, 0), "middle_half": (middle, half), "last_all": (last, 0)}
     for name, (layer, begin) in cells.items():
-        spent: dict[str, list[float]] = {"whole": [], "effect": []}
-        for number in range(-1, config.rounds):  # the first one warms up
+        spent: dict[str, list[tuple[float, float]]] = {way: [] for way in ("effect", "whole")[: 1 + config.whole]}
+        for number in range(-1 if name == "first_all" else 0, config.rounds):  # the very first one warms up
             plan, totals = plan_of(min(layer + number % 2, last), begin, number), {}
             ways: dict[str, Callable[[], float]] = {
                 "whole": partial(whole_total, model, chain, unsteered, plan),
                 "effect": partial(effect_total, forced, plan),
             }
-            for way in sorted(ways, reverse=bool(number % 2)):
-                began = time.perf_counter()
-                totals[way] = ways[way]()
+            for way in sorted(spent, reverse=bool(number % 2)):
+                totals[way], wall, processor = clocked(ways[way])
                 if number >= 0:
-                    spent[way].append(time.perf_counter() - began)
-            apart = max(apart, abs(totals["effect"] / totals["whole"] - 1))
+                    spent[way].append((wall, processor))
+            if config.whole:
+                apart = max(apart, abs(totals["effect"] / totals["whole"] - 1))
         for way, values in spent.items():
-            found[f"seconds.{way}.{name}"] = statistics.median(values)
+            wall, processor = map(statistics.median, zip(*values, strict=True))
+            found |= {f"seconds.{way}.{name}": wall, f"cpu_seconds.{way}.{name}": processor}
         if name == "middle_all":
             for way in spent:
                 found[f"peak_bytes.{way}"] = float(peak_bytes(ways[way]))
-    return found | {"largest_difference": apart, "middle": middle} | live(model, chain, vectors, config, middle)
+    found |= {"largest_difference": apart} if config.whole else {}
+    return found | {"middle": middle} | live(model, chain, vectors, config, middle)
 
 
 def live(model, chain: Trace, vectors: BehaviorVectors, config: Config, middle: int) -> dict[str, object]:
@@ -185,10 +196,12 @@ def main(config: Config) -> dict[str, object]:
 def table(found: dict[str, object]) -> str:
     """A row for each layer and first position: seconds of both ways."""
     head = f"{found['model']}, {found['dtype']}, {found['tokens']} tokens, {found['threads']} threads"
-    lines = [head, f"{'layer, positions':20}{'whole':>10}{'effect':>10}{'explorer':>10}"]
+    ways = {"whole": "seconds.whole", "effect": "seconds.effect", "explorer": "seconds.explorer"}
+    ways |= {f"{way}, cpu": f"cpu_seconds.{way}" for way in ("whole", "effect")}
+    lines = [head, f"{'layer, positions':20}" + "".join(f"{way:>14}" for way in ways)]
     for name in ("first_all", "middle_all", "middle_half", "last_all"):
-        values = [found.get(f"seconds.{way}.{name}") for way in ("whole", "effect", "explorer")]
-        cells = "".join(f"{value:10.3f}" if isinstance(value, float) else f"{'':10}" for value in values)
+        values = [found.get(f"{key}.{name}") for key in ways.values()]
+        cells = "".join(f"{value:14.3f}" if isinstance(value, float) else f"{'':14}" for value in values)
         lines.append(f"{name.replace('_', ', '):20}{cells}")
     return "\n".join(lines)
 
