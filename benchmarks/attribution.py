@@ -1,7 +1,8 @@
 """Attribution compared with the published script's pattern and with brute-force patched forwards.
 
-One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), the same chains of about 600 tokens with 30 spans
-and four behaviors; all take turns in rounds, and times are medians. The other implementations are plain:
+One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens) or any checkpoint, the same chains of about 600
+tokens with 30 spans and four behaviors; all take turns in rounds, and times are medians. The other implementations are
+plain:
 
 - published: per label, a forward of the text up to each span of another label and a backward of the published loss,
   with the residual stream of all layers kept; parameters are frozen, which saves their gradients.
@@ -50,8 +51,9 @@ REFERENCE, CHAINS = "LENSTEER_REFERENCE", "r1_qwen_1.5b_annotated_chains.jsonl"
 
 @dataclass(frozen=True)
 class Config:
-    """How many chains and rounds, and how many cells of the slow implementations are timed per round."""
+    """A checkpoint (None: a random model), chains, rounds, and cells of the slow implementations timed per round."""
 
+    model: str | None = None
     n_traces: int = 2
     rounds: int = 3
     sampled_cells: int = 6
@@ -70,14 +72,14 @@ def random_model(folder: Path):
     return ls.load_model(folder)
 
 
-def random_traces(config: Config) -> list[Trace]:
+def random_traces(config: Config, vocabulary: int) -> list[Trace]:
     """Chains of about 600 random tokens: a prompt of 60 and 30 spans of about 18, the behaviors in turn."""
     generator = torch.Generator().manual_seed(config.seed)
     traces = []
     for t in range(config.n_traces):
         lengths = torch.randint(14, 23, (30,), generator=generator).tolist()
         total = sum(lengths)
-        ids = torch.randint(10, VOCABULARY, (60 + total,), generator=generator).tolist()
+        ids = torch.randint(10, vocabulary, (60 + total,), generator=generator).tolist()
         spans, at = [], 0
         for s, length in enumerate(lengths):
             spans.append(Span(ls.STEERED[s % 4], 60 + at, 60 + at + length, at, at + length))
@@ -88,14 +90,16 @@ def random_traces(config: Config) -> list[Trace]:
     return traces
 
 
-def real_traces(config: Config) -> list[Trace]:
+def real_traces(config: Config, vocabulary: int) -> list[Trace]:
     """Published annotated chains of 20 to 40 spans, nearest to 600 tokens under a byte-level BPE trained on them."""
+    if config.model is not None:
+        raise ls.LensteerError("--real trains a tokenizer for the random model: leave --model out")
     if REFERENCE not in os.environ:
         raise ls.LensteerError(f"--real needs {REFERENCE}: the folder that holds {CHAINS}")
     lines = (Path(os.environ[REFERENCE]) / CHAINS).read_text("utf-8").splitlines()
     chains = [json.loads(line) for line in lines]
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([chain["response"] for chain in chains], VOCABULARY, show_progress=False)
+    tokenizer.train_from_iterator([chain["response"] for chain in chains], vocabulary, show_progress=False)
     traces = []
     for number, chain in enumerate(chains):
         encoded, text = tokenizer.encode(chain["response"]), chain["response"]
@@ -113,14 +117,16 @@ def random_vectors(model) -> BehaviorVectors:
     """Four random vectors and 200 control vectors of each pool, with this model's fingerprint."""
     generator = torch.Generator().manual_seed(1)
 
+    n_layers, width = ls.models.n_layers(model), ls.models.d_model(model)
+
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, N_LAYERS, WIDTH, generator=generator)
+        return torch.randn(*shape, n_layers, width, generator=generator)
 
     return BehaviorVectors(
         raw=draw(4),
-        mean_norm=torch.full((N_LAYERS,), 10.0),
+        mean_norm=torch.full((n_layers,), 10.0),
         labels=tuple(ls.STEERED),
-        layers=tuple(range(N_LAYERS)),
+        layers=tuple(range(n_layers)),
         counts=dict.fromkeys(ls.STEERED, 1),
         n_traces=1,
         recipe=Recipe(),
@@ -132,7 +138,7 @@ def random_vectors(model) -> BehaviorVectors:
 def published_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int) -> float:
     """The published pattern, timed on some of its (label, span) pairs and scaled to all."""
     pairs = [(t, s, b) for b in ls.STEERED for t in traces for s in t.spans if s.label != b]
-    units = torch.nn.functional.normalize(vectors.raw, dim=-1)
+    units, n_layers = torch.nn.functional.normalize(vectors.raw, dim=-1), ls.models.n_layers(model)
 
     def one(trace: Trace, span: Span, behavior: str) -> None:
         kept: dict[int, torch.Tensor] = {}
@@ -144,11 +150,11 @@ def published_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_ce
 
             return ls.models.resid_hook(layer), keep
 
-        with model.hooks(fwd_hooks=[keep_at(layer) for layer in range(N_LAYERS)]):
+        with model.hooks(fwd_hooks=[keep_at(layer) for layer in range(n_layers)]):
             logits = model(torch.tensor([list(trace.ids[: span.start])]))[0, -1]
         log_p = logits.log_softmax(-1)
         loss = torch.nn.functional.kl_div(log_p, log_p.detach(), reduction="sum") / len(log_p)
-        gradients = torch.autograd.grad(loss, [kept[layer] for layer in range(N_LAYERS)])
+        gradients = torch.autograd.grad(loss, [kept[layer] for layer in range(n_layers)])
         at = torch.stack([gradient[0, -1] for gradient in gradients])
         (at * units[ls.STEERED.index(behavior)]).sum(-1).abs()
 
@@ -158,7 +164,7 @@ def published_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_ce
 def brute_force_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int) -> float:
     """Patched forwards, timed on some (span, layer) pairs and scaled to all."""
     spans = [(t, s) for t in traces for s in t.spans if s.label in ls.STEERED]
-    pairs = [(t, s, layer) for t, s in spans for layer in range(N_LAYERS)]
+    pairs = [(t, s, layer) for t, s in spans for layer in range(ls.models.n_layers(model))]
 
     def one(trace: Trace, span: Span, layer: int) -> None:
         added = vectors[span.label].scaled(layer)
@@ -204,11 +210,12 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return status("VmHWM") - before
 
 
-def main(config: Config) -> dict[str, float]:
+def main(config: Config) -> dict[str, float | str]:
     """Ratios by name (larger is better, except memory), and the underlying seconds and bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        model = random_model(Path(folder))
-    traces, vectors = (real_traces if config.real else random_traces)(config), random_vectors(model)
+        model = random_model(Path(folder)) if config.model is None else ls.load_model(config.model)
+    vocabulary, vectors = int(model.cfg.d_vocab), random_vectors(model)
+    traces = (real_traces if config.real else random_traces)(config, vocabulary)
     longest = max(traces, key=lambda trace: len(trace.ids))
 
     def forward() -> None:
@@ -236,8 +243,9 @@ def main(config: Config) -> dict[str, float]:
             seconds[name].append(run())
     median = {name: statistics.median(values) for name, values in seconds.items()}
     tokens = sum(len(trace.ids) for trace in traces)
-    parameters = sum(p.numel() for p in model.original_model.parameters()) - VOCABULARY * WIDTH
+    parameters = sum(p.numel() for p in model.original_model.parameters()) - vocabulary * ls.models.d_model(model)
     return {
+        "model": "random" if config.model is None else Path(config.model).name,
         "fisher_vs_published": median["published"] / median["fisher"],
         "fisher_400_nulls_vs_published": median["published"] / median["fisher_400_nulls"],
         "exact_vs_published": median["published"] / median["exact"],
@@ -253,7 +261,7 @@ def main(config: Config) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in vars(Config()).items():
-        kind = dict(action="store_true") if value is False else dict(type=int, default=value)
+        kind = dict(action="store_true") if value is False else dict(type=str if value is None else int, default=value)
         parser.add_argument(f"--{name.replace('_', '-')}", **kind)
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())

@@ -1,9 +1,9 @@
 """The cost of steering during decoding: one cache edit, a hook at every token, and neither.
 
-One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens), prompts of 100 tokens, greedy decoding of the
-same number of tokens for all rows, batches of 1 and 16, everything with a KV cache. Conditions take turns within each
-round, in random order; a ratio is the median over rounds of a condition's time divided by the unsteered time of the
-same round, with a bootstrap interval over rounds.
+One process, one random Qwen2 (12 layers, d_model 768, 32 000 tokens) or any checkpoint, in which no token ends an
+answer, prompts of 100 random tokens, greedy decoding of the same number of tokens for all rows, batches of 1 and 16,
+everything with a KV cache. Conditions take turns within each round, in random order; a ratio is the median over rounds
+of a condition's time divided by the unsteered time of the same round, with a bootstrap interval over rounds.
 
 `hook` adds a vector to one layer's output at every position, as the published comparison does (arXiv 2507.08799: 57 %
 more time per token, 15.79 ms against 10.07, for a hook that runs without a KV cache); `hook_without_cache` is
@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 import lensteer as ls
 from lensteer import twins
 from lensteer.cache_steering import CachePlan, CacheVector
+from lensteer.caches import single_token
 from lensteer.generation import generate
 from lensteer.vectors import Direction
 
@@ -38,8 +39,9 @@ N_LAYERS, WIDTH, VOCABULARY, N_HEADS, N_KV_HEADS = 12, 768, 32_000, 12, 4
 
 @dataclass(frozen=True)
 class Config:
-    """Rounds, tokens per answer, tokens of the slow condition, and the batches."""
+    """A checkpoint (None: a random model), rounds, tokens per answer, tokens of the slow condition, and the batches."""
 
+    model: str | None = None
     rounds: int = 15
     new_tokens: int = 48
     slow_tokens: int = 12
@@ -58,15 +60,24 @@ def random_model(folder: Path):
     return ls.load_model(folder)
 
 
-def random_plans(seed: int) -> tuple[CachePlan, ls.SteeringPlan]:
+def endless(folder: str):
+    """A checkpoint whose answers never end."""
+    model = ls.load_model(folder)
+    model.tokenizer.eos_token = None
+    model.original_model.generation_config.eos_token_id = None
+    return model
+
+
+def random_plans(model, seed: int) -> tuple[CachePlan, ls.SteeringPlan]:
     """A cache edit of values and keys, and a residual edit at every position of the middle layer."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (N_LAYERS, N_KV_HEADS, WIDTH // N_HEADS)
-    keys, values = (0.1 * torch.randn(shape, generator=generator) for _ in range(2))
-    vector = torch.randn(N_LAYERS, WIDTH, generator=generator)
-    direction = Direction("random", vector, torch.full((N_LAYERS,), 0.1), tuple(range(N_LAYERS)))
+    shape = tuple(single_token(model, 0)[0][0].shape[1::2])
+    n_layers, width = ls.models.n_layers(model), ls.models.d_model(model)
+    keys, values = (0.1 * torch.randn(n_layers, *shape, generator=generator) for _ in range(2))
+    vector = torch.randn(n_layers, width, generator=generator)
+    direction = Direction("random", vector, torch.full((n_layers,), 0.1), tuple(range(n_layers)))
     cache = CachePlan(CacheVector("random", keys, values, "last_prompt"), 1.0, 1.0)
-    return cache, ls.SteeringPlan(direction, N_LAYERS // 2, 1.0, unit="mean_norm")
+    return cache, ls.SteeringPlan(direction, n_layers // 2, 1.0, unit="mean_norm")
 
 
 def timed(model, prompts: list[list[int]], plan, n: int) -> float:
@@ -125,8 +136,9 @@ def interval(ratios: list[float], seed: int) -> tuple[float, float, float]:
 def main(config: Config) -> dict[str, float]:
     """Ratios of time by name, with `.low` and `.high`; below 1.02 means no measurable cost."""
     with tempfile.TemporaryDirectory() as folder:
-        model = random_model(Path(folder))
-    cache, hook = random_plans(config.seed)
+        model = random_model(Path(folder)) if config.model is None else endless(config.model)
+    cache, hook = random_plans(model, config.seed)
+    vocabulary = int(model.cfg.d_vocab)
     generator = torch.Generator().manual_seed(config.seed)
     found: dict[str, float] = {"threads": float(torch.get_num_threads())}
     rng = np.random.default_rng(config.seed)
@@ -145,7 +157,7 @@ def main(config: Config) -> dict[str, float]:
                 found.update({key: middle, f"{key}.low": low, f"{key}.high": high})
 
     for batch in config.batches:
-        ids = torch.randint(10, VOCABULARY, (batch, config.prompt), generator=generator).tolist()
+        ids = torch.randint(10, vocabulary, (batch, config.prompt), generator=generator).tolist()
         conditions: dict[str, Callable[[], float]] = {
             condition: partial(timed, model, ids, plan, config.new_tokens)
             for condition, plan in (("unsteered", None), ("cache", cache), ("hook", hook))
@@ -153,7 +165,7 @@ def main(config: Config) -> dict[str, float]:
         for run in conditions.values():
             run()  # warm
         rounds(f"batch{batch}", conditions, "unsteered")
-    one = torch.randint(10, VOCABULARY, (config.prompt,), generator=generator).tolist()
+    one = torch.randint(10, vocabulary, (config.prompt,), generator=generator).tolist()
     slow: dict[str, Callable[[], float]] = {
         condition: partial(without_cache, model, one, plan, config.slow_tokens)
         for condition, plan in (("without_cache", None), ("hook_without_cache", hook))
@@ -170,6 +182,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("rounds", "new_tokens", "slow_tokens", "prompt", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Config(), name))
+    parser.add_argument("--model")
     parser.add_argument("--json", type=Path)
     given = vars(parser.parse_args())
     out = given.pop("json")

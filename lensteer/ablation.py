@@ -9,7 +9,7 @@ without it. Importances do not add up: two redundant groups are both unimportant
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,11 +77,32 @@ class ForcedEffect(Result):
 MAX_ROWS = 8
 #: Maximum number of tokens per forward: enough for full speed, few enough to interrupt quickly.
 MAX_TOKENS = 4096
-#: Maximum number of logits per forward, which are kept in single precision (1 GiB).
+#: Maximum number of logits that are kept, or made by one forward of a runner without `twins.head` (1 GiB in fp32).
 MAX_LOGITS = 2**28
+#: Number of logits that are made at once from the residual stream: enough to read the head's weights rarely.
+HEADS = {"cpu": 2**23}
+MAX_HEAD = 2**26
 #: Number of logits that are compared at once: on a CPU few, which stay in a core's own cache in double precision.
 CHUNKS = {"cpu": 2**17}
 MAX_CHUNK = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class _Logits:
+    """The logits of a pass: kept, or made again from the residual stream at the last block's output.
+
+    Attributes:
+        kept: all of them, or the residual stream.
+        twin: makes logits of the residual stream; None: they are kept.
+    """
+
+    kept: Float[Tensor, "batch pos width"]
+    twin: nn.Module | None = None
+
+    def at(self, part: slice) -> Float[Tensor, "batch pos d_vocab"]:
+        """Those at some of the positions."""
+        found = self.kept[:, part]
+        return found if self.twin is None else twins.head(self.twin, found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +113,15 @@ class _Unsteered:
         runner: what ran it.
         plans: that were on.
         cache: keys and values of all layers.
-        logits: for each token of the response.
+        logits: for each token of the response, of a batch of one.
         log_norm: of the logits: log Σ exp.
-        outputs: of every block, if another pass can start from them; or else empty.
+        outputs: of every block before its edit, if another pass can start from them; or else empty.
     """
 
     runner: nn.Module
     plans: list[Plans]
     cache: DynamicCache
-    logits: Float[Tensor, "pos d_vocab"]
+    logits: _Logits
     log_norm: Float[Tensor, " pos"]
     outputs: Sequence[Any]
 
@@ -143,8 +164,11 @@ class ForcedChain:
     def rows(self) -> int:
         """Number of plans per forward."""
         length = self.ids.shape[1]
-        logits = (length - self.prompt_length) * int(self.model.cfg.d_vocab)
-        return max(1, min(MAX_ROWS, MAX_TOKENS // length, MAX_LOGITS // logits))
+        return max(1, min(MAX_ROWS, MAX_TOKENS // length, MAX_LOGITS // self._n_logits))
+
+    @property
+    def _n_logits(self) -> int:
+        return (self.ids.shape[1] - self.prompt_length) * int(self.model.cfg.d_vocab)
 
     def context(self, n_rows: int = 1) -> Context:
         """The whole chain as scopes see it."""
@@ -160,13 +184,17 @@ class ForcedChain:
         chosen = [edit.scope.mask(self.context())[0].nonzero() for edit in plan.edits if edit.coefficient]
         return min((int(found[0]) for found in chosen if len(found)), default=self.ids.shape[1])
 
-    def effect(self, plan: Plan | None) -> ForcedEffect:
+    def effect(self, plan: Plan | None, *, check: Callable[[], object] | None = None) -> ForcedEffect:
         """The effect of one plan; see `effects`."""
-        return self.effects([plan])[0]
+        return self.effects([plan], check=check)[0]
 
     @torch.inference_mode()
-    def effects(self, plans: Sequence[Plan | None]) -> list[ForcedEffect]:
+    def effects(self, plans: Sequence[Plan | None], *, check: Callable[[], object] | None = None) -> list[ForcedEffect]:
         """The effect of each plan, `rows` plans per forward; None changes nothing.
+
+        Args:
+            plans: any number.
+            check: called often during the steered passes; an exception in it ends them. The unsteered pass is kept.
 
         Raises:
             LensteerError: a plan that does not fit the model or the prompt, or logits that are not finite.
@@ -177,32 +205,37 @@ class ForcedChain:
         found: list[ForcedEffect] = []
         for start in range(0, len(plans), self.rows):
             end = start + self.rows
-            found += self._measured(base, rows[start:end], firsts[start:end])
+            found += self._measured(base, rows[start:end], firsts[start:end], check or (lambda: None))
         return found
 
-    def _measured(self, base: _Unsteered, rows: Sequence[Plan | None], firsts: Sequence[int]) -> list[ForcedEffect]:
+    def _measured(
+        self, base: _Unsteered, rows: Sequence[Plan | None], firsts: Sequence[int], check: Callable[[], object]
+    ) -> list[ForcedEffect]:
         whole = any(plan.slots for plan in base.plans) or bool(recurrent_layers(self.model))  # a state cannot be cut
-        begin, n = 0 if whole else min(firsts), len(base.logits)
+        begin, n = 0 if whole else min(firsts), len(base.log_norm)
         offset = max(begin + 1 - self.prompt_length, 0)  # the logits at one position are for the next token
-        if offset >= n:
-            logits = base.logits.new_empty((len(rows), 0, base.logits.shape[1]))
-        else:
+        skips = [max(first + 1 - self.prompt_length, 0) for first in firsts]
+        kl, change = torch.zeros(2, len(rows), n, dtype=torch.float64)  # exactly 0 before the first edit
+        if offset < n:
             cache = _beginning(base.cache, begin, len(rows)) if begin else new_cache(self.model)
-            logits = self._run(base.runner, rows, begin, cache, () if whole else base.outputs)
-        made = []
-        for first, row in zip(firsts, logits, strict=True):
-            skip = max(first + 1 - self.prompt_length, 0)  # exactly 0 before it, even if the batch reran these
-            kl, change = torch.zeros(2, n, dtype=torch.float64)
+            logits = self._run(base.runner, rows, begin, cache, () if whole else base.outputs, check)
             targets = self.ids[0, self.prompt_length :]
-            step = _step(row)
-            for at in range(skip, n, step):
-                part = slice(at, min(at + step, n))
-                own = row[part.start - offset : part.stop - offset]
-                kl[part], change[part] = _compared(own, base.logits[part], base.log_norm[part], targets[part])
-            if not kl.isfinite().all():
-                raise LensteerError("the steered logits are not finite: lower the coefficient")
-            made.append(ForcedEffect(self.prompt_length, kl, change))
-        return made
+            for part in self._parts(offset, n, len(rows)):
+                check()
+                ours, theirs = logits.at(slice(part.start - offset, part.stop - offset)), base.logits.at(part)[0]
+                for i, skip in enumerate(skips):
+                    for at in _pieces(max(part.start, skip), part.stop, _step(theirs)):
+                        own = slice(at.start - part.start, at.stop - part.start)
+                        found = _compared(ours[i, own], theirs[own], base.log_norm[at], targets[at])
+                        kl[i, at], change[i, at] = found
+        if not kl.isfinite().all():
+            raise LensteerError("the steered logits are not finite: lower the coefficient")
+        return [ForcedEffect(self.prompt_length, *both) for both in zip(kl, change, strict=True)]
+
+    def _parts(self, begin: int, end: int, n_rows: int) -> Iterator[slice]:
+        """The response's tokens from `begin` to `end`, in parts whose logits are made at once."""
+        most = HEADS.get(self.ids.device.type, MAX_HEAD)
+        return _pieces(begin, end, max(1, most // (n_rows * int(self.model.cfg.d_vocab))))
 
     def _unsteered(self, runner: nn.Module) -> _Unsteered:
         on, kept = active_plans(self.model), self._kept
@@ -213,11 +246,19 @@ class ForcedChain:
             if runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model)):
                 found = twins.block_outputs(runner)
             with found as outputs:
-                logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)[0]
-            if not logits.isfinite().all():
-                raise LensteerError("the model's own logits are not finite: load it in another dtype")
-            log_norm = torch.cat([part.double().logsumexp(-1) for part in logits.split(_step(logits))])
-            self._kept = kept = _Unsteered(runner, on, cache, logits, log_norm, outputs)
+                logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)
+            log_norm, n = [], self.ids.shape[1] - self.prompt_length
+            kept_logits: Tensor | None = None
+            for part in self._parts(0, n, 1):
+                made = logits.at(part)
+                if not made.isfinite().all():
+                    raise LensteerError("the model's own logits are not finite: load it in another dtype")
+                log_norm += [piece.double().logsumexp(-1) for piece in made[0].split(_step(made[0]))]
+                if logits.twin is not None and self._n_logits <= MAX_LOGITS:
+                    kept_logits = made.new_empty(1, n, made.shape[-1]) if kept_logits is None else kept_logits
+                    kept_logits[:, part] = made
+            logits = logits if kept_logits is None else _Logits(kept_logits)
+            self._kept = kept = _Unsteered(runner, on, cache, logits, torch.cat(log_norm), outputs)
         return kept
 
     def _run(
@@ -227,20 +268,40 @@ class ForcedChain:
         begin: int,
         cache: DynamicCache,
         outputs: Sequence[Any] = (),
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        check: Callable[[], object] = lambda: None,
+    ) -> _Logits:
         """Logits for the response's tokens, or for those after `begin`, over a cache of the tokens before.
 
-        With the outputs of the unsteered pass, it starts at the first block whose output is edited: edits of plans that
-        are on are in these outputs from there on.
+        With the outputs of the unsteered pass, it starts after the first block whose output is edited: edits of plans
+        that are on are in the later outputs.
         """
         width, length = self.ids.shape[1] - 1, self.prompt_length  # the last token predicts nothing
         forward = Forward(self.model, self.context(len(rows)), cache=cache, chosen=(runner, rows))
-        first = min(forward.edits.groups, default=0)
+        first = min(forward.edits.groups, default=-1)
         again = bool(outputs) and not forward.slots  # an edit of the cache acts between two passes
-        start = twins.resumed(runner, outputs, first, slice(begin, width), len(rows)) if again else nullcontext()
-        with forward.hooked(), start:
-            keep = min(width - begin, width + 1 - length)
-            return forward.run(begin, width, keep=keep) if begin else forward.prefill(width, keep=keep)
+        start = twins.resumed(runner, outputs, first + 1, slice(begin, width), len(rows)) if again else nullcontext()
+        keep, last = min(width - begin, width + 1 - length), models.n_layers(self.model) - 1
+        if not (runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model))):
+            with forward.hooked():
+                run = forward.run(begin, width, keep=keep) if begin else forward.prefill(width, keep=keep)
+            return _Logits(run)
+        found: list[Tensor] = []
+
+        def read(layer: int, resid: Tensor) -> None:
+            check()
+            if layer == last:
+                found[:] = [resid[:, -keep:]]
+
+        with forward.hooked(read, range(last + 1)), start:
+            none = self.ids.new_zeros(0)
+            forward.run(begin, width, keep=none) if begin else forward.prefill(width, keep=none)
+        return _Logits(found[0], runner)
+
+
+def _pieces(begin: int, end: int, step: int) -> Iterator[slice]:
+    """[begin, end) in slices of at most `step`."""
+    for at in range(begin, end, step):
+        yield slice(at, min(at + step, end))
 
 
 def _step(logits: Float[Tensor, "pos d_vocab"]) -> int:

@@ -186,7 +186,7 @@ class Forward:
             stop=stop,
         )
 
-    def prefill(self, end: int | None = None, *, keep: int = 0) -> Tensor:
+    def prefill(self, end: int | None = None, *, keep: int | Int[Tensor, " kept"] = 0) -> Tensor:
         """Run from the first column: through each cache slot that is edited, then the edit, then the rest.
 
         Args:

@@ -83,7 +83,7 @@ def _attention() -> str:
 
 @contextmanager
 def block_outputs(twin: nn.Module) -> Iterator[list[Any]]:
-    """Collect what each block returns, in order; edits that are hooked already are included."""
+    """Collect what each block returns, in order; edits that are hooked already are included, later ones are not."""
     found: list[Any] = []
     handles = [
         block.register_forward_hook(lambda _module, _inputs, output: found.append(output)) for block in _blocks(twin)
@@ -113,14 +113,33 @@ def resumed(twin: nn.Module, outputs: Sequence[Any], layer: int, columns: slice,
         given = (there, *rest) if isinstance(kept, tuple) else there
         return lambda *_args, **_options: given
 
-    below = [twin_layer(twin, index) for index in range(layer)]
+    with _replaced(twin, [again(kept) for kept in outputs[:layer]]):
+        yield
+
+
+@contextmanager
+def _replaced(twin: nn.Module, forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """The first blocks' forwards are others; hooks at their outputs fire."""
+    blocks = list(_blocks(twin))[: len(forwards)]
     try:
-        for block, kept in zip(below, outputs, strict=False):
-            block.forward = again(kept)
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
         yield
     finally:
-        for block in below:
+        for block in blocks:
             vars(block).pop("forward", None)  # what remains is the class's own
+
+
+def head(twin: Any, resid: Tensor) -> Tensor:
+    """The logits for residual streams at the output of the last block, `[batch, pos, d_model]`: no block runs.
+
+    Args:
+        twin: a plain twin that `resumes`, with no edit hooked.
+        resid: all columns' logits are computed.
+    """
+    ids = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
+    with _replaced(twin, [lambda *_args, **_options: resid] * len(_blocks(twin))):
+        return torch.as_tensor(twin(input_ids=ids, use_cache=False).logits)
 
 
 def resumes(twin: nn.Module, new_cache: Callable[[], Any]) -> bool:
@@ -144,11 +163,14 @@ def _continues(twin: Any, new_cache: Callable[[], Any]) -> bool:
         with torch.inference_mode():
             with block_outputs(twin) as outputs:
                 whole = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
-            for layer in {1, n_layers - 1} - {0, n_layers}:
+            for layer in {1, n_layers - 1} - {0}:
                 with resumed(twin, outputs, layer, slice(None), 1):
                     again = twin(input_ids=ids, past_key_values=new_cache(), use_cache=True).logits
                 if not torch.equal(whole, again):
                     return False
+            last = outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
+            if not torch.equal(whole, head(twin, last)):
+                return False
     except Exception:  # it only makes things faster
         return False
     return len(outputs) == n_layers

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 import lensteer as ls
-from lensteer import models, twins
+from lensteer import ablation, models, twins
 from lensteer.ablation import ForcedChain, forced_effect, leave_one_out
 from lensteer.cache_steering import CachePlan, CacheVector
 from lensteer.caches import new_cache
 from lensteer.forward import forced_logits
 from lensteer.metrics import kl_divergence
 from lensteer.positions import at, everywhere, generated, onsets, prompt, thinking
-from lensteer.steering import SteeringPlan, foreign_hooks
+from lensteer.steering import Gate, Schedule, SteeringPlan, foreign_hooks
 from lensteer.traces import Trace
 
 FAMILIES = ("qwen2", "llama", "qwen3", "gemma3")
@@ -102,8 +103,92 @@ def test_only_what_follows_the_first_edit_is_run_again(organism, random_directio
     finally:
         for handle in handles:
             handle.remove()
-    assert tokens == [9, n - 1 - trace.prompt_length - 5]  # nothing is predicted after the last token
-    assert blocks == [*range(2, 8), *range(5, 8)]
+    second = n - 1 - trace.prompt_length - 5
+    assert tokens == [9, 9, second, second]  # each pass and its head; nothing is predicted after the last token
+    assert blocks == [*range(3, 8), *range(6, 8)]  # those after the edited one
+
+
+def every_kind(model, random_direction, trace, length=3.0):
+    """Plans with each operator, a gate, a schedule, several scopes and a cache slot, at several layers."""
+    one, two = random_direction(model, 1, length), random_direction(model, 2, length)
+    last, begin = models.n_layers(model) - 1, trace.prompt_length
+    return {
+        "add": SteeringPlan(one, last // 2, 1.0, generated),
+        "first layer": SteeringPlan(one, 0, 1.0, everywhere),
+        "last layer": SteeringPlan(one, last, 4.0, thinking | onsets),
+        "project out": SteeringPlan(two, 2, 20.0, generated, "project_out"),
+        "clamp": SteeringPlan(two, 1, 4.0, at([begin + 3, begin + 9]), "clamp"),
+        "rotate": SteeringPlan(one, 2, 40.0, generated, "rotate"),
+        "gate": SteeringPlan(one, 2, 1.0, generated, gate=Gate(0.0, direction=two.at(2))),
+        "schedule": SteeringPlan(one, 2, 1.0, generated, schedule=Schedule.linear(30.0, 0.5)),
+        "two layers": SteeringPlan(one, 3, 1.0, at([begin + 2])) + SteeringPlan(two, 1, 1.0, at([begin + 8])),
+        "cache": CachePlan(cache_vector(model), 2.0, 0.5),
+        "cache and residual": CachePlan(cache_vector(model), 2.0) + SteeringPlan(one, 2, 1.0, generated),
+    }
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("kept", [True, False], ids=["logits kept", "logits made again"])
+def test_the_short_way_gives_what_two_whole_forwards_give(organism, random_direction, monkeypatch, kept):
+    (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=40)
+    n_heads = []
+    monkeypatch.setattr(twins, "head", lambda *given, head=twins.head: n_heads.append(given) or head(*given))
+    monkeypatch.setitem(ablation.HEADS, "cpu", 11 * int(organism.cfg.d_vocab))  # several parts, none of equal length
+    if not kept:
+        monkeypatch.setattr(ablation, "MAX_LOGITS", 1)
+    plans = every_kind(organism, random_direction, trace, 100.0)  # its residual streams are 100 to 600 long
+    chain, twin = ForcedChain.of(organism, trace), twins.plain_twin(organism)
+    on = {"residual": plans["gate"], "two layers": plans["two layers"], "cache": plans["cache"]}
+    for name in (None, *on):
+        with nullcontext() if name is None else on[name].on(organism, prompt_length=trace.prompt_length):
+            n_heads.clear()
+            for plan in plans.values():
+                found = chain.effect(plan)
+                close(found, slow(organism, trace, plan))
+                assert name is not None or found.total > 0.01
+            assert len(n_heads) > 2 * len(plans)
+            assert (chain._kept.logits.twin is None) == kept
+            for plan, effect in zip(plans.values(), chain.effects(list(plans.values())), strict=True):
+                close(effect, slow(organism, trace, plan))
+    n_heads.clear()
+    with organism.hooks(fwd_hooks=[(models.resid_hook(1), lambda resid, hook: 0.5 * resid)]):
+        for plan in plans.values():  # only the bridge itself runs hooks of others
+            close(chain.effect(plan), slow(organism, trace, plan))
+    assert not n_heads
+    assert not any("forward" in vars(twins.twin_layer(twin, layer)) for layer in range(models.n_layers(organism)))
+
+
+def test_in_bfloat16_the_short_way_differs_by_rounding_only(tiny_checkpoint, random_direction, monkeypatch):
+    model = ls.load_model(tiny_checkpoint("llama"), dtype="bfloat16")
+    trace = trace_of(model)
+    monkeypatch.setitem(ablation.HEADS, "cpu", 5 * int(model.cfg.d_vocab))
+    for name, plan in every_kind(model, random_direction, trace).items():
+        found = ForcedChain.of(model, trace).effect(plan)
+        with monkeypatch.context() as patch:
+            patch.setattr(twins, "resumes", lambda *_: False)
+            whole = ForcedChain.of(model, trace).effect(plan)
+        assert found.total == pytest.approx(whole.total, rel=0.02), name
+        torch.testing.assert_close(found.change, whole.change, rtol=0.02, atol=0.05)
+
+
+def test_a_pass_can_be_interrupted(organism, random_direction):
+    (trace,) = ls.generate_traces(organism, ls.load_tasks(split="dev", n=1), max_new_tokens=30)
+    chain, plan = ForcedChain.of(organism, trace), SteeringPlan(random_direction(organism), 3, 1.0, generated)
+    expected, kept = chain.effect(plan), chain._kept
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chain.effect(plan, check=check)
+    assert len(calls) == 4
+    again = chain.effect(plan, check=lambda: calls.append(0))
+    assert len(calls) > models.n_layers(organism)  # at every block, and for every part of the logits
+    assert chain._kept is kept
+    torch.testing.assert_close(again.kl, expected.kl, rtol=0, atol=0)
 
 
 def _mlp(twin, layer) -> torch.nn.Module:

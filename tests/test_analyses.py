@@ -183,6 +183,61 @@ def test_the_cache_benchmark_names_its_ratios(monkeypatch):
     assert found["hooks_during_decode.hook"] == 1
 
 
+@pytest.mark.medium
+def test_both_benchmarks_run_on_a_checkpoint(monkeypatch):
+    folder = str(ls.models.ORGANISM)
+    attribution, cache = load("attribution", "benchmarks"), load("cache_steering", "benchmarks")
+    monkeypatch.setattr(attribution, "N_SCORE_CONTROLS", 3)
+    config = attribution.Config(model=folder, n_traces=1, rounds=1, sampled_cells=1, samples=1)
+    found = attribution.main(config)
+    assert found["model"] == ls.models.ORGANISM.name
+    assert found["exact_vs_brute_force"] > 1
+    with pytest.raises(ls.LensteerError, match="leave --model out"):
+        attribution.main(attribution.Config(model=folder, real=True))
+    found = cache.main(cache.Config(model=folder, rounds=2, new_tokens=40, slow_tokens=2, prompt=20, batches=(2,)))
+    assert found["hooks_during_decode.cache"] == 0
+    assert found["seconds.unsteered_batch2"] > 0
+
+
+@pytest.mark.medium
+def test_the_explorers_benchmark_measures_both_ways_alike(monkeypatch):
+    pytest.importorskip("anywidget")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    explorer = load("explorer", "benchmarks")
+    found = explorer.main(explorer.Config(tokens=80, prompt=20, rounds=1))
+    assert found["largest_difference"] < 1e-3
+    assert (found["model"], found["middle"]) == ("organism", 4)
+    assert all(value > 0 for name, value in found.items() if name.startswith("seconds."))
+    rows = explorer.table(found).splitlines()
+    assert [row.split()[:2] for row in rows[2:]] == [
+        ["first,", "all"],
+        ["middle,", "all"],
+        ["middle,", "half"],
+        ["last,", "all"],
+    ]
+    assert f"{found['seconds.effect.middle_half']:.3f}" in rows[4]
+
+
+@pytest.mark.medium
+def test_the_memory_benchmark_finds_what_is_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    memory = load("memory", "benchmarks")
+    found = memory.main(memory.Config(counts=(4, 8, 12), n_tasks=4, batch_size=4, max_new_tokens=80))
+    assert found["model"] == "organism"
+    for way in ("features", "vectors", "generate"):
+        assert set(found[f"mib.{way}"]) == {"4", "8", "12"}
+        assert way in memory.table(found)
+    assert memory.slope({100: 50.0, 500: 10.0, 1000: 20.0, 2000: 40.0}) == pytest.approx(20.0)
+    kept = []
+
+    def leaking():
+        for n in range(1, 41):
+            kept.append(bytearray(b"x" * 2**20))
+            yield n
+
+    assert memory.slope(memory.readings(leaking(), (10, 20, 40))) == pytest.approx(1000, rel=0.1)  # positive control
+
+
 def test_the_decoding_benchmark_names_its_ratios(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     benchmark = load("decoding", "benchmarks")

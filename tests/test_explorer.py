@@ -377,6 +377,37 @@ def test_a_worker_does_the_last_of_its_jobs_and_survives_them():
     worker.submit(lambda check: done.append("again"))
     assert worker.wait(5.0)
     assert (done, len(failed)) == (["last", "again"], 1)
+    worker.close()
+    worker.submit(lambda check: done.append("after"))
+    assert worker.wait(5.0)
+    assert done[-1] == "after"
+    thread = worker._thread
+    worker.close()
+    thread.join(5.0)
+    assert not thread.is_alive()
+
+
+@pytest.mark.medium
+def test_the_unsteered_pass_of_a_chain_is_run_once(organism, vectors, traces):
+    """Whatever thread the system makes in between: jobs of a worker share one, to which a plain twin belongs."""
+    pytest.importorskip("anywidget")
+    explorer = explore(organism, vectors, traces[:1])
+    kept = []
+    for layer in (1, 2, 3):
+        explorer.state = replace(explorer.state, layer=layer)
+        explorer.wait(60.0)
+        kept.append(explorer._engine._forced[1]._kept)
+        held = threading.Event()
+        threads = [threading.Thread(target=held.wait, args=(60.0,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()  # one of them has the number of a thread that has ended
+        explorer.state = replace(explorer.state, coefficient=explorer.state.coefficient + 0.1)
+        explorer.wait(60.0)
+        kept.append(explorer._engine._forced[1]._kept)
+        held.set()
+    assert kept[0] is not None
+    assert all(other is kept[0] for other in kept)
+    explorer.close()
 
 
 @pytest.mark.medium

@@ -42,7 +42,10 @@ def private_copy(model: TransformerBridge) -> TransformerBridge:
 
 
 class Worker:
-    """Runs jobs in its own thread, one at a time. A new job replaces the one before."""
+    """Runs jobs in its own thread, one at a time. A new job replaces the one before.
+
+    The thread stays between jobs: plain twins belong to a thread, and so does what a job keeps of a pass for the next.
+    """
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         """Nothing runs yet.
@@ -54,34 +57,51 @@ class Worker:
         self._changed = threading.Condition()
         self._next: Callable[[Check], None] | None = None
         self._number = 0
-        self._running = False
+        self._thread: threading.Thread | None = None
+        self._running = self._closed = False
 
     def submit(self, job: Callable[[Check], None]) -> None:
         """Run a job as soon as the one before has stopped; it should call its check regularly."""
         with self._changed:
             self._next, self._number = job, self._number + 1
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, daemon=True, name="lensteer-explorer").start()
+            self._running, self._closed = True, False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True, name="lensteer-explorer")
+                self._thread.start()
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Ask the job to stop."""
         with self._changed:
             self._next, self._number = None, self._number + 1
 
+    def close(self) -> None:
+        """Ask the job to stop, and end the thread; a later job starts another one."""
+        with self._changed:
+            self._next, self._number, self._closed = None, self._number + 1, True
+            self._changed.notify_all()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs; False if that takes longer."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, timeout)
 
+    def _take(self) -> tuple[Callable[[Check], None], int] | None:
+        """The next job and its number, as soon as there is one; None after `close`."""
+        with self._changed:
+            while self._next is None:
+                self._running = False
+                self._changed.notify_all()
+                if self._closed:
+                    self._thread = None
+                    return None
+                self._changed.wait()
+            job, self._next = self._next, None
+            return job, self._number
+
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                job, number, self._next = self._next, self._number, None
-                if job is None:
-                    self._running = False
-                    self._changed.notify_all()
-                    return
+        while (taken := self._take()) is not None:
+            job, number = taken
 
             def check(mine: int = number) -> None:
                 if self._number != mine:

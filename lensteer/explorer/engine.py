@@ -214,8 +214,13 @@ class Engine:
         row = vectors.labels.index(state.behavior), vectors.layers.index(state.layer)
         return self._projections[state.trace][row]
 
-    def effect(self, state: State, plan: Plan | None) -> ForcedEffect:
+    def effect(self, state: State, plan: Plan | None, check: Callable[[], object]) -> ForcedEffect:
         """The effect of the chosen plan on each token of the chain.
+
+        Args:
+            state: what is chosen.
+            plan: the same as a plan.
+            check: called often; an exception in it ends the run.
 
         Raises:
             LensteerError: a plan that the model or the prompt cannot take, or logits that are not finite.
@@ -224,7 +229,7 @@ class Engine:
         key = state.trace, "" if plan is None else plan.prefill
         if self._forced is None or self._forced[0] != key:
             self._forced = key, ForcedChain.of(self._quick, trace, key[1])
-        return self._forced[1].effect(plan)
+        return self._forced[1].effect(plan, check=check)
 
     def continuation(
         self,

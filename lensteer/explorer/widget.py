@@ -165,8 +165,8 @@ class Explorer(anywidget.AnyWidget):
 
     def close(self) -> None:
         """End everything and leave the page."""
-        self._live.stop()
-        self._slow.stop()
+        self._live.close()
+        self._slow.close()
         super().close()
 
     # In the threads
@@ -175,7 +175,7 @@ class Explorer(anywidget.AnyWidget):
         started = time.perf_counter()
         row = payloads.numbers(self._engine.projection(state))
         check()
-        effect = self._engine.effect(state, plan)
+        effect = self._engine.effect(state, plan, check)
         milliseconds = 1000 * (time.perf_counter() - started)
         with self._lock:
             check()
