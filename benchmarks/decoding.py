@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, object]:
         "shared_prefill": (lambda: write(many), lambda: write(many[:1] * config.rows)),
         "batches_at_once": (
             lambda: [write(batch) for batch in several],
-            lambda: list(run_batches(model, write, several, least=0)),
+            lambda: list(run_batches(model, lambda _, batch: write(batch), several, least=0)),
         ),
         "grouped_attention": (with_stock_attention, lambda: write(many)),
     }
