@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 LOCAL = "local"
 #: Seconds that the address of a cluster may take to answer, and that actors may wait for a place on it.
 ANSWER, PLACE = 10.0, 120.0
+#: How often to try to start a cluster.
+START = 3
 #: How many actors may die over a batch before it is halved, or set aside.
 DEATHS = 2
 #: Part of all items that may be set aside; beyond it, the mistake is not in single items.
@@ -187,20 +189,18 @@ class Actors:
             raise LensteerError("this process is connected to Ray already: call ray.shutdown() first")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
         quiet: dict[str, Any] = dict(logging_level="error", log_to_driver=False)
-        try:
-            if o.address == LOCAL:
-                ray.init(address=LOCAL, include_dashboard=False, **quiet)
-            else:
-                if o.address != "auto":
-                    _check_answers(o)
+        if o.address == LOCAL:
+            _start_cluster(ray, **quiet, include_dashboard=False)
+        else:
+            if o.address != "auto":
+                _check_answers(o)
+            try:
                 ray.init(address=o.address, **quiet)
-        except LensteerError:
-            raise
-        except Exception as error:
-            raise LensteerError(
-                f"Ray at {o.address!r} cannot be used ({_told(error)[:300]}): start a cluster by `ray start --head`, "
-                "give the address of a running one, or 'local'"
-            ) from error
+            except Exception as error:
+                raise LensteerError(
+                    f"no Ray cluster at {o.address!r} ({_told(error)[:300]}): start one by `ray start --head`, give "
+                    "the address of a running one, or 'local'"
+                ) from error
         try:
             self.n  # noqa: B018  # raises
         except LensteerError:
@@ -404,6 +404,25 @@ def _ray() -> Any:
     import ray
 
     return ray
+
+
+def _start_cluster(ray: Any, **options: Any) -> None:
+    """Start a cluster of this machine. Ray gives a node 30 seconds, which a busy machine may exceed.
+
+    Raises:
+        LensteerError: it does not start.
+    """
+    for left in range(START)[::-1]:
+        try:
+            ray.init(address=LOCAL, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise LensteerError(
+                    f"Ray does not start on this machine ({_told(error)[:300]}): free some of it, or give the address "
+                    "of a running cluster"
+                ) from error
 
 
 def _check_answers(options: ActorOptions) -> None:

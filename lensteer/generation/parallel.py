@@ -96,19 +96,24 @@ def pool_on(model: TransformerBridge) -> Pool | None:
     return None if pool is None or active_plans(model) or foreign_hooks(model) else pool
 
 
-def shards(model: TransformerBridge, items: Sequence[Item], least: int = 1) -> list[Sequence[Item]]:
-    """The items in a few parts for each worker of the pool, in their order; in one part without a pool.
+def shards(
+    model: TransformerBridge, items: Sequence[Item], least: int = 1, *, dealt: bool = False
+) -> list[Sequence[Item]]:
+    """The items in a few parts for each worker of the pool; in one part without a pool.
 
     Args:
         model: whose pool it is.
         items: to split.
-        least: minimum number of items in a part, except the last.
+        least: number of items that a part should have, if there are enough for a part for each worker.
+        dealt: deal the items out in turn, so that of items sorted by length every part has its share; instead of
+            cutting the list.
     """
     pool = pool_on(model)
     if pool is None or not items:
         return [items] if items else []
-    size = max(least, -(-len(items) // (SHARDS * pool.n)))
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    size = max(-(-len(items) // (SHARDS * pool.n)), min(least, -(-len(items) // pool.n)))
+    n = -(-len(items) // size)
+    return [items[i::n] for i in range(n)] if dealt else [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def n_at_once(model: TransformerBridge, least: int = LARGE) -> int:

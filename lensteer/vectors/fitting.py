@@ -124,11 +124,11 @@ def fit_recipes(
         summing=dict(labels=labels, n_controls=n_controls, n_bootstrap=n_bootstrap, seed=seed),
     )
     ordered = traces
-    if pool_on(model) is not None:  # so that a shard's batches need little padding, and the longest shards begin
+    if pool_on(model) is not None:  # so that shards take equally long
         ordered = sorted((trace for trace in traces if trace.spans), key=lambda trace: -len(trace.ids))
     sums: list[ContrastSums | KeptFits] = []
     keys = []
-    parts = shards(model, ordered, batch_size)
+    parts = shards(model, ordered, batch_size, dealt=True)
     for part, found in run_batches(model, add, parts, name=lambda trace: trace.id, least=NO_THREADS):
         keys += [trace_key(trace) for trace in part if trace.spans]
         if not sums:
