@@ -45,7 +45,19 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("measure", ["evaluation", "ablation"]),
     (
         "doors",
-        ["export", "adapters", "plots", "explorer", "report", "distributed", "pipeline", "doctor", "cli", "__main__"],
+        [
+            "export",
+            "adapters",
+            "plots",
+            "explorer",
+            "report",
+            "distributed",
+            "pipeline",
+            "planner",
+            "doctor",
+            "cli",
+            "__main__",
+        ],
     ),
 ]
 ROOM_OF = {module: number for number, (_, modules) in enumerate(ROOMS) for module in modules}
