@@ -53,14 +53,14 @@ def test_more_of_something_costs_more_of_it():
     assert (plan["GPUs.actors"], two["GPUs.actors"]) == (1, 2)
     assert two["vectors.time"] == pytest.approx(plan["vectors.time"] / 2)
     assert two.seconds < plan.seconds
-    slow = plan_run(SHAPES["14B"], sizes(500), Gpus(tflops=100, bandwidth=0.5))
+    slow = plan_run(SHAPES["14B"], sizes(500), Gpus(tflops=100.0, bandwidth=0.5))
     assert slow.seconds > 2 * plan.seconds
 
 
 def test_an_actor_gets_as_many_gpus_as_its_model_takes():
     large = plan_run(SHAPES["70B"], sizes(10_000), Gpus(8))
     assert (large["GPUs.per actor"], large["GPUs.actors"], large["GPUs.rows per batch"]) == (3, 2, 200)
-    tight = plan_run(SHAPES["14B"], sizes(500), Gpus(memory=48))
+    tight = plan_run(SHAPES["14B"], sizes(500), Gpus(memory=48.0))
     assert 16 <= tight["GPUs.rows per batch"] < 200
     assert tight["GPUs.memory of an actor"] <= 0.9 * 48
     with pytest.raises(LensteerError, match=r"2 GPU\(s\) of 80 GB do not hold 70B, with 141 GB of weights"):
