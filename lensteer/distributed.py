@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ LOCAL = "local"
 #: Seconds that the address of a cluster may take to answer, and that actors may wait for a place on it.
 ANSWER, PLACE = 10.0, 120.0
 #: How often to try to start a cluster.
-START = 3
+START = 5
 #: How many actors may die over a batch before it is halved, or set aside.
 DEATHS = 2
 #: Part of all items that may be set aside; beyond it, the mistake is not in single items.
@@ -215,14 +216,20 @@ class Actors:
             ray.kill(actor)
         self._live = []
         ray.shutdown()
-        if isinstance(self._handler, signal.Handlers) or callable(self._handler):
+        if self._handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)  # Ray sets its own
 
     @contextmanager
     def on(self, model: TransformerBridge) -> Iterator[Actors]:
-        """Run the batches of a model, loaded here from the same source, on the actors inside the `with`."""
+        """Connect, and run the batches of a model, loaded here from the same source, on actors inside the `with`."""
+        with self, self.serving(model):
+            yield self
+
+    @contextmanager
+    def serving(self, model: TransformerBridge) -> Iterator[Actors]:
+        """As `on`, once connected."""
         self._identity = models.fingerprint(model).to_dict()
-        with self, pooled(model, self):
+        with pooled(model, self):
             yield self
 
     @cached_property
@@ -364,7 +371,9 @@ class Actors:
                     f"{len(placed)} of {len(new)} actors got a place within {PLACE:.0f} s, of {o.cpus} CPU core(s) and "
                     f"{o.gpus:g} GPU(s) each: others use the cluster; give fewer actors, or wait"
                 )
-            options = {**self.loading, "thought": self.loading.get("thought", "auto")}
+            options = dict(self.loading)
+            if not o.gpus and not options.get("device") and not options.get("device_map"):
+                options["device"] = "cpu"  # whatever the machine has, Ray did not give it to this actor
             for fine, found in ray.get([actor.load.remote(self.source, options, o.cpus) for actor in new]):
                 if not fine:
                     raise LensteerError(f"an actor cannot load the model: {found}")

@@ -531,7 +531,7 @@ class Run:
         actors = Actors(c.model, loading_options(c), options, self.announce)
         self.pool = actors
         try:
-            with actors.on(self.model):
+            with actors, actors.serving(self.model):  # connect before a new run's folder is written
                 yield
         finally:
             self.pool = None
