@@ -19,7 +19,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def main(config: Config) -> dict[str, object]:
     assert twin is not None, "no plain twin of this model: there is nothing to compare"
     own = twin.config._attn_implementation
 
-    def write(prompts: list[list[int]]) -> object:
+    def write(prompts: Sequence[list[int]]) -> object:
         return generate(model, prompts, max_new_tokens=config.new_tokens)
 
     def with_stock_attention() -> None:
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, object]:
         "shared_prefill": (lambda: write(many), lambda: write(many[:1] * config.rows)),
         "batches_at_once": (
             lambda: [write(batch) for batch in several],
-            lambda: list(run_batches(model, write, several, least=0)),
+            lambda: list(run_batches(model, lambda _, batch: write(batch), several, least=0)),
         ),
         "grouped_attention": (with_stock_attention, lambda: write(many)),
     }

@@ -37,12 +37,9 @@ def batches_of(random_direction, model, n=7):
     return found
 
 
-def runner(model):
-    def run(batch):
-        prompts, plans, seeds = batch
-        return generate(model, prompts, max_new_tokens=6, temperature=1.0, plans=plans, seeds=seeds)
-
-    return run
+def run(model, batch):
+    prompts, plans, seeds = batch
+    return generate(model, prompts, max_new_tokens=6, temperature=1.0, plans=plans, seeds=seeds)
 
 
 def hooks(model):
@@ -51,10 +48,10 @@ def hooks(model):
 
 @pytest.mark.medium
 def test_batches_at_once_give_what_they_give_one_after_another(model, random_direction, two_threads):
-    batches, run = batches_of(random_direction, model), runner(model)
+    batches = batches_of(random_direction, model)
     assert n_at_once(model, least=0) == 2
     torch.set_num_threads(1)
-    alone = [(batch, run(batch)) for batch in batches]
+    alone = [(batch, run(model, batch)) for batch in batches]
     before = hooks(model)  # Hugging Face has some of its own
     torch.set_num_threads(2)
     for _ in range(3):
@@ -65,13 +62,13 @@ def test_batches_at_once_give_what_they_give_one_after_another(model, random_dir
 
 
 def test_a_batch_that_fails_stops_the_others_and_restores_the_threads(model, random_direction, two_threads):
-    batches, run, seen = batches_of(random_direction, model), runner(model), []
+    batches, seen = batches_of(random_direction, model), []
 
-    def failing(batch):
+    def failing(model, batch):
         seen.append(batch)
         if batch is batches[2]:
             raise LensteerError("batch 2 is broken")
-        return run(batch)
+        return run(model, batch)
 
     found = run_batches(model, failing, batches, least=0)
     assert [next(found)[0], next(found)[0]] == batches[:2]

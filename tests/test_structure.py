@@ -43,7 +43,22 @@ ROOMS: list[tuple[str, list[str]]] = [
     ("vectors", ["vectors", "contrast"]),
     ("where", ["attribution", "attention", "calibration"]),
     ("measure", ["evaluation", "ablation"]),
-    ("doors", ["export", "adapters", "plots", "explorer", "report", "pipeline", "doctor", "cli", "__main__"]),
+    (
+        "doors",
+        [
+            "export",
+            "adapters",
+            "plots",
+            "explorer",
+            "report",
+            "distributed",
+            "pipeline",
+            "planner",
+            "doctor",
+            "cli",
+            "__main__",
+        ],
+    ),
 ]
 ROOM_OF = {module: number for number, (_, modules) in enumerate(ROOMS) for module in modules}
 

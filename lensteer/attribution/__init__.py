@@ -203,6 +203,7 @@ def attribute(
         memory=memory,
     )
     measured = measure(model, traces, request, progress=progress)
+    request = replace(request, cases=request.cases[measured.kept])
     provenance = {"model": models.fingerprint(model).to_dict(), "vectors": dict(vectors.provenance)}
     scores = [scores_of(model, request, measured, k, provenance) for k in range(len(coefficients))]
     if exact_where_unreliable:

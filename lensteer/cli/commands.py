@@ -18,9 +18,14 @@ from lensteer.cli.doctor import doctor
 from lensteer.cli.export import export
 from lensteer.cli.groups import COMMANDS, Commands
 from lensteer.cli.options import (
+    Cpus,
     Device,
     DeviceMap,
+    Gpus,
     Model,
+    NActors,
+    Ray,
+    RayCommand,
     Revision,
     Seed,
     System,
@@ -28,6 +33,7 @@ from lensteer.cli.options import (
     Template,
     Thought,
     numbers,
+    on_actors,
     tasks_for,
     whole_numbers,
 )
@@ -188,6 +194,10 @@ def _beginning(go: Callable[[Run], object]) -> Callable[..., None]:
             int | None, _option("max_new_tokens", "Most tokens of a chain on dev and held-out tasks.")
         ] = None,
         batch_size: Annotated[int | None, _option("batch_size", "Chains per batch.")] = None,
+        ray: Ray = None,
+        actors: NActors = None,
+        gpus: Gpus = 0.0,
+        cpus: Cpus = 1,
     ) -> None:
         chosen = tasks_for(model, tasks)
         full, demo_sized = (ORGANISM, DEMO) if chosen == "organism" else (RunConfig(), DEMO_REAL)
@@ -237,27 +247,29 @@ def _beginning(go: Callable[[Run], object]) -> Callable[..., None]:
         asked |= {name: value for name, value in maybe.items() if value is not None}
         opened = Run.open(out, replace(base, **asked), progress=True)
         opened.announce = typer.echo
-        go(opened)
+        with on_actors(opened, ray, actors, gpus, cpus):
+            go(opened)
 
     return command
 
 
-def _stage_command(name: str) -> Callable[[Path], None]:
-    def command(out: Out) -> None:
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(out: Out, ray: Ray = None, actors: NActors = None, gpus: Gpus = 0.0, cpus: Cpus = 1) -> None:
         opened = Run.open(out, progress=True)
         opened.announce = typer.echo
-        run_stage(opened, name)
+        with on_actors(opened, ray, actors, gpus, cpus):
+            run_stage(opened, name)
         if name == "report":
             _say_where(opened.path("report.html"))
 
     return command
 
 
-app.command("run", help=COMMANDS["run"])(_beginning(lambda run: _say_where(complete(run, typer.echo))))
-app.command("traces", help=COMMANDS["traces"])(_beginning(lambda run: run_stage(run, "traces")))
+app.command("run", cls=RayCommand, help=COMMANDS["run"])(_beginning(lambda run: _say_where(complete(run, typer.echo))))
+app.command("traces", cls=RayCommand, help=COMMANDS["traces"])(_beginning(lambda run: run_stage(run, "traces")))
 for _name in STAGES:
     if _name not in ("traces", "annotate"):
-        app.command(_name, help=COMMANDS[_name])(_stage_command(_name))
+        app.command(_name, cls=RayCommand, help=COMMANDS[_name])(_stage_command(_name))
 app.command("benchmark")(benchmark)
 app.command("directions")(directions)
 app.command("doctor")(doctor)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from lensteer.distributed import LOCAL, ActorOptions
 from lensteer.errors import LensteerError
 from lensteer.models import MARKS
+from lensteer.pipeline import Run
 from lensteer.tasks.benchmarks import FORMATS
 
 Model = Annotated[
@@ -57,6 +61,51 @@ System = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="For all random draws.")]
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Run the model on actors of Ray (extra `ray`): of this machine, or of a cluster, whose ADDRESS is "
+        "HOST:PORT or auto. They generate chains, sum activations, score layers and measure text; annotators, "
+        "directions from pairs and embedding overlap stay in this process, which loads the model on its CPU.",
+        show_default="none",
+    ),
+]
+NActors = Annotated[
+    int | None, typer.Option("--actors", help="With --ray: number of actors.", show_default="what there is room for")
+]
+Gpus = Annotated[
+    float,
+    typer.Option(
+        "--gpus-per-actor", help="With --ray: such as 0.5 for two actors on one GPU, or 4 with --device-map auto."
+    ),
+]
+Cpus = Annotated[int, typer.Option("--cpus-per-actor", help="With --ray: cores of each, which are its threads.")]
+
+
+class RayCommand(TyperCommand):
+    """A command with `--ray`, whose ADDRESS may be left out; typer has no such options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default address after a `--ray` without one."""
+        for at in [i for i, arg in enumerate(args) if arg == "--ray"][::-1]:
+            if at + 1 == len(args) or args[at + 1].startswith("-"):
+                args = [*args[: at + 1], LOCAL, *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def on_actors(run: Run, ray: str | None, actors: int | None, gpus: float, cpus: int) -> AbstractContextManager[None]:
+    """A context in which the run's model is on actors, if that is asked for.
+
+    Raises:
+        LensteerError: options of actors without `--ray`, or what `Run.on_actors` raises.
+    """
+    if ray is None:
+        if actors is not None or gpus or cpus != 1:
+            raise LensteerError("--actors, --gpus-per-actor and --cpus-per-actor are of --ray: give it, too")
+        return nullcontext()
+    return run.on_actors(ActorOptions(ray, actors, gpus, cpus))
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -73,21 +73,11 @@ def text_quality(
         batches.append(order[:n])
         order = order[n:]
 
-    def read(some: list[int]) -> list[dict[str, float]]:
-        given = [traces[i].prompt_ids for i in some]
-        written = [traces[i].response_ids for i in some]
-        plain = forced_logits(model, given, written)
-        steered: Sequence[Tensor | None] = [None] * len(some)
-        if any(plans[i] is not None for i in some):
-            steered = forced_logits(model, given, written, plans=[plans[i] for i in some])
-        return [
-            _figures(ids, q, None if plans[i] is None else p)
-            for i, ids, q, p in zip(some, written, plain, steered, strict=True)
-        ]
-
+    texts = [[(i, traces[i].prompt_ids, traces[i].response_ids, plans[i]) for i in batch] for batch in batches]
     todo = sum(map(len, batches))
     with progress_bar(total=todo, unit="chain", desc="text quality", show=progress and bool(todo)) as bar:
-        for some, found in run_batches(model, read, batches):
+        for batch, found in run_batches(model, _read, texts):
+            some = [i for i, *_ in batch]
             for i, figures in zip(some, found, strict=True):
                 if not all(map(math.isfinite, figures.values())):
                     why = "lower the coefficient that wrote it"
@@ -99,6 +89,22 @@ def text_quality(
                 append_jsonl(path, ({"key": keys[i], **known[keys[i]]} for i in some))
             bar.update(len(some))
     return [known[k] for k in keys]
+
+
+#: Its number, the tokens of a prompt and of its response, and the plan that the response was generated with.
+_Text = tuple[int, Sequence[int], Sequence[int], Plan | None]
+
+
+def _read(model: TransformerBridge, batch: Sequence[_Text]) -> list[dict[str, float]]:
+    _, given, written, plans = zip(*batch, strict=True)
+    plain = forced_logits(model, given, written)
+    steered: Sequence[Tensor | None] = [None] * len(batch)
+    if any(plan is not None for plan in plans):
+        steered = forced_logits(model, given, written, plans=plans)
+    return [
+        _figures(ids, q, None if plan is None else p)
+        for ids, q, p, plan in zip(written, plain, steered, plans, strict=True)
+    ]
 
 
 def _figures(ids: Sequence[int], logits: Tensor, steered: Tensor | None) -> dict[str, float]:

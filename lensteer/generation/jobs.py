@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
+from lensteer.generation.parallel import pool_on
 from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task
@@ -87,6 +89,10 @@ class Job:
     plan: Plan | None = None
 
 
+#: A job with its number.
+_Numbered = tuple[int, Job]
+
+
 def run_jobs(
     model: TransformerBridge,
     jobs: Sequence[Job],
@@ -98,6 +104,8 @@ def run_jobs(
 ) -> list[Trace]:
     """Generate every job's chain; consecutive jobs share a batch.
 
+    While a pool is on the model (`distributed.Actors`), it generates the batches.
+
     Args:
         model: the bridge; plans that are on apply.
         jobs: in any order; consecutive prompts of similar length need little padding.
@@ -107,8 +115,25 @@ def run_jobs(
         keep: called with each finished batch's new chains, by the number of the job.
         progress: show a bar with tokens per second.
     """
+    made = dict(_made(model, jobs, sampling, done=done, keep=keep, progress=progress))
+    return [made[i] for i in range(len(jobs))]
+
+
+def _made(
+    model: TransformerBridge,
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    done: Mapping[int, Trace] | None,
+    keep: Callable[[Mapping[int, Trace]], object] | None,
+    progress: bool,
+    name: Callable[[_Numbered], str] | None = None,
+) -> dict[int, Trace]:
+    """`run_jobs` by the number of the job. With `name`, a job that a pool sets aside is left out."""
     made = dict(done or {})
-    batches = [range(i, min(i + sampling.batch_size, len(jobs))) for i in range(0, len(jobs), sampling.batch_size)]
+    numbered = list(enumerate(jobs))
+    batches = [numbered[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
+    pooled = pool_on(model) is not None
     with progress_bar(total=len(jobs), initial=len(made), unit="chain", show=progress) as bar:
         tokens = 0
 
@@ -117,26 +142,39 @@ def run_jobs(
             tokens += n
             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
 
-        def write(batch: range) -> list[Generated]:
-            return generate(
-                model,
-                [jobs[i].prompt_ids for i in batch],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seeds=[chain_seed(sampling.seed, jobs[i].task.id, jobs[i].sample) for i in batch],
-                plans=[jobs[i].plan for i in batch],
-                advance=advance,
-            )
-
-        unfinished = [batch for batch in batches if any(i not in made for i in batch)]
-        for batch, results in run_batches(model, write, unfinished):
-            fresh = {i: trace_of(model, jobs[i], r) for i, r in zip(batch, results, strict=True) if i not in made}
+        write = partial(_write, sampling=sampling, advance=None if pooled else advance)
+        unfinished = [batch for batch in batches if any(i not in made for i, _ in batch)]
+        for batch, results in run_batches(model, write, unfinished, name=name):
+            if pooled:
+                advance(sum(len(result.ids) for result in results))
+            found = zip(batch, results, strict=True)
+            fresh = {i: trace_of(model, job, result) for (i, job), result in found if i not in made}
             made.update(fresh)
             if keep is not None:
                 keep(fresh)
             bar.update(len(fresh))
-    return [made[i] for i in range(len(jobs))]
+    return made
+
+
+def _write(
+    model: TransformerBridge, batch: Sequence[_Numbered], sampling: Sampling, advance: Callable[[int], object] | None
+) -> list[Generated]:
+    jobs = [job for _, job in batch]
+    return generate(
+        model,
+        [job.prompt_ids for job in jobs],
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seeds=[chain_seed(sampling.seed, job.task.id, job.sample) for job in jobs],
+        plans=[job.plan for job in jobs],
+        advance=advance,
+    )
+
+
+def _name(numbered: _Numbered) -> str:
+    _, job = numbered
+    return f"{job.task.id}/{job.sample}"
 
 
 def trace_of(
@@ -185,6 +223,8 @@ def generate_traces(
 ) -> list[Trace]:
     """Generate a model's responses to tasks.
 
+    A pool on the model (`distributed.Actors`) sets aside a task whose generation fails; its chain is left out.
+
     Args:
         model: the bridge; plans that are on apply.
         tasks: that the prompts state.
@@ -221,8 +261,9 @@ def generate_traces(
         prompt = models.chat_text(model, asked, system=system, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
-    made = resume_jobs(model, jobs, sampling, path=path, inspect=inspect, progress=progress)
-    return [made[sample * len(tasks) + i] for i in range(len(tasks)) for sample in range(n_samples)]
+    made = _resumed(model, jobs, sampling, path=path, inspect=inspect, progress=progress, name=_name)
+    order = [sample * len(tasks) + i for i in range(len(tasks)) for sample in range(n_samples)]
+    return [made[i] for i in order if i in made]
 
 
 def resume_jobs(
@@ -247,6 +288,21 @@ def resume_jobs(
     Raises:
         LensteerError: two tasks with the same id and a path, or a file of another run.
     """
+    made = _resumed(model, jobs, sampling, path=path, inspect=inspect, progress=progress)
+    return [made[i] for i in range(len(jobs))]
+
+
+def _resumed(
+    model: TransformerBridge,
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    *,
+    path: str | Path | None,
+    inspect: Callable[[Sequence[Trace]], object] | None,
+    progress: bool,
+    name: Callable[[_Numbered], str] | None = None,
+) -> dict[int, Trace]:
+    """`resume_jobs` by the number of the job. With `name`, a job that a pool sets aside is left out."""
     top_p, temperature = sampling.top_p, sampling.temperature
     numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
     runs = {id(job.plan): _run(model, job.plan, *numbers, *(() if top_p == 1 else (top_p,))) for job in jobs}
@@ -261,8 +317,7 @@ def resume_jobs(
         if inspect is not None and fresh:
             inspect(list(fresh.values()))
 
-    made = named(dict(enumerate(run_jobs(model, jobs, sampling, done=done, keep=keep, progress=progress))))
-    return [made[i] for i in range(len(jobs))]
+    return named(_made(model, jobs, sampling, done=done, keep=keep, progress=progress, name=name))
 
 
 def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:

@@ -19,11 +19,13 @@ from lensteer._version import __version__
 from lensteer.annotation import Judge, check_labels
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.contrast import load_pairs
+from lensteer.distributed import ActorOptions, Actors
 from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.evaluation.conditions import Measure
 from lensteer.files import digest, read_json, write_json
 from lensteer.generation.jobs import Sampling
+from lensteer.generation.parallel import Pool
 from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
 from lensteer.positions import (
     PositionScope,
@@ -225,7 +227,19 @@ def loading_options(config: Any) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """A run's folder, open. `files` are digests of the user's own files, so that a changed one is noticed."""
+    """A run's folder, open.
+
+    Attributes:
+        folder: of the run.
+        config: its settings.
+        stages: facts on those that are done.
+        model_id: the identity of the model.
+        notes: warnings for the report.
+        files: digests of the user's own files, so that a changed one is noticed.
+        progress: show bars.
+        announce: called with lines on what is done.
+        pool: what runs the model's batches, if not this process; see `on_actors`.
+    """
 
     folder: Path
     config: RunConfig
@@ -235,6 +249,7 @@ class Run:
     files: dict[str, str] = field(default_factory=dict)
     progress: bool = False
     announce: Callable[[str], object] = field(default=lambda line: None, repr=False, compare=False)
+    pool: Pool | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:
@@ -472,7 +487,10 @@ class Run:
     @cached_property
     def model(self) -> TransformerBridge:
         """The run's model, checked against the one the run began with, and for whether it takes the system prompt."""
-        model = models.load_model(self.config.model, **loading_options(self.config))
+        options = loading_options(self.config)
+        if self.pool is not None:  # here it serves for its tokenizer and its embeddings: GPUs are for the pool
+            options |= dict(device="cpu", device_map=None)
+        model = models.load_model(self.config.model, **options)
         if self.config.system:  # before anything is written
             models.chat_text(model, self.tasks("test")[0].prompt, system=self.config.system)
         found = models.fingerprint(model)
@@ -500,6 +518,22 @@ class Run:
                 f"{len(found)}, or give more tasks"
             )
         return found
+
+    @contextmanager
+    def on_actors(self, options: ActorOptions) -> Iterator[None]:
+        """Run batches of the model on Ray actors inside the `with`: chains, sums of activations, scores by layer.
+
+        Raises:
+            LensteerError: as `distributed.Actors`.
+        """
+        c = self.config
+        actors = Actors(c.model, loading_options(c), options, self.announce)
+        self.pool = actors
+        try:
+            with actors, actors.serving(self.model):  # connect before a new run's folder is written
+                yield
+        finally:
+            self.pool = None
 
     def sampling(self, n_samples: int) -> Sampling:
         """The run's sampling settings."""

@@ -38,8 +38,9 @@ from lensteer.evaluation import (
 from lensteer.evaluation.margins import check_standard
 from lensteer.evaluation.power import to_rows
 from lensteer.evaluation.results import MIN_EVENT_TASKS, MIN_EVENTS
-from lensteer.files import read_json, read_jsonl, write_atomically, write_json, write_jsonl
+from lensteer.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_jsonl
 from lensteer.generation.jobs import generate_traces
+from lensteer.generation.parallel import SetAside
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
     annotators_of,
@@ -113,6 +114,8 @@ def load_results(run: Run) -> RunResults:
     )
 
 
+#: Where a run lists what a pool could not process.
+SET_ASIDE = "set_aside.jsonl"
 #: A vector of fewer spans causes a warning.
 FEW_SPANS = 30
 #: Chains per dev task for base rates, before coefficients are tried.
@@ -137,9 +140,25 @@ def run_stage(run: Run, name: str) -> None:
         raise LensteerError(f"stage {name!r} needs {missing} in {str(run.folder)!r}: do them first")
     begun = time.perf_counter()
     with run.locked():
+        n_aside = 0 if run.pool is None else len(run.pool.aside)
         facts = STAGES[name](run)
+        if run.pool is not None:
+            _set_aside(run, name, run.pool.aside[n_aside:])
         run.stages[name] = {"seconds": round(time.perf_counter() - begun, 2), **facts}
         run.write()
+
+
+def _set_aside(run: Run, stage: str, items: Sequence[SetAside]) -> None:
+    """Report what the pool could not process."""
+    if not items:
+        return
+    run.note(
+        f"Stage {stage!r} set {len(items)} chain(s) aside, which failed: {items[0].name} ({items[0].error})"
+        + (" and others" if len(items) > 1 else "")
+        + f"; {SET_ASIDE} has all."
+    )
+    run.announce(f"{stage}: {len(items)} set aside, see {run.path(SET_ASIDE)}")
+    append_jsonl(run.path(SET_ASIDE), ({"stage": stage, **asdict(item)} for item in items))
 
 
 def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,7 @@ from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
 from lensteer.errors import LensteerError
 from lensteer.files import digest
+from lensteer.generation.parallel import NO_THREADS, pool_on, run_batches, shards
 from lensteer.traces import Trace, label_axis
 from lensteer.vectors.constructions import PAIRS, UNSUPERVISED, ContrastSums, Recipe, isotropic
 from lensteer.vectors.kept import KeptFits
@@ -103,7 +105,8 @@ def fit_recipes(
 ) -> list[BehaviorVectors]:
     """Fit vectors by several recipes in the same pass: one forward per trace for all of them.
 
-    Arguments and errors are those of `fit_vectors`.
+    Arguments and errors are those of `fit_vectors`. On a pool (`distributed.Actors`), each worker sums over its traces,
+    and the sums are merged; a trace that fails there is set aside and not counted.
     """
     if any(recipe.negatives == PAIRS for recipe in recipes):
         raise LensteerError("negatives 'pairs' are of pairs, and traces have none: use fit_directions(model, pairs)")
@@ -114,23 +117,28 @@ def fit_recipes(
     chosen = tuple(range(models.n_layers(model)) if layers is None else layers)
     if any(recipe.construction != "difference" for recipe in recipes):  # raise before the first forward
         check_memory(sum(len(trace.spans) for trace in traces), len(chosen), models.d_model(model))
-    sums = [
-        (ContrastSums if recipe.construction == "difference" else KeptFits)(
-            recipe,
-            labels,
-            len(chosen),
-            models.d_model(model),
-            n_controls=n_controls,
-            n_bootstrap=n_bootstrap,
-            seed=seed,
-            window=windows.index(recipe.window),
-        )
-        for recipe in recipes
-    ]
-    for features in stream_features(model, traces, windows=windows, layers=chosen, site=site, batch_size=batch_size):
-        for each in sums:
-            each.add(features)
-    keys = sorted(trace_key(trace) for trace in traces if trace.spans)
+    add = partial(
+        _sums,
+        recipes=recipes,
+        reading=dict(windows=windows, layers=chosen, site=site, batch_size=batch_size),
+        summing=dict(labels=labels, n_controls=n_controls, n_bootstrap=n_bootstrap, seed=seed),
+    )
+    ordered = traces
+    if pool_on(model) is not None:  # so that shards take equally long
+        ordered = sorted((trace for trace in traces if trace.spans), key=lambda trace: -len(trace.ids))
+    sums: list[ContrastSums | KeptFits] = []
+    keys = []
+    parts = shards(model, ordered, batch_size, dealt=True)
+    for part, found in run_batches(model, add, parts, name=lambda trace: trace.id, least=NO_THREADS):
+        keys += [trace_key(trace) for trace in part if trace.spans]
+        if not sums:
+            sums = found
+            continue
+        for mine, theirs in zip(sums, found, strict=True):
+            mine.merge(theirs)  # type: ignore[arg-type]  # of the same recipe
+    if not sums:
+        raise LensteerError(NO_SPANS)
+    keys.sort()
     provenance = {
         "model": models.fingerprint(model).to_dict(),
         "site": site,
@@ -141,6 +149,27 @@ def fit_recipes(
     for each in sums:
         made.append(vectors_of(each, chosen, {**provenance, "versions": library_versions(each.recipe)}))
     return made
+
+
+def _sums(
+    model: TransformerBridge,
+    traces: Sequence[Trace],
+    recipes: Sequence[Recipe],
+    reading: dict[str, Any],
+    summing: dict[str, Any],
+) -> list[ContrastSums | KeptFits]:
+    """Each recipe's sums over some traces."""
+    options = {**summing, "n_layers": len(reading["layers"]), "d_model": models.d_model(model)}
+    sums = [
+        (ContrastSums if recipe.construction == "difference" else KeptFits)(
+            recipe, window=reading["windows"].index(recipe.window), **options
+        )
+        for recipe in recipes
+    ]
+    for features in stream_features(model, traces, **reading):
+        for each in sums:
+            each.add(features)
+    return sums
 
 
 def library_versions(recipe: Recipe) -> dict[str, str]:
