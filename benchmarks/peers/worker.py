@@ -85,6 +85,9 @@ class Repeng:
         """Tokens of all prompts, steered at every position."""
         if self.controlled is None:
             self.controlled = self.wrapper(self.model, [request["layer"]])
+            wrapped = self.model.model.layers[request["layer"]]
+            if hasattr(wrapped.block, "attention_type"):  # read by Qwen2; repeng 0.4.0 hides it
+                wrapped.attention_type = wrapped.block.attention_type
         self.controlled.set_raw_control({request["layer"]: torch.tensor(request["vector"]).to(self.model.dtype)})
         return torch.as_tensor(self.controlled.generate(**options))
 
@@ -93,7 +96,7 @@ class NNsight:
     """nnsight: a trace that saves all layers' outputs, or adds to one at each generated token."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.library = importlib.import_module("nnsight")
+        self.library, self.dtype = importlib.import_module("nnsight"), model.dtype
         self.model = self.library.TransformersModel(model, task="text-generation", tokenizer=tokenizer)
 
     def collect(self, request: Mapping[str, Any]) -> torch.Tensor:
@@ -112,7 +115,7 @@ class NNsight:
     def generate(self, request: Mapping[str, Any], options: Mapping[str, Any]) -> torch.Tensor:
         """Tokens of all prompts, steered at every position."""
         layer = self.model.model.layers[request["layer"]]
-        vector = torch.tensor(request["vector"]).to(self.model._model.dtype)
+        vector = torch.tensor(request["vector"]).to(self.dtype)
         ids, others = options["input_ids"], {k: v for k, v in options.items() if k != "input_ids"}
         with self.model.generate(ids, **others) as tracer:
             for _ in tracer.iter[: options["max_new_tokens"]]:
