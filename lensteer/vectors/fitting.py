@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.activations import Window, stream_features, trace_key
+from lensteer.activations import Window, stream_features
 from lensteer.errors import LensteerError
 from lensteer.files import digest
 from lensteer.traces import Trace, label_axis
@@ -127,14 +128,15 @@ def fit_recipes(
         )
         for recipe in recipes
     ]
+    keys = []
     for features in stream_features(model, traces, windows=windows, layers=chosen, site=site, batch_size=batch_size):
+        keys.append(features.key)
         for each in sums:
             each.add(features)
-    keys = sorted(trace_key(trace) for trace in traces if trace.spans)
     provenance = {
         "model": models.fingerprint(model).to_dict(),
         "site": site,
-        "traces": digest("\n".join(keys).encode()),
+        "traces": digest("\n".join(sorted(keys)).encode()),
         "seed": seed,
     }
     made = []
@@ -146,7 +148,12 @@ def fit_recipes(
 def library_versions(recipe: Recipe) -> dict[str, str]:
     """Versions of the libraries that a recipe's vectors depend on; for lensteer, that of the source tree."""
     used = [*_LIBRARIES, *([] if recipe.construction in ("difference", "pca") else ["scikit-learn"])]
-    return {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
+    return {"lensteer": __version__, **{name: _version(name) for name in used}}
+
+
+@cache
+def _version(library: str) -> str:
+    return importlib.metadata.version(library)  # reads a file
 
 
 def vectors_of(sums: ContrastSums | KeptFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
