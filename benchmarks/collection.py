@@ -38,7 +38,7 @@ from peers.worker import window_sums
 from sides import Comparison, timed
 
 import lensteer as ls
-from lensteer.activations import CPU_TOKENS, Window, batches, stream_means
+from lensteer.activations import Window, batch_tokens, batches, stream_means
 from lensteer.pipeline import read_chains
 
 WINDOW, N_CONTROLS, SAMPLED_CHAINS = "onset±3", 50, 1
@@ -91,10 +91,11 @@ def floors(model: Any, traces: Sequence[ls.Trace], dtype: str) -> dict[str, floa
     """What any way has to compute and move: FLOP of the blocks, bytes of their weights, once per batch."""
     shape, blocks = model.original_model.config, model.original_model.model.layers
     weights = sum(p.numel() for p in blocks.parameters())
-    width = shape.num_attention_heads * (getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads)
+    heads = shape.num_attention_heads
+    width = heads * (getattr(shape, "head_dim", None) or shape.hidden_size // heads)
     lengths = [len(trace.ids) for trace in traces]
     attention = sum(2 * length**2 * width for length in lengths) * len(blocks)  # two products, half of them masked
-    made = list(batches(lengths, 16, CPU_TOKENS))
+    made = list(batches(lengths, 16, batch_tokens(model)))
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in made)
     return {
         "floor_flop": 2.0 * weights * sum(lengths) + attention,
@@ -121,7 +122,7 @@ def own_sides(model: Any, plain: Any, traces: Sequence[ls.Trace]) -> dict[str, A
     ids = [torch.tensor([trace.ids]) for trace in traces]
     windows = [windows_of(trace) for trace in traces]
     names = [ls.models.resid_hook(layer) for layer in range(ls.models.n_layers(model))]
-    made = list(batches([len(trace.ids) for trace in traces], 16, CPU_TOKENS))
+    made = list(batches([len(trace.ids) for trace in traces], 16, batch_tokens(model)))
     rows = [torch.nn.utils.rnn.pad_sequence([ids[i][0] for i in batch], batch_first=True) for batch in made]
 
     def bare() -> None:

@@ -1,7 +1,7 @@
 """Residual-stream activations, streamed: a trace is reduced to a mean per span while its batch is in flight.
 
-One layer of one batch is held at a time, and no logits are computed. A batch has little padding: on a CPU, a forward of
-512 tokens is as fast per token as a longer one, and padding costs as much as text.
+One layer of one batch is held at a time, and no logits are computed. A batch has little padding, which costs as much as
+text; on a CPU a few hundred tokens are as fast per token as more.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 PUBLISHED_TOKENS = 10
 #: Tokens per forward, padding included.
 MAX_TOKENS = 4096
-#: On a CPU, where longer batches exceed its cache: they are slower, not faster.
-CPU_TOKENS = 512
+#: On a CPU, numbers in the residual stream of a batch, where more exceed its cache: they are slower, not faster.
+CPU_NUMBERS = 2**18
 #: The largest share of a row that is padding, and how many tokens of it are less than a forward of its own costs.
 MAX_PADDING, FEW_TOKENS = 0.1, 16
 
@@ -220,8 +220,7 @@ def stream_means(
         LensteerError: an unknown layer or site, or an activation that is not finite (names the text and the layer).
     """
     chosen = _checked_layers(model, layers, batch_size)
-    tokens = CPU_TOKENS if models.device(model).type == "cpu" else MAX_TOKENS
-    for numbers in batches([len(text) for text in texts], batch_size, tokens):
+    for numbers in batches([len(text) for text in texts], batch_size, batch_tokens(model)):
         batch = [texts[i] for i in numbers]
         means = _averaged(
             model, batch, [prompt_lengths[i] for i in numbers], [ranges[i] for i in numbers], chosen, site
@@ -234,6 +233,13 @@ def stream_means(
                     "model with a dtype of wider range (float32 or bfloat16), or leave it out"
                 )
             yield i, rows
+
+
+def batch_tokens(model: TransformerBridge) -> int:
+    """Tokens per forward, padding included, up to which larger batches are faster."""
+    if models.device(model).type != "cpu":
+        return MAX_TOKENS
+    return min(MAX_TOKENS, max(1, CPU_NUMBERS // models.d_model(model)))
 
 
 def batches(lengths: Sequence[int], batch_size: int, tokens: int) -> Iterator[list[int]]:

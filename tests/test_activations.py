@@ -216,7 +216,7 @@ def test_activations_that_are_not_finite_name_layer_and_trace(tiny_checkpoint, t
     number = 5
     lengths = [len(t.ids) for t in traces if t.spans]
     order = sorted((i for i, t in enumerate(traces) if t.spans), key=lambda i: -len(traces[i].ids))
-    made = [[order[i] for i in batch] for batch in activations.batches(sorted(lengths, reverse=True), 8, 512)]
+    made = [[order[i] for i in batch] for batch in activations.batches(sorted(lengths, reverse=True), 8, 4096)]
     (batch,) = [batch for batch in made if number in batch]
     passes = []
 
