@@ -15,7 +15,7 @@ controls of each kind. The others read the same windows of the same chains, with
 Each peer's sums have to equal lensteer's; a cell notes by how much they differ. Models: "random" (a random Qwen2 of
 12 x 768), "organism", or a checkpoint, whose chains are published ones under its tokenizer.
 
-Example: python benchmarks/collection.py --model smollm2 --chains annotated.jsonl --peers PEERS --threads 2 --json a.json
+Example: python benchmarks/collection.py --model smollm2 --chains a.jsonl --peers PEERS --threads 2 --json b.json
 
 PEERS holds an environment per peer; analyses/peers/requirements-*.txt say how each is made. A killed call goes on.
 """
@@ -27,6 +27,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import sides
 import torch
 from attribution import Config as RandomChains
 from attribution import peak_bytes, random_traces
-from peers.worker import window_sums
+from peer_worker import window_sums
 from sides import Comparison, timed
 
 import lensteer as ls
@@ -114,7 +115,7 @@ def memory(model: Any, traces: Sequence[ls.Trace]) -> dict[str, int]:
         ls.fit_vectors(model, short * times, negatives="all")
 
     fit(1)
-    return {f"peak_bytes.{2 * n}_chains": peak_bytes(lambda n=n: fit(n)) for n in (1, 4)}
+    return {f"peak_bytes.{2 * n}_chains": peak_bytes(partial(fit, n)) for n in (1, 4)}
 
 
 def own_sides(model: Any, plain: Any, traces: Sequence[ls.Trace]) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def main(config: Config) -> dict[str, Any]:
                 errors[name] = float((torch.tensor(found["check"]) / right - 1).abs().max())
                 return float(found["seconds"] * (scale if name == "repeng" else 1))
 
-            every = own_sides(model, plain, traces) | {n: (lambda n=n: asked(n)) for n in peers}
+            every = own_sides(model, plain, traces) | {n: partial(asked, n) for n in peers}
             if not cell["seconds"]:
                 for side in ("lensteer", "bare_one_by_one", "transformerlens_cache"):
                     own_sides(model, plain, traces[:1])[side]()  # warm

@@ -22,6 +22,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -103,8 +104,7 @@ def own_sides(
     here = vector.to(model.original_model.dtype)
     hook = (ls.models.resid_hook(layer), lambda resid, hook: resid + here)
     found: dict[str, Callable[[], list[list[int]]]] = {
-        f"lensteer {name}": lambda scope=scope: steered(scope)  # type: ignore[misc]  # bound now, not in the loop's end
-        for name, scope in SCOPES.items()
+        f"lensteer {name}": partial(steered, scope) for name, scope in SCOPES.items()
     }
     return found | {HF: hugging_face, BRIDGE: bridge, HOOKED: lambda: bridge(hook)}
 
@@ -147,7 +147,7 @@ def main(config: Config) -> dict[str, Any]:
     until = time.monotonic() + config.seconds
     torch.set_num_threads(config.threads)
     cells = sides.read_cells(config.json)
-    with sides.folder_of(config.model) as folder, mock.patch.object(ls.models, "end_ids", lambda _: {-1}):
+    with sides.folder_of(config.model) as folder, mock.patch.object(ls.models, "end_ids", return_value={-1}):
         dtype = config.dtype or sides.stored_dtype(folder)
         shown = sides.RANDOM if config.model == "random" else Path(config.model).name
         cell = cells.setdefault(f"{shown}, {dtype}, {config.threads} thread(s), batch {config.batch}", {"seconds": {}})
@@ -172,8 +172,8 @@ def main(config: Config) -> dict[str, Any]:
             def measured(name: str) -> float:
                 return timed(lambda: written.__setitem__(name, own[name]()))()
 
-            every: dict[str, Callable[[], float]] = {name: (lambda n=name: measured(n)) for name in own}  # type: ignore[misc]  # as above
-            every |= {name: (lambda n=name: asked(n)) for name in peers}  # type: ignore[misc]  # as above
+            every: dict[str, Callable[[], float]] = {name: partial(measured, name) for name in own}
+            every |= {name: partial(asked, name) for name in peers}
             if not cell["seconds"]:
                 short = replace(config, new_tokens=2)
                 for work in own_sides(short, model, plain, prompts[:1], layer, vector).values():

@@ -26,7 +26,7 @@ import lensteer as ls
 from lensteer.plots.style import INK, MUTED, finish
 
 PEERS = ("repeng", "steering-vectors", "nnsight")
-WORKER = Path(__file__).resolve().parent / "peers" / "worker.py"
+WORKER = Path(__file__).resolve().parent / "peer_worker.py"
 RANDOM, ORGANISM = "random Qwen2, 12 x 768", "organism"
 N_LAYERS, WIDTH, VOCABULARY = 12, 768, 32_000
 
@@ -68,7 +68,7 @@ class Peer:
 
     def __init__(self, python: Path, library: str, request: Path) -> None:
         command = [str(python), str(WORKER), library, str(request)]
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read if the worker ends early, closed with the object
+        self._log = tempfile.TemporaryFile("w+")  # read if the worker ends early
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
         self.library, self.version = library, ""
@@ -173,7 +173,7 @@ def take_turns(
     for number in range(done, rounds):
         if time.monotonic() > until:
             return
-        order = list(sides) if number % 2 else list(reversed(sides))
+        order = list(sides) if number % 2 else list(sides)[::-1]
         spent = {name: sides[name]() for name in order}
         for name in sides:
             seconds[name].append(spent[name])
@@ -217,8 +217,10 @@ def table(rows: Sequence[Comparison], cells: Mapping[str, Any]) -> str:
     for row in rows:
         must = "" if row.must is None else f"{row.must:g} {'met' if row.ratio >= row.must else 'MISSED'}"
         lines.append(
-            [row.name, row.cell, str(row.tokens), f"{row.ours:.3g}", f"{row.theirs:.3g}", f"{row.ratio:.2f}"]
-            + [f"{row.low:.2f} to {row.high:.2f} ({row.rounds})", must]
+            [
+                *(row.name, row.cell, str(row.tokens), f"{row.ours:.3g}", f"{row.theirs:.3g}", f"{row.ratio:.2f}"),
+                *(f"{row.low:.2f} to {row.high:.2f} ({row.rounds})", must),
+            ]
         )
     said = ["| " + " | ".join(line) + " |" for line in lines]
     for name, cell in cells.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_keys_follow_the_trace_not_its_place(model, traces):
 
 
 def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces):
-    twin = plain_twin(model)
+    twin: Any = plain_twin(model)
     outputs, alive, logits = [], [], []
 
     def watch(_module, _inputs, output):
@@ -117,7 +118,8 @@ def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces):
 
 def test_blocks_above_the_last_layer_do_not_run(model, traces):
     ran = []
-    blocks = plain_twin(model).model.layers
+    twin: Any = plain_twin(model)
+    blocks = twin.model.layers
     handles = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(blocks)]
     list(stream_features(model, traces, layers=[2, 1], batch_size=3))
     for handle in handles:

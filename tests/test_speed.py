@@ -60,7 +60,7 @@ def test_a_worker_that_ends_says_why(sides, tmp_path):
 
 
 def test_window_sums_are_by_hand():
-    worker = load("worker", "benchmarks/peers")
+    worker = load("peer_worker", "benchmarks")
     layers = [torch.arange(8.0).view(4, 2), torch.ones(4, 2)]
     # The means of positions 0 and 1 are 1 and 2, that of position 3 is 6 and 7.
     assert worker.window_sums(layers, [[0, 2], [3, 4]]).tolist() == [[7.0, 9.0], [2.0, 2.0]]

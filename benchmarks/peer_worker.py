@@ -1,6 +1,6 @@
 """A peer's side of the speed benchmarks, in the peer's own environment: answers commands with seconds, in JSON lines.
 
-    PEER-ENVIRONMENT/bin/python benchmarks/peers/worker.py LIBRARY REQUEST.json
+    PEER-ENVIRONMENT/bin/python benchmarks/peer_worker.py LIBRARY REQUEST.json
 
 The request names the model's folder, its dtype and the threads, and holds chains with windows to average, or prompts
 and a vector to add at one layer. After loading, the worker writes `{"ready": version}`; then each line that it reads,
@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +22,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analyses" / "peers"))
-from shared import load  # noqa: E402 - found on the line above
-
-Rows = list[torch.Tensor]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analyses" / "peers"))
+from shared import load
 
 
-def window_sums(layers: list[torch.Tensor], windows: list[list[int]]) -> torch.Tensor:
+def window_sums(layers: list[torch.Tensor], windows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Sum over windows of the mean activation in each, `[layer d_model]`, from all activations of one chain."""
     return torch.stack([sum(layer[b:e].float().mean(0) for b, e in windows) for layer in layers])  # type: ignore[misc]  # a sum of tensors
 
