@@ -52,7 +52,7 @@ MUST = {"bare_forward": 0.95} | dict.fromkeys(
 class Config:
     """A model, annotated chains for it, environments of peers, threads, and how much is measured.
 
-    `seconds`: no round begins later. `dtype`: None is the checkpoint's.
+    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the checkpoint's.
     """
 
     model: str = sides.ORGANISM
@@ -64,6 +64,7 @@ class Config:
     longest: int = 1200
     rounds: int = 3
     seconds: float = 150.0
+    cpu_time: bool = False
     json: Path | None = None
 
 
@@ -118,7 +119,7 @@ def memory(model: Any, traces: Sequence[ls.Trace]) -> dict[str, int]:
     return {f"peak_bytes.{2 * n}_chains": peak_bytes(partial(fit, n)) for n in (1, 4)}
 
 
-def own_sides(model: Any, plain: Any, traces: Sequence[ls.Trace]) -> dict[str, Any]:
+def own_sides(model: Any, plain: Any, traces: Sequence[ls.Trace], cpu_time: bool) -> dict[str, Any]:
     """The sides that need no other environment."""
     ids = [torch.tensor([trace.ids]) for trace in traces]
     windows = [windows_of(trace) for trace in traces]
@@ -144,14 +145,15 @@ def own_sides(model: Any, plain: Any, traces: Sequence[ls.Trace]) -> dict[str, A
             found = plain(each, use_cache=False, output_hidden_states=True).hidden_states
             window_sums([layer[0] for layer in torch.stack(found[1:])], some)
 
-    return {
-        "lensteer": timed(lambda: ls.fit_vectors(model, traces)),
-        "lensteer_50_controls": timed(lambda: ls.fit_vectors(model, traces, n_controls=N_CONTROLS)),
-        "bare_one_by_one": timed(bare),
-        "bare_in_batches": timed(bare_batched),
-        "transformerlens_cache": timed(cached),
-        "published": timed(published),
+    works: dict[str, Any] = {
+        "lensteer": lambda: ls.fit_vectors(model, traces),
+        "lensteer_50_controls": lambda: ls.fit_vectors(model, traces, n_controls=N_CONTROLS),
+        "bare_one_by_one": bare,
+        "bare_in_batches": bare_batched,
+        "transformerlens_cache": cached,
+        "published": published,
     }
+    return {name: timed(work, cpu_time) for name, work in works.items()}
 
 
 def request_of(config: Config, folder: Path, dtype: str, traces: Sequence[ls.Trace]) -> tuple[dict[str, Any], float]:
@@ -164,7 +166,14 @@ def request_of(config: Config, folder: Path, dtype: str, traces: Sequence[ls.Tra
         some = [onsets[i] for i in sorted(set(chosen))]
         sampled, everything = sampled + sum(some), everything + sum(onsets)
         chains.append({"ids": trace.ids, "windows": windows_of(trace), "ends": some})
-    request = {"model": str(folder), "dtype": dtype, "threads": config.threads, "chains": chains, "prompts": []}
+    request = {
+        "model": str(folder),
+        "dtype": dtype,
+        "threads": config.threads,
+        "cpu_time": config.cpu_time,
+        "chains": chains,
+        "prompts": [],
+    }
     return request, everything / sampled
 
 
@@ -208,8 +217,9 @@ def main(config: Config) -> dict[str, Any]:
     cells = sides.read_cells(config.json)
     with sides.folder_of(config.model) as folder:
         dtype = config.dtype or sides.stored_dtype(folder)
+        clock = f"{config.threads} thread(s){', CPU time' if config.cpu_time else ''}"
         shown = sides.RANDOM if config.model == "random" else Path(config.model).name
-        cell = cells.setdefault(f"{shown}, {dtype}, {config.threads} thread(s)", {"seconds": {}})
+        cell = cells.setdefault(f"{shown}, {dtype}, {clock}", {"seconds": {}})
         model, plain = ls.load_model(folder, dtype=dtype), sides.plain_model(folder, dtype)
         traces = annotated(config, model)
         cell |= {"tokens": sum(len(t.ids) for t in traces), "chains": len(traces)} | floors(model, traces, dtype)
@@ -228,10 +238,10 @@ def main(config: Config) -> dict[str, Any]:
                 errors[name] = float((torch.tensor(found["check"]) / right - 1).abs().max())
                 return float(found["seconds"] * (scale if name == "repeng" else 1))
 
-            every = own_sides(model, plain, traces) | {n: partial(asked, n) for n in peers}
+            every = own_sides(model, plain, traces, config.cpu_time) | {n: partial(asked, n) for n in peers}
             if not cell["seconds"]:
                 for side in ("lensteer", "bare_one_by_one", "transformerlens_cache"):
-                    own_sides(model, plain, traces[:1])[side]()  # warm
+                    own_sides(model, plain, traces[:1], False)[side]()  # warm
             for _ in sides.take_turns(every, cell["seconds"], config.rounds, until):
                 cell["largest_relative_difference_of_sums"] = errors
                 sides.write(config.json, cells, rows_of(cells))
@@ -253,6 +263,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     given = vars(parser.parse_args())
     picture, small = given.pop("figure"), given.pop("smoke")

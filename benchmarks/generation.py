@@ -46,7 +46,7 @@ HF, BRIDGE, HOOKED, MUST = "hf_unsteered", "unhooked_bridge", "hooked_bridge", 1
 class Config:
     """A model, environments of peers, threads, rows of a batch, lengths, and how much is measured.
 
-    `seconds`: no round begins later. `dtype`: None is the checkpoint's. `coefficient`: in units of the prompts' mean
+    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the checkpoint's. `coefficient`: in units of the prompts' mean
     length at the layer.
     """
 
@@ -60,6 +60,7 @@ class Config:
     coefficient: float = 0.2
     rounds: int = 3
     seconds: float = 150.0
+    cpu_time: bool = False
     seed: int = 0
     json: Path | None = None
 
@@ -149,15 +150,22 @@ def main(config: Config) -> dict[str, Any]:
     cells = sides.read_cells(config.json)
     with sides.folder_of(config.model) as folder, mock.patch.object(ls.models, "end_ids", return_value={-1}):
         dtype = config.dtype or sides.stored_dtype(folder)
+        clock = f"{config.threads} thread(s){', CPU time' if config.cpu_time else ''}"
         shown = sides.RANDOM if config.model == "random" else Path(config.model).name
-        cell = cells.setdefault(f"{shown}, {dtype}, {config.threads} thread(s), batch {config.batch}", {"seconds": {}})
+        cell = cells.setdefault(f"{shown}, {dtype}, {clock}, batch {config.batch}", {"seconds": {}})
         model, plain = ls.load_model(folder, dtype=dtype), sides.plain_model(folder, dtype)
         prompts, layer = random_prompts(config, model), ls.models.n_layers(model) // 2
         vector = added_vector(config, model, prompts, layer)
         own = own_sides(config, model, plain, prompts, layer, vector)
         cell |= {"tokens": config.batch * config.new_tokens, "matrix_flop_per_s": sides.matrix_rate(dtype)}
         cell |= floors(config, model)
-        request = {"model": str(folder), "dtype": dtype, "threads": config.threads, "prompts": prompts.tolist()}
+        request = {
+            "model": str(folder),
+            "dtype": dtype,
+            "threads": config.threads,
+            "cpu_time": config.cpu_time,
+            "prompts": prompts.tolist(),
+        }
         request |= {"layer": layer, "vector": vector.tolist()}
         with sides.workers(config.peers, request) as (peers, missing):
             cell["missing"] = missing
@@ -170,7 +178,7 @@ def main(config: Config) -> dict[str, Any]:
                 return float(found["seconds"])
 
             def measured(name: str) -> float:
-                return timed(lambda: written.__setitem__(name, own[name]()))()
+                return timed(lambda: written.__setitem__(name, own[name]()), config.cpu_time)()
 
             every: dict[str, Callable[[], float]] = {name: partial(measured, name) for name in own}
             every |= {name: partial(asked, name) for name in peers}
@@ -201,6 +209,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     given = vars(parser.parse_args())
     picture, small = given.pop("figure"), given.pop("smoke")

@@ -2,7 +2,7 @@
 
     PEER-ENVIRONMENT/bin/python benchmarks/peer_worker.py LIBRARY REQUEST.json
 
-The request names the model's folder, its dtype and the threads, and holds chains with windows to average, or prompts
+The request names the model's folder, its dtype, the threads and the clock, and holds chains with windows to average, or prompts
 and a vector to add at one layer. After loading, the worker writes `{"ready": version}`; then each line that it reads,
 `{"task": "collect"}` or `{"task": "generate"}`, is timed. Its answer has a `check`, which is equal for all libraries
 that compute the same: norms of summed means by layer, or the tokens written.
@@ -132,15 +132,16 @@ PEERS: dict[str, Callable[[Any, Any], Any]] = {
 @torch.no_grad()
 def answer(peer: Any, request: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of one task, and its check."""
+    now = time.process_time if request["cpu_time"] else time.perf_counter
     if command["task"] == "collect":
-        begin = time.perf_counter()
+        begin = now()
         sums = peer.collect(request)
-        return {"seconds": time.perf_counter() - begin, "check": sums.norm(dim=-1).tolist()}
+        return {"seconds": now() - begin, "check": sums.norm(dim=-1).tolist()}
     ids = torch.tensor(request["prompts"][: command["batch"]])
     options = dict(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=command["new_tokens"])
-    begin = time.perf_counter()
+    begin = now()
     made = peer.generate(request, {**options, "do_sample": False, "pad_token_id": 0})
-    return {"seconds": time.perf_counter() - begin, "check": made[:, ids.shape[1] :].tolist()}
+    return {"seconds": now() - begin, "check": made[:, ids.shape[1] :].tolist()}
 
 
 if __name__ == "__main__":
