@@ -52,7 +52,8 @@ MUST = {"bare_forward": 0.95} | dict.fromkeys(
 class Config:
     """A model, annotated chains for it, environments of peers, threads, and how much is measured.
 
-    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the checkpoint's.
+    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
+    checkpoint's.
     """
 
     model: str = sides.ORGANISM
