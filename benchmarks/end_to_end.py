@@ -38,12 +38,14 @@ from lensteer.traces import load_traces
 
 @dataclass(frozen=True)
 class Config:
-    """Tasks of each split, threads, sampled scores of the published pattern, and the clock."""
+    """Tasks of each split, sizes, threads, sampled scores of the published pattern, and the clock."""
 
     n_tasks: int = 50
     n_dev: int = 20
     n_test: int = 20
     n_controls: int = 2
+    max_new_tokens: int = 300
+    score_chains: int = 60
     threads: int = 1
     sampled_scores: int = 40
     cpu_time: bool = False
@@ -100,9 +102,10 @@ def main(config: Config) -> dict[str, Any]:
     """Seconds of each stage on both sides, and of one chain of the last."""
     torch.set_num_threads(config.threads)
     sizes = dict(n_train=config.n_tasks, n_dev=config.n_dev, n_test=config.n_test, n_controls=config.n_controls)
+    sizes |= dict(max_new_tokens=config.max_new_tokens, train_tokens=config.max_new_tokens)
     ours, theirs = {}, {}
     with tempfile.TemporaryDirectory() as made:
-        run = Run.open(Path(made) / "run", replace(DEMO, **sizes, n_score_controls=5))  # type: ignore[arg-type]  # numbers
+        run = Run.open(Path(made) / "run", replace(DEMO, **sizes, score_chains=config.score_chains))  # type: ignore[arg-type]  # numbers
         for stage in STAGES:
             ours[stage] = timed(lambda stage=stage: run_stage(run, stage), config.cpu_time)()
         for stage, side in published(config, run, Path(ls.models.ORGANISM)).items():
@@ -124,12 +127,22 @@ def main(config: Config) -> dict[str, Any]:
 
 def smoke(config: Config) -> Config:
     """The size of a test."""
-    return replace(config, n_tasks=12, n_dev=4, n_test=4, n_controls=1, sampled_scores=2)
+    sizes: dict[str, int] = dict(n_tasks=12, n_dev=2, n_test=2, n_controls=1, max_new_tokens=60)
+    return replace(config, **sizes, score_chains=2, sampled_scores=2)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("n_tasks", "n_dev", "n_test", "n_controls", "threads", "sampled_scores"):
+    for option in (
+        "n_tasks",
+        "n_dev",
+        "n_test",
+        "n_controls",
+        "max_new_tokens",
+        "score_chains",
+        "threads",
+        "sampled_scores",
+    ):
         parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--smoke", action="store_true")

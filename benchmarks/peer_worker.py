@@ -4,8 +4,8 @@
 
 The request names the model's folder, its dtype, the threads and the clock, and holds chains with windows to average, or
 prompts and a vector to add at one layer. After loading, the worker writes `{"ready": version}`; then each line that it
-reads, `{"task": "collect"}` or `{"task": "generate"}`, is timed. Its answer has a `check`, which is equal for all libraries
-that compute the same: norms of summed means by layer, or the tokens written.
+reads, `{"task": "collect"}` or `{"task": "generate"}`, is timed. Its answer has a `check`, which is equal for all
+libraries that compute the same: norms of summed means by layer, or the tokens written.
 """
 
 from __future__ import annotations

@@ -101,3 +101,12 @@ def test_peers_have_their_versions_pinned(sides):
     for library in sides.PEERS:
         text = (ROOT / "analyses" / "peers" / f"requirements-{library}.txt").read_text()
         assert any(line.startswith(f"{library}==") for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_stage_by_stage():
+    benchmark = load("end_to_end", "benchmarks")
+    found = benchmark.main(benchmark.smoke(benchmark.Config()))
+    assert set(found["ratio"]) == {"traces", "vectors", "attribute", "evaluate"}
+    for stage, ratio in found["ratio"].items():
+        assert ratio == found["seconds.published"][stage] / found["seconds.lensteer"][stage]
