@@ -52,7 +52,7 @@ MUST = {"bare_forward": 0.95} | dict.fromkeys(
 class Config:
     """A model, annotated chains for it, environments of peers, threads, and how much is measured.
 
-    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
+    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
     checkpoint's.
     """
 
@@ -213,7 +213,6 @@ def rows_of(cells: Mapping[str, Any]) -> list[Comparison]:
 @torch.inference_mode()
 def main(config: Config) -> dict[str, Any]:
     """All cells of the file, with this call's rounds."""
-    until = time.monotonic() + config.seconds
     torch.set_num_threads(config.threads)
     cells = sides.read_cells(config.json)
     with sides.folder_of(config.model) as folder:
@@ -243,7 +242,7 @@ def main(config: Config) -> dict[str, Any]:
             if not cell["seconds"]:
                 for side in ("lensteer", "bare_one_by_one", "transformerlens_cache"):
                     own_sides(model, plain, traces[:1], False)[side]()  # warm
-            for _ in sides.take_turns(every, cell["seconds"], config.rounds, until):
+            for _ in sides.take_turns(every, cell["seconds"], config.rounds, time.monotonic() + config.seconds):
                 cell["largest_relative_difference_of_sums"] = errors
                 sides.write(config.json, cells, rows_of(cells))
     return cells

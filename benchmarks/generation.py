@@ -46,7 +46,7 @@ HF, BRIDGE, HOOKED, MUST = "hf_unsteered", "unhooked_bridge", "hooked_bridge", 1
 class Config:
     """A model, environments of peers, threads, rows of a batch, lengths, and how much is measured.
 
-    `seconds`: no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
+    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
     checkpoint's. `coefficient`: in units of the prompts' mean length at the layer.
     """
 
@@ -145,7 +145,6 @@ def floors(config: Config, model: Any) -> dict[str, float]:
 @torch.inference_mode()
 def main(config: Config) -> dict[str, Any]:
     """All cells of the file, with this call's rounds."""
-    until = time.monotonic() + config.seconds
     torch.set_num_threads(config.threads)
     cells = sides.read_cells(config.json)
     with sides.folder_of(config.model) as folder, mock.patch.object(ls.models, "end_ids", return_value={-1}):
@@ -186,7 +185,7 @@ def main(config: Config) -> dict[str, Any]:
                 short = replace(config, new_tokens=2)
                 for work in own_sides(short, model, plain, prompts[:1], layer, vector).values():
                     work()  # warm
-            for _ in sides.take_turns(every, cell["seconds"], config.rounds, until):
+            for _ in sides.take_turns(every, cell["seconds"], config.rounds, time.monotonic() + config.seconds):
                 same = {name: agreement(written[name], written["lensteer everywhere"]) for name in (*peers, HOOKED)}
                 cell["same_tokens"] = same | {BRIDGE: agreement(written[BRIDGE], written[HF])}
                 sides.write(config.json, cells, rows_of(cells))
