@@ -52,8 +52,8 @@ MUST = {"bare_forward": 0.95} | dict.fromkeys(
 class Config:
     """A model, annotated chains for it, environments of peers, threads, and how much is measured.
 
-    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
-    checkpoint's.
+    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, not the wall's. `dtype`: None is
+    the checkpoint's.
     """
 
     model: str = sides.ORGANISM

@@ -46,8 +46,8 @@ HF, BRIDGE, HOOKED, MUST = "hf_unsteered", "unhooked_bridge", "hooked_bridge", 1
 class Config:
     """A model, environments of peers, threads, rows of a batch, lengths, and how much is measured.
 
-    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, instead of the wall's. `dtype`: None is the
-    checkpoint's. `coefficient`: in units of the prompts' mean length at the layer.
+    `seconds`: of measuring, no round begins later. `cpu_time`: of one thread, not the wall's. `dtype`: None is
+    the checkpoint's. `coefficient`: in units of the prompts' mean length at the layer.
     """
 
     model: str = sides.ORGANISM
