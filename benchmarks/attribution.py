@@ -135,30 +135,32 @@ def random_vectors(model) -> BehaviorVectors:
     )
 
 
-def published_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int) -> float:
+def published_seconds(
+    model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int, now: Callable[[], float] = time.perf_counter
+) -> float:
     """The published pattern, timed on some of its (label, span) pairs and scaled to all."""
-    pairs = [(t, s, b) for b in ls.STEERED for t in traces for s in t.spans if s.label != b]
-    units, n_layers = torch.nn.functional.normalize(vectors.raw, dim=-1), ls.models.n_layers(model)
+    pairs = [(t, s, b) for b in vectors.labels for t in traces for s in t.spans if s.label != b]
+    units = torch.nn.functional.normalize(vectors.raw, dim=-1)
 
     def one(trace: Trace, span: Span, behavior: str) -> None:
         kept: dict[int, torch.Tensor] = {}
 
         def keep_at(layer: int):
             def keep(resid: torch.Tensor, hook) -> torch.Tensor:
-                kept[layer] = resid if layer else resid.requires_grad_()
+                kept[layer] = resid if layer > min(vectors.layers) else resid.requires_grad_()
                 return kept[layer]
 
             return ls.models.resid_hook(layer), keep
 
-        with model.hooks(fwd_hooks=[keep_at(layer) for layer in range(n_layers)]):
+        with model.hooks(fwd_hooks=[keep_at(layer) for layer in vectors.layers]):
             logits = model(torch.tensor([list(trace.ids[: span.start])]))[0, -1]
         log_p = logits.log_softmax(-1)
         loss = torch.nn.functional.kl_div(log_p, log_p.detach(), reduction="sum") / len(log_p)
-        gradients = torch.autograd.grad(loss, [kept[layer] for layer in range(n_layers)])
+        gradients = torch.autograd.grad(loss, [kept[layer] for layer in vectors.layers])
         at = torch.stack([gradient[0, -1] for gradient in gradients])
-        (at * units[ls.STEERED.index(behavior)]).sum(-1).abs()
+        (at * units[vectors.labels.index(behavior)]).sum(-1).abs()
 
-    return _scaled(one, pairs, n_cells)
+    return _scaled(one, pairs, n_cells, now)
 
 
 def brute_force_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_cells: int) -> float:
@@ -182,12 +184,14 @@ def brute_force_seconds(model, traces: list[Trace], vectors: BehaviorVectors, n_
     return _scaled(one, pairs, n_cells)
 
 
-def _scaled(run: Callable[..., None], cells: list[tuple], n: int) -> float:
+def _scaled(
+    run: Callable[..., None], cells: list[tuple], n: int, now: Callable[[], float] = time.perf_counter
+) -> float:
     chosen = [cells[i] for i in torch.linspace(0, len(cells) - 1, n).round().long().tolist()]
-    began = time.perf_counter()
+    began = now()
     for cell in chosen:
         run(*cell)
-    return (time.perf_counter() - began) / len(chosen) * len(cells)
+    return (now() - began) / len(chosen) * len(cells)
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -1,6 +1,7 @@
 """Residual-stream activations, streamed: a trace is reduced to a mean per span while its batch is in flight.
 
-One layer of one batch is held at a time, and no logits are computed.
+One layer of one batch is held at a time, and no logits are computed. A batch has little padding, which costs as much as
+text; on a CPU a few hundred tokens are as fast per token as more.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 #: The published code averages at most this many tokens from the start of a span.
 PUBLISHED_TOKENS = 10
-#: Tokens per forward, padding included: batches that exceed the CPU cache are slower, not faster.
+#: Tokens per forward, padding included.
 MAX_TOKENS = 4096
+#: On a CPU, numbers in the residual stream of a batch, where more exceed its cache: they are slower, not faster.
+CPU_NUMBERS = 2**18
+#: The largest share of a row that is padding, and how many tokens of it are less than a forward of its own costs.
+MAX_PADDING, FEW_TOKENS = 0.1, 16
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def stream_features(
         windows: which positions represent a span; see `Window.parse`.
         layers: to read; all by default.
         site: where in each block; see `models.SITES`.
-        batch_size: traces per forward, fewer where they are long (`MAX_TOKENS`).
+        batch_size: traces per forward, fewer where they are long or differ in length (see `batches`).
 
     Raises:
         LensteerError: an unknown window, layer or site, a span beyond its trace's end, or an activation that is not
@@ -205,7 +210,7 @@ def stream_means(
         ranges: half-open ranges of each text's positions; each is a row of the text's result.
         layers: to read; all by default.
         site: where in each block; see `models.SITES`.
-        batch_size: texts per forward, fewer where they are long (`MAX_TOKENS`).
+        batch_size: texts per forward, fewer where they are long or differ in length (see `batches`).
         name: from a text's number to its name in error messages.
 
     Yields:
@@ -215,18 +220,12 @@ def stream_means(
         LensteerError: an unknown layer or site, or an activation that is not finite (names the text and the layer).
     """
     chosen = _checked_layers(model, layers, batch_size)
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    while order:
-        n = max(1, min(batch_size, MAX_TOKENS // len(texts[order[0]])))
-        numbers, order = order[:n], order[n:]
+    for numbers in batches([len(text) for text in texts], batch_size, batch_tokens(model)):
         batch = [texts[i] for i in numbers]
-        averaging = torch.zeros(len(batch), max(len(ranges[i]) for i in numbers), len(batch[0]))
-        for row, i in enumerate(numbers):
-            for r, (begin, end) in enumerate(ranges[i]):
-                averaging[row, r, begin:end] = 1 / (end - begin)
-        means = _averaged(model, batch, [prompt_lengths[i] for i in numbers], averaging, chosen, site)
-        for row, i in enumerate(numbers):
-            rows = means[row, : len(ranges[i])]
+        means = _averaged(
+            model, batch, [prompt_lengths[i] for i in numbers], [ranges[i] for i in numbers], chosen, site
+        )
+        for i, rows in zip(numbers, means, strict=True):
             finite = rows.isfinite().all(dim=2).all(dim=0)
             if not finite.all():
                 raise LensteerError(
@@ -234,6 +233,37 @@ def stream_means(
                     "model with a dtype of wider range (float32 or bfloat16), or leave it out"
                 )
             yield i, rows
+
+
+def batch_tokens(model: TransformerBridge) -> int:
+    """Tokens per forward, padding included, up to which larger batches are faster."""
+    if models.device(model).type != "cpu":
+        return MAX_TOKENS
+    return min(MAX_TOKENS, max(1, CPU_NUMBERS // models.d_model(model)))
+
+
+def batches(lengths: Sequence[int], batch_size: int, tokens: int) -> Iterator[list[int]]:
+    """Numbers of the texts of each batch, the longest first.
+
+    Args:
+        lengths: of the texts.
+        batch_size: texts per batch.
+        tokens: per batch, padding included; a longer text is a batch of its own.
+
+    Yields:
+        Texts whose padding is at most `MAX_PADDING` of the longest, or `FEW_TOKENS`.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch:
+            width = lengths[batch[0]]
+            padded = width - lengths[i] > max(MAX_PADDING * width, FEW_TOKENS)
+            if padded or len(batch) == batch_size or (len(batch) + 1) * width > tokens:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _checked_layers(model: TransformerBridge, layers: Sequence[int] | None, batch_size: int) -> tuple[int, ...]:
@@ -267,16 +297,18 @@ def _averaged(
     model: TransformerBridge,
     texts: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
-    averaging: Float[Tensor, "batch row pos"],
+    ranges: Sequence[Sequence[tuple[int, int]]],
     layers: tuple[int, ...],
     site: str,
-) -> Float[Tensor, "batch row layer d_model"]:
+) -> Sequence[Float[Tensor, "row layer d_model"]]:
     """Means over positions of each layer's residual stream, computed in its hook, so that no activations accumulate."""
     text = right_padded(model, texts, prompt_lengths)
+    averager = _bag_means if text.ids.device.type == "cpu" else _dense_means
+    average = averager(ranges, text.ids.shape[1])
     means: dict[int, Tensor] = {}
 
     def read(layer: int, resid: Float[Tensor, "batch pos d_model"]) -> None:
-        means[layer] = torch.bmm(averaging.to(resid.device), resid.float()).cpu()
+        means[layer] = average(resid).cpu()
 
     with torch.no_grad():
         if site == "resid_post":
@@ -285,4 +317,36 @@ def _averaged(
                 forward.whole(stop=max(layers))
         else:
             read_there(model, text, site, layers, read)
-    return torch.stack([means[layer] for layer in layers], dim=2)
+    return torch.stack([means[layer] for layer in layers], dim=1).split([len(each) for each in ranges])
+
+
+_Average = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "range d_model"]]
+"""Means over the ranges of all rows, one row's after the other's."""
+
+
+def _bag_means(ranges: Sequence[Sequence[tuple[int, int]]], width: int) -> _Average:
+    """Reads the positions of each range, and no others. For a CPU: a GPU reads a long range one position at a time."""
+    bounds = torch.tensor([(row * width + b, row * width + e) for row, each in enumerate(ranges) for b, e in each])
+    lengths = bounds[:, 1] - bounds[:, 0]
+    offsets = lengths.cumsum(0) - lengths
+    positions = torch.arange(int(lengths.sum())) + (bounds[:, 0] - offsets).repeat_interleave(lengths)
+
+    def average(resid: Tensor) -> Tensor:
+        return torch.nn.functional.embedding_bag(positions, resid.flatten(0, 1).float(), offsets, mode="mean")
+
+    return average
+
+
+def _dense_means(ranges: Sequence[Sequence[tuple[int, int]]], width: int) -> _Average:
+    """One product of matrices, mostly of zeros: one kernel for a GPU."""
+    weights = torch.zeros(len(ranges), max(map(len, ranges)), width)
+    used = torch.zeros(weights.shape[:2], dtype=torch.bool)
+    for row, each in enumerate(ranges):
+        used[row, : len(each)] = True
+        for r, (begin, end) in enumerate(each):
+            weights[row, r, begin:end] = 1 / (end - begin)
+
+    def average(resid: Tensor) -> Tensor:
+        return torch.bmm(weights.to(resid.device), resid.float())[used.to(resid.device)]
+
+    return average

@@ -160,7 +160,7 @@ class Forward:
             begin: first column.
             end: one past the last; None is the text's end.
             keep: number of last positions to return logits for, or their indices; 0 is all.
-            stop: on the bridge, the last layer to run, if only hooks need the pass.
+            stop: the last layer to run, if only hooks need the pass.
 
         Returns:
             Logits, `[batch, kept, d_vocab]`; after an early stop, the residual stream.
@@ -253,12 +253,14 @@ def call(
         runner: the bridge, or its plain twin.
         seen: all tokens so far, cached ones included, for the plans that are on; None if there are none.
         ids: the tokens to run.
-        stop: on the bridge, the last layer to run.
+        stop: the last layer to run; the bridge does not stop at its last.
         options: of Hugging Face's forward.
 
     Returns:
-        Logits.
+        Logits; after an early stop, the residual stream.
     """
+    if runner is not model and stop is not None:
+        return twins.run_until(runner, stop, input_ids=ids, **options)
     if runner is not model:
         return torch.as_tensor(runner(input_ids=ids, **options).logits)
     last = None if stop is None or stop + 1 == models.n_layers(model) else stop + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -110,10 +111,14 @@ class Context:
     def ends(self) -> Bool[Tensor, "batch pos"]:
         """Generated tokens that end a sentence; of a character of several tokens, the last one does."""
         ends = self.flag(self.tokens.ends_sentence)
-        last = torch.tensor(sorted({run[-1] for run in self.tokens.split_ends}), device=self.ids.device)
-        if len(last) and bool(torch.isin(self.ids, last).any()):
-            for run in self.tokens.split_ends:
-                ends |= _runs(self, run)
+        if self.tokens.split_ends:
+            runs = _reversed_runs(self.tokens.split_ends).to(self.ids.device)
+            rows, columns = torch.isin(self.ids, runs[:, 0]).nonzero(as_tuple=True)
+            if len(rows):
+                before = columns[:, None] - torch.arange(runs.shape[1], device=runs.device)
+                ids = self.ids[rows[:, None], before.clamp(min=0)]
+                ids[before < self.pad[rows, None]] = NO_TOKEN
+                ends[rows, columns] |= ((ids[:, None] == runs) | (runs == ANY_TOKEN)).all(-1).any(-1)
         return ends & (self.position >= self.prompt_length[:, None])
 
     def marks(self) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
@@ -149,6 +154,17 @@ class PositionScope:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+
+#: In place of an id: before the text, and where a run is shorter than others.
+NO_TOKEN, ANY_TOKEN = -2, -1
+
+
+@lru_cache(maxsize=8)
+def _reversed_runs(runs: tuple[tuple[int, ...], ...]) -> Int[Tensor, "run back"]:
+    """Runs of ids as rows, each from its last id to its first."""
+    longest = max(map(len, runs))
+    return torch.tensor([[*reversed(run), *[ANY_TOKEN] * (longest - len(run))] for run in runs])
 
 
 def _runs(context: Context, run: tuple[int, ...]) -> Bool[Tensor, "batch pos"]:

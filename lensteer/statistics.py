@@ -54,7 +54,7 @@ class WeightedSums:
     ) -> None:
         """Add items with a weight per row."""
         weights = weights.double()
-        self.sums += (weights @ values.double().flatten(1)).view_as(self.sums)
+        self.sums.flatten(1).addmm_(weights, values.double().flatten(1))  # in place: the sums are the largest operand
         self.mass += weights.sum(1)
 
     def merge(self, other: WeightedSums) -> None:
@@ -71,9 +71,9 @@ class WeightedSums:
         self.sums += other.sums
         self.mass += other.mass
 
-    def means(self) -> Float[Tensor, "row layer d_model"]:
-        """`sums / mass`; a row without mass is NaN."""
-        return self.sums / self.mass[:, None, None]
+    def means(self, begin: int = 0, end: int | None = None) -> Float[Tensor, "row layer d_model"]:
+        """`sums / mass` of the rows [begin, end), by default all; a row without mass is NaN."""
+        return self.sums[begin:end] / self.mass[begin:end, None, None]
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,36 @@ def _attention() -> str:
     return "lensteer_sdpa"
 
 
+class _Stopped(Exception):
+    """Carries what the last block to run has returned."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+def run_until(twin: nn.Module, layer: int, **inputs: Any) -> Tensor:
+    """The residual stream at the output of a block, with hooked edits; nothing after that block runs.
+
+    Args:
+        twin: a plain twin.
+        layer: the last block to run.
+        inputs: of the twin's forward.
+    """
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Stopped(output)
+
+    handle = twin_layer(twin, layer).register_forward_hook(stop)  # after all that are on it already
+    try:
+        twin(**inputs)
+    except _Stopped as stopped:
+        output = stopped.output
+    finally:
+        handle.remove()
+    return torch.as_tensor(output[0] if isinstance(output, tuple) else output)
+
+
 @contextmanager
 def block_outputs(twin: nn.Module) -> Iterator[list[Any]]:
     """Collect what each block returns, in order; edits that are hooked already are included, later ones are not."""

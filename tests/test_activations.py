@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
 
-from lensteer import models
+from lensteer import activations, models
 from lensteer.activations import Window, stream_features
 from lensteer.behaviors import STEERED, Span
 from lensteer.errors import LensteerError
@@ -94,23 +96,68 @@ def test_keys_follow_the_trace_not_its_place(model, traces):
     assert len(set(forward.values())) == len(forward)
 
 
-def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces, monkeypatch):
-    shapes = []
-    real = torch.bmm
+def test_one_layer_of_one_batch_is_held_and_no_logits(model, traces):
+    twin: Any = plain_twin(model)
+    outputs, alive, logits = [], [], []
 
-    def watched(weights, resid):
-        shapes.append(tuple(resid.shape))
-        return real(weights, resid)
+    def watch(_module, _inputs, output):
+        resid = output[0] if isinstance(output, tuple) else output
+        alive.append(sum(ref() is not None for ref in outputs))
+        outputs.append(weakref.ref(resid))
 
-    monkeypatch.setattr(torch, "bmm", watched)
-    logits = []
-    head = plain_twin(model).get_submodule("lm_head")
-    handle = head.register_forward_hook(lambda m, i, out: logits.append(out.shape[1]))
-    list(stream_features(model, traces, batch_size=3))
-    handle.remove()
-    assert len(shapes) >= 4 * 3
-    assert max(shape[0] for shape in shapes) == 3
-    assert set(logits) == {1}
+    handles = [layer.register_forward_hook(watch) for layer in twin.model.layers]
+    handles += [module.register_forward_hook(lambda *_: logits.append(1)) for module in (twin.model.norm, twin.lm_head)]
+    made = list(stream_features(model, traces, batch_size=3))
+    for handle in handles:
+        handle.remove()
+    assert len(made) == 7
+    assert len(outputs) >= 4 * 3  # of every batch, every layer
+    assert max(alive) == 1  # the block's input, while its output is made
+    assert logits == []
+
+
+def test_blocks_above_the_last_layer_do_not_run(model, traces):
+    ran = []
+    twin: Any = plain_twin(model)
+    blocks = twin.model.layers
+    handles = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(blocks)]
+    list(stream_features(model, traces, layers=[2, 1], batch_size=3))
+    for handle in handles:
+        handle.remove()
+    assert set(ran) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_ways_to_average_agree(seed):
+    rng = random.Random(seed)
+    width = rng.randint(3, 40)
+
+    def a_range():
+        begin = rng.randrange(width)
+        return begin, rng.randint(begin + 1, width)
+
+    ranges = [[a_range() for _ in range(rng.randint(1, 6))] for _ in range(rng.randint(1, 4))]
+    resid = torch.randn(len(ranges), width, 5, generator=torch.Generator().manual_seed(seed))
+    truth = torch.stack([resid[row, b:e].mean(0) for row, each in enumerate(ranges) for b, e in each])
+    for way in (activations._bag_means, activations._dense_means):
+        torch.testing.assert_close(way(ranges, width)(resid), truth)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_hold_every_text_once_and_little_padding(seed):
+    rng = random.Random(seed)
+    lengths = [rng.randint(1, rng.choice([20, 200, 900])) for _ in range(60)]
+    made = list(activations.batches(lengths, 8, 512))
+    assert sorted(i for batch in made for i in batch) == list(range(60))
+    assert max(map(len, made)) == 8
+    for batch in made:
+        width = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * width <= 512
+        assert all(width - lengths[i] <= max(0.1 * width, 16) for i in batch)
+    assert list(activations.batches([600, 600], 8, 512)) == [[0], [1]]
+    assert list(activations.batches([100, 90, 89], 8, 512)) == [[0, 1, 2]]  # 11 tokens are few
+    assert list(activations.batches([200, 180, 179], 8, 512)) == [[0, 1], [2]]
+    assert list(activations.batches([], 8, 512)) == []
 
 
 def test_no_hook_stays(model, traces):
@@ -169,17 +216,19 @@ def test_bad_input_is_named(model, traces):
 def test_activations_that_are_not_finite_name_layer_and_trace(tiny_checkpoint, traces, bad):
     model = models.load_model(tiny_checkpoint("qwen2", seed=1))
     number = 5
-    token = next(i for i in traces[number].ids if all(i not in t.ids for t in traces if t is not traces[number]))
+    lengths = [len(t.ids) for t in traces if t.spans]
+    order = sorted((i for i, t in enumerate(traces) if t.spans), key=lambda i: -len(traces[i].ids))
+    made = [[order[i] for i in batch] for batch in activations.batches(sorted(lengths, reverse=True), 8, 4096)]
+    (batch,) = [batch for batch in made if number in batch]
+    passes = []
 
     def poison(resid, hook):
-        if resid.shape[0] > 1 or resid.shape[1] == len(traces[number].ids):
+        passes.append(resid.shape)
+        if len(passes) == 1 + made.index(batch):
             resid = resid.clone()
-            resid[where] = bad
+            resid[batch.index(number), traces[number].spans[0].start] = bad
         return resid
 
-    lengths = [len(t.ids) for t in traces if t.spans]
-    row = sorted(lengths, reverse=True).index(len(traces[number].ids))  # the longest come first
-    where = (row, traces[number].ids.index(token))
     with (
         model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", poison)]),
         pytest.raises(LensteerError, match=r"layer 2 are not finite in trace 5 \(task 'task-4'\)"),

@@ -21,14 +21,15 @@ DRAWN = dict(do_sample=True, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
 
 def load(request: dict[str, Any]) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer, padding on the left."""
+    """The model, in float32 unless the request has a dtype, and its tokenizer, padding on the left."""
     folder = Path(request["model"])
     written = json.loads((folder / "config.json").read_text())
     rope = written.get("rope_parameters") or {}
     # transformers 4 does not know `rope_parameters`, and would take its default instead, silently.
     options = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     config = AutoConfig.from_pretrained(folder, **options)
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    dtype = getattr(torch, request.get("dtype", "float32"))
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype).eval()
     about = json.loads((folder / "tokenizer_config.json").read_text())  # in transformers 5's form, not read by 4
     named = {key: about[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if about.get(key)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left", **named)

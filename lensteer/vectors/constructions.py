@@ -189,8 +189,12 @@ class ContrastSums:
     ) -> None:
         self.recipe, self.labels, self.seed, self.window = recipe, tuple(labels), seed, window
         self.n_controls, self.n_bootstrap = n_controls, n_bootstrap
+        # Against "all" or "spans", behaviors and shuffles have the same negatives, and these are summed once.
+        self._same_negatives = recipe.negatives in ("all", "spans")
         n_sides = 1 + n_controls + n_bootstrap
-        self.contrast = WeightedSums(n_sides * 2 * len(self.labels), n_layers, d_model)
+        n_negatives = 1 + n_bootstrap if self._same_negatives else n_sides * len(self.labels)
+        self.positive = WeightedSums(n_sides * len(self.labels), n_layers, d_model)
+        self.negative = WeightedSums(n_negatives, n_layers, d_model)
         self.noise = WeightedSums(1 + n_controls, n_layers, d_model)
         self.tokens = WeightedSums(1, n_layers, d_model)
         self.counts = torch.zeros(len(self.labels), dtype=torch.long)
@@ -210,7 +214,11 @@ class ContrastSums:
         drawn = times_drawn(features, self.n_bootstrap, self.seed)
         weights = torch.cat([weights, drawn[:, None, None, None] * weights[:1]])
         items = torch.cat([spans, features.tokens[None]])
-        self.contrast.add(weights.flatten(0, 2), items)
+        positive, negative = weights.unbind(1)
+        if self._same_negatives:
+            negative = torch.cat([negative[:1], negative[1 + self.n_controls :]])[:, :1]
+        self.positive.add(positive.flatten(0, 1), items)
+        self.negative.add(negative.flatten(0, 1), items)
         gauss = trace_generator(self.seed, "covariance", features.key)
         noise = torch.randn(self.n_controls, len(labels), generator=gauss, dtype=torch.float64)
         self.noise.add(torch.cat([torch.ones(1, len(labels), dtype=torch.float64), noise]), spans)
@@ -228,7 +236,8 @@ class ContrastSums:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise LensteerError(f"cannot merge sums with {name} {theirs!r} into {mine!r}: they must be the same")
-        self.contrast.merge(other.contrast)
+        self.positive.merge(other.positive)
+        self.negative.merge(other.negative)
         self.noise.merge(other.noise)
         self.tokens.merge(other.tokens)
         self.counts = self.counts + other.counts
@@ -239,8 +248,13 @@ class ContrastSums:
         return self.tokens.means()[0]
 
     def _sides(self, begin: int, end: int) -> Float[Tensor, "side behavior layer d_model"]:
-        positive, negative = self.contrast.means().unflatten(0, (-1, 2, len(self.labels)))[begin:end].unbind(1)
-        return positive - negative
+        n = len(self.labels)
+        positive = self.positive.means(begin * n, end * n)
+        if not self._same_negatives:
+            return (positive - self.negative.means(begin * n, end * n)).unflatten(0, (end - begin, n))
+        first = max(0, begin - self.n_controls)  # one for the true labels and all shuffles, then one per replicate
+        negative = self.negative.means(first, max(first + 1, end - self.n_controls))
+        return positive.unflatten(0, (end - begin, n)) - negative[:, None]
 
     def difference(self) -> Float[Tensor, "behavior layer d_model"]:
         """Mean of the positives less mean of the negatives; NaN if one of them is empty."""

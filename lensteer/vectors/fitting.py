@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,7 +142,7 @@ def fit_recipes(
     provenance = {
         "model": models.fingerprint(model).to_dict(),
         "site": site,
-        "traces": digest("\n".join(keys).encode()),
+        "traces": digest("\n".join(sorted(keys)).encode()),
         "seed": seed,
     }
     made = []
@@ -175,7 +175,12 @@ def _sums(
 def library_versions(recipe: Recipe) -> dict[str, str]:
     """Versions of the libraries that a recipe's vectors depend on; for lensteer, that of the source tree."""
     used = [*_LIBRARIES, *([] if recipe.construction in ("difference", "pca") else ["scikit-learn"])]
-    return {"lensteer": __version__, **{name: importlib.metadata.version(name) for name in used}}
+    return {"lensteer": __version__, **{name: _version(name) for name in used}}
+
+
+@cache
+def _version(library: str) -> str:
+    return importlib.metadata.version(library)  # reads a file
 
 
 def vectors_of(sums: ContrastSums | KeptFits, layers: Sequence[int], provenance: dict[str, object]) -> BehaviorVectors:
