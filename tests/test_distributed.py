@@ -91,8 +91,8 @@ def test_a_run_on_two_actors_has_the_artifacts_of_one_process(tmp_path):
     assert set(figures[0]) == set(figures[1])
     for name, value in figures[0].items():
         if isinstance(value, float):
-            tolerance = dict(rel=1e-3, abs=1e-5, nan_ok=True)
-            assert figures[1][name] == pytest.approx(value, **tolerance) or "second" in name or "minute" in name, name
+            near = pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True)
+            assert figures[1][name] == near or "second" in name or "minute" in name, name
         else:
             assert figures[1][name] == value, name
 
