@@ -75,7 +75,7 @@ def annotated(config: Config, model: Any) -> list[ls.Trace]:
         tasks = ls.load_tasks(split="train", n=max(4, config.tokens // 100))
         found = ls.annotate(ls.generate_traces(model, tasks, temperature=1.0, max_new_tokens=300), ls.grammar)
     elif config.model == "random":
-        found = random_traces(RandomChains(n_traces=1 + config.tokens // 600))
+        found = random_traces(RandomChains(n_traces=1 + config.tokens // 600), int(model.cfg.d_vocab))
     elif config.chains is None:
         raise ls.LensteerError(f"--model {config.model} needs --chains, a file of annotated chains")
     else:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made:
         run = Run.open(Path(made) / "run", replace(DEMO, **sizes, score_chains=config.score_chains))  # type: ignore[arg-type]  # numbers
         for stage in STAGES:
-            ours[stage] = timed(lambda stage=stage: run_stage(run, stage), config.cpu_time)()
+            ours[stage] = timed(partial(run_stage, run, stage), config.cpu_time)()
         for stage, side in published(config, run, Path(ls.models.ORGANISM)).items():
             theirs[stage] = side()
         chains = sum(planned_chains(run.config, ls.STEERED, n_layers=len(set(ls.STEERED))).values())
@@ -127,7 +128,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def smoke(config: Config) -> Config:
     """The size of a test."""
-    sizes: dict[str, int] = dict(n_tasks=12, n_dev=2, n_test=2, n_controls=1, max_new_tokens=60)
+    sizes: dict[str, Any] = dict(n_tasks=12, n_dev=2, n_test=2, n_controls=1, max_new_tokens=60)
     return replace(config, **sizes, score_chains=2, sampled_scores=2)
 
 

@@ -59,7 +59,8 @@ class Repeng:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.extract = importlib.import_module("repeng.extract")
         self.wrapper = importlib.import_module("repeng").ControlModel
-        self.model, self.controlled = model, None
+        self.model = model
+        self.controlled: Any = None
 
     def collect(self, request: Mapping[str, Any]) -> torch.Tensor:
         """Sums over some spans: one text for each, up to the span, as a text has one place that is read."""
