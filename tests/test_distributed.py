@@ -123,12 +123,12 @@ def test_the_command_takes_ray_with_and_without_an_address(tmp_path):
     out = tmp_path / "run"
     options = ["--small", "--n-train", "4", "--train-tokens", "10", "--actors", "1"]
     command = [sys.executable, "-m", "lensteer", "traces", "--out", str(out), *options, "--ray"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "1 actor(s) with the model on 1 CPU core(s) and 0 GPU(s) each" in done.stdout
     assert len((out / "traces.jsonl").read_text().splitlines()) == 4
     many = [*command[:-1], "--ray", "local", "--out", str(tmp_path / "other"), "--cpus-per-actor", "10000"]
-    done = subprocess.run(many, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(many, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert "1 actor(s) of 10000 CPU core(s) and 0 GPU(s) each: there is room for 0 on 1 machine(s)" in done.stderr
     assert not (tmp_path / "other").exists()
