@@ -27,6 +27,7 @@ from lensteer.cli import app
 from lensteer.distributed import ActorOptions, Actors
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Condition, run_conditions
+from lensteer.files import read_json, read_jsonl, write_json, write_jsonl
 from lensteer.generation.jobs import Sampling, generate_traces
 from lensteer.generation.parallel import pool_on, pooled, run_batches, shards
 from lensteer.pipeline import ORGANISM, Run, complete, run_stage
@@ -98,18 +99,17 @@ def test_a_run_on_two_actors_has_the_artifacts_of_one_process(tmp_path):
 
     again = tmp_path / "again"
     shutil.copytree(two.folder, again)
-    manifest = json.loads((again / "run.json").read_text())
+    manifest = read_json(again / "run.json")
     manifest["stages"] = {name: manifest["stages"][name] for name in ("traces", "annotate")}
-    (again / "run.json").write_text(json.dumps(manifest))
-    lines = (again / "annotated.jsonl").read_text().splitlines()
-    broken = json.loads(lines[3])
+    write_json(again / "run.json", manifest)
+    rows = [row for _, row in read_jsonl(again / "annotated.jsonl")]
+    broken = rows[3]
     broken["response_ids"] = [10**6] * len(broken["response_ids"])  # no such token
-    lines[3] = json.dumps(broken)
-    (again / "annotated.jsonl").write_text("\n".join(lines) + "\n")
+    write_jsonl(again / "annotated.jsonl", rows)
     third = Run.open(again)
     with third.on_actors(TWO):
         run_stage(third, "vectors")
-    (row,) = map(json.loads, (again / "set_aside.jsonl").read_text().splitlines())
+    ((_, row),) = read_jsonl(again / "set_aside.jsonl")
     assert (row["stage"], row["name"]) == ("vectors", f"{broken['task']['id']}/{broken['sample']}")
     assert "IndexError" in row["error"]
     assert any("set 1 chain(s) aside" in note and row["name"] in note for note in third.notes)
