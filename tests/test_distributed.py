@@ -310,7 +310,7 @@ def test_a_model_that_an_actor_cannot_load_or_another_one_is_said(organism, acto
     with pytest.raises(LensteerError, match="connected to Ray already"), Actors(None):
         pass
     with pytest.raises(LensteerError, match=r"3 actor\(s\) of 1 CPU core\(s\) and 2 GPU\(s\) each: .*room for 0"):
-        _ = Actors(None, {}, ActorOptions(n=3, gpus=2)).n
+        _ = Actors(None, {}, ActorOptions(n=3, gpus=2.0)).n
 
 
 @needing_ray
