@@ -49,6 +49,8 @@ QUESTION = "Does stated doubt match errors, and does steering doubt change that?
 DOUBT, UNSTEERED, DOWN, UP = "uncertainty-estimation", "unsteered", "subtracted", "added"
 #: Quantiles of length within which chains are about equally long.
 LENGTHS = 5
+#: Up to so many chains say nothing about doubting ones.
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Row:
-    """One condition. Estimates are NaN where no chain, or every chain, doubts, errs or ends.
+    """One condition. Estimates are NaN where no chain, or every chain, errs or ends, or `FEW` or fewer doubt (for
+    the gap, or do not).
 
     Attributes:
         condition: unsteered, subtracted or added.
@@ -169,8 +172,9 @@ def row_of(
         "equal_length": auroc(doubt, wrong, weight, group),
         "length": auroc(length, wrong, weight),
     }
-    if not doubting.any():  # one score for all chains predicts nothing
-        draws |= {key: np.full(len(weight), np.nan) for key in ("auroc", "equal_length")}
+    few = (doubting.sum() <= FEW, (1 - doubting).sum() <= FEW)  # a bootstrap of so few says nothing
+    undefined = (["gap"] if any(few) else []) + (["auroc", "equal_length"] if few[0] else [])
+    draws |= {key: np.full(len(weight), np.nan) for key in undefined}
     changes = {f"{key}_change": draws[key] - base.get(key, draws[key]) for key in ("accuracy", "auroc")}
     found = {key: percentile_interval(float(d[0]), d[1:], len(tasks)) for key, d in (draws | changes).items()}
     return Row(name, coefficient, len(some), **found), draws
