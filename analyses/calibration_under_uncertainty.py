@@ -79,8 +79,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Row:
-    """One condition. Estimates are NaN where no chain, or every chain, errs or ends, or `FEW` or fewer doubt (for
-    the gap, or do not).
+    """One condition. Estimates are NaN where no chain, or every chain, errs or ends.
+
+    Those that compare doubting chains with others are NaN if at most `FEW` doubt; the gap also if at most `FEW` do not.
 
     Attributes:
         condition: unsteered, subtracted or added.
