@@ -43,6 +43,7 @@ from lensteer.evaluation import (
 )
 from lensteer.evaluation.controls import control_conditions, match_kl
 from lensteer.evaluation.margins import check_standard
+from lensteer.files import read_json
 from lensteer.forward import forced_logits
 from lensteer.generation.jobs import Sampling, generate_traces
 from lensteer.metrics import kl_divergence
@@ -1040,7 +1041,7 @@ def test_controls_of_equal_kl_spend_what_the_edit_spends(organism, vectors, tmp_
     spent = [each.statistic(None) for each in rollout_kl(organism, tasks, [edit, *by_pool["isotropic_kl"]], **rolled)]
     assert spent[1:] == pytest.approx([spent[0]] * 2, rel=0.15)
     assert match_kl(organism, tasks, own, controls, path=path) == found  # read back
-    written = json.loads(path.read_text())
+    written = read_json(path)
     kept: dict[str, Any] = {c.name: c.plan for c in found if c.pool == "isotropic_kl"}
     assert written == {name: plan.coefficient for name, plan in kept.items()}
 

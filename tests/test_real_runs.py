@@ -20,6 +20,7 @@ from judge_server import JudgeServer, Say, entries
 from lensteer.annotation import rules
 from lensteer.cli import app
 from lensteer.evaluation import Evaluation
+from lensteer.files import read_json
 from lensteer.pipeline import Run, load_results, read_chains
 from lensteer.traces import load_traces
 
@@ -201,7 +202,7 @@ def test_a_classifier_that_knows_none_of_the_questions_gives_no_note(chains, tin
     )
     call("annotate", "--out", out)
     assert Run.open(out).notes == []
-    facts = json.loads((out / "annotator.json").read_text())
+    facts = read_json(out / "annotator.json")
     assert not any(name.startswith("left_out") for name in facts)  # one file has no other
 
 
@@ -234,7 +235,7 @@ def test_without_labels_the_report_says_that_nothing_is_known(chains, tiny_check
     options = ["--chains", bare, "--annotator", "rules"]
     call("traces", "--model", tiny_checkpoint("llama"), "--tasks", "builtin", "--out", out, *options, *SMALL)
     call("annotate", "--out", out)
-    facts = json.loads((out / "annotator.json").read_text())
+    facts = read_json(out / "annotator.json")
     assert facts == {"name": "rules", "names": ["rules"], "against": None}
     annotated = read_chains(out / "annotated.jsonl")
     assert len(annotated) == 14
