@@ -328,6 +328,14 @@ def test_a_flipped_bit_in_a_half_done_stage_stops_it(folder):
     assert path.read_bytes() == damaged
 
 
+def test_what_a_kill_left_of_a_write_is_removed(folder):
+    run = Run.open(folder)
+    del run.stages["report"]
+    (folder / "report.html.12345.tmp").write_text("<ht")
+    run_stage(run, "report")
+    assert {p.name for p in folder.iterdir()} == ARTIFACTS
+
+
 # --- killed ---------------------------------------------------------------------------------------
 
 DRIVER = """

@@ -467,7 +467,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes on this machine.
+        """Lock the folder against other processes on this machine; remove what a kill left of an unfinished write.
 
         Raises:
             LensteerError: another process holds the lock.
@@ -480,6 +480,8 @@ class Run:
         except Timeout as error:
             raise LensteerError(f"another process is at work on {str(self.folder)!r}: let it finish first") from error
         try:
+            for left in self.folder.glob("*.[0-9]*.tmp"):  # of `write_atomically`
+                left.unlink()
             yield
         finally:
             lock.release()
