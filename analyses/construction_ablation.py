@@ -478,7 +478,12 @@ def to_json(result: Result, config: Config) -> str:
         for row in result.rows
     )
     about = {
-        "config": {**asdict(config), "folder": None},
+        "config": {
+            **asdict(config),
+            "folder": None,  # and names of files, not where they are
+            "model": None if config.model is None else Path(config.model).name,
+            "chains": [Path(chains).name for chains in config.chains],
+        },
         "target": result.target,
         "n_tasks": result.n_tasks,
         "layer": result.layer,

@@ -355,13 +355,13 @@ def answer(result: Mapping[str, Any]) -> tuple[str, bool]:
         beyond = last.get("held_beyond_low") is None or last["held_beyond_low"] > 0
         shown.append(bool(last["held_effect_low"] > 0 and beyond))
         controls = f", {estimate_in(last, 'held_beyond'):+.3f} beyond controls" if "held_beyond_low" in last else ""
-        behind = [x for x in result["best"] if x["operator"] == name and x is not last and x["held_lead_low"] > 0]
-        singly = "".join(f"; for {x['behavior']} alone by {estimate_in(x, 'held_lead'):+.3f}" for x in behind)
+        less = [x for x in result["best"] if x["operator"] == name and x is not last and x["held_lead_low"] > 0]
+        singly = "".join(f"; for {x['behavior']} alone by {estimate_in(x, 'held_lead'):+.3f}" for x in less)
         effect, held, lead = (estimate_in(last, key) for key in ("effect", "held_effect", "held_lead"))
         said.append(
             f"{how}, the vectors of {result['model']} do most at layer {last['layer']} (share of {what}, in the "
             f"intended direction: {effect:+.3f}, {result['n_tasks']} tasks); a layer chosen on half of the tasks moves "
-            f"the other half by {held:+.3f}{controls}, and the middle layer, {result['middle']}, is behind it by "
+            f"the other half by {held:+.3f}{controls}, and the middle layer, {result['middle']}, does less by "
             f"{lead:+.3f}{singly}."
         )
     return " ".join(said), any(shown)

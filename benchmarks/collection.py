@@ -22,7 +22,6 @@ PEERS holds an environment per peer; analyses/peers/requirements-*.txt say how e
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -254,23 +253,4 @@ def smoke(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("model", "chains", "dtype"):
-        parser.add_argument(f"--{option}", default=getattr(Config, option))
-    for option in ("threads", "tokens", "longest", "rounds"):
-        parser.add_argument(f"--{option}", type=int, default=getattr(Config, option))
-    parser.add_argument("--seconds", type=float, default=Config.seconds)
-    parser.add_argument("--peers", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--cpu-time", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
-    given = vars(parser.parse_args())
-    picture, small = given.pop("figure"), given.pop("smoke")
-    config = Config(**given)
-    found = main(smoke(config) if small else config)
-    rows = rows_of(found)
-    sides.write(config.json, found, rows)
-    print(sides.table(rows, found))
-    if picture:
-        sides.figure(rows, "Collection of behavior sums: how much faster lensteer is").write_image(picture, width=1100)
+    sides.command(globals(), "Collection of behavior sums: how much faster lensteer is")

@@ -18,7 +18,6 @@ PEERS holds an environment per peer; analyses/peers/requirements-*.txt say how e
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -198,24 +197,4 @@ def smoke(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("model", "dtype"):
-        parser.add_argument(f"--{option}", default=getattr(Config, option))
-    for option in ("threads", "batch", "prompt", "new_tokens", "rounds", "seed"):
-        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(Config, option))
-    for option in ("seconds", "coefficient"):
-        parser.add_argument(f"--{option}", type=float, default=getattr(Config, option))
-    parser.add_argument("--peers", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--cpu-time", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
-    given = vars(parser.parse_args())
-    picture, small = given.pop("figure"), given.pop("smoke")
-    config = Config(**given)
-    found = main(smoke(config) if small else config)
-    rows = rows_of(found)
-    sides.write(config.json, found, rows)
-    print(sides.table(rows, found))
-    if picture:
-        sides.figure(rows, "Steered generation: how much faster lensteer is").write_image(picture, width=1100)
+    sides.command(globals(), "Steered generation: how much faster lensteer is")

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from sides import compare, take_turns, timed
 
 import lensteer as ls
 from lensteer.behaviors import Span
@@ -35,7 +36,7 @@ from lensteer.traces import Trace
 from lensteer.vectors import fit_vectors
 
 LABELS = ("deduction", "backtracking", "uncertainty-estimation", "example-testing")
-PROMPT, SPAN = 20, 16
+PROMPT, SPAN, MUST = 20, 16, 0.95
 
 
 @dataclass(frozen=True)
@@ -101,40 +102,35 @@ def main(config: Config) -> dict[str, object]:
         for pipe in pipes:
             pipe.recv()
 
-        def bare() -> float:
-            begin = time.perf_counter()
+        def bare() -> None:
             for pipe in pipes:
                 pipe.send(True)
             for pipe in pipes:
                 pipe.recv()
-            return time.perf_counter() - begin
-
-        def actors() -> float:
-            begin = time.perf_counter()
-            fit_vectors(model, chains)
-            return time.perf_counter() - begin
 
         with Actors(config.model, {}, ActorOptions(n=config.workers)).on(model):
-            bare(), actors()  # warm
-            spent: dict[str, list[float]] = {"processes": [], "actors": []}
-            for number in range(config.rounds):
-                sides = [("processes", bare), ("actors", actors)]
-                for name, side in sides if number % 2 else sides[::-1]:
-                    spent[name].append(side())
+            both = {"processes": timed(bare), "actors": timed(partial(fit_vectors, model, chains))}
+            for side in both.values():
+                side()  # warm
+            spent: dict[str, list[float]] = {}
+            for _ in take_turns(both, spent, config.rounds, math.inf):
+                pass
     finally:
         for each in processes:
             each.terminate()
-    ratios = [a / b for a, b in zip(spent["processes"], spent["actors"], strict=True)]
+    name = "organism" if config.model is None else Path(config.model).name
+    found = compare("actors_vs_processes", name, n_tokens, spent["actors"], spent["processes"], MUST)
     return {
-        "model": config.model or "organism",
+        "model": name,
         "workers": config.workers,
         "chains": config.chains,
         "tokens": n_tokens,
         "rounds": config.rounds,
-        **{f"{name}.tokens_per_second": n_tokens / statistics.median(values) for name, values in spent.items()},
-        "actors_vs_processes": statistics.median(ratios),
-        "actors_vs_processes.low": min(ratios),
-        "actors_vs_processes.high": max(ratios),
+        "processes.tokens_per_second": n_tokens / found.theirs,
+        "actors.tokens_per_second": n_tokens / found.ours,
+        "actors_vs_processes": found.ratio,
+        "actors_vs_processes.low": found.low,
+        "actors_vs_processes.high": found.high,
     }
 
 

@@ -9,6 +9,7 @@ On a machine that others use, the seconds of one thread's own CPU time (`cpu_tim
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -16,9 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from plotly import graph_objects as go
@@ -261,3 +262,33 @@ def figure(rows: Sequence[Comparison], title: str) -> go.Figure:
     finish(drawn, title, height=160 + 18 * len(rows))
     drawn.update_xaxes(type="log", title_text="ratio, above 1: lensteer is faster")
     return drawn.update_yaxes(tickfont=dict(size=10))
+
+
+def command(benchmark: Mapping[str, Any], title: str) -> None:
+    """Run a benchmark from the command line.
+
+    Args:
+        benchmark: the globals of its module: `Config`, `main`, `smoke` and `rows_of`.
+        title: of the figure.
+    """
+    parser = argparse.ArgumentParser(
+        description=benchmark["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = get_type_hints(benchmark["Config"])
+    for option in fields(benchmark["Config"]):
+        name, kind = f"--{option.name.replace('_', '-')}", kinds[option.name]
+        if kind is bool:
+            parser.add_argument(name, action="store_true")
+        else:  # of `Path | None`, the path
+            parser.add_argument(name, type=(get_args(kind) or (kind,))[0], default=option.default)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--smoke", action="store_true")
+    given = vars(parser.parse_args())
+    picture, small = given.pop("figure"), given.pop("smoke")
+    config = benchmark["Config"](**given)
+    cells = benchmark["main"](benchmark["smoke"](config) if small else config)
+    rows = benchmark["rows_of"](cells)
+    write(config.json, cells, rows)
+    print(table(rows, cells))
+    if picture:
+        figure(rows, title).write_image(picture, width=1100)

@@ -237,13 +237,17 @@ class ForcedChain:
         most = HEADS.get(self.ids.device.type, MAX_HEAD)
         return _pieces(begin, end, max(1, most // (n_rows * int(self.model.cfg.d_vocab))))
 
+    def _resumes(self, runner: nn.Module) -> bool:
+        """Whether another pass can start from a block's output, and logits be made of the last one's."""
+        return runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model))
+
     def _unsteered(self, runner: nn.Module) -> _Unsteered:
         on, kept = active_plans(self.model), self._kept
         same = kept is not None and kept.runner is runner and [*map(id, kept.plans)] == [*map(id, on)]
         if kept is None or not same or foreign_hooks(self.model):
             cache = new_cache(self.model)
             found: AbstractContextManager[Sequence[Any]] = nullcontext(())
-            if runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model)):
+            if self._resumes(runner):
                 found = twins.block_outputs(runner)
             with found as outputs:
                 logits = self._run(runner, choose_runner(self.model, None, 1)[1], 0, cache)
@@ -281,7 +285,7 @@ class ForcedChain:
         again = bool(outputs) and not forward.slots  # an edit of the cache acts between two passes
         start = twins.resumed(runner, outputs, first + 1, slice(begin, width), len(rows)) if again else nullcontext()
         keep, last = min(width - begin, width + 1 - length), models.n_layers(self.model) - 1
-        if not (runner is not self.model and twins.resumes(runner, lambda: new_cache(self.model))):
+        if not self._resumes(runner):
             with forward.hooked():
                 run = forward.run(begin, width, keep=keep) if begin else forward.prefill(width, keep=keep)
             return _Logits(run)

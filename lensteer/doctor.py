@@ -25,7 +25,7 @@ from lensteer.generation import Generated, generate
 from lensteer.generation.jobs import Job, trace_of
 from lensteer.pipeline import RunConfig
 from lensteer.pipeline.stages import planned_chains
-from lensteer.results import Result
+from lensteer.results import Result, by_topic
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.traces import Trace
@@ -82,13 +82,7 @@ class Diagnosis(Result):
     def __str__(self) -> str:
         width = max(len(finding.name) for finding in self.findings)
         signs = {None: " ", True: "+", False: "-"}
-        lines, topic = [], ""
-        for finding in self.findings:
-            if finding.topic != topic:
-                topic = finding.topic
-                lines.append(topic)
-            lines.append(f" {signs[finding.ok]} {finding.name:<{width}}  {finding.value}")
-        return "\n".join(lines)
+        return "\n".join(by_topic((f.topic, f" {signs[f.ok]} {f.name:<{width}}  {f.value}") for f in self.findings))
 
 
 def diagnose(model: TransformerBridge, *, config: RunConfig | None = None) -> Diagnosis:

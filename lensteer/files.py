@@ -129,9 +129,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any], *, allow_nan: bool = True) -> None:
     """Write a JSON object with its digest, atomically."""
-    write_atomically(path, json.dumps(seal(values), indent=1))
+    write_atomically(path, json.dumps(seal(values), allow_nan=allow_nan, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import KINDS, POOLS
+from lensteer.evaluation.conditions import CONTROL_TEXTS
 from lensteer.files import read_text
 from lensteer.pipeline import RunConfig
 from lensteer.pipeline.stages import planned_chains
-from lensteer.results import Result
+from lensteer.results import Result, by_topic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,12 +169,7 @@ class RunPlan(Result):
 
     def __str__(self) -> str:
         width = max(len(figure.name) for figure in self.figures)
-        lines, topic = [], ""
-        for figure in self.figures:
-            if figure.topic != topic:
-                topic = figure.topic
-                lines.append(topic)
-            lines.append(f"   {figure.name:<{width}}  {figure!s:>11}  {figure.basis}")
+        lines = by_topic((f.topic, f"   {f.name:<{width}}  {f!s:>11}  {f.basis}") for f in self.figures)
         whole = Figure("", "", self.seconds, "s", "")
         return "\n".join(
             [
@@ -252,63 +248,65 @@ def _figures(shape: Shape, c: RunConfig, gpus: Gpus, prompt: int) -> Iterator[Fi
     n = gpus.n // each
     rate, bandwidth = REACHED * gpus.tflops * 1e12, gpus.bandwidth * 1e12
 
-    def decoding(chains: int, tokens: int) -> tuple[float, str]:
+    def decoding(chains: int, tokens: int) -> float:
         """Seconds to generate chains, on all actors; whole batches of one actor after another."""
         rows = min(batch, max(1, math.ceil(chains / n)))
         gpu = max(2 * shape.parameters / bandwidth, 2 * shape.parameters * rows / rate)
         gpu += rows * (prompt + tokens / 2) * shape.cache_bytes / bandwidth
         prefill = 2 * shape.parameters * rows * prompt / rate
         batches = math.ceil(chains / rows / n)
-        return batches * (prefill + tokens * max(shape.n_layers * LAUNCH, gpu)), EXTRAPOLATED
+        return batches * (prefill + tokens * max(shape.n_layers * LAUNCH, gpu))
 
-    def reading(chains: int, tokens: int) -> tuple[float, str]:
-        return 2 * shape.parameters * chains * (prompt + tokens) / rate / n, EXTRAPOLATED
+    def reading(chains: int, tokens: int) -> float:
+        """Seconds of forwards over whole chains."""
+        return 2 * shape.parameters * chains * (prompt + tokens) / rate / n
 
-    def megabytes(value: float) -> tuple[float, str, str]:
-        return value / 1e6, "MB", EXTRAPOLATED
+    def count(topic: str, name: str, value: int) -> Figure:
+        return Figure(topic, name, value, "", COMPUTED)
 
-    yield Figure("model", "parameters", shape.parameters, "", COMPUTED)
+    def seconds(topic: str, name: str, value: float) -> Figure:
+        return Figure(topic, name, value, "s", EXTRAPOLATED)
+
+    def files(topic: str, n_bytes: float) -> Figure:
+        return Figure(topic, "files", n_bytes / 1e6, "MB", EXTRAPOLATED)
+
+    yield count("model", "parameters", shape.parameters)
     yield Figure("model", "weights", weights, "GB", COMPUTED)
     yield Figure("model", "cache of a row", row, "GB", COMPUTED)
-    yield Figure("GPUs", "per actor", each, "", COMPUTED)
-    yield Figure("GPUs", "actors", n, "", COMPUTED)
-    yield Figure("GPUs", "rows per batch", batch, "", COMPUTED)
+    yield count("GPUs", "per actor", each)
+    yield count("GPUs", "actors", n)
+    yield count("GPUs", "rows per batch", batch)
     basis = MEASURED if shape == SHAPES["7B"] and gpus == replace(Gpus(), n=gpus.n) else EXTRAPOLATED
     yield Figure("GPUs", "memory beyond weights and cache", WORK, "GB", basis)
     yield Figure("GPUs", "memory of an actor", weights + WORK + batch * row, "GB", EXTRAPOLATED)
 
     tokens = c.n_train * c.train_tokens
-    yield Figure("traces", "chains", c.n_train, "", COMPUTED)
-    yield Figure("traces", "time", *_seconds(decoding(c.n_train, c.train_tokens)))
-    yield Figure("traces", "files", *megabytes(PLAIN * (tokens + c.n_train * prompt)))
-    yield Figure("annotate", "files", *megabytes(ANNOTATED * (tokens + c.n_train * prompt)))
+    yield count("traces", "chains", c.n_train)
+    yield seconds("traces", "time", decoding(c.n_train, c.train_tokens))
+    yield files("traces", PLAIN * (tokens + c.n_train * prompt))
+    yield files("annotate", ANNOTATED * (tokens + c.n_train * prompt))
 
     behaviors, controls = len(c.behaviors), max(c.n_score_controls, c.n_controls)
     cells = shape.n_layers * shape.d_model
-    yield Figure("vectors", "time", *_seconds(reading(c.n_train, c.train_tokens)))
+    yield seconds("vectors", "time", reading(c.n_train, c.train_tokens))
     yield Figure("vectors", "files", 4 * cells * (behaviors + controls * (2 + behaviors)) / 1e6, "MB", COMPUTED)
     yield Figure("vectors", "sums of an actor", 16 * behaviors * (1 + controls) * cells / 1e9, "GB", COMPUTED)
 
     spans = c.max_spans * behaviors
-    yield Figure("attribute", "rows", spans * shape.n_layers, "", COMPUTED)
-    yield Figure("attribute", "time, exact", spans * shape.n_layers * ROW * size / n, "s", EXTRAPOLATED)
-    yield Figure("attribute", "time, Fisher", spans * FISHER * size / n, "s", EXTRAPOLATED)
+    yield count("attribute", "rows", spans * shape.n_layers)
+    yield seconds("attribute", "time, exact", spans * shape.n_layers * ROW * size / n)
+    yield seconds("attribute", "time, Fisher", spans * FISHER * size / n)
 
     chains = planned_chains(c, c.behaviors, n_layers=behaviors)
     judged = (1 + len(KINDS) * behaviors * len(c.coefficients)) * min(c.quality // 2, c.n_dev * c.dev_samples)
-    yield Figure("select", "chains", chains["coefficients"], "", COMPUTED)
-    yield Figure("select", "time of chains", *_seconds(decoding(chains["coefficients"], c.max_new_tokens)))
-    yield Figure("select", "time of text quality", *_seconds(reading(2 * judged, c.max_new_tokens)))
+    yield count("select", "chains", chains["coefficients"])
+    yield seconds("select", "time of chains", decoding(chains["coefficients"], c.max_new_tokens))
+    yield seconds("select", "time of text quality", reading(2 * judged, c.max_new_tokens))
 
-    own, few = chains["own"] + chains["controls"], min(5, c.n_test)
+    own, few = chains["own"] + chains["controls"], min(CONTROL_TEXTS, c.n_test)
     judged = (1 + (len(KINDS) + 1) * behaviors) * min(c.quality, c.n_test * c.n_samples)
     judged += few * c.n_controls * len(POOLS) * behaviors
-    yield Figure("evaluate", "chains", own, "", COMPUTED)
-    yield Figure("evaluate", "time of chains", *_seconds(decoding(own, c.max_new_tokens)))
-    yield Figure("evaluate", "time of text quality", *_seconds(reading(2 * judged, c.max_new_tokens)))
-    yield Figure("evaluate", "files", *megabytes(PLAIN * own * c.max_new_tokens))
-
-
-def _seconds(found: tuple[float, str]) -> tuple[float, str, str]:
-    value, basis = found
-    return value, "s", basis
+    yield count("evaluate", "chains", own)
+    yield seconds("evaluate", "time of chains", decoding(own, c.max_new_tokens))
+    yield seconds("evaluate", "time of text quality", reading(2 * judged, c.max_new_tokens))
+    yield files("evaluate", PLAIN * own * c.max_new_tokens)

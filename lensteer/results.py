@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -73,7 +75,7 @@ class Saved(Result):
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_json(Path(path), self.to_dict())
+        write_json(Path(path), self.to_dict(), allow_nan=False)
 
     @classmethod
     def load(cls: type[Kind], path: str | Path) -> Kind:
@@ -88,6 +90,11 @@ class Saved(Result):
             raise LensteerError(
                 f"cannot read {str(path)!r} ({error}): give the file that the `save` of a {cls.__name__} wrote"
             ) from error
+
+
+def by_topic(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of a text, from topics and lines: each topic once, above its lines."""
+    return [line for topic, some in groupby(rows, key=itemgetter(0)) for line in (topic, *(text for _, text in some))]
 
 
 def _plain(value: Any) -> Any:

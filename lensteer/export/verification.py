@@ -24,7 +24,7 @@ from lensteer.annotation.annotators import check_labels
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import measure
 from lensteer.export.endpoints import Answer, Asking, Client, Endpoint, ask_all, read_answers, served_model
-from lensteer.files import append_jsonl, drop_cut_line, read_json, read_jsonl, write_json
+from lensteer.files import append_jsonl, drop_cut_line, parse_json, read_jsonl, read_text, unseal, write_json
 from lensteer.models import UNMARKED
 from lensteer.results import Result, Saved
 from lensteer.statistics import Array, Estimate, Ratio, bootstrap_interval, drawn_counts, sign_flip_test
@@ -428,7 +428,7 @@ def _check_settings(
         write_json(path, settings)
         return
     try:
-        before = read_json(path)
+        before = unseal(parse_json(read_text(path), path), path)
         wrong = [key for key, value in settings.items() if before.get(key) != value]
     except (ValueError, AttributeError) as error:
         raise LensteerError(f"{path} cannot be read ({error}): use another folder") from error
