@@ -33,7 +33,6 @@ from sides import timed
 import lensteer as ls
 from lensteer.activations import Window
 from lensteer.pipeline import DEMO, STAGES, Run, run_stage
-from lensteer.pipeline.stages import planned_chains
 from lensteer.traces import load_traces
 
 
@@ -111,8 +110,7 @@ def main(config: Config) -> dict[str, Any]:
             ours[stage] = timed(partial(run_stage, run, stage), config.cpu_time)()
         for stage, side in published(config, run, Path(ls.models.ORGANISM)).items():
             theirs[stage] = side()
-        chains = sum(planned_chains(run.config, ls.STEERED, n_layers=len(set(ls.STEERED))).values())
-    per_chain = ours["evaluate"] / chains, theirs["evaluate"] / (config.n_test * 9)
+    per_chain = ours["evaluate"] / run.stages["evaluate"]["chains"], theirs["evaluate"] / (config.n_test * 9)
     return {
         "model": "organism",
         "threads": config.threads,
@@ -128,7 +126,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def smoke(config: Config) -> Config:
     """The size of a test."""
-    sizes: dict[str, Any] = dict(n_tasks=12, n_dev=2, n_test=2, n_controls=1, max_new_tokens=60)
+    sizes: dict[str, Any] = dict(n_tasks=12, n_dev=4, n_test=2, n_controls=1)
     return replace(config, **sizes, score_chains=2, sampled_scores=2)
 
 
