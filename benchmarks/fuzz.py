@@ -3,7 +3,7 @@
 Targets read what may come from elsewhere: annotations, judges' replies, position expressions, answers, vectors, plans,
 GGUF control vectors, and JSONL of traces, tasks and pairs. An input is a valid one, damaged: bits flipped, bytes cut,
 copied and repeated, words of the formats put in. It depends on the target and its number alone. Any other exception,
-and an input that takes more than ten seconds, is a finding and is kept in `FOLDER/findings`.
+and an input that takes more than ten seconds or 300 MB, is a finding and is kept in `FOLDER/findings`.
 
     python benchmarks/fuzz.py --folder fuzz --n 100000     # per target; a killed run goes on
     python benchmarks/fuzz.py --folder fuzz --repeat fuzz/findings/gguf-1234
@@ -16,6 +16,7 @@ import hashlib
 import json
 import random
 import re
+import resource
 import struct
 import tempfile
 import time
@@ -43,7 +44,9 @@ from lensteer.tasks.grading import final_answer
 from lensteer.traces import load_traces
 from lensteer.vectors import BehaviorVectors, Direction, Recipe
 
-SLOW = 10.0  # seconds
+SLOW, LARGE = 10.0, 300 * 2**20  # seconds, bytes
+#: Bytes beyond those in use at the start: what takes more ends with a `MemoryError` and leaves the machine alone.
+ROOM = 4 * 2**30
 SIX = ["One.", "Wait, no.", "Two.", "Maybe.", "For example, 3.", "So 4."]
 WORDS = tuple(
     word.encode()
@@ -207,7 +210,7 @@ SUFFIX = {"vectors": ".safetensors", "gguf": ".gguf", "traces": ".jsonl", "tasks
 def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     """What an input does: "read", "refused", or "findings" with the reason."""
     path.write_bytes(data)
-    begun = time.monotonic()
+    begun, peak = time.monotonic(), _peak()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -217,8 +220,21 @@ def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
         outcome = "refused"
     except Exception:  # what the fuzzer looks for
         return "findings", traceback.format_exc()
-    took = time.monotonic() - begun
-    return (outcome, "") if took < SLOW else ("findings", f"{took:.0f} s")
+    took, bytes_more = time.monotonic() - begun, _peak() - peak
+    if took < SLOW and bytes_more < LARGE:
+        return outcome, ""
+    return "findings", f"{took:.0f} s, {bytes_more / 2**20:.0f} MB"
+
+
+def _peak() -> int:
+    """Most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _limit_memory() -> None:
+    """Give this process `ROOM`, whatever an input says (on Linux)."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
@@ -274,6 +290,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", default=[], help="targets")
     parser.add_argument("--repeat", type=Path, help="read one kept input again, with its traceback")
     given = parser.parse_args()
+    _limit_memory()
     if given.repeat:
         with tempfile.TemporaryDirectory() as scratch:
             known = targets(Path(scratch))

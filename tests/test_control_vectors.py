@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import lensteer as ls
-from lensteer.export.control_vectors import WRITERS
+from lensteer.export.control_vectors import WRITERS, read_control_vector
 from lensteer.steering.plans import Plans
 
 gguf = pytest.importorskip("gguf")
@@ -180,6 +182,22 @@ def test_damaged_and_foreign_tensors(tmp_path, plan):
             ls.export.read_control_vector(tmp_path / "cut.gguf")
     with pytest.raises(ls.LensteerError, match="no control vector at"):
         ls.export.read_control_vector(tmp_path / "none.gguf")
+
+
+def test_a_damaged_count_costs_no_memory(tmp_path):
+    """gguf's own reader appends an empty value for each that a count promises: here four billion of them."""
+    path = write(tmp_path / "v.gguf", directions(range(1, 3)), {"padding": "x" * 64})
+    data = path.read_bytes()
+    text = data.index(b"padding") + len("padding")  # its type (4 bytes), then its length and characters
+    array = struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64, 2**32)
+    for damaged in (data[:text] + array + data[text + 4 + 8 :], data[:16] + struct.pack("<Q", 2**40) + data[24:]):
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        with pytest.raises(ls.LensteerError, match=r"damaged \(ValueError: a value ends at byte \d+ of \d+\)"):
+            read_control_vector(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20 * 2**20
 
 
 def test_a_vector_of_another_model_is_refused(plan, tiny_model, tmp_path):

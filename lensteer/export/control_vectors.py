@@ -322,7 +322,7 @@ def _decoded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if file.read(4) != b"GGUF":
             raise LensteerError(f"{str(path)!r} is no GGUF file: give a control vector")
     try:
-        reader = package.GGUFReader(path)
+        reader = _reader(package, path)
         meta = {}
         for key, entry in reader.fields.items():
             if entry.types == [package.GGUFValueType.STRING]:
@@ -339,6 +339,19 @@ def _decoded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if wrong := {name: kind for name, kind in kinds.items() if kind != "F32"}:
             raise LensteerError(f"{str(path)!r} holds {wrong}: the vectors of a control vector are F32")
     return meta, tensors
+
+
+def _reader(package: Any, path: Path) -> Any:
+    """gguf's reader, made to stop at the file's end: it would read nothing there as often as a damaged count says."""
+
+    class Bounded(package.GGUFReader):  # type: ignore[misc]  # an optional package has no types here
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"a value ends at byte {end} of {len(self.data)}")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Bounded(path)
 
 
 def _index(name: str, where: str) -> int:
