@@ -1,9 +1,10 @@
 """Feed damaged inputs to all that reads a file or somebody's text: each is read, or refused by a `LensteerError`.
 
 Targets read what may come from elsewhere: annotations, judges' replies, position expressions, answers, vectors, plans,
-GGUF control vectors, and JSONL of traces, tasks and pairs. An input is a valid one, damaged: bits flipped, bytes cut,
-copied and repeated, words of the formats put in. It depends on the target and its number alone. Any other exception,
-and an input that takes more than ten seconds or 300 MB, is a finding and is kept in `FOLDER/findings`.
+GGUF control vectors, classifiers, results, manifests, and JSONL of traces, texts, tasks and pairs. An input is a valid
+one, damaged: bits flipped, bytes cut, copied and repeated, words of the formats put in, another value in JSON. It
+depends on the target and its number alone. Any other exception, and an input that takes more than ten seconds or 300
+MB, is a finding and is kept in `FOLDER/findings`.
 
     python benchmarks/fuzz.py --folder fuzz --n 100000     # per target; a killed run goes on
     python benchmarks/fuzz.py --folder fuzz --repeat fuzz/findings/gguf-1234
@@ -31,17 +32,25 @@ import torch
 from safetensors.torch import save
 
 import lensteer as ls
+from lensteer.annotation import SentenceClassifier, fit_classifier
 from lensteer.annotation.alignment import align
 from lensteer.annotation.judge_questions import parse_reply, parse_score
-from lensteer.annotation.published import parse_published
+from lensteer.annotation.published import parse_published, read_published
 from lensteer.annotation.splitting import split_sentences
 from lensteer.export.control_vectors import read_control_vector
 from lensteer.export.plan_files import CONFIG, VECTORS, read_plan
 from lensteer.expressions import parse_scope
 from lensteer.files import SEAL, read_tensors, write_atomically
 from lensteer.models import ModelId
+from lensteer.pipeline import ORGANISM
+from lensteer.pipeline.run import MANIFEST, Run
+from lensteer.planner import shape_of
+from lensteer.statistics import Estimate
+from lensteer.steering.cache import CacheVector
+from lensteer.steering.evidence import ControlRange, Evidence, Sample, TextMeasure
 from lensteer.tasks.grading import final_answer
 from lensteer.traces import load_traces
+from lensteer.transcripts import read_transcripts
 from lensteer.vectors import BehaviorVectors, Direction, Recipe
 
 SLOW, LARGE = 10.0, 300 * 2**20  # seconds, bytes
@@ -55,8 +64,30 @@ WORDS = tuple(
         "\\boxed{", "$", "####", "1/2", "nan", "1e999", "-0", "null", "true", "\\ud800", "\u2028", "\ufeff", "é", "🤔",
         "onsets", "first(8)", "at([1, -1])", " & ", "~(", "generated", "((((", "direction.0", "direction.99999999999",
         "F32", "[0, 18446744073709551615]", '"data_offsets"', "__metadata__", "../../etc/passwd", "[[[[[[", "{}", "\n",
+        "Infinity", "NaN", "0.5", "-1", '"x"', "[" * 3000, '{"a":' * 3000,
     )
 )  # fmt: skip
+#: Values of every kind, for places of others.
+ODD = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    0.5,
+    2**63,
+    10**400,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "12",
+    [],
+    [1],
+    {},
+    {"a": 1},
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +111,9 @@ class Row:
 
 
 def damaged(seed: bytes, rng: random.Random) -> bytes:
-    """A valid input with one to six damages."""
+    """A valid input with one to six damages, or JSON with another value somewhere."""
+    if rng.random() < 0.2 and (other := _other_value(seed, rng)) is not None:
+        return other
     data = bytearray(seed)
     for _ in range(rng.choice((1, 1, 2, 3, 6))):
         at = rng.randrange(len(data) + 1)
@@ -99,9 +132,45 @@ def damaged(seed: bytes, rng: random.Random) -> bytes:
             at = rng.randrange(len(data) - 7)
             data[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)))
         else:
-            other = rng.randrange(len(data) + 1)
-            data[at:at] = data[min(at, other) : min(at, other) + rng.randrange(64)]
+            begin = min(at, rng.randrange(len(data) + 1))
+            data[at:at] = data[begin : begin + rng.randrange(64)]
     return bytes(data[:20_000])
+
+
+def _other_value(seed: bytes, rng: random.Random) -> bytes | None:
+    """JSON, JSONL or a safetensors file's own JSON with another value somewhere, or one less; None for other files."""
+    if seed[8:9] == b"{":
+        size = int.from_bytes(seed[:8], "little")
+        header = json.loads(seed[8 : 8 + size])
+        texts = {name: text for name, text in header.get("__metadata__", {}).items() if text.startswith("{")}
+        if texts and rng.random() < 0.8:
+            name, text = rng.choice(list(texts.items()))
+            header["__metadata__"][name] = json.dumps(_changed(json.loads(without_digest(text.encode())), rng))
+        else:
+            header = _changed(header, rng)
+        written = json.dumps(header).encode()
+        return len(written).to_bytes(8, "little") + written + seed[8 + size :]
+    for lines in ([seed], seed.splitlines()):
+        try:
+            values = [json.loads(line) for line in lines]
+        except ValueError:
+            continue
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(_changed(values[at], rng)).encode()
+        return b"\n".join(lines)
+    return None
+
+
+def _changed(values: Any, rng: random.Random) -> Any:
+    """The values with another one in the place of one of them, at any depth, or without it."""
+    if not isinstance(values, dict | list) or not values or rng.random() < 0.1:
+        return rng.choice(ODD)
+    key = rng.choice(list(values) if isinstance(values, dict) else range(len(values)))
+    if rng.random() < 0.1:
+        del values[key]
+    else:
+        values[key] = _changed(values[key], rng)
+    return values
 
 
 def text_of(read: Callable[[str], object]) -> Callable[[Path], object]:
@@ -134,12 +203,31 @@ def _plan(name: str, folder: Path) -> Callable[[Path], object]:
     return read
 
 
+def _placed(name: str, folder: Path, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Reads a folder in which a file is the given one."""
+
+    def read_there(path: Path) -> object:
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(path.read_bytes())
+        return read(folder)
+
+    return read_there
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """All targets; `folder` is for the files of plans."""
     direction = Direction("backtracking", torch.arange(24.0).reshape(3, 8) + 1, torch.ones(3), (0, 1, 2))
     plan = ls.SteeringPlan(direction, 1, 2.0, ls.everywhere)
     model = ModelId("tiny", "", 3, 8, "0" * 16, "1" * 16, "2" * 16)
     gguf = ls.export.gguf(plan, folder / "plan.gguf").read_bytes()
+    share = Estimate(0.2, 0.1, 0.3, 9, 0)
+    evidence = Evidence(
+        asdict(model), "backtracking", 1, 1, 2.0, "difference", 3.0, "everywhere", "sentences", "rules", 9, 1,
+        share, share, share, None, 0.01, (ControlRange("isotropic", 5, -0.1, 0.1, 1),), "more", True,
+        (TextMeasure("nll", 2.0, 1.9, 2.5, True),), share, share, (Sample("t-1", "a", "b"),), {"temperature": 0.8}, "0",
+    )  # fmt: skip
+    evidence.save(folder / "evidence.json")
+    plan = replace(plan, evidence=evidence)
     gated = replace(plan, gate=ls.Gate(0.1), schedule=ls.Schedule.half_life(8.0), scope=ls.onsets & ls.first(9))
     plans = []
     for name, each in (("plain", plan), ("gated", gated)):
@@ -162,6 +250,15 @@ def targets(folder: Path) -> dict[str, Target]:
         {"prompt": "Hm?", "positive": "Gladly.", "negative": "No."},
     ]
     chain = "First, 2 + 2. Wait, no: it is 5.\nMaybe it is 4. For example, 3."
+    texts = [{"prompt": f"{i} + 2?", "response": f"<think>\n{chain} So {i}.\n</think>\n\n{i}"} for i in range(6)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    labeled = ls.annotate(read_transcripts(folder / "texts.jsonl"), ls.rules)
+    fit_classifier(labeled).save(folder / "classifier.safetensors")
+    published = [{**texts[0], "annotated": '["deduction"] First, 2 + 2. ["end-section"]'}]
+    cached = CacheVector("steps", torch.ones(3, 2, 4), torch.ones(3, 2, 4), "last_prompt", {"n_pairs": 3})
+    cached.save(folder / "cache.safetensors")
+    Run(folder, ORGANISM, {"traces": {"chains": 3, "seconds": 0.5}}, asdict(model), ["A note."]).write()
+    shape = dict(num_attention_heads=4, num_hidden_layers=3, hidden_size=8, intermediate_size=16, vocab_size=99)
     replies = [
         '{"labels": [{"n": 1, "label": "deduction"}, {"n": 2, "label": "backtracking"}]}',
         "1. deduction\n2. backtracking\n3: uncertainty-estimation",
@@ -189,13 +286,29 @@ def targets(folder: Path) -> dict[str, Target]:
         "plan settings": Target(_plan(CONFIG, folder / "plain"), plans),
         "plan tensors": Target(_plan(VECTORS, folder / "gated"), [(folder / "gated" / VECTORS).read_bytes()]),
         "gguf": Target(read_control_vector, [gguf]),
-        "traces": Target(load_traces, [traces, without_digest(traces)]),
+        "traces": Target(
+            lambda path: [(t.thinking, t.answer, t.correct, t.prompt_length) for t in load_traces(path)],
+            [traces, without_digest(traces)],
+        ),
         "tasks": Target(
             lambda path: ls.load_tasks(path),
             [
                 json.dumps(asdict(task)).encode() + b"\n",
                 b'{"question": "2+2?", "answer": "It is 4.\\n#### 4"}\n{"question": "3?", "answer": "#### 3"}\n',
             ],
+        ),
+        "cache vector": Target(CacheVector.load, [(folder / "cache.safetensors").read_bytes()]),
+        "classifier": Target(
+            lambda path: SentenceClassifier.load(path)(labeled[:1]), [(folder / "classifier.safetensors").read_bytes()]
+        ),
+        "results": Target(Evidence.load, [without_digest((folder / "evidence.json").read_bytes())]),
+        "manifest": Target(
+            _placed(MANIFEST, folder / "other", Run.open), [without_digest((folder / MANIFEST).read_bytes())]
+        ),
+        "texts": Target(read_transcripts, [(folder / "texts.jsonl").read_bytes()]),
+        "published": Target(read_published, [json.dumps(row).encode() for row in published]),
+        "shapes": Target(
+            _placed("config.json", folder / "shape", lambda at: shape_of(str(at))), [json.dumps(shape).encode()]
         ),
         "pairs": Target(
             ls.load_pairs,
@@ -205,6 +318,7 @@ def targets(folder: Path) -> dict[str, Target]:
 
 
 SUFFIX = {"vectors": ".safetensors", "gguf": ".gguf", "traces": ".jsonl", "tasks": ".jsonl", "pairs": ".jsonl"}
+SUFFIX |= {"texts": ".jsonl", "published": ".jsonl"}
 
 
 def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:

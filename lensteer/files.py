@@ -142,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(read_text(path))
-    except (OSError, ValueError) as error:  # a LensteerError is one
+    except (OSError, ValueError, RecursionError) as error:  # a LensteerError is one
         raise LensteerError(f"{str(path)!r} cannot be read ({error}): make it again") from error
     if not isinstance(values, dict):
         raise LensteerError(f"{str(path)!r} holds no JSON object: make it again")
@@ -199,9 +199,12 @@ def parse_json(text: str, path: str | Path, line: int = 1) -> Any:
 
     Raises:
         LensteerError: a text in it has a lone surrogate.
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, or nested too deeply.
     """
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     for escape in _ESCAPE.finditer(text):
         if escape["lone"]:
             at = escape.start()
@@ -325,7 +328,7 @@ def read_tensors(
         raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({error}): save it again") from error
     try:
         header = dict(json.loads(metadata[key]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise LensteerError(f"{str(path)!r} holds no {what} ({error!r}): give a file of its `save`") from error
     header = unseal(header, repr(str(path)))
     if header.pop("tensors", None) not in (None, _tensors_digest(tensors)):

@@ -8,7 +8,6 @@ constants are of a random model of Qwen2.5-7B's shape in bfloat16 on one H100 (`
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lensteer.errors import LensteerError
 from lensteer.evaluation import KINDS, POOLS
 from lensteer.evaluation.conditions import CONTROL_TEXTS
-from lensteer.files import read_text
+from lensteer.files import parse_json, read_text
 from lensteer.pipeline import RunConfig
 from lensteer.pipeline.stages import planned_chains
 from lensteer.results import Result, by_topic
@@ -194,7 +193,7 @@ def shape_of(size: str) -> Shape:
     if not path.is_file():
         raise LensteerError(f"no shape {size!r}: choose one of {list(SHAPES)}, or a checkpoint's folder")
     try:
-        c: dict[str, Any] = json.loads(read_text(path))
+        c: dict[str, Any] = parse_json(read_text(path), path)
         heads = int(c["num_attention_heads"])
         return Shape(
             Path(size).resolve().name,
@@ -207,7 +206,7 @@ def shape_of(size: str) -> Shape:
             int(c["vocab_size"]),
             bool(c.get("tie_word_embeddings", False)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LensteerError(f"{path} has no dense decoder's shape ({error!r}): give one of {list(SHAPES)}") from error
 
 

@@ -6,6 +6,7 @@ import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
@@ -68,10 +69,10 @@ class Saved(Result):
         rest = unseal(values, f"this {cls.__name__}")
         del rest["kind"], rest["version"]
         try:
-            revived: Kind = _revived(cls, rest)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found_again: Kind = revived(cls, rest)
+        except (KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
             raise LensteerError(f"a damaged {cls.__name__} ({type(error).__name__}: {error})") from error
-        return revived
+        return found_again
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -111,36 +112,55 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _revived(kind: Any, value: Any) -> Any:
-    """A value from its JSON form, by the type annotation of its field."""
+def revived(kind: Any, value: Any) -> Any:
+    """A value from its JSON form, by a type: a dataclass, or the annotation of a field.
+
+    Raises:
+        KeyError, TypeError, OverflowError, ValueError, AttributeError: a value of another kind; `LensteerError`, if the
+            dataclass refuses it.
+    """
     if isinstance(kind, type) and is_dataclass(kind):
+        _check(isinstance(value, dict), value, kind)
         known = {field.name: field for field in fields(kind)}
         if unknown := set(value) - set(known):
             raise ValueError(f"unknown fields {sorted(unknown)}")
         required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
         if missing := required - set(value):
             raise ValueError(f"missing fields {sorted(missing)}")
-        hints = get_type_hints(kind)
-        return kind(**{name: _revived(hints[name], entry) for name, entry in value.items()})
+        hints = _hints(kind)
+        return kind(**{name: revived(hints[name], entry) for name, entry in value.items()})
     if isinstance(value, dict) and set(value) == {"dtype", "values"}:
         return torch.tensor(_numbers(value["values"]), dtype=getattr(torch, value["dtype"]))
     if kind in (bool, int, str, float):
         value = _numbers(value) if kind is float else value
-        if not isinstance(value, (int, float) if kind is float else kind):
-            raise TypeError(f"{value!r} is no {kind.__name__}")
+        _check(isinstance(value, (int, float) if kind is float else kind), value, kind)
+        if kind is float:
+            float(value)  # raises: a whole number may be too large
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if float in inner and type(None) not in inner:  # a number or an array
             return _numbers(value)
         inner = tuple(one for one in inner if one is not type(None))
-        return value if value is None or len(inner) > 1 else _revived(inner[0], value)
+        return value if value is None or len(inner) > 1 else revived(inner[0], value)
     if origin is tuple:
+        _check(isinstance(value, (list, tuple)), value, "list")
         each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(_revived(one, entry) for one, entry in zip(each, value, strict=True))
-    if isinstance(value, dict) and len(inner) == 2:
-        return {name: _revived(inner[1], entry) for name, entry in value.items()}
+        return tuple(revived(one, entry) for one, entry in zip(each, value, strict=True))
+    if origin in (dict, Mapping):
+        _check(isinstance(value, dict), value, "object")
+        return {name: revived(inner[1], entry) for name, entry in value.items()}
     return value
+
+
+def _check(right: bool, value: Any, kind: Any) -> None:
+    if not right:
+        raise TypeError(f"{_short(value)} is no {getattr(kind, '__name__', kind)}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _numbers(value: Any) -> Any:

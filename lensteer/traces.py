@@ -139,22 +139,38 @@ class Trace:
         try:
             values = unseal(values, where)
             values["task"] = Task.from_dict(values["task"], where)
+            for span in values.get("spans", ()):
+                _check_kinds(span, {"label": str} | dict.fromkeys(("start", "end", "char_start", "char_end"), int))
             values["spans"] = tuple(Span(**span) for span in values.get("spans", ()))
+            _check_kinds(values, _KINDS)
             for key in ("prompt_ids", "response_ids", "offsets"):
-                values[key] = tuple(int(i) for i in values[key])
+                if odd := [i for i in values[key] if type(i) is not int or i < 0]:
+                    raise ValueError(f"{key} holds {odd[0]!r}")
+                values[key] = tuple(values[key])
             if "marks" in values:
                 opens, closes = values["marks"]
-                values["marks"] = (opens, closes)
+                values["marks"] = (opens + "", closes + "")
             trace = Trace(**values)
         except LensteerError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
             raise LensteerError(f"{where} is no trace ({type(error).__name__}: {error})") from error
         if len(trace.offsets) != len(trace.response_ids):
             raise LensteerError(
                 f"{where}: {len(trace.offsets)} offsets for {len(trace.response_ids)} tokens, give one per token"
             )
         return trace
+
+
+_KINDS: dict[str, type] = dict(
+    prompt=str, response=str, finished=bool, sample=int, n_unparsed=int, prefill=str, run=str
+)
+
+
+def _check_kinds(values: dict[str, Any], kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if key in values and not isinstance(values[key], kind):
+            raise TypeError(f"{key} is {values[key]!r}, no {kind.__name__}")
 
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:

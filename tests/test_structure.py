@@ -36,6 +36,7 @@ ROOMS: list[tuple[str, list[str]]] = [
             "traces",
             "transcripts",
             "cache_steering",
+            "endpoints",
             "generation",
         ],
     ),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import lensteer as ls
 from chat_server import ChatServer
-from lensteer.export.endpoints import Answer, Asking, Endpoint, ask_all, read_answers
+from lensteer.endpoints import Answer, Asking, Client, Endpoint, ask_all, read_answers
 from lensteer.export.verification import (
     AS_PROMISED,
     NOT_SHOWN,
@@ -309,7 +309,7 @@ def test_thoughts_are_found_wherever_the_server_puts_them(tmp_path):
         trace = trace_of(Answer("t00", 0, text, True), task, thought)
         assert trace.response[slice(*trace.thinking)] == chain
     with ChatServer(lambda payload: "C.", ["m"], reasoning="A. B.") as server:
-        client = ls.export.endpoints.Client(Endpoint(url=server.url))
+        client = Client(Endpoint(url=server.url))
         (answer,) = ask_all(client, "m", [task], Asking(), tmp_path / "answers.jsonl", "x")
         client.close()
     assert answer.text == "<think>\nA. B.\n</think>\n\nC."
@@ -322,7 +322,7 @@ def test_a_server_without_seeds_is_asked_without(plan, tmp_path):
         return (422, "unexpected keys: seed") if "seed" in payload else healthy(payload)
 
     with ChatServer(say, ["m"]) as server:
-        client = ls.export.endpoints.Client(Endpoint(url=server.url, concurrency=1))
+        client = Client(Endpoint(url=server.url, concurrency=1))
         found = ask_all(client, "m", TASKS[:3], Asking(system="Be brief."), tmp_path / "answers.jsonl", "x")
         client.close()
     assert len(found) == 3

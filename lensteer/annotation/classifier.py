@@ -33,6 +33,8 @@ from lensteer.annotation.splitting import split_sentences
 from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
+from lensteer.models import ModelId
+from lensteer.results import revived
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -162,25 +164,29 @@ class SentenceClassifier:
         tensors, header = read_tensors(path, _KEY, _WHAT)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
-            terms = {group: tuple(map(str, of)) for group, of in header["terms"].items()}
-            labels = tuple(map(str, header["labels"]))
-            weights = FeatureWeights(**header["weights"])
+            terms = revived(dict[str, tuple[str, ...]], header["terms"])
+            labels = revived(tuple[str, ...], header["labels"])
+            weights = revived(FeatureWeights, header["weights"])
+            provenance = revived(dict[str, Any], header["provenance"])
+            layer = None if header["layer"] is None else revived(int, header["layer"])
+            if layer is not None:
+                revived(ModelId, provenance["model"])
             if flaw := _flaw(labels, terms, weights, arrays):
                 raise ValueError(flaw)
             vocabulary = Vocabulary(terms, {group: arrays[f"idf.{group}"] for group in terms}, arrays["standard"])
             return SentenceClassifier(
                 labels=labels,
                 linear=Linear(vocabulary, arrays["coefficients"], arrays["intercept"], arrays["lengths"]),
-                scaling=Scaling(float(header["scale"]), arrays["bias"]),
+                scaling=Scaling(revived(float, header["scale"]), arrays["bias"]),
                 weights=weights,
-                layer=None if header["layer"] is None else int(header["layer"]),
-                abstain=float(header["abstain"]),
-                provenance=dict(header["provenance"]),
+                layer=layer,
+                abstain=revived(float, header["abstain"]),
+                provenance=provenance,
                 model=model,
             )
         except LensteerError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
             raise LensteerError(
                 f"{str(path)!r} is damaged ({type(error).__name__}: {error}): save the classifier again"
             ) from error
@@ -252,6 +258,8 @@ def _flaw(
     n, groups = len(labels), text_groups(weights)
     if set(terms) != set(groups):
         return f"terms of {sorted(terms)} with weights of {sorted(groups)}"
+    if twice := [group for group, of in terms.items() if len(set(of)) < len(of)]:
+        return f"terms of {twice} twice"
     shapes: dict[str, tuple[int | None, ...]] = {"coefficients": (n, None), "intercept": (n,), "bias": (n,)}
     shapes |= {"lengths": (None,), "standard": (2, None)} | {f"idf.{group}": (len(terms[group]),) for group in groups}
     for name, shape in shapes.items():

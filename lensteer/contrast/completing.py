@@ -16,7 +16,7 @@ from lensteer.behaviors import Sentence
 from lensteer.contrast.fitting import encode_text
 from lensteer.contrast.pairs import Pair, Text
 from lensteer.errors import LensteerError
-from lensteer.generation import Generated
+from lensteer.generation import Engine, Generated
 from lensteer.generation.jobs import Job, Sampling, resume_jobs, trace_of
 from lensteer.tasks import Task
 from lensteer.traces import Trace, with_spans
@@ -37,6 +37,7 @@ def complete_pairs(
     seed: int = 0,
     batch_size: int = 64,
     thinking: bool = True,
+    engine: Engine | None = None,
     path: str | Path | None = None,
     progress: bool = False,
 ) -> list[Pair]:
@@ -53,6 +54,7 @@ def complete_pairs(
         seed: for all draws; each prompt has its own seed.
         batch_size: answers per batch.
         thinking: whether the template opens `<think>`, if it has that option.
+        engine: what writes the answers instead of the model, as in `generate_traces`.
         path: JSONL file that each finished batch of answers is appended to; batches already in it are not generated
             again.
         progress: show a bar.
@@ -76,7 +78,7 @@ def complete_pairs(
     sampling = Sampling(1, temperature, seed, max_new_tokens, batch_size, top_p=top_p)
     ends = models.end_ids(model)
     written: dict[Text, Text] = {}
-    answers = resume_jobs(model, [jobs[text] for text in order], sampling, path=path, progress=progress)
+    answers = resume_jobs(model, [jobs[text] for text in order], sampling, path=path, progress=progress, engine=engine)
     for text, trace in zip(order, answers, strict=True):
         ids = trace.response_ids
         if ids and ids[-1] in ends:

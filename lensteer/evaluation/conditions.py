@@ -436,6 +436,6 @@ def _resume(
             i = numbers[row["condition"], row["task"], row["sample"]]
             ids, offsets = tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
             done[i] = trace_of(model, jobs[i], Generated(ids, row["finished"]), (row["response"], offsets))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, OverflowError, ValueError) as error:
             raise LensteerError(f"{path} holds a line that is no chain ({error!r}): give another path") from error
     return done

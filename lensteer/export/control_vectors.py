@@ -342,9 +342,9 @@ def _decoded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _reader(package: Any, path: Path) -> Any:
-    """gguf's reader, made to stop at the file's end: it would read nothing there as often as a damaged count says."""
+    """Gguf's reader, made to stop at the file's end: it would read nothing there as often as a damaged count says."""
 
-    class Bounded(package.GGUFReader):  # type: ignore[misc]  # an optional package has no types here
+    class Bounded(package.GGUFReader):
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
             if end > len(self.data):
@@ -408,7 +408,7 @@ def _shift(meta: Mapping[str, Any], stored: Mapping[int, Any], where: str, writt
 def _model_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(meta.get(_MODEL, "{}"))
-    except ValueError:
+    except (TypeError, ValueError, RecursionError):
         found = {}
     named = {
         "name": meta.get("general.base_model.0.name"),

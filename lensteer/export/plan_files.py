@@ -28,7 +28,7 @@ from lensteer.export.edits import check_residual
 from lensteer.expressions import parse_scope
 from lensteer.files import new_folder, parse_json, read_text, seal, unseal
 from lensteer.models import ModelId
-from lensteer.results import Result
+from lensteer.results import Result, revived
 from lensteer.steering import Evidence, Gate, Plan, Plans, Schedule, SteeringPlan
 
 if TYPE_CHECKING:
@@ -296,9 +296,11 @@ def read_plan(source: str | Path, *, revision: str | None = None) -> PlanFile:
         )
     try:
         tensors = load(data)
-        model = ModelId(**values["model"])
+        model = revived(ModelId, values["model"])
         edits = tuple(_read_edit(row, tensors) for row in values["edits"])
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+    except LensteerError:
+        raise
+    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
         raise LensteerError(
             f"{str(source)!r} holds a damaged plan ({type(error).__name__}: {error}): export it again"
         ) from error
@@ -317,22 +319,23 @@ def read_plan(source: str | Path, *, revision: str | None = None) -> PlanFile:
 def _read_edit(row: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SteeringPlan:
     vector = tensors[row["vector"]]
     raw = tensors.get(row["vector"].replace(".vector", ".raw"), vector)
-    direction = FixedDirection(row["label"], row["layer"], row["unit"], raw, vector)
+    label, unit, scope, operator = (revived(str, row[name]) for name in ("label", "unit", "scope", "operator"))
+    layer, coefficient = revived(int, row["layer"]), revived(float, row["coefficient"])
     evidence = None if row["evidence"] is None else Evidence.from_dict(row["evidence"])
     gate, schedule = row.get("gate"), row.get("schedule")
     if gate is not None:
         own = tensors[gate["vector"]] if "vector" in gate else None
-        gate = Gate(gate["threshold"], gate["above"], own, gate["measure"])
+        gate = Gate(revived(float, gate["threshold"]), revived(bool, gate["above"]), own, gate["measure"])
     return SteeringPlan(
-        direction,
-        row["layer"],
-        row["coefficient"],
-        parse_scope(row["scope"]),
-        row["operator"],
-        row["unit"],
+        FixedDirection(label, layer, unit, raw, vector),
+        layer,
+        coefficient,
+        parse_scope(scope),
+        operator,
+        unit,
         evidence,
         gate,
-        None if schedule is None else Schedule(**schedule),
+        None if schedule is None else revived(Schedule, schedule),
     )
 
 

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from lensteer import models
 from lensteer.annotation import Annotator, annotate
 from lensteer.annotation.annotators import check_labels
+from lensteer.endpoints import Answer, Asking, Client, Endpoint, ask_all, read_answers, served_model
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import measure
-from lensteer.export.endpoints import Answer, Asking, Client, Endpoint, ask_all, read_answers, served_model
 from lensteer.files import append_jsonl, drop_cut_line, parse_json, read_jsonl, read_text, unseal, write_json
 from lensteer.models import UNMARKED
 from lensteer.results import Result, Saved
@@ -430,7 +430,7 @@ def _check_settings(
     try:
         before = unseal(parse_json(read_text(path), path), path)
         wrong = [key for key, value in settings.items() if before.get(key) != value]
-    except (ValueError, AttributeError) as error:
+    except (OverflowError, ValueError, AttributeError) as error:
         raise LensteerError(f"{path} cannot be read ({error}): use another folder") from error
     if wrong:
         raise LensteerError(f"{str(out)!r} holds looks with another {', '.join(wrong)}: use another folder")

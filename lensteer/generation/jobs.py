@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
+from lensteer.generation.engines import Engine, Request, check_engine
 from lensteer.generation.parallel import pool_on
 from lensteer.progress import progress_bar
-from lensteer.steering import Plan, active_plans, wanted_prefill
+from lensteer.steering import Plan, active_plans, foreign_hooks, wanted_prefill
 from lensteer.tasks import Task
 from lensteer.traces import Trace, load_traces
 
@@ -91,6 +92,8 @@ class Job:
 
 #: A job with its number.
 _Numbered = tuple[int, Job]
+#: Chains of an engine that are kept together, as they come.
+_GROUP = 32
 
 
 def run_jobs(
@@ -128,12 +131,13 @@ def _made(
     keep: Callable[[Mapping[int, Trace]], object] | None,
     progress: bool,
     name: Callable[[_Numbered], str] | None = None,
+    engine: Engine | None = None,
 ) -> dict[int, Trace]:
     """`run_jobs` by the number of the job. With `name`, a job that a pool sets aside is left out."""
     made = dict(done or {})
     numbered = list(enumerate(jobs))
     batches = [numbered[i : i + sampling.batch_size] for i in range(0, len(jobs), sampling.batch_size)]
-    pooled = pool_on(model) is not None
+    elsewhere = engine is not None or pool_on(model) is not None
     with progress_bar(total=len(jobs), initial=len(made), unit="chain", show=progress) as bar:
         tokens = 0
 
@@ -142,10 +146,14 @@ def _made(
             tokens += n
             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
 
-        write = partial(_write, sampling=sampling, advance=None if pooled else advance)
+        write = partial(_write, sampling=sampling, advance=None if elsewhere else advance)
         unfinished = [batch for batch in batches if any(i not in made for i, _ in batch)]
-        for batch, results in run_batches(model, write, unfinished, name=name):
-            if pooled:
+        if engine is None:
+            parts = run_batches(model, write, unfinished, name=name)
+        else:
+            parts = _from_engine(model, engine, [each for each in numbered if each[0] not in made], sampling)
+        for batch, results in parts:
+            if elsewhere:
                 advance(sum(len(result.ids) for result in results))
             found = zip(batch, results, strict=True)
             fresh = {i: trace_of(model, job, result) for (i, job), result in found if i not in made}
@@ -170,6 +178,42 @@ def _write(
         plans=[job.plan for job in jobs],
         advance=advance,
     )
+
+
+def _from_engine(
+    model: TransformerBridge, engine: Engine, jobs: Sequence[_Numbered], sampling: Sampling
+) -> Iterator[tuple[Sequence[_Numbered], list[Generated]]]:
+    """Chains in small groups, as they come; what has come before an error is in the last one."""
+    if active_plans(model) or foreign_hooks(model) or any(job.plan is not None for _, job in jobs):
+        raise LensteerError(f"the engine {engine.name!r} has no hooks: chains with a plan are written without engine=")
+    if not jobs:
+        return
+    ends = tuple(sorted(models.end_ids(model)))
+    requests = []
+    for _, job in jobs:
+        seed = chain_seed(sampling.seed, job.task.id, job.sample)
+        numbers = sampling.max_new_tokens, sampling.temperature, sampling.top_p
+        requests.append(Request(job.prompt_ids, *numbers, seed, ends))
+    check_engine(model, engine, requests[0])
+    group: list[tuple[int, Generated]] = []
+
+    def taken() -> tuple[Sequence[_Numbered], list[Generated]]:
+        found = [jobs[i] for i, _ in group], [written for _, written in group]
+        group.clear()
+        return found
+
+    failure = None
+    try:
+        for each in engine.write(requests):
+            group.append(each)
+            if len(group) == _GROUP:
+                yield taken()
+    except LensteerError as error:
+        failure = error
+    if group:
+        yield taken()
+    if failure is not None:
+        raise failure
 
 
 def _name(numbered: _Numbered) -> str:
@@ -217,6 +261,7 @@ def generate_traces(
     system: str = "",
     rewrite: Callable[[Task], str] | None = None,
     plans: Sequence[Plan | None] | None = None,
+    engine: Engine | None = None,
     path: str | Path | None = None,
     inspect: Callable[[Sequence[Trace]], object] | None = None,
     progress: bool = False,
@@ -239,6 +284,8 @@ def generate_traces(
         system: the system prompt of every question.
         rewrite: from a task to a changed prompt (such as one with a cue).
         plans: one per task, None for a task without one.
+        engine: what writes the chains instead of the model, such as a vLLM server (`generation.Served`). It samples by
+            its own generators, so the chains are other draws.
         path: JSONL file that each finished batch is appended to; batches already in it are not rerun. (It does not
             record foreign hooks.)
         inspect: called with each finished batch's new chains once they are in the file; it may raise an error to stop.
@@ -246,7 +293,8 @@ def generate_traces(
 
     Raises:
         LensteerError: no task, an invalid number, two tasks with the same id and a path, a file of another run, or a
-            chat template that takes no system prompt.
+            chat template that takes no system prompt; an engine that fails, has another model, or is to write steered
+            chains.
     """
     if not tasks:
         raise LensteerError("no tasks: give at least one, e.g. from load_tasks(split='dev')")
@@ -261,7 +309,8 @@ def generate_traces(
         prompt = models.chat_text(model, asked, system=system, thinking=thinking) + start
         first.append(Job(task, 0, prompt, tuple(models.encode(model, prompt)), start, plan))
     jobs = [replace(job, sample=sample) for sample in range(n_samples) for job in first]
-    made = _resumed(model, jobs, sampling, path=path, inspect=inspect, progress=progress, name=_name)
+    options: dict[str, Any] = dict(path=path, inspect=inspect, progress=progress, engine=engine)
+    made = _resumed(model, jobs, sampling, name=_name, **options)
     order = [sample * len(tasks) + i for i in range(len(tasks)) for sample in range(n_samples)]
     return [made[i] for i in order if i in made]
 
@@ -273,6 +322,7 @@ def resume_jobs(
     *,
     path: str | Path | None = None,
     inspect: Callable[[Sequence[Trace]], object] | None = None,
+    engine: Engine | None = None,
     progress: bool = False,
 ) -> list[Trace]:
     """`run_jobs`, without rerunning batches that are already in a file.
@@ -283,12 +333,14 @@ def resume_jobs(
         sampling: how chains are drawn.
         path: JSONL file that each finished batch is appended to.
         inspect: as in `generate_traces`.
+        engine: as in `generate_traces`.
         progress: show a bar.
 
     Raises:
-        LensteerError: two tasks with the same id and a path, or a file of another run.
+        LensteerError: two tasks with the same id and a path, a file of another run, or an engine as in
+            `generate_traces`.
     """
-    made = _resumed(model, jobs, sampling, path=path, inspect=inspect, progress=progress)
+    made = _resumed(model, jobs, sampling, path=path, inspect=inspect, progress=progress, engine=engine)
     return [made[i] for i in range(len(jobs))]
 
 
@@ -301,11 +353,13 @@ def _resumed(
     inspect: Callable[[Sequence[Trace]], object] | None,
     progress: bool,
     name: Callable[[_Numbered], str] | None = None,
+    engine: Engine | None = None,
 ) -> dict[int, Trace]:
     """`resume_jobs` by the number of the job. With `name`, a job that a pool sets aside is left out."""
     top_p, temperature = sampling.top_p, sampling.temperature
     numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
-    runs = {id(job.plan): _run(model, job.plan, *numbers, *(() if top_p == 1 else (top_p,))) for job in jobs}
+    more = (*(() if top_p == 1 else (top_p,)), *(() if engine is None else (engine.name,)))
+    runs = {id(job.plan): _run(model, job.plan, *numbers, *more) for job in jobs}
     done = {} if path is None else _resume(Path(path), jobs, runs)
 
     def named(chains: Mapping[int, Trace]) -> dict[int, Trace]:
@@ -317,11 +371,11 @@ def _resumed(
         if inspect is not None and fresh:
             inspect(list(fresh.values()))
 
-    return named(_made(model, jobs, sampling, done=done, keep=keep, progress=progress, name=name))
+    return named(_made(model, jobs, sampling, done=done, keep=keep, progress=progress, name=name, engine=engine))
 
 
-def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | None) -> str:
-    """Digest of what a chain depends on in addition to its prompt: model, plans that are on, its own plan, numbers."""
+def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | str | None) -> str:
+    """Digest of what a chain depends on in addition to its prompt: model, all of its plans, numbers."""
     plans = [*active_plans(model), *([] if plan is None else [plan])]
     edits = [p.identity() for p in plans]
     identity = replace(models.fingerprint(model), name="", revision="")

@@ -317,5 +317,5 @@ def read_cache_run(folder: Path) -> dict[str, Any] | None:
             "vector": values["vector"],
             "test": Modes.from_dict(values["test"]),
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (OverflowError, ValueError, KeyError, TypeError) as error:
         raise LensteerError(f"{path} holds no cache run ({error}): run it again") from error

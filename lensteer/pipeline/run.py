@@ -36,6 +36,7 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
+from lensteer.results import revived
 from lensteer.steering.plans import check_unit
 from lensteer.tasks import SPLITS, Task, load_tasks
 from lensteer.transcripts import has_labels
@@ -280,7 +281,7 @@ class Run:
         try:
             values = read_json(manifest)
             found = dict(values["config"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if "unit" not in found and "coefficients" in found:
             raise LensteerError(
@@ -288,11 +289,12 @@ class Run:
                 "multiples of the mean activation's length: begin a new run"
             )
         try:
-            tuples = ("coefficients", "chains", "annotators", "behaviors", "layers")
-            stored = RunConfig(**{**found, **{name: tuple(found[name]) for name in tuples}})
-            run = Run(folder, stored, dict(values["stages"]), dict(values["model"]), list(values["notes"]))
-            run.files, run.progress = dict(values.get("files", {})), progress
-        except (ValueError, KeyError, TypeError) as error:
+            stored: RunConfig = revived(RunConfig, found)
+            stages = revived(dict[str, dict[str, Any]], values["stages"])
+            model_id, notes = revived(dict[str, Any], values["model"]), revived(tuple[str, ...], values["notes"])
+            run = Run(folder, stored, stages, model_id, list(notes))
+            run.files, run.progress = revived(dict[str, str], values.get("files", {})), progress
+        except (OverflowError, ValueError, KeyError, TypeError) as error:
             raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if config is not None and config != stored:
             other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}

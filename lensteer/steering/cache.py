@@ -23,7 +23,7 @@ from lensteer import models
 from lensteer.caches import latent, recurrent_layers, single_token
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
-from lensteer.results import Result
+from lensteer.results import Result, revived
 from lensteer.rotary import rotated, turning
 from lensteer.steering.plans import Joinable, Slot, SteeringPlan, check_unit
 
@@ -175,8 +175,11 @@ class CacheVector(Result):
         tensors, facts = read_tensors(path, "cache_vector", "cache vector")
         try:
             spread = (tensors["spread_keys"], tensors["spread_values"]) if "spread_keys" in tensors else None
-            vector = CacheVector(keys=tensors["keys"], values=tensors["values"], spread=spread, **facts)
-        except (KeyError, TypeError, ValueError) as error:
+            label, provenance = revived(str, facts["label"]), revived(dict[str, Any], facts["provenance"])
+            vector = CacheVector(label, tensors["keys"], tensors["values"], facts["position"], provenance, spread)
+        except LensteerError as error:
+            raise LensteerError(f"{str(path)!r}: {error}") from error
+        except (KeyError, TypeError, OverflowError, ValueError) as error:
             raise LensteerError(f"{str(path)!r} holds no cache vector ({error}): save one with its .save()") from error
         if model is not None:
             vector.check_model(model)

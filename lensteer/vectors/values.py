@@ -20,7 +20,7 @@ from lensteer import models
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
-from lensteer.results import Result
+from lensteer.results import Result, revived
 from lensteer.steering.plans import check_unit
 from lensteer.vectors.constructions import Recipe
 
@@ -287,18 +287,18 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
             vectors = cls(
                 raw=tensors["raw"],
                 mean_norm=tensors["mean_norm"],
-                labels=tuple(header["labels"]),
-                layers=tuple(header["layers"]),
-                counts=header["counts"],
-                n_traces=header["n_traces"],
-                recipe=Recipe(**header["recipe"]),
-                provenance=header["provenance"],
+                labels=revived(tuple[str, ...], header["labels"]),
+                layers=revived(tuple[int, ...], header["layers"]),
+                counts=revived(dict[str, int], header["counts"]),
+                n_traces=revived(int, header["n_traces"]),
+                recipe=revived(Recipe, header["recipe"]),
+                provenance=revived(dict[str, Any], header["provenance"]),
                 controls=Controls(**kinds) if kinds else None,
                 replicates=tensors.get("replicates"),
             )
         except LensteerError as error:
             raise LensteerError(f"{str(path)!r}: {error}") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
             raise LensteerError(
                 f"{str(path)!r} lacks a part of behavior vectors or has another ({error}): save them again"
             ) from error

@@ -1,7 +1,7 @@
-"""Chat models behind an OpenAI-compatible server: asked the same tasks several times, concurrently and resumably.
+"""Models on OpenAI-compatible servers: chats that are asked the same tasks, and continuations of token ids.
 
-The openai client handles connections, time limits and retries. Each answer is appended to a file as it arrives, so that
-a run that was killed asks only what is missing.
+The openai client handles connections, time limits and retries. Each chat's answer is appended to a file as it arrives,
+so that a run that was killed asks only what is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEY = "LENSTEER_ENDPOINT_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A chat model on an OpenAI-compatible server (extra `judge`, the openai client).
+    """A model on an OpenAI-compatible server (extra `judge`, the openai client).
 
     A key, if the server needs one, comes from the environment only: `LENSTEER_ENDPOINT_KEY`.
 
@@ -171,6 +171,26 @@ class Client:
         if isinstance(thought, str) and thought:
             text = f"{OPEN_THINKING}\n{thought.strip()}\n{CLOSE_THINKING}\n\n{text}"
         return Answer(task.id, sample, text.encode(errors="replace").decode(), ended)
+
+    def complete(self, model: str, ids: Sequence[int], **options: Any) -> Any:
+        """The server's continuation of token ids: a choice of its `/v1/completions`.
+
+        Args:
+            model: the name that it serves it by.
+            ids: of the whole prompt.
+            options: of the request.
+
+        Raises:
+            LensteerError: no connection, no answer in time, a status that says no, or an answer without a choice.
+        """
+        try:
+            return self._api.completions.create(model=model, prompt=list(ids), **options).choices[0]
+        except (self._openai.APIError, ValueError) as error:
+            raise self._refusal(error) from error
+        except (AttributeError, IndexError, TypeError) as error:
+            raise LensteerError(
+                f"{self.endpoint.url} answered with no completion (does the URL lack '/v1'?)"
+            ) from error
 
     def close(self) -> None:
         """Close the connections."""
