@@ -9,8 +9,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: From a request's payload to a text, or to a status and a message.
-Say = Callable[[dict[str, Any]], "str | tuple[int, str]"]
+#: From a request's payload to a text, to a whole answer, or to a status and a message.
+Say = Callable[[dict[str, Any]], "str | dict[str, Any] | tuple[int, str]"]
 
 
 class ChatServer:
@@ -42,6 +42,9 @@ class ChatServer:
                     server.in_flight -= 1
                 if isinstance(said, tuple):
                     server.send(self, said[0], {"error": {"message": said[1]}})
+                    return
+                if isinstance(said, dict):
+                    server.send(self, 200, said)
                     return
                 message = {"role": "assistant", "content": said}
                 if server.reasoning:

@@ -18,20 +18,25 @@ from lensteer.cli.doctor import doctor
 from lensteer.cli.export import export
 from lensteer.cli.groups import COMMANDS, Commands
 from lensteer.cli.options import (
+    IN_FLIGHT,
     Cpus,
     Device,
     DeviceMap,
+    EngineUrl,
     Gpus,
+    InFlight,
     Model,
     NActors,
     Ray,
     RayCommand,
     Revision,
     Seed,
+    ServedModel,
     System,
     Tasks,
     Template,
     Thought,
+    engine_at,
     numbers,
     on_actors,
     tasks_for,
@@ -194,6 +199,9 @@ def _beginning(go: Callable[[Run], object]) -> Callable[..., None]:
             int | None, _option("max_new_tokens", "Most tokens of a chain on dev and held-out tasks.")
         ] = None,
         batch_size: Annotated[int | None, _option("batch_size", "Chains per batch.")] = None,
+        engine: EngineUrl = None,
+        engine_model: ServedModel = "",
+        in_flight: InFlight = IN_FLIGHT,
         ray: Ray = None,
         actors: NActors = None,
         gpus: Gpus = 0.0,
@@ -247,6 +255,7 @@ def _beginning(go: Callable[[Run], object]) -> Callable[..., None]:
         asked |= {name: value for name, value in maybe.items() if value is not None}
         opened = Run.open(out, replace(base, **asked), progress=True)
         opened.announce = typer.echo
+        opened.engine = engine_at(engine, engine_model, in_flight)
         with on_actors(opened, ray, actors, gpus, cpus):
             go(opened)
 

@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperCommand
 
 from lensteer.distributed import LOCAL, ActorOptions
+from lensteer.endpoints import Endpoint
 from lensteer.errors import LensteerError
+from lensteer.generation import Served
 from lensteer.models import MARKS
 from lensteer.pipeline import Run
 from lensteer.tasks.benchmarks import FORMATS
@@ -82,6 +84,38 @@ Gpus = Annotated[
     ),
 ]
 Cpus = Annotated[int, typer.Option("--cpus-per-actor", help="With --ray: cores of each, which are its threads.")]
+
+
+#: Chains that a server is asked for at a time: vLLM batches what there is.
+IN_FLIGHT = 64
+EngineUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="URL",
+        help="Have a vLLM server with the same model, such as http://localhost:8000/v1, write the chains that vectors "
+        "are fitted on (or the answers of pairs). They come back as the ids that it sampled.",
+        show_default="none",
+    ),
+]
+ServedModel = Annotated[
+    str,
+    typer.Option("--engine-model", help="With --engine: the name that it serves it by.", show_default="the only one"),
+]
+InFlight = Annotated[int, typer.Option("--in-flight", help="With --engine: chains at a time.")]
+
+
+def engine_at(url: str | None, model: str, in_flight: int) -> Served | None:
+    """The engine at an address, if one is given. A chain may take an hour.
+
+    Raises:
+        LensteerError: options of an engine without one, or an invalid address or number.
+    """
+    if url is None:
+        if model or in_flight != IN_FLIGHT:
+            raise LensteerError("--engine-model and --in-flight are of --engine: give it, too")
+        return None
+    return Served(Endpoint(url=url, model=model, concurrency=in_flight, timeout=3600.0))
 
 
 class RayCommand(TyperCommand):

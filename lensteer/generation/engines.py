@@ -6,12 +6,13 @@ that vectors are fitted on. It samples with its own generators: its chains are o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -67,19 +68,21 @@ class Written(Generated):
     scores: tuple[float, ...] = ()
 
 
-class Engine(Protocol):
-    """What writes plain chains."""
+class Engine(ABC):
+    """What writes plain chains; a class of your own may, too."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Of engine and model: chains of another name are those of another run."""
 
+    @abstractmethod
     def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
         """Each chain with the number of its request, in the order in which they come."""
 
 
 @dataclass(frozen=True)
-class Served:
+class Served(Engine):
     """An OpenAI-compatible server that takes and returns token ids: vLLM 0.10.2 or later (`return_token_ids`).
 
         engine = Served(Endpoint(url="http://localhost:8000/v1", concurrency=64, timeout=3600))
@@ -123,7 +126,8 @@ class Served:
                         yield running[done], done.result()
                     elif failure is None:
                         failure = error
-                        pool.shutdown(wait=False, cancel_futures=True)
+                        for waiting in running:
+                            waiting.cancel()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
@@ -151,7 +155,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Offline:
+class Offline(Engine):
     """vLLM in this process: `Offline(vllm.LLM("folder"))`.
 
     Attributes:

@@ -393,6 +393,9 @@ def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[in
     for trace in load_traces(path):
         i = numbers.get((trace.task.id, trace.sample))
         if i is None or trace.prompt_ids != jobs[i].prompt_ids or trace.run != runs[id(jobs[i].plan)]:
-            raise LensteerError(f"{path} holds chains of another run (such as {trace.id}): give another path")
+            raise LensteerError(
+                f"{path} holds chains of another run (such as {trace.id}): give another path, or the model, "
+                "numbers, plans and engine that wrote them"
+            )
         done[i] = trace
     return done

@@ -106,6 +106,7 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
             top_p=c.top_p,
             seed=c.seed,
             batch_size=c.batch_size,
+            engine=run.engine,
             path=run.path("answers.jsonl"),
             progress=run.progress,
         )

@@ -24,6 +24,7 @@ from lensteer.errors import LensteerError
 from lensteer.evaluation import GRAMMAR_MARGINS, Margins
 from lensteer.evaluation.conditions import Measure
 from lensteer.files import digest, read_json, write_json
+from lensteer.generation import Engine
 from lensteer.generation.jobs import Sampling
 from lensteer.generation.parallel import Pool
 from lensteer.pipeline.own import digest_of, file_of, is_own, load_own, try_annotator, try_measure
@@ -240,6 +241,7 @@ class Run:
         progress: show bars.
         announce: called with lines on what is done.
         pool: what runs the model's batches, if not this process; see `on_actors`.
+        engine: what writes the chains that vectors are fitted on, if not the model.
     """
 
     folder: Path
@@ -251,6 +253,7 @@ class Run:
     progress: bool = False
     announce: Callable[[str], object] = field(default=lambda line: None, repr=False, compare=False)
     pool: Pool | None = field(default=None, repr=False, compare=False)
+    engine: Engine | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def open(folder: str | Path, config: RunConfig | None = None, *, progress: bool = False) -> Run:

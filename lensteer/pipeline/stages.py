@@ -178,6 +178,10 @@ def _traces(run: Run) -> dict[str, Any]:
     if (said := describe_tasks(c.tasks)) is not None:
         run.announce(f"tasks: {said}")
         run.note(f"Tasks: {said}")
+    if run.engine is not None:
+        if c.chains:
+            raise LensteerError(f"{list(c.chains)} are given: an engine has nothing to write; leave --engine out")
+        run.note(f"The engine {run.engine.name!r} wrote the chains that vectors are fitted on.")
     if c.pairs:
         completed, _ = pairs_of(run)
         traces = pair_traces(run.model, completed)
@@ -199,6 +203,7 @@ def _traces(run: Run) -> dict[str, Any]:
         seed=c.seed,
         max_new_tokens=c.train_tokens,
         batch_size=c.batch_size,
+        engine=run.engine,
         path=run.path("traces.jsonl"),
         inspect=lambda new: check_thoughts(run.model, new),
         progress=run.progress,
