@@ -21,6 +21,10 @@ class CompletionServer(ChatServer):
         super().__init__(self._continued, ["m"])
         self.model, self.change, self._running = model, change, threading.Lock()
 
+    def __enter__(self) -> CompletionServer:
+        super().__enter__()
+        return self
+
     def _continued(self, asked: dict[str, Any]) -> Any:
         number = len(self.payloads)
         ids = asked["prompt"]
