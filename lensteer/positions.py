@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -94,7 +94,7 @@ class Context:
     tokens: TokenTable
     ahead: int = 0
 
-    @property
+    @cached_property
     def position(self) -> Int[Tensor, "batch pos"]:
         """Absolute positions: 0 is a row's first real token, padding is negative."""
         return torch.arange(self.ids.shape[1], device=self.ids.device)[None] - self.pad[:, None]
@@ -201,7 +201,8 @@ def _own_marks(context: Context, marks: Bool[Tensor, "batch pos"]) -> Bool[Tenso
     own, first = marks.clone(), int(columns[0])
     # A context may end within its prompt.
     ends = (context.pad + context.prompt_length - first).clamp(max=marks.shape[1] - first).tolist()
-    rows = zip(marks[:, first:].tolist(), context.ids[:, first:].tolist(), ends, strict=True)
+    prompts = slice(first, first + max(ends))
+    rows = zip(marks[:, prompts].tolist(), context.ids[:, prompts].tolist(), ends, strict=True)
     for row, (marked, ids, end) in enumerate(rows):
         after = ""
         for at in reversed(range(marked.index(True) if True in marked else end, end)):
