@@ -31,12 +31,25 @@ def plain_twin(model: TransformerBridge) -> nn.Module | None:
     """
     if getattr(model, "compatibility_mode", False):
         return None
-    storages = tuple(tensor.data_ptr() for tensor in model.original_model.parameters())
+    storages = _storages(model.original_model)
     with _building:
         own, thread = _twins.setdefault(model, {}), threading.get_ident()
         if thread not in own or own[thread][0] != storages:  # the model may have been moved, cast or given new weights
             own[thread] = (storages, _built(model))
         return own[thread][1]
+
+
+def _storages(model: nn.Module) -> tuple[int, ...]:
+    """Where the parameters lie: `parameters()` without names, which take most of its time."""
+    found, seen, todo = [], {id(model)}, [model]
+    while todo:
+        module = todo.pop()
+        found += [tensor.data_ptr() for tensor in module._parameters.values() if tensor is not None]
+        for part in module._modules.values():
+            if part is not None and id(part) not in seen:
+                seen.add(id(part))
+                todo.append(part)
+    return tuple(found)
 
 
 def twin_layer(twin: nn.Module, layer: int) -> nn.Module:

@@ -298,8 +298,8 @@ def read_plan(source: str | Path, *, revision: str | None = None) -> PlanFile:
         tensors = load(data)
         model = revived(ModelId, values["model"])
         edits = tuple(_read_edit(row, tensors) for row in values["edits"])
-    except LensteerError:
-        raise
+    except LensteerError as error:
+        raise LensteerError(f"{str(source)!r} holds a damaged plan: {error}") from error
     except (SafetensorError, KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
         raise LensteerError(
             f"{str(source)!r} holds a damaged plan ({type(error).__name__}: {error}): export it again"

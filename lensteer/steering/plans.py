@@ -369,9 +369,10 @@ def wanted_prefill(model: TransformerBridge, plan: Plan | None) -> str:
 
 def foreign_hooks(model: TransformerBridge) -> bool:
     """Whether any hook point has a foreign hook (not one of lensteer's)."""
-    points = {id(point): point for point in model.hook_dict.values()}.values()
-    ours = sum(len({e.layer for e in plan.edits}) for plan in active_plans(model))
-    return sum(len(p.fwd_hooks) + len(p.bwd_hooks) for p in points) > ours
+    hooked = {
+        id(p): len(p.fwd_hooks) + len(p.bwd_hooks) for p in model.hook_dict.values() if p.fwd_hooks or p.bwd_hooks
+    }
+    return sum(hooked.values()) > sum(len({e.layer for e in plan.edits}) for plan in active_plans(model))
 
 
 @contextmanager
