@@ -83,7 +83,7 @@ def test_another_model_is_noticed(organism, tasks):
         with pytest.raises(ls.LensteerError, match=rf"'served m' has another model .* less than {MAX_GAP}"):
             ls.generate_traces(other, tasks, engine=engine(server), **CHAINS)
     with CompletionServer(organism, strange) as server:
-        with pytest.raises(ls.LensteerError, match=r"wrote the ids .*1000000.*, and the model has \d+"):
+        with pytest.raises(ls.LensteerError, match=r"wrote the id 1000000, and the model has 0 to \d+"):
             check_engine(organism, engine(server), asked)
 
 
@@ -99,7 +99,19 @@ def test_a_server_without_ids_or_with_other_ones_is_refused(organism, tasks):
     def nothing(_: int, answer: dict[str, Any]) -> dict[str, Any]:
         return {**answer, "choices": []}
 
-    for change, said in ((without, "no token ids: .*vLLM"), (begins, "was asked to continue"), (nothing, "'/v1'")):
+    def unscored(_: int, answer: dict[str, Any]) -> dict[str, Any]:
+        return {**answer, "choices": [answer["choices"][0] | {"logprobs": None}]}
+
+    def put(**values: Any) -> Callable[[int, dict[str, Any]], dict[str, Any]]:
+        return lambda number, answer: {**answer, "choices": [answer["choices"][0] | (values if number > 1 else {})]}
+
+    for change, said in (
+        (without, "no token ids: .*vLLM"), (begins, "was asked to continue"), (nothing, "'/v1'"),
+        (put(token_ids=[]), "wrote 0 tokens"), (put(token_ids=[1] * 31), "asked for 1 to 30"),
+        (put(token_ids=[-1]), "wrote the id -1"), (put(token_ids=["a"]), "no token ids"),
+        (put(finish_reason="abort"), "gave a chain up"),
+        (unscored, "0 log-probabilities of"),
+    ):  # fmt: skip
         with CompletionServer(organism, change) as server, pytest.raises(ls.LensteerError, match=said):
             ls.generate_traces(organism, tasks, engine=engine(server), **CHAINS)
     gone = Served(Endpoint(url=server.url, retries=0, model="m"))

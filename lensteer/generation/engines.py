@@ -141,7 +141,7 @@ class Served(Engine):
             self.model, request.ids, **common, **options, extra_body={"return_token_ids": True, **own}
         )
         given, ids = (getattr(choice, name, None) for name in ("prompt_token_ids", "token_ids"))
-        if given is None or ids is None:
+        if not all(isinstance(each, list) and all(type(i) is int for i in each) for each in (given, ids)):
             raise LensteerError(
                 f"{self.endpoint.url} returns no token ids: chains need a server that knows return_token_ids, such as "
                 "vLLM from 0.10.2 on"
@@ -150,8 +150,8 @@ class Served(Engine):
             raise LensteerError(
                 f"{self.endpoint.url} continued {given[:8]}…, and was asked to continue {request.ids[:8]}…"
             )
-        scores = choice.logprobs.token_logprobs if request.scored else ()
-        return Written(tuple(ids), choice.finish_reason == "stop", tuple(scores))
+        scores = getattr(choice.logprobs, "token_logprobs", None) if request.scored else ()
+        return Written(tuple(ids), _ended(choice.finish_reason, self.name), tuple(scores or ()))
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,29 @@ class Offline(Engine):
                 said = each.outputs[0]
                 ids = tuple(said.token_ids)
                 scores = [row[token].logprob for row, token in zip(said.logprobs or (), ids, strict=False)]
-                yield begin + i, Written(ids, said.finish_reason == "stop", tuple(scores))
+                yield begin + i, Written(ids, _ended(said.finish_reason, self.name), tuple(scores))
+
+
+def _ended(reason: Any, name: str) -> bool:
+    if reason not in ("stop", "length"):
+        raise LensteerError(f"the engine {name!r} gave a chain up (finish_reason {reason!r}): ask again")
+    return bool(reason == "stop")
+
+
+def check_written(model: TransformerBridge, engine: Engine, request: Request, written: Written) -> Written:
+    """A chain itself, if it can be what an engine with this model's vocabulary was asked for.
+
+    Raises:
+        LensteerError: no id, more than were asked for, or one that the model lacks.
+    """
+    size, ids = int(model.cfg.d_vocab), written.ids
+    if not 0 < len(ids) <= request.max_new_tokens:
+        raise LensteerError(
+            f"the engine {engine.name!r} wrote {len(ids)} tokens, and was asked for 1 to {request.max_new_tokens}"
+        )
+    if odd := [i for i in ids if not 0 <= i < size]:
+        raise LensteerError(f"the engine {engine.name!r} wrote the id {odd[0]!r}, and the model has 0 to {size - 1}")
+    return written
 
 
 def check_engine(model: TransformerBridge, engine: Engine, request: Request) -> float:
@@ -205,13 +227,16 @@ def check_engine(model: TransformerBridge, engine: Engine, request: Request) -> 
         Mean absolute difference, in nats per token: the rounding of two dtypes or of a quantization.
 
     Raises:
-        LensteerError: an id that the model lacks, or a difference above `MAX_GAP`.
+        LensteerError: as `check_written` does, no log-probabilities, or a difference above `MAX_GAP`.
     """
     asked = replace(request, max_new_tokens=CHECKED, temperature=0.0, top_p=1.0, scored=True)
     ((_, written),) = engine.write([asked])
-    size = int(model.cfg.d_vocab)
-    if not written.ids or max(written.ids) >= size:
-        raise LensteerError(f"the engine {engine.name!r} wrote the ids {written.ids[:8]}, and the model has {size}")
+    check_written(model, engine, asked, written)
+    if len(written.scores) != len(written.ids):
+        raise LensteerError(
+            f"the engine {engine.name!r} gave {len(written.scores)} log-probabilities of {len(written.ids)} tokens: "
+            "whether it has the loaded model cannot be checked"
+        )
     logits = forced_logits(model, [request.ids], [written.ids])[0].float()
     ours = logits.log_softmax(-1).gather(-1, torch.tensor(written.ids, device=logits.device)[:, None])[:, 0].cpu()
     gap = float((ours - torch.tensor(written.scores)).abs().mean())

@@ -15,7 +15,7 @@ from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
-from lensteer.generation.engines import Engine, Request, check_engine
+from lensteer.generation.engines import Engine, Request, check_engine, check_written
 from lensteer.generation.parallel import pool_on
 from lensteer.progress import progress_bar
 from lensteer.steering import Plan, active_plans, foreign_hooks, wanted_prefill
@@ -204,8 +204,8 @@ def _from_engine(
 
     failure = None
     try:
-        for each in engine.write(requests):
-            group.append(each)
+        for i, written in engine.write(requests):
+            group.append((i, check_written(model, engine, requests[i], written)))
             if len(group) == _GROUP:
                 yield taken()
     except LensteerError as error:
