@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,10 +40,7 @@ def test_a_servers_chains_are_the_ids_that_it_sampled(organism, tasks):
         ]
         drawn = ls.generate_traces(organism, tasks, n_samples=2, temperature=0.8, engine=engine(server), **CHAINS)
     own = ls.generate_traces(organism, tasks, n_samples=2, temperature=0.8, **CHAINS)
-    keys = [(t.task.id, t.sample, t.prompt_ids, t.response, t.finished) for t in own]
-    assert [
-        (t.task.id, t.sample, t.prompt_ids, t.response, t.finished) for t in drawn
-    ] == keys  # the server has our seeds
+    assert [replace(t, run="") for t in drawn] == [replace(t, run="") for t in own]  # this server draws as we do
     assert {t.run for t in drawn}.isdisjoint(t.run for t in own)
     asked = server.payloads[-1]
     assert (asked["top_k"], asked["min_p"], asked["repetition_penalty"], asked["return_token_ids"]) == (0, 0, 1, True)

@@ -140,13 +140,14 @@ class Served(Engine):
         choice = client.complete(
             self.model, request.ids, **common, **options, extra_body={"return_token_ids": True, **own}
         )
-        given, ids = (getattr(choice, name, None) for name in ("prompt_token_ids", "token_ids"))
-        if not all(isinstance(each, list) and all(type(i) is int for i in each) for each in (given, ids)):
+        found = [getattr(choice, name, None) for name in ("prompt_token_ids", "token_ids")]
+        given, ids = (list(each or ()) for each in found)
+        if None in found or not all(type(i) is int for i in (*given, *ids)):
             raise LensteerError(
                 f"{self.endpoint.url} returns no token ids: chains need a server that knows return_token_ids, such as "
                 "vLLM from 0.10.2 on"
             )
-        if list(given) != list(request.ids):
+        if given != list(request.ids):
             raise LensteerError(
                 f"{self.endpoint.url} continued {given[:8]}…, and was asked to continue {request.ids[:8]}…"
             )
