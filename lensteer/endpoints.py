@@ -46,10 +46,16 @@ class Endpoint:
     concurrency: int = 4
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            parts, blank = urlsplit(self.url), any(c <= " " for c in self.url)
+            fine = not blank and (parts.port is None or parts.port > 0)
+        except ValueError as error:
+            raise LensteerError(
+                f"endpoint {self.url!r} ({error}): give one such as http://localhost:8000/v1"
+            ) from error
         if parts.username or parts.password or parts.query:
             raise LensteerError(f"the URL at {parts.hostname!r} holds a name, password or query: use {KEY} for a key")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not fine:
             raise LensteerError(f"endpoint {self.url!r}: give a server's URL, such as http://localhost:8080/v1")
         if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
             raise LensteerError(
@@ -131,7 +137,7 @@ class Client:
             if error.status_code == 404 or (error.status_code >= 500 and self.endpoint.model):
                 return []
             raise self._refusal(error) from error
-        except (self._openai.APIError, ValueError) as error:
+        except (self._openai.APIError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise self._refusal(error) from error
 
     def ask(self, model: str, task: Task, sample: int, asking: Asking, purpose: str) -> Answer:
@@ -187,7 +193,7 @@ class Client:
             return self._api.completions.create(model=model, prompt=list(ids), **options).choices[0]
         except (self._openai.APIError, ValueError) as error:
             raise self._refusal(error) from error
-        except (AttributeError, IndexError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, RecursionError) as error:
             raise LensteerError(
                 f"{self.endpoint.url} answered with no completion (does the URL lack '/v1'?)"
             ) from error
@@ -236,7 +242,10 @@ def served_model(client: Client, of: str = "") -> str:
             raise LensteerError(f"{url} does not serve {asked!r}: it serves {there}")
         return asked
     if len(there) != 1:
-        raise LensteerError(f"{url} serves {there or 'no model that it lists'}: name one (--served-model)")
+        raise LensteerError(
+            f"{url} serves {there or 'no model that it lists'}: name one (--served-model; --engine-model of a "
+            "run), unless the URL lacks '/v1'"
+        )
     if of and _plain(of) not in _plain(there[0]):
         raise LensteerError(
             f"{url} serves {there[0]!r}, and the plan is of {of!r}: if that is the model, say --served-model {there[0]}"

@@ -134,8 +134,8 @@ def revived(kind: Any, value: Any) -> Any:
     if kind in (bool, int, str, float):
         value = _numbers(value) if kind is float else value
         _check(isinstance(value, (int, float) if kind is float else kind), value, kind)
-        if kind is float:
-            float(value)  # raises: a whole number may be too large
+        if kind is float and abs(value) > 2**53:
+            return float(value)  # raises: a whole number may be too large
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):

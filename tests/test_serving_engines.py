@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,8 @@ from typer.testing import CliRunner
 import lensteer as ls
 from completion_server import CompletionServer
 from lensteer.cli.commands import app
-from lensteer.generation import Endpoint, Offline, Served
-from lensteer.generation.engines import MAX_GAP, Request, check_engine
+from lensteer.generation import Endpoint, Engine, Offline, Served, forced_logits, generate
+from lensteer.generation.engines import MAX_GAP, Request, Written, check_engine
 from lensteer.traces import load_traces
 
 pytest.importorskip("openai")
@@ -142,6 +143,53 @@ def test_the_command_line_has_chains_written_by_a_server(organism, tmp_path):
     assert "are of --engine" in run("s", "--in-flight", "2").output
     given = run("s", "--chains", str(tmp_path / "r" / "traces.jsonl"), "--engine", server.url, "--engine-model", "m")
     assert "an engine has nothing to write" in given.output
+
+
+def test_an_engine_of_ones_own_is_checked_and_interrupted(organism, tasks, tmp_path):
+    class Own(Engine):
+        name = "own"
+
+        def __init__(self, *answers: int | BaseException) -> None:
+            self.answers = answers
+
+        def write(self, requests: Sequence[Request]) -> Iterator[tuple[int, Written]]:
+            checking = requests[0].scored
+            for i in (0,) if checking else self.answers:
+                if isinstance(i, BaseException):
+                    raise i
+                (found,) = generate(organism, [requests[0].ids], max_new_tokens=requests[0].max_new_tokens)
+                logits = forced_logits(organism, [requests[0].ids], [found.ids])[0].log_softmax(-1)
+                scores = [float(row[token]) for row, token in zip(logits, found.ids, strict=True)]
+                yield i, Written(found.ids, found.finished, tuple(scores) if checking else ())
+
+    for n, (answers, error, said) in enumerate([
+        ((1, 3), ls.LensteerError, "left 4 of 6 chains out"),
+        ((0, 2, 2), ls.LensteerError, "answered request 2, which was not open"),
+        ((4, 1, KeyboardInterrupt("stop")), KeyboardInterrupt, "stop"),
+        ((5, 0, ZeroDivisionError("broken")), ZeroDivisionError, "broken"),
+    ]):  # fmt: skip
+        path = tmp_path / f"{n}.jsonl"
+        with pytest.raises(error, match=said):
+            ls.generate_traces(organism, tasks, engine=Own(*answers), path=path, **CHAINS)
+        assert len(load_traces(path)) == 2
+    wrong: Any
+    for wrong in ("http://x/v1", Endpoint(url="http://x/v1")):
+        with pytest.raises(ls.LensteerError, match=r"give generation\.Served"):
+            ls.generate_traces(organism, tasks, engine=wrong, **CHAINS)
+
+
+def test_an_interrupt_does_not_wait_for_chains_in_flight(organism, tasks):
+    with CompletionServer(organism) as server:
+        requests = [Request(ls.generate_traces(organism, tasks[:1], **CHAINS)[0].prompt_ids, 5, 0.0, 1.0, 0, ())] * 4
+        answers: Any = engine(server, concurrency=2).write(requests)
+        next(answers)
+        server.delay = 4.0
+        next(answers)
+        begun = time.monotonic()
+        answers.close()
+        assert time.monotonic() - begun < 2
+        while server.in_flight:  # the server's own threads end before the process does
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ that vectors are fitted on. It samples with its own generators: its chains are o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,21 +117,41 @@ class Served(Engine):
         Raises:
             LensteerError: no connection, a status that says no, an answer without token ids, or one to other ids.
         """
-        failure = None
-        with closing(Client(self.endpoint)) as client, ThreadPoolExecutor(self.endpoint.concurrency) as pool:
-            running = {pool.submit(self._one, client, request): i for i, request in enumerate(requests)}
+        todo, done, stop = deque(enumerate(requests)), SimpleQueue[tuple[int, Written | Exception]](), Event()
+
+        def work() -> None:
+            while todo and not stop.is_set():
+                try:
+                    i, request = todo.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    done.put((i, self._one(client, request)))
+                except Exception as error:
+                    done.put((i, error))
+
+        failure: Exception | None = None
+        with closing(Client(self.endpoint)) as client:
+            # Daemons: an interrupt does not wait for chains in flight.
+            threads = [Thread(target=work, daemon=True) for _ in range(min(self.endpoint.concurrency, len(requests)))]
+            for thread in threads:
+                thread.start()
             try:
-                for done in as_completed(running):
-                    if done.cancelled():
-                        continue
-                    if (error := done.exception()) is None:
-                        yield running[done], done.result()
-                    elif failure is None:
-                        failure = error
-                        for waiting in running:
-                            waiting.cancel()
+                while True:
+                    running = any(thread.is_alive() for thread in threads)
+                    try:
+                        i, found = done.get(timeout=0.1)
+                    except Empty:
+                        if running:
+                            continue
+                        break
+                    if isinstance(found, Written):
+                        yield i, found
+                    else:
+                        failure = failure or found
+                        stop.set()
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                stop.set()
         if failure is not None:
             raise failure
 
@@ -141,8 +163,8 @@ class Served(Engine):
             self.model, request.ids, **common, **options, extra_body={"return_token_ids": True, **own}
         )
         found = [getattr(choice, name, None) for name in ("prompt_token_ids", "token_ids")]
-        given, ids = (list(each or ()) for each in found)
-        if None in found or not all(type(i) is int for i in (*given, *ids)):
+        given, ids = ([*each] if isinstance(each, list) else [None] for each in found)
+        if not all(type(i) is int for i in (*given, *ids)):
             raise LensteerError(
                 f"{self.endpoint.url} returns no token ids: chains need a server that knows return_token_ids, such as "
                 "vLLM from 0.10.2 on"
@@ -152,7 +174,9 @@ class Served(Engine):
                 f"{self.endpoint.url} continued {given[:8]}…, and was asked to continue {request.ids[:8]}…"
             )
         scores = getattr(choice.logprobs, "token_logprobs", None) if request.scored else ()
-        return Written(tuple(ids), _ended(choice.finish_reason, self.name), tuple(scores or ()))
+        if not isinstance(scores, list) or not all(isinstance(score, float | int) for score in scores):
+            scores = ()
+        return Written(tuple(map(int, ids)), _ended(choice.finish_reason, self.name), tuple(map(float, scores)))
 
 
 @dataclass(frozen=True)

@@ -202,13 +202,21 @@ def _from_engine(
         group.clear()
         return found
 
-    failure = None
+    failure: BaseException | None = None
+    missing = set(range(len(requests)))
     try:
         for i, written in engine.write(requests):
+            if i not in missing:
+                raise LensteerError(f"the engine {engine.name!r} answered request {i!r}, which was not open")
             group.append((i, check_written(model, engine, requests[i], written)))
+            missing.remove(i)
             if len(group) == _GROUP:
                 yield taken()
-    except LensteerError as error:
+        if missing:
+            raise LensteerError(
+                f"the engine {engine.name!r} left {len(missing)} of {len(requests)} chains out: ask again"
+            )
+    except BaseException as error:  # an interrupt, too: what has come is kept
         failure = error
     if group:
         yield taken()
@@ -356,6 +364,8 @@ def _resumed(
     engine: Engine | None = None,
 ) -> dict[int, Trace]:
     """`resume_jobs` by the number of the job. With `name`, a job that a pool sets aside is left out."""
+    if not isinstance(engine, Engine | None):
+        raise LensteerError(f"engine={engine!r}: give generation.Served(Endpoint(url=...)) or generation.Offline(llm)")
     top_p, temperature = sampling.top_p, sampling.temperature
     numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
     more = (*(() if top_p == 1 else (top_p,)), *(() if engine is None else (engine.name,)))

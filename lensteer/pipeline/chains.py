@@ -111,6 +111,8 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
             progress=run.progress,
         )
         write_jsonl(path, map(asdict, written))
+        if run.engine is not None:
+            run.note(f"The engine {run.engine.name!r} wrote the answers of pairs.")
     completed = [_pair(values) for _, values in read_jsonl(path)]
     return completed, given if all(pair.position is not None for pair in given) else completed
 

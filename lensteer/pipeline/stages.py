@@ -181,7 +181,6 @@ def _traces(run: Run) -> dict[str, Any]:
     if run.engine is not None:
         if c.chains:
             raise LensteerError(f"{list(c.chains)} are given: an engine has nothing to write; leave --engine out")
-        run.note(f"The engine {run.engine.name!r} wrote the chains that vectors are fitted on.")
     if c.pairs:
         completed, _ = pairs_of(run)
         traces = pair_traces(run.model, completed)
@@ -208,6 +207,8 @@ def _traces(run: Run) -> dict[str, Any]:
         inspect=lambda new: check_thoughts(run.model, new),
         progress=run.progress,
     )
+    if run.engine is not None:
+        run.note(f"The engine {run.engine.name!r} wrote the chains that vectors are fitted on.")
     return {"chains": len(traces), "tokens": sum(len(t.response_ids) for t in traces)}
 
 

@@ -296,6 +296,9 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
                 controls=Controls(**kinds) if kinds else None,
                 replicates=tensors.get("replicates"),
             )
+            for name, axis in (("labels", vectors.labels), ("layers", vectors.layers)):
+                if len(set(axis)) < len(axis) or (name == "layers" and min(vectors.layers, default=0) < 0):
+                    raise LensteerError(f"its {name} are {list(axis)}: each may be there once")
         except LensteerError as error:
             raise LensteerError(f"{str(path)!r}: {error}") from error
         except (KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
