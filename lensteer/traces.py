@@ -12,6 +12,7 @@ from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, read_jsonl, unseal, write_jsonl
+from lensteer.results import revived
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -139,10 +140,10 @@ class Trace:
         try:
             values = unseal(values, where)
             values["task"] = Task.from_dict(values["task"], where)
-            for span in values.get("spans", ()):
-                _check_kinds(span, {"label": str} | dict.fromkeys(("start", "end", "char_start", "char_end"), int))
-            values["spans"] = tuple(Span(**span) for span in values.get("spans", ()))
-            _check_kinds(values, _KINDS)
+            values["spans"] = tuple(revived(Span, span) for span in values.get("spans", ()))
+            for key, kind in _KINDS.items():
+                if key in values and not isinstance(values[key], kind):
+                    raise TypeError(f"{key} is {values[key]!r}, no {kind.__name__}")
             for key in ("prompt_ids", "response_ids", "offsets"):
                 if odd := [i for i in values[key] if type(i) is not int or i < 0]:
                     raise ValueError(f"{key} holds {odd[0]!r}")
@@ -165,12 +166,6 @@ class Trace:
 _KINDS: dict[str, type] = dict(
     prompt=str, response=str, finished=bool, sample=int, n_unparsed=int, prefill=str, run=str
 )
-
-
-def _check_kinds(values: dict[str, Any], kinds: dict[str, type]) -> None:
-    for key, kind in kinds.items():
-        if key in values and not isinstance(values[key], kind):
-            raise TypeError(f"{key} is {values[key]!r}, no {kind.__name__}")
 
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:

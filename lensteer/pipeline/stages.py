@@ -178,9 +178,8 @@ def _traces(run: Run) -> dict[str, Any]:
     if (said := describe_tasks(c.tasks)) is not None:
         run.announce(f"tasks: {said}")
         run.note(f"Tasks: {said}")
-    if run.engine is not None:
-        if c.chains:
-            raise LensteerError(f"{list(c.chains)} are given: an engine has nothing to write; leave --engine out")
+    if run.engine is not None and c.chains:
+        raise LensteerError(f"{list(c.chains)} are given: an engine has nothing to write; leave --engine out")
     if c.pairs:
         completed, _ = pairs_of(run)
         traces = pair_traces(run.model, completed)
