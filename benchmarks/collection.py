@@ -109,8 +109,16 @@ def floors(model: Any, traces: Sequence[ls.Trace], dtype: str) -> dict[str, floa
 
 def memory(model: Any, traces: Sequence[ls.Trace]) -> dict[str, int]:
     """Peak beyond what was there before, for few chains and for four times as many."""
-    short = [replace(trace, response_ids=trace.response_ids[:200], offsets=trace.offsets[:200]) for trace in traces[:2]]
-    short = [replace(t, spans=tuple(span for span in t.spans if span.end <= len(t.ids))) for t in short]
+    n = 200
+    short = [
+        replace(
+            trace,
+            response_ids=trace.response_ids[:n],
+            offsets=trace.offsets[:n],
+            spans=tuple(span for span in trace.spans if span.end <= trace.prompt_length + n),
+        )
+        for trace in traces[:2]
+    ]
 
     def fit(times: int) -> None:
         ls.fit_vectors(model, short * times, negatives="all")

@@ -13,50 +13,27 @@ MB, is a finding and is kept in `FOLDER/findings`.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
-import re
 import resource
 import struct
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
+from fuzz_targets import SUFFIX, Target, targets, without_digest
 
 import lensteer as ls
-from lensteer.annotation import SentenceClassifier, fit_classifier
-from lensteer.annotation.alignment import align
-from lensteer.annotation.judge_questions import parse_reply, parse_score
-from lensteer.annotation.published import parse_published, read_published
-from lensteer.annotation.splitting import split_sentences
-from lensteer.export.control_vectors import read_control_vector
-from lensteer.export.plan_files import CONFIG, VECTORS, read_plan
-from lensteer.expressions import parse_scope
-from lensteer.files import SEAL, read_tensors, write_atomically
-from lensteer.models import ModelId
-from lensteer.pipeline import ORGANISM
-from lensteer.pipeline.run import MANIFEST, Run
-from lensteer.planner import shape_of
-from lensteer.statistics import Estimate
-from lensteer.steering.cache import CacheVector
-from lensteer.steering.evidence import ControlRange, Evidence, Sample, TextMeasure
-from lensteer.tasks.grading import final_answer
-from lensteer.traces import load_traces
-from lensteer.transcripts import read_transcripts
-from lensteer.vectors import BehaviorVectors, Direction, Recipe
+from lensteer.files import write_atomically
 
 SLOW, LARGE = 10.0, 300 * 2**20  # seconds, bytes
 #: Bytes beyond those in use at the start: what takes more ends with a `MemoryError` and leaves the machine alone.
 ROOM = 4 * 2**30
-SIX = ["One.", "Wait, no.", "Two.", "Maybe.", "For example, 3.", "So 4."]
 WORDS = tuple(
     word.encode()
     for word in (
@@ -87,15 +64,10 @@ ODD = (
     [1],
     {},
     {"a": 1},
+    "I32",
+    "F8_E4M3",
+    "C64",
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """How a file is read, and valid inputs."""
-
-    read: Callable[[Path], object]
-    seeds: Sequence[bytes]
 
 
 @dataclass(frozen=True)
@@ -112,7 +84,7 @@ class Row:
 
 def damaged(seed: bytes, rng: random.Random) -> bytes:
     """A valid input with one to six damages, or JSON with another value somewhere."""
-    if rng.random() < 0.2 and (other := _other_value(seed, rng)) is not None:
+    if rng.random() < 0.4 and (other := _other_value(seed, rng)) is not None:
         return other
     data = bytearray(seed)
     for _ in range(rng.choice((1, 1, 2, 3, 6))):
@@ -173,154 +145,6 @@ def _changed(values: Any, rng: random.Random) -> Any:
     return values
 
 
-def text_of(read: Callable[[str], object]) -> Callable[[Path], object]:
-    """A reader of text, which bytes that are no UTF-8 become."""
-    return lambda path: read(path.read_bytes().decode("utf-8", "replace"))
-
-
-def _align(text: str) -> object:
-    chain, *parts = text.split("\n")
-    sentences = [ls.Sentence(ls.BEHAVIORS[i % len(ls.BEHAVIORS)], part) for i, part in enumerate(parts)]
-    return align(sentences, chain, range(len(chain)), prompt_length=3)
-
-
-def without_digest(data: bytes) -> bytes:
-    """The same JSON without the digest, which would refuse most damages before the reader sees them."""
-    return re.sub(rb',\s*"' + SEAL.encode() + rb'": "\w*"', b"", data)
-
-
-def _plan(name: str, folder: Path) -> Callable[[Path], object]:
-    """Reads a plan's folder in which one file is the given one; its settings have the right digest of the tensors."""
-    settings = json.loads(without_digest((folder / CONFIG).read_bytes()))
-
-    def read(path: Path) -> object:
-        data = path.read_bytes()
-        (folder / name).write_bytes(data)
-        if name == VECTORS:
-            (folder / CONFIG).write_text(json.dumps({**settings, "sha256": hashlib.sha256(data).hexdigest()}))
-        return read_plan(folder)
-
-    return read
-
-
-def _placed(name: str, folder: Path, read: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Reads a folder in which a file is the given one."""
-
-    def read_there(path: Path) -> object:
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(path.read_bytes())
-        return read(folder)
-
-    return read_there
-
-
-def targets(folder: Path) -> dict[str, Target]:
-    """All targets; `folder` is for the files of plans."""
-    direction = Direction("backtracking", torch.arange(24.0).reshape(3, 8) + 1, torch.ones(3), (0, 1, 2))
-    plan = ls.SteeringPlan(direction, 1, 2.0, ls.everywhere)
-    model = ModelId("tiny", "", 3, 8, "0" * 16, "1" * 16, "2" * 16)
-    gguf = ls.export.gguf(plan, folder / "plan.gguf").read_bytes()
-    share = Estimate(0.2, 0.1, 0.3, 9, 0)
-    evidence = Evidence(
-        asdict(model), "backtracking", 1, 1, 2.0, "difference", 3.0, "everywhere", "sentences", "rules", 9, 1,
-        share, share, share, None, 0.01, (ControlRange("isotropic", 5, -0.1, 0.1, 1),), "more", True,
-        (TextMeasure("nll", 2.0, 1.9, 2.5, True),), share, share, (Sample("t-1", "a", "b"),), {"temperature": 0.8}, "0",
-    )  # fmt: skip
-    evidence.save(folder / "evidence.json")
-    plan = replace(plan, evidence=evidence)
-    gated = replace(plan, gate=ls.Gate(0.1), schedule=ls.Schedule.half_life(8.0), scope=ls.onsets & ls.first(9))
-    plans = []
-    for name, each in (("plain", plan), ("gated", gated)):
-        made = ls.export.folder(each, folder / name, model=model)
-        plans.append(without_digest((made / CONFIG).read_bytes()))
-    raw = torch.randn((2, 3, 8), generator=torch.Generator().manual_seed(0))
-    counts = {"backtracking": 3, "deduction": 4}
-    vectors = BehaviorVectors(raw, torch.ones(3), tuple(counts), (0, 1, 2), counts, 5, Recipe())
-    vectors.save(folder / "vectors.safetensors")
-    tensors, header = read_tensors(folder / "vectors.safetensors")
-    plain = save(tensors, {"lensteer": json.dumps(header)})
-    task = ls.Task("t-1", "math", "dev", "How many?", "18", "numeric")
-    span = ls.Span("deduction", 4, 9, 0, 12)
-    ids = (1, 2, 3), (4, 5, 6, 7), (0, 4, 8, 12)
-    trace = ls.Trace(task, "How many?", "Wait, it is 18.", *ids, finished=True, spans=(span,))
-    ls.save_traces([trace, replace(trace, sample=1)], folder / "traces.jsonl")
-    traces = (folder / "traces.jsonl").read_bytes()
-    pairs = [
-        {"prompt": "Hi", "positive": "Hello, dear friend.", "negative": "What."},
-        {"prompt": "Hm?", "positive": "Gladly.", "negative": "No."},
-    ]
-    chain = "First, 2 + 2. Wait, no: it is 5.\nMaybe it is 4. For example, 3."
-    texts = [{"prompt": f"{i} + 2?", "response": f"<think>\n{chain} So {i}.\n</think>\n\n{i}"} for i in range(6)]
-    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
-    labeled = ls.annotate(read_transcripts(folder / "texts.jsonl"), ls.rules)
-    fit_classifier(labeled).save(folder / "classifier.safetensors")
-    published = [{**texts[0], "annotated": '["deduction"] First, 2 + 2. ["end-section"]'}]
-    cached = CacheVector("steps", torch.ones(3, 2, 4), torch.ones(3, 2, 4), "last_prompt", {"n_pairs": 3})
-    cached.save(folder / "cache.safetensors")
-    Run(folder, ORGANISM, {"traces": {"chains": 3, "seconds": 0.5}}, asdict(model), ["A note."]).write()
-    shape = dict(num_attention_heads=4, num_hidden_layers=3, hidden_size=8, intermediate_size=16, vocab_size=99)
-    replies = [
-        '{"labels": [{"n": 1, "label": "deduction"}, {"n": 2, "label": "backtracking"}]}',
-        "1. deduction\n2. backtracking\n3: uncertainty-estimation",
-        '["deduction"] One. ["end-section"] ["backtracking"] Wait, no. ["end-section"]',
-        "I think so. Score: 85/100",
-    ]
-    answers = [
-        "So it is \\boxed{\\frac{1}{2}}.",
-        "She makes $18 every day.\n#### 18",
-        "The answer is (B), 1,200 apples.",
-    ]
-    return {
-        "annotations": Target(text_of(parse_published), [replies[2].encode(), chain.encode()]),
-        "alignment": Target(text_of(_align), [chain.encode(), f"{chain}\n{chain}".encode()]),
-        "sentences": Target(text_of(split_sentences), [chain.encode(), b"a. b! $x = 1.5$ (c.) d...\n\n* e"]),
-        "judge": Target(
-            text_of(lambda text: (parse_reply(text, SIX), parse_score(text))), [r.encode() for r in replies]
-        ),
-        "scopes": Target(text_of(parse_scope), [b"onsets & first(8)", b"~(thinking | at([1, 2]))", b"sentence_starts"]),
-        "answers": Target(
-            text_of(lambda text: [final_answer(text, g, question="How many?") for g in ("numeric", "choice", "exact")]),
-            [a.encode() for a in answers],
-        ),
-        "vectors": Target(BehaviorVectors.load, [(folder / "vectors.safetensors").read_bytes(), plain]),
-        "plan settings": Target(_plan(CONFIG, folder / "plain"), plans),
-        "plan tensors": Target(_plan(VECTORS, folder / "gated"), [(folder / "gated" / VECTORS).read_bytes()]),
-        "gguf": Target(read_control_vector, [gguf]),
-        "traces": Target(
-            lambda path: [(t.thinking, t.answer, t.correct, t.prompt_length) for t in load_traces(path)],
-            [traces, without_digest(traces)],
-        ),
-        "tasks": Target(
-            lambda path: ls.load_tasks(path),
-            [
-                json.dumps(asdict(task)).encode() + b"\n",
-                b'{"question": "2+2?", "answer": "It is 4.\\n#### 4"}\n{"question": "3?", "answer": "#### 3"}\n',
-            ],
-        ),
-        "cache vector": Target(CacheVector.load, [(folder / "cache.safetensors").read_bytes()]),
-        "classifier": Target(
-            lambda path: SentenceClassifier.load(path)(labeled[:1]), [(folder / "classifier.safetensors").read_bytes()]
-        ),
-        "results": Target(Evidence.load, [without_digest((folder / "evidence.json").read_bytes())]),
-        "manifest": Target(
-            _placed(MANIFEST, folder / "other", Run.open), [without_digest((folder / MANIFEST).read_bytes())]
-        ),
-        "texts": Target(read_transcripts, [(folder / "texts.jsonl").read_bytes()]),
-        "published": Target(read_published, [json.dumps(row).encode() for row in published]),
-        "shapes": Target(
-            _placed("config.json", folder / "shape", lambda at: shape_of(str(at))), [json.dumps(shape).encode()]
-        ),
-        "pairs": Target(
-            ls.load_pairs,
-            ["\n".join(map(json.dumps, pairs)).encode(), b"".join(json.dumps(p).encode() + b"\n" for p in pairs[:1])],
-        ),
-    }
-
-
-SUFFIX = {"vectors": ".safetensors", "gguf": ".gguf", "traces": ".jsonl", "tasks": ".jsonl", "pairs": ".jsonl"}
-SUFFIX |= {"texts": ".jsonl", "published": ".jsonl"}
-
-
 def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     """What an input does: "read", "refused", or "findings" with the reason."""
     path.write_bytes(data)
@@ -328,7 +152,7 @@ def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            target.read(path)
+            target.use(target.read(path))
         outcome = "read"
     except ls.LensteerError:
         outcome = "refused"
@@ -338,6 +162,11 @@ def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     if took < SLOW and bytes_more < LARGE:
         return outcome, ""
     return "findings", f"{took:.0f} s, {bytes_more / 2**20:.0f} MB"
+
+
+def named(target: str) -> str:
+    """A target in names of files."""
+    return target.replace(" ", "-").replace(".", "-")
 
 
 def _peak() -> int:
@@ -368,12 +197,12 @@ def main(n: int, folder: Path, only: Sequence[str] = ()) -> list[Row]:
             row = Row(**done[name]) if name in done else Row(name)
             path = Path(scratch) / f"input{SUFFIX.get(name, '.txt')}"
             begun = time.monotonic()
-            for number in range(row.inputs, n):
+            for number in range(row.inputs, -(-n // known[name].every)):
                 rng = random.Random(f"{name}/{number}")
                 data = damaged(rng.choice(known[name].seeds), rng)
                 outcome, why = tried(known[name], data, path)
                 if why:
-                    kept = folder / "findings" / f"{name.replace(' ', '-')}-{number}"
+                    kept = folder / "findings" / f"{named(name)}-{number}"
                     kept.parent.mkdir(exist_ok=True)
                     kept.write_bytes(data)
                     kept.with_suffix(".txt").write_text(why, encoding="utf-8", errors="backslashreplace")
@@ -408,9 +237,9 @@ if __name__ == "__main__":
     if given.repeat:
         with tempfile.TemporaryDirectory() as scratch:
             known = targets(Path(scratch))
-            named = next(name for name in known if given.repeat.name.startswith(name.replace(" ", "-")))
-            again = Path(scratch) / f"again{SUFFIX.get(named, '.txt')}"
+            target = next(name for name in known if named(name) == given.repeat.name.rpartition("-")[0])
+            again = Path(scratch) / f"again{SUFFIX.get(target, '.txt')}"
             again.write_bytes(given.repeat.read_bytes())
-            print(known[named].read(again))
+            print(known[target].use(known[target].read(again)))
     else:
         print(table(main(given.n, given.folder, given.only)))

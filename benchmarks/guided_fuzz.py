@@ -30,7 +30,7 @@ def main(folder: Path, target: str, n: int) -> None:
     known = fuzz.targets(scratch)
     if target not in known:
         raise fuzz.ls.LensteerError(f"no target {target!r}: choose from {', '.join(known)}")
-    own, findings = folder / target.replace(" ", "-"), folder / "findings"
+    own, findings = folder / fuzz.named(target), folder / "findings"
     for each in (own, findings):
         each.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(known[target].seeds):

@@ -148,7 +148,7 @@ class ForcedChain:
             raise LensteerError(
                 f"{len(prompt_ids)} prompt and {len(response_ids)} response tokens: give at least one of each"
             )
-        models.check_length(model, [len(prompt_ids) + len(response_ids)], cached=True)
+        models.check_rows(model, [[*prompt_ids, *response_ids]], cached=True)
         self.model, self.prompt_length = model, len(prompt_ids)
         self.ids = torch.tensor([[*prompt_ids, *response_ids]], device=models.device(model))
         self._kept: _Unsteered | None = None

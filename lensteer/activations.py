@@ -154,8 +154,8 @@ def stream_features(
         batch_size: traces per forward, fewer where they are long or differ in length (see `batches`).
 
     Raises:
-        LensteerError: an unknown window, layer or site, a span beyond its trace's end, or an activation that is not
-            finite (names the trace and the layer).
+        LensteerError: an unknown window, layer or site, or an activation that is not finite (names the trace and the
+            layer).
     """
     wanted = [Window.parse(window) for window in windows]
     if not wanted:
@@ -285,11 +285,6 @@ def _ranges(trace: Trace, windows: list[Window]) -> list[tuple[int, int]]:
     """Each window's range for each span, then that of all tokens."""
     n_tokens = len(trace.ids)
     begin, end = min(span.start for span in trace.spans), max(span.end for span in trace.spans)
-    if end > n_tokens:
-        raise LensteerError(
-            f"task {trace.task.id!r} has a span that ends at token {end}, but only {n_tokens} tokens: "
-            "annotate the trace as it was generated"
-        )
     return [*(window.bounds(span, n_tokens) for window in windows for span in trace.spans), (begin, end)]
 
 

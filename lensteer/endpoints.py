@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line, read_jsonl
 from lensteer.models import CLOSE_THINKING, OPEN_THINKING
+from lensteer.results import reading, revived
 from lensteer.tasks import Task
 
 KEY = "LENSTEER_ENDPOINT_KEY"
@@ -266,11 +267,8 @@ def read_answers(path: Path) -> list[Answer]:
     """
     found = []
     for number, row in read_jsonl(path):
-        try:
-            answer = Answer(**row)
-        except TypeError as error:
-            raise LensteerError(f"{path}, line {number} is no recorded answer ({error})") from error
-        found.append(answer)
+        with reading(f"{path}, line {number}", "ask again"):
+            found.append(revived(Answer, row))
     return found
 
 

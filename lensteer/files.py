@@ -324,8 +324,9 @@ def read_tensors(
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({error}): save it again") from error
+    except (SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise LensteerError(f"{str(path)!r} is truncated or no safetensors file ({reason}): save it again") from error
     try:
         header = dict(json.loads(metadata[key]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:

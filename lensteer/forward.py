@@ -39,7 +39,7 @@ def left_padded(
         rows: token ids.
         prompt_lengths: how many of each row's ids are the prompt; None: all of them.
     """
-    models.check_length(model, [len(row) for row in rows])
+    models.check_rows(model, rows)
     width = max(map(len, rows))
     return _context(
         model,
@@ -51,7 +51,7 @@ def left_padded(
 
 def right_padded(model: TransformerBridge, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Context:
     """Rows of token ids that begin together. In a causal model, padding after a row does not affect it."""
-    models.check_length(model, [len(row) for row in rows])
+    models.check_rows(model, rows)
     width = max(map(len, rows))
     ids = [list(row) + [0] * (width - len(row)) for row in rows]
     return _context(model, ids, [0] * len(rows), prompt_lengths)
@@ -317,7 +317,7 @@ def forced_logits(
         return []
     start, keep = max(map(len, prompts)), max(map(len, responses))
     ids = [[0] * (start - len(p)) + [*p, *r] + [0] * (keep - len(r)) for p, r in zip(prompts, responses, strict=True)]
-    models.check_length(model, [len(p) + len(r) - 1 for p, r in zip(prompts, responses, strict=True)])
+    models.check_rows(model, [[*p, *r[:-1]] for p, r in zip(prompts, responses, strict=True)])
     text = left_padded(model, prompts)
     whole = torch.tensor(ids, device=text.ids.device)[:, :-1]  # the last token predicts nothing
     forward = Forward(model, replace(text, ids=whole), plans)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import KINDS, POOLS
@@ -20,11 +20,13 @@ from lensteer.evaluation.conditions import CONTROL_TEXTS
 from lensteer.files import parse_json, read_text
 from lensteer.pipeline import RunConfig
 from lensteer.pipeline.stages import planned_chains
-from lensteer.results import Result, by_topic
+from lensteer.results import Result, by_topic, reading, revived
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The largest size of a shape.
+MOST = 10**9
 COMPUTED, EXTRAPOLATED = "computed", "extrapolated"
 MEASURED = "measured"
 
@@ -43,6 +45,9 @@ class Shape:
         d_mlp: width of the gated MLP.
         d_vocab: vocabulary.
         tied: the unembedding is the embedding.
+
+    Raises:
+        LensteerError: a number below 1 or beyond `MOST`.
     """
 
     name: str
@@ -54,6 +59,11 @@ class Shape:
     d_mlp: int
     d_vocab: int
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = {name: n for name, n in vars(self).items() if name not in ("name", "tied")}
+        if wrong := {name: n for name, n in sizes.items() if not 1 <= n <= MOST}:
+            raise LensteerError(f"a shape with {wrong}: give numbers from 1 to {MOST:,}")
 
     @property
     def parameters(self) -> int:
@@ -192,22 +202,20 @@ def shape_of(size: str) -> Shape:
     path = Path(size) / "config.json"
     if not path.is_file():
         raise LensteerError(f"no shape {size!r}: choose one of {list(SHAPES)}, or a checkpoint's folder")
-    try:
+    with reading(path, f"give a dense decoder's folder, or one of {list(SHAPES)}"):
         c: dict[str, Any] = parse_json(read_text(path), path)
-        heads = int(c["num_attention_heads"])
-        return Shape(
-            Path(size).resolve().name,
-            int(c["num_hidden_layers"]),
-            int(c["hidden_size"]),
-            heads,
-            int(c.get("num_key_value_heads") or heads),
-            int(c.get("head_dim") or c["hidden_size"] // heads),
-            int(c["intermediate_size"]),
-            int(c["vocab_size"]),
-            bool(c.get("tie_word_embeddings", False)),
+        heads = c["num_attention_heads"]
+        sizes = dict(
+            n_layers=c["num_hidden_layers"],
+            d_model=c["hidden_size"],
+            n_heads=heads,
+            n_shared=c.get("num_key_value_heads") or heads,
+            d_head=c.get("head_dim") or c["hidden_size"] // heads,
+            d_mlp=c["intermediate_size"],
+            d_vocab=c["vocab_size"],
+            tied=c.get("tie_word_embeddings", False),
         )
-    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LensteerError(f"{path} has no dense decoder's shape ({error!r}): give one of {list(SHAPES)}") from error
+        return cast(Shape, revived(Shape, {"name": Path(size).resolve().name, **sizes}))
 
 
 def plan_run(shape: Shape, config: RunConfig, gpus: Gpus | None = None, *, prompt: int = 150) -> RunPlan:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+from jaxtyping import AbstractArray
 from torch import Tensor
 
 from lensteer.errors import LensteerError
 from lensteer.files import read_json, unseal, write_json
 
+_MOST = 2**64  # of a whole number: seeds have 64 bits
 _SHOWN = 6  # entries of a sequence or mapping
+#: Fields of results that name the entries of an axis of its arrays.
+_AXES = {"labels": "behavior", "layers": "layer", "n_spans": "behavior"}
 
 Kind = TypeVar("Kind", bound="Saved")
 
@@ -68,10 +73,8 @@ class Saved(Result):
             raise LensteerError(f"no {cls.__name__} of version {cls.VERSION}: its 'kind' and 'version' are {found}")
         rest = unseal(values, f"this {cls.__name__}")
         del rest["kind"], rest["version"]
-        try:
+        with reading(f"this {cls.__name__}"):
             found_again: Kind = revived(cls, rest)
-        except (KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
-            raise LensteerError(f"a damaged {cls.__name__} ({type(error).__name__}: {error})") from error
         return found_again
 
     def save(self, path: str | Path) -> None:
@@ -112,14 +115,35 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def revived(kind: Any, value: Any) -> Any:
-    """A value from its JSON form, by a type: a dataclass, or the annotation of a field.
+@contextmanager
+def reading(where: object, remedy: str = "make it again") -> Iterator[None]:
+    """Take values of a file apart inside the `with`: whatever is wrong with them is said with the file's name.
+
+    Args:
+        where: the file, or a line of it.
+        remedy: what to do about it.
 
     Raises:
-        KeyError, TypeError, OverflowError, ValueError, AttributeError: a value of another kind; `LensteerError`, if the
+        LensteerError: for any error that values of another kind cause.
+    """
+    try:
+        yield
+    except LensteerError as error:
+        raise LensteerError(f"{where}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise LensteerError(f"{where} cannot be read ({type(error).__name__}: {error}): {remedy}") from error
+
+
+def revived(kind: Any, value: Any) -> Any:
+    """A value from its JSON form, by a type: a dataclass, or the annotation of a field. Use it inside `reading`.
+
+    Raises:
+        KeyError, TypeError, ArithmeticError, ValueError, RuntimeError: a value of another kind; `LensteerError`, if the
             dataclass refuses it.
     """
     if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
         _check(isinstance(value, dict), value, kind)
         known = {field.name: field for field in fields(kind)}
         if unknown := set(value) - set(known):
@@ -128,29 +152,81 @@ def revived(kind: Any, value: Any) -> Any:
         if missing := required - set(value):
             raise ValueError(f"missing fields {sorted(missing)}")
         hints = _hints(kind)
-        return kind(**{name: revived(hints[name], entry) for name, entry in value.items()})
-    if isinstance(value, dict) and set(value) == {"dtype", "values"}:
+        made = kind(**{name: revived(hints[name], entry) for name, entry in value.items()})
+        check_arrays(made)
+        return made
+    if isinstance(kind, type) and issubclass(kind, AbstractArray):
         return torch.tensor(_numbers(value["values"]), dtype=getattr(torch, value["dtype"]))
     if kind in (bool, int, str, float):
         value = _numbers(value) if kind is float else value
         _check(isinstance(value, (int, float) if kind is float else kind), value, kind)
+        _check(kind is bool or not isinstance(value, bool), value, kind)
         if kind is float and abs(value) > 2**53:
             return float(value)  # raises: a whole number may be too large
+        if kind is int and abs(value) > _MOST:
+            raise OverflowError(f"{_short(value)} is beyond any count")
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if float in inner and type(None) not in inner:  # a number or an array
-            return _numbers(value)
-        inner = tuple(one for one in inner if one is not type(None))
-        return value if value is None or len(inner) > 1 else revived(inner[0], value)
+        if value is None and type(None) in inner:
+            return None
+        *others, last = (one for one in inner if one not in (Any, type(None)))  # a saved `float | Any` is a number
+        for one in others:
+            with suppress(TypeError):
+                return revived(one, value)
+        return revived(last, value)
     if origin is tuple:
         _check(isinstance(value, (list, tuple)), value, "list")
+        if inner[-1] is Ellipsis and {*map(type, value)} <= {inner[0]} <= {bool, int, str}:
+            return tuple(value)  # at once, for ids of tokens
         each = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return tuple(revived(one, entry) for one, entry in zip(each, value, strict=True))
     if origin in (dict, Mapping):
         _check(isinstance(value, dict), value, "object")
         return {name: revived(inner[1], entry) for name, entry in value.items()}
     return value
+
+
+def check_arrays(result: Any) -> None:
+    """Check the arrays of a dataclass by their annotations: dtype, number of axes, axes of one name equally long.
+
+    Raises:
+        LensteerError: another dtype or shape.
+    """
+    _check_arrays(result, type(result).__name__, {})
+
+
+def _check_arrays(result: Any, where: str, sizes: dict[str, int]) -> None:
+    found = {field.name: getattr(result, field.name) for field in fields(result)}
+    sizes |= {_AXES[name]: len(value) for name, value in found.items() if name in _AXES and isinstance(value, tuple)}
+    kind: Any = type(result)
+    hints = _hints(kind)
+    for name, value in found.items():
+        if is_dataclass(value):
+            _check_arrays(value, f"{where}.{name}", sizes)
+        for annotation, array in product(_annotations(hints[name]), _arrays(value)):
+            axes = annotation.dim_str.split()
+            right = isinstance(array, annotation) and (array.element_size() > 1 or not array.is_floating_point())
+            for axis, size in zip(axes, array.shape, strict=False):
+                right &= sizes.setdefault(axis, size) == size
+            if not right:
+                known = ", ".join(f"{axis} {sizes[axis]}" for axis in axes if axis in sizes)
+                raise LensteerError(
+                    f"{where}.{name} is {str(array.dtype)[6:]}{list(array.shape)}: give {annotation.dtype.__name__} "
+                    f"with the axes {' '.join(axes)} ({known})"
+                )
+
+
+def _annotations(hint: Any) -> list[Any]:
+    """Those of arrays in an annotation."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return [hint]
+    return [found for inner in get_args(hint) for found in _annotations(inner)]
+
+
+def _arrays(value: Any) -> Iterable[Tensor]:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+    return (each for each in inner if isinstance(each, Tensor))
 
 
 def _check(right: bool, value: Any, kind: Any) -> None:

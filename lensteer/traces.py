@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lensteer import models
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, read_jsonl, unseal, write_jsonl
-from lensteer.results import revived
+from lensteer.results import reading, revived
 from lensteer.tasks import Task, grade, read_answer
 
 
@@ -37,7 +37,8 @@ class Trace:
         opened: whether the prompt leaves a thought open; None: if its last mark opens one.
 
     Raises:
-        LensteerError: a lone surrogate in a text or a label, which no file could hold.
+        LensteerError: a lone surrogate in a text or a label, which no file could hold; a negative number; offsets or
+            spans that are not of this text and these tokens.
     """
 
     task: Task
@@ -60,6 +61,20 @@ class Trace:
             check_text(getattr(self, name), f"the {name} of {self.id}")
         for label in {span.label for span in self.spans}:
             check_text(label, f"a label of {self.id}")
+        if min((*self.ids, self.sample, self.n_unparsed), default=0) < 0:
+            raise LensteerError(f"{self.id} has a negative id, sample or number of sentences")
+        n, size = len(self.response_ids), len(self.response)
+        if len(self.offsets) != n or list(self.offsets) != sorted(self.offsets) or not _within(self.offsets, size):
+            raise LensteerError(
+                f"{self.id} has {len(self.offsets)} offsets for {n} tokens and {size} characters: give the place of "
+                "each token in the response, in order"
+            )
+        for span in self.spans:
+            if span.end > len(self.ids) or span.char_end > size:
+                raise LensteerError(
+                    f"a span of {self.id} ends at token {span.end} and character {span.char_end}, and there are "
+                    f"{len(self.ids)} tokens, {size} characters of the response: annotate it as it was generated"
+                )
 
     @property
     def id(self) -> str:
@@ -137,35 +152,9 @@ class Trace:
         Raises:
             LensteerError: fields are missing or of the wrong kind, or they do not match their digest.
         """
-        try:
-            values = unseal(values, where)
-            values["task"] = Task.from_dict(values["task"], where)
-            values["spans"] = tuple(revived(Span, span) for span in values.get("spans", ()))
-            for key, kind in _KINDS.items():
-                if key in values and not isinstance(values[key], kind):
-                    raise TypeError(f"{key} is {values[key]!r}, no {kind.__name__}")
-            for key in ("prompt_ids", "response_ids", "offsets"):
-                if odd := [i for i in values[key] if type(i) is not int or i < 0]:
-                    raise ValueError(f"{key} holds {odd[0]!r}")
-                values[key] = tuple(values[key])
-            if "marks" in values:
-                opens, closes = values["marks"]
-                values["marks"] = (opens + "", closes + "")
-            trace = Trace(**values)
-        except LensteerError:
-            raise
-        except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
-            raise LensteerError(f"{where} is no trace ({type(error).__name__}: {error})") from error
-        if len(trace.offsets) != len(trace.response_ids):
-            raise LensteerError(
-                f"{where}: {len(trace.offsets)} offsets for {len(trace.response_ids)} tokens, give one per token"
-            )
-        return trace
-
-
-_KINDS: dict[str, type] = dict(
-    prompt=str, response=str, finished=bool, sample=int, n_unparsed=int, prefill=str, run=str
-)
+        values = unseal(values, where)
+        with reading(where, "give a line that `save_traces` wrote"):
+            return cast(Trace, revived(Trace, {**values, "task": Task.from_dict(values["task"])}))
 
 
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
@@ -190,3 +179,7 @@ def label_axis(traces: Iterable[Trace]) -> tuple[str, ...]:
 def with_spans(trace: Trace, spans: Sequence[Span], n_unparsed: int) -> Trace:
     """The same trace, annotated."""
     return replace(trace, spans=tuple(spans), n_unparsed=n_unparsed)
+
+
+def _within(offsets: Sequence[int], size: int) -> bool:
+    return not offsets or (offsets[0] >= 0 and offsets[-1] <= size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,9 +208,9 @@ def test_bad_input_is_named(model, traces):
         list(stream_features(model, traces, layers=[4]))
     with pytest.raises(LensteerError, match="batch_size=0"):
         list(stream_features(model, traces, batch_size=0))
-    long = Trace(**{**vars(traces[0]), "spans": (Span("backtracking", 5, 999, 0, 9),)})
-    with pytest.raises(LensteerError, match=r"'task-0' has a span that ends at token 999, but only \d+ tokens"):
-        list(stream_features(model, [long]))
+    other = replace(traces[0], prompt_ids=(10**6,) * traces[0].prompt_length)
+    with pytest.raises(LensteerError, match=r"the token id 1000000: .* has 0 to \d+, so the text is of another"):
+        list(stream_features(model, [other]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

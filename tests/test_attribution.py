@@ -38,7 +38,7 @@ def trace_of(n_tokens: int, spans: list[tuple[str, int, int]], *, seed: int) -> 
     return Trace(
         task=Task(f"planted-{seed}", "planted", "train", "?"),
         prompt="?",
-        response="x" * (n_tokens - 5),
+        response="x" * n_tokens,
         prompt_ids=tuple(ids[:5]),
         response_ids=tuple(ids[5:]),
         offsets=tuple(range(n_tokens - 5)),
@@ -270,9 +270,6 @@ def test_bad_input_is_refused(model, traces, tiny_checkpoint):
         attribute(model, traces[3:], vectors)
     with pytest.raises(LensteerError, match="0 traces"):
         attribute(model, [], vectors)
-    late = dataclasses.replace(traces[1], spans=(Span("backtracking", 15, 40, 0, 3),))
-    with pytest.raises(LensteerError, match=r"planted-2.* 17 tokens, but a span of 'backtracking' at \[15, 40\)"):
-        attribute(model, [late], vectors)
     elsewhere = models.load_model(tiny_checkpoint("qwen2", n_layers=N_LAYERS, seed=1))
     with pytest.raises(LensteerError, match="do not fit"):
         attribute(elsewhere, traces, vectors)

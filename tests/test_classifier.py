@@ -262,8 +262,8 @@ def test_corrupt_and_foreign_files_are_refused(classifier, tmp_path):
         ("labels", ["deduction", "musing"], "coefficients have shape .* for 2 labels"),
         ("terms", {"words": []}, "terms of"),
         ("terms", terms, "idf.words have shape"),
-        ("weights", {"odd": 1.0}, "is damaged"),
-        ("provenance", None, "is damaged"),
+        ("weights", {"odd": 1.0}, "unknown fields"),
+        ("provenance", None, "None is no object"),
         ("format", 9, "has format 9"),
     ]:
         mixed = ({**arrays, name: changed}, header) if name in arrays else (arrays, {**header, name: changed})
@@ -302,8 +302,8 @@ def test_user_errors_name_what_is_wrong(classifier):
 
 def test_tfidf_is_the_textbooks():
     chains = [Chain(planted(1)[0], ((0, 5),)), Chain(planted(1)[0], ((0, 5),))]
-    a = replace(chains[0].trace, response="Wait 12 a-b Wait")
-    b = replace(chains[0].trace, response="Wait, 7 wait")
+    a = replace(chains[0].trace, response="Wait 12 a-b Wait", response_ids=(), offsets=(), spans=())
+    b = replace(chains[0].trace, response="Wait, 7 wait", response_ids=(), offsets=(), spans=())
     chains = [Chain(a, ((0, 16),)), Chain(b, ((0, 12),))]
     weights = FeatureWeights(opening=0.0, place=0.0, neighbors=0.0)
     vocabulary = learn_vocabulary(chains, weights, None)

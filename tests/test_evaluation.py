@@ -287,7 +287,7 @@ def test_corrupt_files_are_refused_by_name(organism, tasks, tmp_path):
     head, *rest = path.read_text().splitlines(keepends=True)
     for text, words in (
         ("[]\n", "not a JSON object"),
-        (head + '{"condition": "a"}\n' + rest[0], "no chain"),
+        (head + '{"condition": "a"}\n' + rest[0], "cannot be read .KeyError: 'task'"),
         (head + "not JSON\n", "line 2"),
         ("\n" + rest[0], "another experiment"),
     ):

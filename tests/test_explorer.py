@@ -665,7 +665,8 @@ def test_text_goes_as_text(organism, vectors, traces):
     part = condition_payload(replace(trace, response=response, spans=(span,)), 0, running=False)
     assert "".join(text for _, text in part["pieces"]) == response
     assert ["backtracking", response[8:30]] in part["pieces"]
-    cut = condition_payload(replace(trace, response="half a�", offsets=(0, 5, 6), spans=()), 0, running=True)
+    begun = replace(trace, response="half a�", response_ids=(1, 2, 3), offsets=(0, 5, 6), spans=())
+    cut = condition_payload(begun, 0, running=True)
     assert cut["pieces"] == [["", "half a"]]
     explorer.close()
 

@@ -101,5 +101,5 @@ def test_bad_input_is_said(options, message):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
-    with pytest.raises(LensteerError, match="has no dense decoder's shape"):
+    with pytest.raises(LensteerError, match=r"config\.json cannot be read .*: give a dense decoder's folder"):
         shape_of(str(tmp_path))

@@ -71,11 +71,11 @@ def test_every_kind_of_field_comes_back(tmp_path):
     [
         ({"kind": "Other"}, "no Kept of version 1: its 'kind' and 'version' are .'Other', 1."),
         ({"version": 2}, "'version' are .'Kept', 2."),
-        ({"limit": "much"}, "damaged Kept .ValueError: could not convert"),
-        ({"pair": ["x"]}, "damaged Kept"),
+        ({"limit": "much"}, "this Kept cannot be read .ValueError: could not convert"),
+        ({"pair": ["x"]}, "this Kept cannot be read"),
         ({"pair": ["x", "3"]}, "'3' is no int"),
         ({"extra": 1}, "unknown fields .'extra'."),
-        ({"rows": None}, "damaged Kept"),
+        ({"rows": None}, "None is no list"),
         ({"rows": [{"name": "a"}]}, "missing fields .'share'."),
     ],
 )

@@ -43,7 +43,8 @@ def test_kinds_are_shared_categories_or_whether_there_is_a_digit(analysis):
 
 def test_thirds_count_the_first_and_last_sentences(analysis):
     spans = [Span(b, i + 1, i + 2, i, i + 1) for i, b in enumerate([B, B, "deduction", "deduction", B, "deduction", B])]
-    trace = ls.Trace(task("t0", "x"), "", "text", (), (), (), True, spans=tuple(spans))
+    ids = (1,) * 9
+    trace = ls.Trace(task("t0", "x"), "", "some text", (), ids, tuple(range(9)), True, spans=tuple(spans))
     first, last = analysis.thirds_of(record("kind/unsteered", 0, 4, 7), trace)
     assert (first.condition, first.n_sentences, first.sentences) == ("kind/unsteered/first", 2, {B: 2})
     assert (last.condition, last.n_sentences, last.sentences) == ("kind/unsteered/last", 2, {"deduction": 1, B: 1})

@@ -120,6 +120,25 @@ def test_json_and_back(model, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["traces.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(spans=(ls.Span("x", 1, 999, 0, 1),)), "a span of t0/0 ends at token 999 and character 1, and there are"),
+        (dict(spans=(ls.Span("x", 1, 2, 0, 999),)), "ends at token 2 and character 999"),
+        (dict(offsets=()), "t0/0 has 0 offsets for 10 tokens"),
+        (dict(offsets=(0,) * 9 + (-1,)), "give the place of each token in the response, in order"),
+        (dict(offsets=(0,) * 9 + (999,)), "has 10 offsets for 10 tokens and"),
+        (dict(sample=-1), "t0/-1 has a negative id, sample or number"),
+        (dict(n_unparsed=-1), "t0/0 has a negative id, sample or number"),
+        (dict(prompt_ids=(-1,)), "t0/0 has a negative id, sample or number"),
+    ],
+)
+def test_what_is_not_of_its_text_is_refused(changes, words, model):
+    (trace,) = ls.generate_traces(model, TASKS[:1], max_new_tokens=10)
+    with pytest.raises(ls.LensteerError, match=words):
+        dataclasses.replace(trace, **changes)
+
+
 def spoil(line: str, **changes) -> str:
     return json.dumps(json.loads(line) | changes)
 
@@ -130,12 +149,12 @@ def spoil(line: str, **changes) -> str:
         (lambda line: "", "is empty"),
         (lambda line: line + "\n" + line[:40], "line 2 is not JSON"),
         (lambda line: line + "\nnull", "line 2 is not a JSON object"),
-        (lambda line: spoil(line, offsets=[0]), "line 1: 1 offsets for 10 tokens"),
-        (lambda line: spoil(line, response_ids=["x"]), "line 1 is no trace"),
-        (lambda line: spoil(line, task=[]), "line 1 is no trace"),
-        (lambda line: spoil(line, mood="good"), "line 1 is no trace .*mood"),
-        (lambda line: spoil(line, spans=[{"label": "x"}]), "line 1 is no trace"),
-        (lambda line: json.dumps({"id": "t0"}), "line 1 is no trace .*task"),
+        (lambda line: spoil(line, offsets=[0]), "line 1: t0/0 has 1 offsets for 10 tokens"),
+        (lambda line: spoil(line, response_ids=["x"]), "line 1 cannot be read .*'x' is no int"),
+        (lambda line: spoil(line, task=[]), "line 1 cannot be read"),
+        (lambda line: spoil(line, mood="good"), "line 1 cannot be read .*mood"),
+        (lambda line: spoil(line, spans=[{"label": "x"}]), "line 1 cannot be read .*missing fields"),
+        (lambda line: json.dumps({"id": "t0"}), "line 1 cannot be read .*task"),
     ],
 )
 def test_a_bad_file_is_refused_by_line(change, words, model, tmp_path):

@@ -287,18 +287,22 @@ def rewrite(path, tensors=None, **header):
 def test_wrong_contents_are_refused_by_name(path, vectors):
     intact = path.read_bytes()
     wrong: list[tuple[dict[str, Any], str]] = [
-        (dict(tensors={"raw": torch.zeros(4, 3, 32)}), r"raw has shape \(4, 3, 32\), but 4 behaviors, 4 layers"),
-        (dict(tensors={"raw": torch.zeros(4, 32)}), "raw has shape"),
-        (dict(tensors={"mean_norm": torch.ones(3)}), "mean_norm has shape"),
-        (dict(tensors={"replicates": torch.zeros(9, 3, 4, 32)}), "replicates has shape"),
-        (dict(tensors={"controls.shuffled": torch.zeros(4, 4, 32)}), "controls.shuffled has shape"),
-        (dict(tensors={"controls.isotropic": torch.full((2, 4, 32), torch.inf)}), "controls.isotropic holds"),
-        (dict(tensors={"extra": torch.zeros(1)}), "lacks a part of behavior vectors or has another"),
+        (dict(tensors={"raw": torch.zeros(4, 3, 32)}), r"raw is float32\[4, 3, 32\]: .* \(behavior 4, layer 4"),
+        (dict(tensors={"raw": torch.zeros(4, 32)}), "raw is float32"),
+        (dict(tensors={"mean_norm": torch.ones(3)}), "mean_norm is float32"),
+        (dict(tensors={"replicates": torch.zeros(9, 3, 4, 32)}), "replicates is float32"),
+        (dict(tensors={"controls.shuffled": torch.zeros(4, 4, 32)}), "controls.shuffled is float32"),
+        (dict(tensors={"controls.isotropic": torch.full((4, 4, 32), torch.inf)}), "controls.isotropic holds"),
+        (dict(tensors={"controls.isotropic": torch.ones(2, 4, 32)}), r"controls.* .control 2"),
+        (dict(tensors={"extra": torch.zeros(1)}), r"\['extra'\] are of no behavior vectors"),
+        (dict(tensors={"raw": vectors.raw.int()}), "raw is int32"),
+        (dict(tensors={"raw": vectors.raw.to(torch.float8_e4m3fn)}), "raw is float8"),
+        (dict(layers=[True, 1, 2, 3]), "True is no int"),
         (dict(tensors={"raw": torch.full_like(vectors.raw, torch.nan)}), "raw holds values that are not finite"),
-        (dict(labels=["backtracking"]), "has shape .* 1 behaviors"),
+        (dict(labels=["backtracking"]), "raw is float32.*behavior 1"),
         (dict(format=99), "has format 99"),
         (dict(recipe={"window": "nowhere"}), "unknown window 'nowhere'"),
-        (dict(recipe={"power": 2}), "lacks a part of behavior vectors or has another"),
+        (dict(recipe={"power": 2}), "unknown fields .*power"),
     ]
     for change, message in wrong:
         path.write_bytes(intact)

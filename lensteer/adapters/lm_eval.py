@@ -6,7 +6,7 @@ From the command line, where importing this module registers the model "lensteer
 
 Texts are tokenized as in lensteer's own runs: a prompt that the chat template made has its special tokens, any other
 text gets one BOS if the tokenizer writes one. Texts are never truncated: one that is too long is refused, or run with a
-warning (`models.check_length`).
+warning (`models.check_rows`).
 """
 
 from __future__ import annotations

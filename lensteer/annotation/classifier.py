@@ -34,7 +34,7 @@ from lensteer.behaviors import UNPARSED, Sentence
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
 from lensteer.models import ModelId
-from lensteer.results import revived
+from lensteer.results import reading, revived
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class SentenceClassifier:
         """
         tensors, header = read_tensors(path, _KEY, _WHAT)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        try:
+        with reading(repr(str(path)), "save the classifier again"):
             terms = revived(dict[str, tuple[str, ...]], header["terms"])
             labels = revived(tuple[str, ...], header["labels"])
             weights = revived(FeatureWeights, header["weights"])
@@ -184,12 +184,6 @@ class SentenceClassifier:
                 provenance=provenance,
                 model=model,
             )
-        except LensteerError:
-            raise
-        except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
-            raise LensteerError(
-                f"{str(path)!r} is damaged ({type(error).__name__}: {error}): save the classifier again"
-            ) from error
 
 
 def fit_classifier(

@@ -61,8 +61,8 @@ def stream_attention(
         The trace's number, and what was kept, stacked over layers, on the CPU.
 
     Raises:
-        LensteerError: an unknown layer, no layer, a batch size under 1, a span beyond its trace's end, or attention
-            that is not finite (names the trace and the layer).
+        LensteerError: an unknown layer, no layer, a batch size under 1, or attention that is not finite (names
+            the trace and the layer).
     """
     chosen = read_layers(model, layers)
     if not chosen or batch_size < 1:
@@ -147,11 +147,6 @@ def _groups(model: TransformerBridge, trace: Trace) -> tuple[Float[Tensor, "span
     columns[: trace.prompt_length] = torch.where(_in_template(model, trace), template, prompt)
     queries = torch.zeros(n, n_tokens)
     for i, span in enumerate(trace.spans):
-        if span.end > n_tokens:
-            raise LensteerError(
-                f"trace {trace.id!r} has a span that ends at token {span.end}, but only {n_tokens} tokens: annotate "
-                "the trace as it was generated"
-            )
         queries[i, span.start : span.end] = 1 / (span.end - span.start)
         columns[span.start : span.end] = i
     columns[0] = sink

@@ -38,12 +38,20 @@ class NearestTokens(Result):
         ids: Tokens of the k largest absolute cosines, the largest first.
         cosines: Their cosines, with signs.
         texts: The tokens decoded, `[behavior][layer][k]`.
+
+    Raises:
+        LensteerError: Texts of another shape than the ids.
     """
 
     maximum: Float[Tensor, "behavior layer"]
     ids: Int[Tensor, "behavior layer k"]
     cosines: Float[Tensor, "behavior layer k"]
     texts: tuple[tuple[tuple[str, ...], ...], ...]
+
+    def __post_init__(self) -> None:
+        shapes = {(len(self.texts), len(row), len(cell)) for row in self.texts for cell in row}
+        if self.ids.numel() and shapes != {tuple(self.ids.shape)}:
+            raise LensteerError(f"texts of the shapes {sorted(shapes)} for ids of {list(self.ids.shape)}: one for each")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

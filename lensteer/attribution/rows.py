@@ -151,7 +151,7 @@ class SharedCache:
                 "a steering plan is on: rows are not at the positions that the plan edits; "
                 "leave `with plan.on(model)` before attributing"
             )
-        models.check_length(model, [len(ids)], cached=True)
+        models.check_rows(model, [ids], cached=True)
         self.model, self._difference = model, difference
         self._windows = _windows(model)
         fused = model.original_model.dtype in TOLERATED and not foreign_hooks(model)

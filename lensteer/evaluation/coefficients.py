@@ -20,6 +20,7 @@ from lensteer.generation.jobs import Sampling
 from lensteer.positions import PositionScope, generated
 from lensteer.results import Saved
 from lensteer.steering import SteeringPlan
+from lensteer.steering.plans import check_unit
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors
 
@@ -69,6 +70,9 @@ class ChosenCoefficients(Saved):
         n_samples: chains on each.
         unit: of the curve: "sentences" for shares of sentences, or "score".
         responses: how each behavior's share follows the coefficient, with intervals over the dev tasks.
+
+    Raises:
+        LensteerError: an unknown unit of coefficients.
     """
 
     down: dict[str, float]
@@ -80,6 +84,9 @@ class ChosenCoefficients(Saved):
     n_samples: int
     unit: str = "sentences"
     responses: tuple[DoseResponse, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_unit(self.coefficient_unit)
 
     @property
     def pairs(self) -> dict[str, tuple[float | None, float | None]]:

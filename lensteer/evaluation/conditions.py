@@ -22,6 +22,7 @@ from lensteer.files import append_jsonl, check_text, digest, drop_cut_line, read
 from lensteer.generation import Generated
 from lensteer.generation.jobs import Job, Sampling, run_jobs, trace_of
 from lensteer.metrics import compression, repetition
+from lensteer.results import reading, revived
 from lensteer.steering import Plan, active_plans, wanted_prefill
 from lensteer.tasks import Task
 from lensteer.traces import Trace
@@ -432,10 +433,10 @@ def _resume(
     numbers = {(name, job.task.id, job.sample): i for i, (name, job) in enumerate(zip(names, jobs, strict=True))}
     done = {}
     for row in rows[1:]:
-        try:
+        with reading(path, "give another path"):
             i = numbers[row["condition"], row["task"], row["sample"]]
-            ids, offsets = tuple(map(int, row["ids"])), tuple(map(int, row["offsets"]))
-            done[i] = trace_of(model, jobs[i], Generated(ids, row["finished"]), (row["response"], offsets))
-        except (KeyError, TypeError, OverflowError, ValueError) as error:
-            raise LensteerError(f"{path} holds a line that is no chain ({error!r}): give another path") from error
+            ids, offsets = (revived(tuple[int, ...], row[name]) for name in ("ids", "offsets"))
+            written = Generated(ids, revived(bool, row["finished"]))
+            models.check_ids(model, [ids])
+            done[i] = trace_of(model, jobs[i], written, (revived(str, row["response"]), offsets))
     return done

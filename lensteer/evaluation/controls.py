@@ -16,6 +16,7 @@ from lensteer.evaluation.conditions import Condition
 from lensteer.evaluation.results import ControlRank
 from lensteer.files import read_json, write_json
 from lensteer.positions import PositionScope
+from lensteer.results import reading, revived
 from lensteer.steering import SteeringPlan
 from lensteer.tasks import Task
 from lensteer.vectors import BehaviorVectors, Direction
@@ -114,7 +115,8 @@ def match_kl(
     chosen = [c for c in controls if c.pool in KL_POOLS]
     known: dict[str, float] = {}
     if path is not None and path.exists():
-        known = {str(name): float(value) for name, value in read_json(path).items()}
+        with reading(path):
+            known = revived(dict[str, float], read_json(path))
     if set(known) != {c.name for c in chosen}:
         options: dict[str, Any] = dict(max_new_tokens=KL_TOKENS, system=system, seed=seed)
         for layer in dict.fromkeys(c.layer for c in chosen):

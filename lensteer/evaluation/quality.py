@@ -17,6 +17,7 @@ from lensteer.files import append_jsonl, digest, drop_cut_line, read_jsonl
 from lensteer.forward import forced_logits
 from lensteer.generation import run_batches
 from lensteer.progress import progress_bar
+from lensteer.results import reading, revived
 from lensteer.steering import Plan, active_plans
 from lensteer.traces import Trace
 
@@ -65,7 +66,9 @@ def text_quality(
     keys = [key(i) for i in range(len(traces))]
     known: dict[str, dict[str, float]] = {}
     if path is not None and drop_cut_line(path):
-        known = {row.pop("key"): row for _, row in read_jsonl(path)}
+        with reading(path, "give another path"):
+            rows = [row for _, row in read_jsonl(path)]
+            known = {row["key"]: {name: revived(float, row[name]) for name in ("nll", "kl")} for row in rows}
     order = sorted((i for i in range(len(traces)) if keys[i] not in known), key=lambda i: -len(traces[i].ids))
     batches, size = [], _TOKENS if models.device(model).type == "cpu" else _GPU_TOKENS
     while order:

@@ -21,6 +21,7 @@ from lensteer.expressions import parse_scope
 from lensteer.results import Saved
 from lensteer.statistics import Estimate, flat
 from lensteer.steering import ControlRange, Evidence, SteeringPlan, TextMeasure
+from lensteer.steering.plans import check_unit
 from lensteer.vectors import BehaviorVectors
 
 #: A fall is tested only if the unsteered condition has at least this many of the behavior's sentences, on this many
@@ -212,6 +213,9 @@ class Evaluation(Saved):
         annotators: their names, the first one first.
         without_coefficient: (behavior, kind) without a readable coefficient, which were not run.
         side_effects: of every condition but control vectors, on everything that it is not meant to change.
+
+    Raises:
+        LensteerError: an unknown unit of coefficients, or no annotator.
     """
 
     effects: tuple[Effect, ...]
@@ -225,6 +229,11 @@ class Evaluation(Saved):
     annotators: tuple[str, ...] = ("",)
     without_coefficient: tuple[tuple[str, str], ...] = ()
     side_effects: tuple[SideEffect, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_unit(self.coefficient_unit)
+        if not self.annotators:
+            raise LensteerError("an evaluation without an annotator: name the first, or give an empty name")
 
     @property
     def behaviors(self) -> tuple[str, ...]:
@@ -292,8 +301,7 @@ class Evaluation(Saved):
         return replace(plan, evidence=self._evidence(effect, vectors.provenance.get("model")))
 
     def _evidence(self, effect: Effect, model: Any) -> Evidence:
-        own = next(c for c in self.conditions if c.condition == f"{effect.behavior}/{effect.kind}")
-        plain = next(c for c in self.conditions if c.kind == "unsteered")
+        own, plain = self._condition(f"{effect.behavior}/{effect.kind}"), self._condition("unsteered")
         prompted = [e for e in self.effects if (e.behavior, e.kind, e.unit, e.annotator) == _key(effect, "prompted")]
         return Evidence(
             model=dict(model) if isinstance(model, Mapping) else {},
@@ -323,6 +331,13 @@ class Evaluation(Saved):
             unsteered_accuracy=plain.accuracy,
             lensteer=__version__,
         )
+
+    def _condition(self, named: str) -> ConditionSummary:
+        """The condition of a name or of a kind."""
+        for condition in self.conditions:
+            if named in (condition.condition, condition.kind):
+                return condition
+        raise LensteerError(f"no condition {named!r}: there are {[c.condition for c in self.conditions]}")
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per effect, with columns for z and rank in each pool."""

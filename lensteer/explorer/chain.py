@@ -12,6 +12,7 @@ from lensteer import models
 from lensteer.errors import LensteerError
 from lensteer.expressions import inverted, parse_scope
 from lensteer.positions import Context, sentence_starts
+from lensteer.results import reading
 from lensteer.traces import Trace
 
 if TYPE_CHECKING:
@@ -55,17 +56,14 @@ class Chain:
         Raises:
             LensteerError: a trace without prompt or response, or one with ids that the model lacks.
         """
-        table, size = models.token_table(model), int(model.cfg.d_vocab)
         if not trace.prompt_ids or not trace.response_ids:
             raise LensteerError(f"trace {trace.id!r} has no prompt or no response: give one with tokens in both")
-        if not 0 <= min(trace.ids) <= max(trace.ids) < size:
-            raise LensteerError(
-                f"trace {trace.id!r} has token {max(trace.ids)}, this model has {size}: explore it with its own model"
-            )
+        with reading(f"trace {trace.id!r}"):
+            models.check_ids(model, [trace.ids])
         prompt, starts = models.decode_offsets(model.tokenizer, trace.prompt_ids)
         texts = _cut(prompt, starts) + _cut(trace.response, trace.offsets)
         ids, zero = torch.tensor([trace.ids]), torch.zeros(1, dtype=torch.long)
-        context = Context(ids, zero, zero + trace.prompt_length, table)
+        context = Context(ids, zero, zero + trace.prompt_length, models.token_table(model))
         opens, closes = context.marks()
         tags = (opens | closes)[0].nonzero()[:, 0].tolist()
         return Chain(trace, tuple(texts), context, _pieces(trace, context, tags), tuple(tags))

@@ -251,7 +251,7 @@ class Engine:
         """
         trace, model = self.choices.traces[state.trace], self._patient
         n_given = 0 if state.cut is None else state.cut - trace.prompt_length
-        base = replace(trace, response_ids=trace.response_ids[:n_given], spans=())
+        base = replace(trace, response_ids=trace.response_ids[:n_given], offsets=trace.offsets[:n_given], spans=())
         ends, spans, quick = models.token_table(model).ends_sentence, [base.spans, base.spans], True
         sent, told = 0.0, 0
 

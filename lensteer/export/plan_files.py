@@ -28,7 +28,7 @@ from lensteer.export.edits import check_residual
 from lensteer.expressions import parse_scope
 from lensteer.files import new_folder, parse_json, read_text, seal, unseal
 from lensteer.models import ModelId
-from lensteer.results import Result, revived
+from lensteer.results import Result, check_arrays, reading, revived
 from lensteer.steering import Evidence, Gate, Plan, Plans, Schedule, SteeringPlan
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class FixedDirection:
     unit: str
     raw: Float[Tensor, " d_model"]
     vector: Float[Tensor, " d_model"]
+
+    def __post_init__(self) -> None:
+        check_arrays(self)
 
     def at(self, layer: int) -> Float[Tensor, " d_model"]:
         """The unscaled vector.
@@ -296,14 +299,11 @@ def read_plan(source: str | Path, *, revision: str | None = None) -> PlanFile:
         )
     try:
         tensors = load(data)
+    except SafetensorError as error:
+        raise LensteerError(f"{path / VECTORS} is no safetensors file ({error}): export the plan again") from error
+    with reading(f"the plan in {str(source)!r}", "export it again"):
         model = revived(ModelId, values["model"])
         edits = tuple(_read_edit(row, tensors) for row in values["edits"])
-    except LensteerError as error:
-        raise LensteerError(f"{str(source)!r} holds a damaged plan: {error}") from error
-    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
-        raise LensteerError(
-            f"{str(source)!r} holds a damaged plan ({type(error).__name__}: {error}): export it again"
-        ) from error
     for edit in edits:
         if edit.vector.shape != (model.d_model,) or not 0 <= edit.layer < model.n_layers:
             raise LensteerError(

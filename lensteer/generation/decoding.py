@@ -163,7 +163,7 @@ def decode(
             raise LensteerError(f"{len(given)} {name} for {len(rows)} prompts: give one per prompt")
     if not rows:
         return
-    models.check_length(model, [len(row) for row in rows], new=max_new_tokens)
+    models.check_rows(model, rows, new=max_new_tokens)
     cache = new_cache(model, Buffered)
     forward = Forward(model, left_padded(model, rows, prompt_lengths), plans, cache=cache)
     where, width = forward.text.ids.device, forward.text.ids.shape[1]

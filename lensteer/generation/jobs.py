@@ -18,6 +18,7 @@ from lensteer.generation import Generated, generate, run_batches
 from lensteer.generation.engines import Engine, Request, check_engine, check_written
 from lensteer.generation.parallel import pool_on
 from lensteer.progress import progress_bar
+from lensteer.results import reading
 from lensteer.steering import Plan, active_plans, foreign_hooks, wanted_prefill
 from lensteer.tasks import Task
 from lensteer.traces import Trace, load_traces
@@ -370,7 +371,7 @@ def _resumed(
     numbers = (sampling.max_new_tokens, temperature, sampling.seed if temperature else None)
     more = (*(() if top_p == 1 else (top_p,)), *(() if engine is None else (engine.name,)))
     runs = {id(job.plan): _run(model, job.plan, *numbers, *more) for job in jobs}
-    done = {} if path is None else _resume(Path(path), jobs, runs)
+    done = {} if path is None else _resume(model, Path(path), jobs, runs)
 
     def named(chains: Mapping[int, Trace]) -> dict[int, Trace]:
         return {i: replace(trace, run=runs[id(jobs[i].plan)]) for i, trace in chains.items()}
@@ -392,7 +393,7 @@ def _run(model: TransformerBridge, plan: Plan | None, *numbers: int | float | st
     return digest(json.dumps([identity.to_dict(), edits, numbers]).encode())
 
 
-def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[int, Trace]:
+def _resume(model: TransformerBridge, path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[int, Trace]:
     """Chains of an earlier run; an incomplete last line is dropped from the file."""
     numbers = {(job.task.id, job.sample): i for i, job in enumerate(jobs)}
     if len(numbers) < len(jobs):
@@ -400,7 +401,10 @@ def _resume(path: Path, jobs: Sequence[Job], runs: Mapping[int, str]) -> dict[in
     if not drop_cut_line(path):
         return {}
     done: dict[int, Trace] = {}
-    for trace in load_traces(path):
+    kept = load_traces(path)
+    with reading(path, "give another path"):
+        models.check_ids(model, [trace.ids for trace in kept])
+    for trace in kept:
         i = numbers.get((trace.task.id, trace.sample))
         if i is None or trace.prompt_ids != jobs[i].prompt_ids or trace.run != runs[id(jobs[i].plan)]:
             raise LensteerError(

@@ -23,7 +23,7 @@ from lensteer.models.facts import (
     n_layers,
     resid_hook,
 )
-from lensteer.models.length import check_length, forget_frequencies, length_limits
+from lensteer.models.length import check_ids, check_rows, forget_frequencies, length_limits
 from lensteer.models.loading import DTYPES, ORGANISM, load_model, out_of_memory
 from lensteer.models.thought import (
     CLOSE_THINKING,
@@ -51,8 +51,9 @@ __all__ = [
     "Marks",
     "ModelId",
     "chat_text",
+    "check_ids",
     "check_layer",
-    "check_length",
+    "check_rows",
     "context_length",
     "d_model",
     "decode_offsets",

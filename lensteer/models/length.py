@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +54,42 @@ def length_limits(model: TransformerBridge) -> Limits:
     return _limits[model]
 
 
-def check_length(model: TransformerBridge, lengths: Sequence[int], *, new: int = 0, cached: bool = False) -> None:
-    """Refuse texts that a model has no positions for, or whose rows would depend on one another.
+def check_ids(model: TransformerBridge, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse texts of another tokenizer, as far as their ids show it.
 
     Args:
         model: the bridge.
-        lengths: tokens of each row.
+        rows: token ids.
+
+    Raises:
+        LensteerError: an id that the model lacks.
+    """
+    size = int(model.cfg.d_vocab)
+    for row in rows:
+        if row and not (0 <= min(row) and max(row) < size):
+            odd = next(i for i in row if not 0 <= i < size)
+            raise LensteerError(
+                f"the token id {odd}: {fingerprint(model).name!r} has 0 to {size - 1}, so the text is of another "
+                "tokenizer; use its own model"
+            )
+
+
+def check_rows(model: TransformerBridge, rows: Sequence[Sequence[int]], *, new: int = 0, cached: bool = False) -> None:
+    """Refuse texts of which a model lacks a token or a position, or whose rows would depend on one another.
+
+    Args:
+        model: the bridge.
+        rows: token ids.
         new: how many may be generated after each of them.
         cached: whether a text is run in parts, over a cache.
 
     Raises:
-        LensteerError: a text longer than the table of learned positions; or one beyond the length from which rotary
-            frequencies depend on the batch, together with rows of another length or with a cache.
+        LensteerError: an id that the model lacks; a text longer than the table of learned positions; or one beyond the
+            length from which rotary frequencies depend on the batch, together with rows of another length or with a
+            cache.
     """
+    check_ids(model, rows)
+    lengths = [len(row) for row in rows]
     limits, longest = length_limits(model), max(lengths, default=0) + new
     asked = f"{longest - new} tokens" + (f" and up to {new} new ones" if new else "")
     if limits.learned is not None and longest > limits.learned:

@@ -24,6 +24,7 @@ from lensteer.evaluation import Condition, Modes, ModeSummary, measure_modes
 from lensteer.files import read_json, write_json
 from lensteer.generation.jobs import Sampling
 from lensteer.pipeline.run import MANIFEST, Run, loading_options
+from lensteer.results import reading, revived
 from lensteer.tasks import describe_tasks, load_tasks
 from lensteer.traces import Trace
 
@@ -309,13 +310,11 @@ def read_cache_run(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT
     if not path.exists():
         return None
-    try:
-        values = read_json(path)
+    values = read_json(path)
+    with reading(path, "run it again"):
         return {
-            "c_values": values["c_values"],
+            "c_values": revived(float, values["c_values"]),
             "unit": values["config"].get("unit", "difference"),
-            "vector": values["vector"],
+            "vector": revived(dict[str, Any], values["vector"]),
             "test": Modes.from_dict(values["test"]),
         }
-    except (OverflowError, ValueError, KeyError, TypeError) as error:
-        raise LensteerError(f"{path} holds no cache run ({error}): run it again") from error

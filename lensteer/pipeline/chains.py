@@ -26,11 +26,13 @@ from lensteer.annotation import (
     read_published,
     rules,
 )
-from lensteer.contrast import Pair, Text, complete_pairs, load_pairs, with_system
+from lensteer.contrast import Pair, complete_pairs, load_pairs, with_system
 from lensteer.errors import LensteerError
 from lensteer.files import read_jsonl, write_jsonl
 from lensteer.pipeline.own import is_own, load_own
 from lensteer.pipeline.run import Run
+from lensteer.report import Example
+from lensteer.results import reading, revived
 from lensteer.traces import Trace, load_traces
 from lensteer.transcripts import is_transcript, read_transcripts
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 CUES_MASKED, RANDOM_MASKED = "cue words masked", "random words masked"
-CLASSIFIER = "classifier.safetensors"
+CLASSIFIER, EXAMPLES = "classifier.safetensors", "examples.jsonl"
 COHERENCE = (
     "How coherent is the response as a text: grammatical, understandable and free of meaningless repetition, whether "
     "or not it is right? A response that was cut off at the end can be fully coherent."
@@ -77,10 +79,24 @@ def _read(path: str | Path, model: TransformerBridge | None) -> list[Trace]:
     if is_transcript(first):
         return read_transcripts(path, model)
     traces = load_traces(path)
-    size = max((max(trace.ids) for trace in traces if trace.ids), default=0)
-    if model is not None and size >= int(model.cfg.d_vocab):
-        raise LensteerError(f"{path} holds the id {size}: its chains are of another tokenizer than this model's")
+    if model is not None:
+        with reading(path):
+            models.check_ids(model, [trace.ids for trace in traces])
     return traces
+
+
+def read_examples(run: Run) -> list[Example]:
+    """The chains on held-out tasks that a run kept to be shown.
+
+    Raises:
+        LensteerError: a missing file, or a line that is no example.
+    """
+    path, found = run.path(EXAMPLES), []
+    for number, row in read_jsonl(path):
+        with reading(f"{path}, line {number}"):
+            trace = Trace.from_dict(row["trace"])
+            found.append(Example(revived(str, row["behavior"]), revived(str, row["kind"]), trace))
+    return found
 
 
 def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
@@ -113,14 +129,9 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
         write_jsonl(path, map(asdict, written))
         if run.engine is not None:
             run.note(f"The engine {run.engine.name!r} wrote the answers of pairs.")
-    completed = [_pair(values) for _, values in read_jsonl(path)]
+    with reading(path, "remove it, and the model answers again"):
+        completed: list[Pair] = [revived(Pair, values) for _, values in read_jsonl(path)]
     return completed, given if all(pair.position is not None for pair in given) else completed
-
-
-def _pair(values: dict[str, Any]) -> Pair:
-    for side in ("positive", "negative"):
-        values[side] = Text(**{**values[side], "completion_ids": tuple(values[side]["completion_ids"])})
-    return Pair(**values)
 
 
 def annotators_of(run: Run) -> dict[str, Annotator]:
@@ -228,9 +239,11 @@ def _plain(text: str) -> str:
 
 
 def _figures(facts: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {"n_chains": facts["n_chains"], "n_sentences": sum(facts["n_spans"].values())}
-    for name, values in facts["cross_validated"]["sentences"].items():
-        flat |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    with reading("what the classifier's file says of its training", "fit it again"):
+        spans = revived(dict[str, int], facts["n_spans"])
+        flat: dict[str, Any] = {"n_chains": revived(int, facts["n_chains"]), "n_sentences": sum(spans.values())}
+        for name, values in facts["cross_validated"]["sentences"].items():
+            flat |= zip((name, f"{name}_low", f"{name}_high"), revived(tuple[float, float, float], values), strict=True)
     return flat
 
 

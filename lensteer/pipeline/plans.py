@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from lensteer.errors import LensteerError
 from lensteer.evaluation import Evaluation
-from lensteer.files import read_jsonl
+from lensteer.pipeline.chains import EXAMPLES, read_examples
 from lensteer.pipeline.run import Run
 from lensteer.steering import Sample, SteeringPlan
-from lensteer.traces import Trace
 from lensteer.vectors import BehaviorVectors
 
 
@@ -46,12 +45,11 @@ def evaluated_plan(run: Run, behavior: str, sign: int = 1) -> SteeringPlan:
 def _samples(run: Run, behavior: str, kind: str) -> tuple[Sample, ...]:
     """The run's example chains: held-out tasks on which this condition was kept, and the same unsteered."""
     plain, steered = {}, {}
-    for number, row in read_jsonl(run.path("examples.jsonl")) if run.path("examples.jsonl").exists() else ():
-        trace = Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}")
-        if row["kind"] == "unsteered":
-            plain[trace.task.id] = trace
-        elif (row["behavior"], row["kind"]) == (behavior, kind):
-            steered[trace.task.id] = trace
+    for example in read_examples(run) if run.path(EXAMPLES).exists() else ():
+        if example.kind == "unsteered":
+            plain[example.trace.task.id] = example.trace
+        elif (example.behavior, example.kind) == (behavior, kind):
+            steered[example.trace.task.id] = example.trace
     return tuple(
         Sample(steered[task].task.prompt, plain[task].response, steered[task].response)
         for task in steered

@@ -37,7 +37,7 @@ from lensteer.positions import (
     sentence_starts,
     thinking,
 )
-from lensteer.results import revived
+from lensteer.results import reading, revived
 from lensteer.steering.plans import check_unit
 from lensteer.tasks import SPLITS, Task, load_tasks
 from lensteer.transcripts import has_labels
@@ -281,24 +281,22 @@ class Run:
             run.check()
             run.files = {str(path): digest_of(path) for path in run.own_files}
             return run
-        try:
-            values = read_json(manifest)
+        values = read_json(manifest)
+        with reading(manifest, "give another folder"):
             found = dict(values["config"])
-        except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
-            raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if "unit" not in found and "coefficients" in found:
             raise LensteerError(
                 f"{str(folder)!r} was begun by lensteer {values.get('lensteer')}, whose coefficients were "
                 "multiples of the mean activation's length: begin a new run"
             )
-        try:
+        with reading(manifest, "give another folder"):
             stored: RunConfig = revived(RunConfig, found)
             stages = revived(dict[str, dict[str, Any]], values["stages"])
             model_id, notes = revived(dict[str, Any], values["model"]), revived(tuple[str, ...], values["notes"])
             run = Run(folder, stored, stages, model_id, list(notes))
+            if model_id:
+                revived(models.ModelId, model_id)
             run.files, run.progress = revived(dict[str, str], values.get("files", {})), progress
-        except (OverflowError, ValueError, KeyError, TypeError) as error:
-            raise LensteerError(f"{manifest} cannot be read ({error}): give another folder") from error
         if config is not None and config != stored:
             other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}
             raise LensteerError(

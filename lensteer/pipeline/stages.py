@@ -43,17 +43,20 @@ from lensteer.generation.jobs import generate_traces
 from lensteer.generation.parallel import SetAside
 from lensteer.pipeline.cache import read_cache_run
 from lensteer.pipeline.chains import (
+    EXAMPLES,
     annotators_of,
     coherence_of,
     fit_own_classifier,
     judged_on_its_questions,
     pairs_of,
     read_chains,
+    read_examples,
     trust,
     with_masks,
 )
-from lensteer.pipeline.run import SCOPES, Run, RunConfig
-from lensteer.report import Example, RunResults, render, summary
+from lensteer.pipeline.run import MANIFEST, SCOPES, Run, RunConfig
+from lensteer.report import RunResults, render, summary
+from lensteer.results import reading, revived
 from lensteer.tasks import describe_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
@@ -74,14 +77,18 @@ def load_results(run: Run) -> RunResults:
     """
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
     layers = SelectedLayers.load(run.path("layers.json"))
-    examples = tuple(
-        Example(
-            str(row["behavior"]),
-            str(row["kind"]),
-            Trace.from_dict(row["trace"], f"{run.path('examples.jsonl')}, line {number}"),
-        )
-        for number, row in read_jsonl(run.path("examples.jsonl"))
-    )
+    examples = tuple(read_examples(run))
+    annotator, plan = read_json(run.path("annotator.json")), read_json(run.path("plan.json"))
+    with reading(run.path("annotator.json")):
+        revived(str | None, annotator["name"])
+        revived(tuple[str, ...], annotator.get("names", []))
+    with reading(run.path("plan.json")):
+        revived(dict[str, int], plan["chains"])
+        for row in revived(tuple[dict[str, Any], ...], plan["power"]):
+            revived(str, row["behavior"])
+    with reading(run.path(MANIFEST)):
+        alignment = revived(dict[str, int], {name: run.stages["annotate"][name] for name in ALIGNED})
+        seconds = revived(dict[str, float], {name: facts["seconds"] for name, facts in run.stages.items()})
     reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
     if reference is not None and (
         reference["model.weights"] != run.model_id["weights"]
@@ -95,8 +102,8 @@ def load_results(run: Run) -> RunResults:
         model=run.model_id,
         config=asdict(run.config),
         traces=load_traces(run.path("annotated.jsonl")),
-        annotator=read_json(run.path("annotator.json")),
-        alignment={k: run.stages["annotate"][k] for k in ("given", "matched", "repaired", "dropped", "unparsed")},
+        annotator=annotator,
+        alignment=alignment,
         vectors=vectors,
         overlap=EmbeddingOverlap.load(run.path("overlap.json")),
         scores=LayerScores.load(run.path("scores.json")),
@@ -105,11 +112,11 @@ def load_results(run: Run) -> RunResults:
         cosine=cosine_matrix(vectors, layers, default=layers[next(iter(layers))]),
         coefficients=ChosenCoefficients.load(run.path("coefficients.json")),
         evaluation=Evaluation.load(run.path("evaluation.json")),
-        seconds={name: facts["seconds"] for name, facts in run.stages.items()},
+        seconds=seconds,
         reference=reference,
         examples=examples,
         cache=read_cache_run(run.folder),
-        plan=read_json(run.path("plan.json")),
+        plan=plan,
         notes=tuple(run.notes),
     )
 
@@ -121,7 +128,9 @@ FEW_SPANS = 30
 #: Chains per dev task for base rates, before coefficients are tried.
 PLAN_SAMPLES = 2
 #: Held-out tasks whose chains the report shows.
-EXAMPLES = 3
+SHOWN_TASKS = 3
+#: Counts of sentences that the stage "annotate" states.
+ALIGNED = ("given", "matched", "repaired", "dropped", "unparsed")
 
 
 def run_stage(run: Run, name: str) -> None:
@@ -429,7 +438,8 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     found = power(base, labels, n_tasks=c.n_test, n_samples=c.n_samples)
     rate = sum(r.length for r in base) / max(time.perf_counter() - begun, 1e-9)
     if run.path("plan.json").exists():  # the chains were read from disk, so there is no timing
-        rate = float(read_json(run.path("plan.json"))["tokens_per_second"])
+        with reading(run.path("plan.json")):
+            rate = revived(float, read_json(run.path("plan.json"))["tokens_per_second"])
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = planned_chains(c, labels, n_dev=len(run.tasks("dev")), n_layers=n_layers)
@@ -469,7 +479,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         ChosenCoefficients.load(run.path("coefficients.json")),
     )
     examples: dict[tuple[str, str, str], Trace] = {}
-    first = [task.id for task in run.tasks("test")[:EXAMPLES]]
+    first = [task.id for task in run.tasks("test")[:SHOWN_TASKS]]
 
     def keep(condition: Condition, trace: Trace) -> None:
         if trace.sample == 0 and trace.task.id in first and condition.kind in ("unsteered", *KINDS):
@@ -527,7 +537,7 @@ def _examples(
         for behavior, kind in shown:
             if (trace := found.get((behavior, kind, task))) is not None:
                 rows.append({"behavior": behavior, "kind": kind, "trace": asdict(trace)})
-    write_jsonl(run.path("examples.jsonl"), rows)
+    write_jsonl(run.path(EXAMPLES), rows)
 
 
 def render_report(run: Run) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lensteer import models
 from lensteer.caches import latent, recurrent_layers, single_token
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
-from lensteer.results import Result, revived
+from lensteer.results import Result, check_arrays, reading, revived
 from lensteer.rotary import rotated, turning
 from lensteer.steering.plans import Joinable, Slot, SteeringPlan, check_unit
 
@@ -72,6 +72,7 @@ class CacheVector(Result):
     spread: tuple[Float[Tensor, "draw layer head d_head"], Float[Tensor, "draw layer head d_head"]] | None = None
 
     def __post_init__(self) -> None:
+        check_arrays(self)
         check_position(self.position)
         for name, tensor in (("keys", self.keys), ("values", self.values)):
             if not torch.isfinite(tensor).all():
@@ -173,14 +174,13 @@ class CacheVector(Result):
             LensteerError: No such file, another kind of file, or another model's vector.
         """
         tensors, facts = read_tensors(path, "cache_vector", "cache vector")
-        try:
+        with reading(repr(str(path)), "save the cache vector again"):
             spread = (tensors["spread_keys"], tensors["spread_values"]) if "spread_keys" in tensors else None
-            label, provenance = revived(str, facts["label"]), revived(dict[str, Any], facts["provenance"])
-            vector = CacheVector(label, tensors["keys"], tensors["values"], facts["position"], provenance, spread)
-        except LensteerError as error:
-            raise LensteerError(f"{str(path)!r}: {error}") from error
-        except (KeyError, TypeError, OverflowError, ValueError) as error:
-            raise LensteerError(f"{str(path)!r} holds no cache vector ({error}): save one with its .save()") from error
+            label, position = revived(str, facts["label"]), revived(int | str, facts["position"])
+            provenance = revived(dict[str, Any], facts["provenance"])
+            if "model" in provenance:
+                revived(models.ModelId, provenance["model"])
+            vector = CacheVector(label, tensors["keys"], tensors["values"], position, provenance, spread)
         if model is not None:
             vector.check_model(model)
         return vector

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lensteer.results import Saved
+from lensteer.models import ModelId
+from lensteer.results import Saved, reading, revived
 from lensteer.statistics import Estimate
 
 
@@ -87,6 +88,9 @@ class Evidence(Saved):
         samples: of the text.
         sampling: how chains were drawn: temperature, system prompt and the like, by name.
         lensteer: version that measured it.
+
+    Raises:
+        LensteerError: an identity of a model that is none.
     """
 
     model: dict[str, Any]
@@ -115,6 +119,11 @@ class Evidence(Saved):
     samples: tuple[Sample, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)
     lensteer: str = ""
+
+    def __post_init__(self) -> None:
+        if self.model:
+            with reading("the model's identity in an evidence"):
+                revived(ModelId, self.model)
 
     @property
     def exceeds_controls(self) -> bool | None:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lensteer.errors import LensteerError
+from lensteer.results import check_arrays
 
 MEASURES = ("cosine", "projection")
 
@@ -49,6 +50,7 @@ class Gate:
             raise LensteerError(f"a gate with the threshold {self.threshold}: give a finite number, such as 0.2")
         if self.measure not in MEASURES:
             raise LensteerError(f"no measure {self.measure!r} of a gate: choose one of {list(MEASURES)}")
+        check_arrays(self)
         given = self.direction
         if given is not None and not (given.isfinite().all() and given.any()):
             raise LensteerError(

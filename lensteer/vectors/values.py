@@ -20,7 +20,7 @@ from lensteer import models
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
-from lensteer.results import Result, revived
+from lensteer.results import Result, check_arrays, reading, revived
 from lensteer.steering.plans import check_unit
 from lensteer.vectors.constructions import Recipe
 
@@ -37,12 +37,18 @@ class Direction(Result):
         raw: as computed, unscaled.
         mean_norm: length of the mean activation at each layer, for the unit of that name.
         layers: of the layer axis.
+
+    Raises:
+        LensteerError: tensors of other shapes or dtypes.
     """
 
     label: str
     raw: Float[Tensor, "layer d_model"]
     mean_norm: Float[Tensor, " layer"]
     layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_arrays(self)
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:
@@ -119,7 +125,8 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
             behaviors is left out.
 
     Raises:
-        LensteerError: inconsistent shapes, or values that are not finite.
+        LensteerError: inconsistent shapes, another dtype, labels or layers that are there twice, or values that are
+            not finite.
     """
 
     raw: Float[Tensor, "behavior layer d_model"]
@@ -134,7 +141,13 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
     replicates: Float[Tensor, "replicate behavior layer d_model"] | None = None
 
     def __post_init__(self) -> None:
-        _validate(self._tensors(), len(self.labels), len(self.layers))
+        check_arrays(self)
+        for name, axis in (("labels", self.labels), ("layers", self.layers)):
+            if len(set(axis)) < len(axis) or (name == "layers" and min(self.layers, default=0) < 0):
+                raise LensteerError(f"the {name} of behavior vectors are {list(axis)}: give each once, layers from 0")
+        for name, tensor in self._tensors().items():
+            if not tensor.isfinite().all():
+                raise LensteerError(f"{name} holds values that are not finite: fit the vectors again")
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"raw": self.raw, "mean_norm": self.mean_norm}
@@ -281,8 +294,9 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
                 shapes, values that are not finite, or vectors of another model.
         """
         tensors, header = read_tensors(path)
-        try:
-            _validate(tensors, len(header["labels"]), len(header["layers"]))
+        with reading(repr(str(path)), "save the vectors again"):
+            if odd := tensors.keys() - {"raw", "mean_norm", "replicates", *(f"controls.{kind}" for kind in _CONTROLS)}:
+                raise ValueError(f"the tensors {sorted(odd)} are of no behavior vectors")
             kinds = {kind: tensors[f"controls.{kind}"] for kind in _CONTROLS if f"controls.{kind}" in tensors}
             vectors = cls(
                 raw=tensors["raw"],
@@ -296,36 +310,6 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
                 controls=Controls(**kinds) if kinds else None,
                 replicates=tensors.get("replicates"),
             )
-            for name, axis in (("labels", vectors.labels), ("layers", vectors.layers)):
-                if len(set(axis)) < len(axis) or (name == "layers" and min(vectors.layers, default=0) < 0):
-                    raise LensteerError(f"its {name} are {list(axis)}: each may be there once")
-        except LensteerError as error:
-            raise LensteerError(f"{str(path)!r}: {error}") from error
-        except (KeyError, TypeError, OverflowError, ValueError, AttributeError) as error:
-            raise LensteerError(
-                f"{str(path)!r} lacks a part of behavior vectors or has another ({error}): save them again"
-            ) from error
         if model is not None:
             vectors.check_model(model)
         return vectors
-
-
-def _validate(tensors: Mapping[str, Tensor], n_behaviors: int, n_layers: int) -> None:
-    width = tensors["raw"].shape[-1]
-    expected: dict[str, tuple[int, ...]] = {
-        "raw": (n_behaviors, n_layers, width),
-        "mean_norm": (n_layers,),
-        "replicates": (-1, n_behaviors, n_layers, width),
-        "controls.shuffled": (-1, n_behaviors, n_layers, width),
-        "controls.isotropic": (-1, n_layers, width),
-        "controls.covariance_matched": (-1, n_layers, width),
-    }
-    for name, tensor in tensors.items():
-        shape, right = tuple(tensor.shape), expected[name]
-        if len(shape) != len(right) or any(m not in (n, -1) for n, m in zip(shape, right, strict=True)):
-            raise LensteerError(
-                f"{name} has shape {shape}, but {n_behaviors} behaviors, {n_layers} layers and d_model {width} "
-                f"make {right} (-1: any number)"
-            )
-        if not tensor.isfinite().all():
-            raise LensteerError(f"{name} holds values that are not finite: fit the vectors again")
