@@ -148,13 +148,17 @@ def _changed(values: Any, rng: random.Random) -> Any:
 def tried(target: Target, data: bytes, path: Path) -> tuple[str, str]:
     """What an input does: "read", "refused", or "findings" with the reason."""
     path.write_bytes(data)
-    begun, peak = time.monotonic(), _peak()
+    begun, peak, reading = time.monotonic(), _peak(), True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            target.use(target.read(path))
+            found = target.read(path)
+            reading = False
+            target.use(found)
         outcome = "read"
-    except ls.LensteerError:
+    except ls.LensteerError as error:
+        if reading and target.named and str(path.parent) not in str(error):
+            return "findings", f"a message that does not name the file: {error}"
         outcome = "refused"
     except Exception:  # what the fuzzer looks for
         return "findings", traceback.format_exc()

@@ -77,12 +77,14 @@ class Target:
         seeds: valid inputs.
         use: what is done with a value that was read.
         every: inputs of other targets for one of this, which takes longer.
+        named: whether a refusal names the file.
     """
 
     read: Callable[[Path], Any]
     seeds: Sequence[bytes]
     use: Callable[[Any], object] = repr
     every: int = 1
+    named: bool = True
 
 
 @cache
@@ -91,9 +93,11 @@ def organism() -> Any:
     return ls.load_model()
 
 
-def text_of(read: Callable[[str], object]) -> Callable[[Path], object]:
+def text(read: Callable[[str], object], seeds: Sequence[str]) -> Target:
     """A reader of text, which bytes that are no UTF-8 become."""
-    return lambda path: read(path.read_bytes().decode("utf-8", "replace"))
+    return Target(
+        lambda path: read(path.read_bytes().decode("utf-8", "replace")), [*map(str.encode, seeds)], named=False
+    )
 
 
 def without_digest(data: bytes) -> bytes:
@@ -215,16 +219,13 @@ def _text_targets(scratch: Path) -> dict[str, Target]:
         {"prompt": "Hm?", "positive": "Gladly.", "negative": "No."},
     ]
     return {
-        "annotations": Target(text_of(parse_published), [replies[2].encode(), CHAIN.encode()]),
-        "alignment": Target(text_of(_align), [CHAIN.encode(), f"{CHAIN}\n{CHAIN}".encode()]),
-        "sentences": Target(text_of(split_sentences), [CHAIN.encode(), b"a. b! $x = 1.5$ (c.) d...\n\n* e"]),
-        "judge": Target(
-            text_of(lambda text: (parse_reply(text, SIX), parse_score(text))), [r.encode() for r in replies]
-        ),
-        "scopes": Target(text_of(parse_scope), [b"onsets & first(8)", b"~(thinking | at([1, 2]))", b"sentence_starts"]),
-        "answers": Target(
-            text_of(lambda text: [final_answer(text, g, question="How many?") for g in ("numeric", "choice", "exact")]),
-            [a.encode() for a in answers],
+        "annotations": text(parse_published, [replies[2], CHAIN]),
+        "alignment": text(_align, [CHAIN, f"{CHAIN}\n{CHAIN}"]),
+        "sentences": text(split_sentences, [CHAIN, "a. b! $x = 1.5$ (c.) d...\n\n* e"]),
+        "judge": text(lambda said: (parse_reply(said, SIX), parse_score(said)), replies),
+        "scopes": text(parse_scope, ["onsets & first(8)", "~(thinking | at([1, 2]))", "sentence_starts"]),
+        "answers": text(
+            lambda said: [final_answer(said, g, question="How many?") for g in ("numeric", "choice", "exact")], answers
         ),
         "shapes": Target(
             _placed("config.json", scratch / "shape", lambda at: shape_of(str(at))),
@@ -327,5 +328,5 @@ def _run_targets(scratch: Path) -> dict[str, Target]:
     found = {"results": Target(_read_result, results, _use_result, every=5)}
     for name, data in written.items():
         folder = Path(shutil.copytree(whole, scratch / f"run-{name}"))
-        found[f"run {name}"] = Target(_placed(name, folder, Run.open), [data], _use_run, every=10)
+        found[f"run {name}"] = Target(_placed(name, folder, Run.open), [data], _use_run, every=40)
     return found

@@ -23,6 +23,30 @@ from lensteer.tasks import Task
 KEY = "LENSTEER_ENDPOINT_KEY"
 
 
+def check_url(url: str, key: str) -> str:
+    """A server's URL, without a slash at its end.
+
+    Args:
+        url: such as `http://localhost:8000/v1`.
+        key: the variable of the environment that a key belongs in.
+
+    Raises:
+        LensteerError: it is none, or holds a secret (which the message does not repeat).
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not any(c <= " " for c in url)
+        fine &= parts.port is None or parts.port > 0
+    except ValueError as error:
+        place = url.rpartition("@")[2]  # a name and password are not repeated
+        raise LensteerError(f"the URL at {place!r} ({error}): give one such as http://localhost:8000/v1") from error
+    if parts.username or parts.password or parts.query:
+        raise LensteerError(f"the URL at {parts.hostname!r} holds a name, password or query: put a key into {key}")
+    if not fine:
+        raise LensteerError(f"the URL {url!r}: give a server's, such as http://localhost:8000/v1")
+    return url.rstrip("/")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """A model on an OpenAI-compatible server (extra `judge`, the openai client).
@@ -47,23 +71,13 @@ class Endpoint:
     concurrency: int = 4
 
     def __post_init__(self) -> None:
-        try:
-            parts, blank = urlsplit(self.url), any(c <= " " for c in self.url)
-            fine = not blank and (parts.port is None or parts.port > 0)
-        except ValueError as error:
-            raise LensteerError(
-                f"endpoint {self.url!r} ({error}): give one such as http://localhost:8000/v1"
-            ) from error
-        if parts.username or parts.password or parts.query:
-            raise LensteerError(f"the URL at {parts.hostname!r} holds a name, password or query: use {KEY} for a key")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not fine:
-            raise LensteerError(f"endpoint {self.url!r}: give a server's URL, such as http://localhost:8080/v1")
+        url = check_url(self.url, KEY)
         if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
             raise LensteerError(
                 f"timeout={self.timeout}, retries={self.retries}, concurrency={self.concurrency}: give a positive "
                 "time, at least 0 retries and at least 1 request at a time"
             )
-        object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "url", url)
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,7 @@ def test_the_written_pairs():
     ("content", "message"),
     [
         ("", "is empty"),
-        ("[]", "the list is empty"),
+        ("[]", "bad.jsonl is empty"),
         ("not json", "line 1 is not JSON"),
         ("[1]", r"entry 0 has no known format \(it has 1\)"),
         (lines({"chosen": "a", "rejected": "b"}), r"no known format \(it has \['chosen', 'rejected'\]\): a pair has"),

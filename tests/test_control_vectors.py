@@ -151,6 +151,7 @@ def test_a_file_that_says_its_layers_may_not_contradict_itself(plan, tmp_path):
     for texts, said in [
         (here | {"glp.layer_ids_zero_based": "0,1"}, r"its layers are 0,1, and its tensors are \[1, 2\]"),
         (here | {"glp.mode": "rotate"}, "glp.mode='rotate'"),
+        (here | {"glp.alpha_default": "much"}, "glp.alpha_default='much': give a finite number"),
         (here | {"glp.content_sha256": "0" * 64}, "changed or damaged"),
         ({"glp.hook_point": "ffn_out_pre_residual"}, "hook point 'ffn_out_pre_residual'"),
         ({"architecture": "llama"}, "a GGUF file of 'llama', not of a control vector"),
@@ -171,6 +172,9 @@ def test_damaged_and_foreign_tensors(tmp_path, plan):
         ({"direction.1": np.ones(8, np.float16)}, "'direction.1': 'F16'"),
         ({"direction.1.1": np.ones(8, np.float32)}, "several directions a layer"),
         ({"other": np.ones(8, np.float32)}, "'other'"),
+        (good | {"direction.01": np.ones(8, np.float32)}, "'direction.01'"),
+        ({f"direction.{10**50}": np.ones(8, np.float32)}, "'direction.1000"),
+        ({"direction.1": np.zeros(8, np.float32)}, "zero at all of its layers"),
         (nan, "not finite"),
     ]:
         with pytest.raises(ls.LensteerError, match=said):

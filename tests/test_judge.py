@@ -978,13 +978,16 @@ def test_openai_itself_needs_a_key(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(base_url="localhost:8000"), "base_url='localhost:8000'"),
+        (dict(base_url="localhost:8000"), "the URL 'localhost:8000'"),
         (dict(base_url="http://me:hidden@judge.test/v1"), "'judge.test' holds a name"),
         (dict(base_url="http://judge.test/v1?key=hidden"), "'judge.test' holds a name, password or query"),
+        (dict(base_url="http://me:hidden@judge.test:99999/v1"), "the URL at 'judge.test:99999/v1' (Port out of range"),
+        (dict(base_url="http://judge.test:0"), "the URL 'http://judge.test:0'"),
+        (dict(base_url="http://judge.test/a b"), "the URL 'http://judge.test/a b'"),
         (dict(concurrency=0), "concurrency=0"),
         (dict(max_chunk=0), "max_chunk=0"),
         (dict(retries=-1), "retries=-1"),
-        (dict(temperature=None, base_url="ftp://judge.test"), "base_url='ftp://judge.test'"),
+        (dict(temperature=None, base_url="ftp://judge.test"), "the URL 'ftp://judge.test'"),
         (dict(context=-1), "context=-1"),
         (dict(timeout=0.0), "timeout=0.0"),
     ],

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, local
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from lensteer.annotation.judge_questions import PROMPT_VERSION, Answer, Messages, clean
+from lensteer.endpoints import check_url
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, write_atomically
 
@@ -64,12 +64,7 @@ class Connection:
 
     def __post_init__(self) -> None:
         url = self.base_url or os.environ.get(URL) or os.environ.get("OPENAI_BASE_URL") or OPENAI
-        parts = urlsplit(url)
-        if parts.username or parts.password or parts.query:
-            raise LensteerError(f"the judge's URL at {parts.hostname!r} holds a name, password or query: leave it out")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LensteerError(f"base_url={url!r}: give the judge's URL, such as http://localhost:8000/v1")
-        object.__setattr__(self, "base_url", url.rstrip("/"))
+        object.__setattr__(self, "base_url", check_url(url, KEY))
         object.__setattr__(self, "model", self.model or os.environ.get(MODEL, ""))
         if not self.model:
             raise LensteerError(f"no model for the judge at {url}: give model='...' or set {MODEL}")

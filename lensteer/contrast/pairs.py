@@ -183,7 +183,8 @@ def load_pairs(
     else:
         kind, entries, name = "list", [(f"entry {i}", entry) for i, entry in enumerate(source)], LABEL
     if not entries:
-        raise LensteerError("no pairs: the list is empty")
+        where = f"{source} is" if isinstance(source, (str, Path)) else "the list is"
+        raise LensteerError(f"no pairs: {where} empty")
     read = FORMATS[format or _recognized(*entries[0], kind)]
     pairs: list[Pair] = []
     for where, entry in entries:

@@ -280,7 +280,7 @@ def read_control_vector(
 
     Raises:
         LensteerError: No such file, a truncated or corrupt one, one that holds something else (a model, vectors that
-            are not 1-D float32, of different widths or not finite, an unknown operation or hook point, several
+            are not 1-D float32, of different widths, zero or not finite, an unknown operation or hook point, several
             directions a layer), a hash or layers that do not fit, a file that does not say which layers it holds, or
             one that contradicts `written_by`; a vector of another model; no gguf package.
     """
@@ -302,6 +302,8 @@ def read_control_vector(
     vectors = {n + shift: stored[n] for n in sorted(stored)}
     if not all(vector.isfinite().all() for vector in vectors.values()):
         raise LensteerError(f"{where!r} holds values that are not finite: write it again")
+    if not any(vector.any() for vector in vectors.values()):
+        raise LensteerError(f"{where!r} is zero at all of its layers: it would steer nothing; write it again")
     hashed = meta.get("glp.content_sha256")
     if hashed is not None and hashed != _content(vectors):
         raise LensteerError(f"{where!r} was changed or damaged: its vectors do not have the hash glp.content_sha256")
@@ -356,7 +358,7 @@ def _reader(package: Any, path: Path) -> Any:
 
 def _index(name: str, where: str) -> int:
     word, _, number = name.partition(".")
-    if word != "direction" or not number.isdecimal():
+    if word != "direction" or not (number.isdecimal() and len(number) < 7 and str(int(number)) == number):
         hint = "; files with several directions a layer are not supported" if word == "direction" else ""
         raise LensteerError(f"{where!r} holds the tensor {name!r}, and a control vector holds `direction.N`{hint}")
     return int(number)
@@ -371,10 +373,10 @@ def _operation(meta: Mapping[str, Any], where: str) -> tuple[str, float]:
     operators = {"add": "add", "project": "project_out"}
     if mode not in operators:
         raise LensteerError(f"{where!r} has glp.mode={mode!r}: there are {list(operators)}")
-    coefficient = float(meta.get("glp.alpha_default", 1.0))
-    if not np.isfinite(coefficient):
-        raise LensteerError(f"{where!r} has glp.alpha_default={coefficient}: give a finite number")
-    return operators[mode], coefficient
+    coefficient = meta.get("glp.alpha_default", 1.0)
+    if not isinstance(coefficient, (int, float)) or isinstance(coefficient, bool) or not np.isfinite(coefficient):
+        raise LensteerError(f"{where!r} has glp.alpha_default={coefficient!r}: give a finite number")
+    return operators[mode], float(coefficient)
 
 
 def _shift(meta: Mapping[str, Any], stored: Mapping[int, Any], where: str, written_by: str | None) -> int:

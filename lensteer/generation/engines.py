@@ -6,6 +6,7 @@ that vectors are fitted on. It samples with its own generators: its chains are o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -265,6 +266,8 @@ def check_engine(model: TransformerBridge, engine: Engine, request: Request) -> 
     logits = forced_logits(model, [request.ids], [written.ids])[0].float()
     ours = logits.log_softmax(-1).gather(-1, torch.tensor(written.ids, device=logits.device)[:, None])[:, 0].cpu()
     gap = float((ours - torch.tensor(written.scores)).abs().mean())
+    if not math.isfinite(gap):
+        raise LensteerError(f"the engine {engine.name!r} gave log-probabilities that are no numbers: {written.scores}")
     if not gap <= MAX_GAP:
         raise LensteerError(
             f"the engine {engine.name!r} has another model than the one that is loaded: its log-probabilities of "

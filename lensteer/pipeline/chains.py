@@ -111,6 +111,8 @@ def pairs_of(run: Run) -> tuple[list[Pair], list[Pair]]:
     assert c.pairs is not None
     given = with_system(load_pairs(c.pairs, c.pair_format), c.system)
     if all(text.answered for pair in given for text in (pair.positive, pair.negative)):
+        if run.engine is not None:
+            raise LensteerError(f"all pairs of {c.pairs!r} have answers: an engine has nothing to write; leave it out")
         return given, given
     path = run.path("pairs.jsonl")
     if not path.exists():

@@ -142,6 +142,8 @@ def run_stage(run: Run, name: str) -> None:
     if name not in STAGES:
         raise LensteerError(f"no stage {name!r}: the stages are {list(STAGES)}")
     if name in run.stages:
+        if name == "traces" and run.engine is not None:
+            run.announce("the chains are there already: the engine is not asked")
         return
     before = list(STAGES)[: list(STAGES).index(name)]
     missing = [stage for stage in before if stage not in run.stages]
