@@ -261,4 +261,4 @@ def smoke(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    sides.command(globals(), "Collection of behavior sums: how much faster lensteer is")
+    sides.command(globals(), "Behavior sums of annotated chains, all layers")

@@ -197,4 +197,4 @@ def smoke(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    sides.command(globals(), "Steered generation: how much faster lensteer is")
+    sides.command(globals(), "Steered generation")

@@ -27,7 +27,7 @@ def main(folder: Path, target: str, n: int) -> None:
         LensteerError: an unknown target.
     """
     scratch = Path(tempfile.mkdtemp(prefix="lensteer-fuzz-"))
-    known = fuzz.targets(scratch)
+    known = fuzz.targets(scratch, runs=target.startswith("r"))  # those of a run's folder make one first
     if target not in known:
         raise fuzz.ls.LensteerError(f"no target {target!r}: choose from {', '.join(known)}")
     own, findings = folder / fuzz.named(target), folder / "findings"

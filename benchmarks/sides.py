@@ -18,16 +18,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
 from plotly import graph_objects as go
+from plotly.subplots import make_subplots
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import lensteer as ls
-from lensteer.plots.style import INK, MUTED, finish
+from lensteer.plots.style import finish
 
+#: Of the settings in a figure.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#332288", "#7B8794")
+TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50)
 PEERS = ("repeng", "steering-vectors", "nnsight")
 WORKER = Path(__file__).resolve().parent / "peer_worker.py"
 RANDOM, ORGANISM = "random Qwen2, 12 x 768", "organism"
@@ -233,35 +238,48 @@ def table(rows: Sequence[Comparison], cells: Mapping[str, Any]) -> str:
 
 
 def figure(rows: Sequence[Comparison], title: str) -> go.Figure:
-    """Every ratio with its range, one line each; the ratio asked for as a bar."""
-    places = [f"{row.cell}: {row.name}" for row in rows][::-1]
-    rows = rows[::-1]
-    drawn = go.Figure(
-        go.Scatter(
-            x=[row.ratio for row in rows],
-            y=places,
-            mode="markers",
-            marker=dict(color=INK, size=7),
-            error_x=dict(
-                symmetric=False,
-                array=[row.high - row.ratio for row in rows],
-                arrayminus=[row.ratio - row.low for row in rows],
-                color=MUTED,
-            ),
-            name="seconds of the other ÷ lensteer's",
-        )
+    """Every ratio with its range: a column for each batch, a color for each setting, a line for what was asked."""
+    split = [(row, *(row.cell if ", batch " in row.cell else f"{row.cell}, batch ").split(", batch ")) for row in rows]
+    batches = sorted({batch for *_, batch in split}, key=lambda batch: int(batch or 0))
+    settings = list(dict.fromkeys(setting for _, setting, _ in split))
+    names = list(dict.fromkeys(row.name for row in rows))[::-1]
+    drawn = make_subplots(
+        cols=len(batches),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[f"batch {batch}" if batch else "" for batch in batches],
     )
-    asked = [(row.must, place) for row, place in zip(rows, places, strict=True) if row.must is not None]
-    drawn.add_scatter(
-        x=[must for must, _ in asked],
-        y=[place for _, place in asked],
-        mode="markers",
-        marker=dict(symbol="line-ns-open", size=12, color="#D55E00"),
-        name="asked for",
-    )
-    finish(drawn, title, height=160 + 18 * len(rows))
-    drawn.update_xaxes(type="log", title_text="ratio, above 1: lensteer is faster")
-    return drawn.update_yaxes(tickfont=dict(size=10))
+    for column, batch in enumerate(batches, 1):
+        for setting, shade in zip(settings, cycle(COLORS)):
+            there = [row for row, of, at in split if (of, at) == (setting, batch)]
+            drawn.add_scatter(
+                x=[row.ratio for row in there],
+                y=[row.name for row in there],
+                orientation="h",
+                mode="markers",
+                marker=dict(color=shade, size=7),
+                error_x=dict(
+                    symmetric=False,
+                    array=[row.high - row.ratio for row in there],
+                    arrayminus=[row.ratio - row.low for row in there],
+                    width=2,
+                ),
+                name=setting,
+                legendgroup=setting,
+                offsetgroup=setting,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+        asked = {row.name: row.must for row, _, at in split if at == batch and row.must is not None}
+        for name, must in asked.items():
+            place = names.index(name)
+            line: dict[str, Any] = dict(x0=must, x1=must, y0=place - 0.45, y1=place + 0.45)
+            drawn.add_shape(type="line", **line, line=dict(color="#D55E00", width=2), row=1, col=column)
+    finish(drawn, f"{title}<br><sup>ratio of seconds, above 1: lensteer is faster; upright lines: asked for</sup>", 600)
+    drawn.update_layout(scattermode="group", height=200 + 12 * len(names) * len(settings), margin_l=10)
+    drawn.update_xaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS], tickfont=dict(size=11))
+    return drawn.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
 
 
 def command(benchmark: Mapping[str, Any], title: str) -> None:

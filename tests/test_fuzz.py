@@ -22,16 +22,17 @@ def fuzz() -> ModuleType:
 
 @pytest.mark.medium
 def test_ten_thousand_damaged_inputs_are_read_or_refused(fuzz, tmp_path):
-    rows = fuzz.main(500, tmp_path)
+    rows = fuzz.main(530, tmp_path)
     assert sum(row.inputs for row in rows) >= 10_000
     assert {path.name: path.read_text() for path in tmp_path.glob("findings/*.txt")} == {}
     for row in rows:
         assert (row.inputs, row.findings) == (row.read + row.refused, 0)
-        assert row.read > 0  # what is damaged is close enough to what is valid
+        assert row.read > 0 or row.inputs < 100  # what is damaged is close enough to what is valid
 
 
-def test_every_seed_is_valid(fuzz, tmp_path):
-    for name, target in fuzz.targets(tmp_path).items():
+@pytest.mark.parametrize("runs", [False, pytest.param(True, marks=pytest.mark.medium)])
+def test_every_seed_is_valid(fuzz, runs, tmp_path):
+    for name, target in fuzz.targets(tmp_path, runs=runs).items():
         for seed in target.seeds:
             path = tmp_path / f"seed{fuzz.SUFFIX.get(name, '.txt')}"
             assert fuzz.tried(target, seed, path) == ("read", ""), name
