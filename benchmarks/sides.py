@@ -239,7 +239,10 @@ def table(rows: Sequence[Comparison], cells: Mapping[str, Any]) -> str:
 
 def figure(rows: Sequence[Comparison], title: str) -> go.Figure:
     """Every ratio with its range: a column for each batch, a color for each setting, a line for what was asked."""
-    split = [(row, *(row.cell if ", batch " in row.cell else f"{row.cell}, batch ").split(", batch ")) for row in rows]
+    split: list[tuple[Comparison, str, str]] = []
+    for row in rows:
+        setting, _, batch = row.cell.partition(", batch ")
+        split.append((row, setting, batch))
     batches = sorted({batch for *_, batch in split}, key=lambda batch: int(batch or 0))
     settings = list(dict.fromkeys(setting for _, setting, _ in split))
     names = list(dict.fromkeys(row.name for row in rows))[::-1]

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from importlib import import_module
-from itertools import groupby, product
+from itertools import cycle, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -129,6 +129,8 @@ def reading(where: object, remedy: str = "make it again") -> Iterator[None]:
     try:
         yield
     except LensteerError as error:
+        if str(where) in str(error):
+            raise
         raise LensteerError(f"{where}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise LensteerError(f"{where} cannot be read ({type(error).__name__}: {error}): {remedy}") from error
@@ -198,35 +200,41 @@ def check_arrays(result: Any) -> None:
 
 def _check_arrays(result: Any, where: str, sizes: dict[str, int]) -> None:
     found = {field.name: getattr(result, field.name) for field in fields(result)}
-    sizes |= {_AXES[name]: len(value) for name, value in found.items() if name in _AXES and isinstance(value, tuple)}
+    sizes |= {_AXES[name]: len(v) for name, v in found.items() if name in _AXES and isinstance(v, (list, tuple))}
     kind: Any = type(result)
     hints = _hints(kind)
     for name, value in found.items():
         if is_dataclass(value):
             _check_arrays(value, f"{where}.{name}", sizes)
-        for annotation, array in product(_annotations(hints[name]), _arrays(value)):
+        for annotation, array in _arrays(hints[name], value):
             axes = annotation.dim_str.split()
             right = isinstance(array, annotation) and (array.element_size() > 1 or not array.is_floating_point())
-            for axis, size in zip(axes, array.shape, strict=False):
+            for axis, size in zip(axes, getattr(array, "shape", ()), strict=False):
                 right &= sizes.setdefault(axis, size) == size
             if not right:
                 known = ", ".join(f"{axis} {sizes[axis]}" for axis in axes if axis in sizes)
+                is_tensor = isinstance(array, Tensor)
+                given = f"{str(array.dtype)[6:]}{list(array.shape)}" if is_tensor else f"a {type(array).__name__}"
                 raise LensteerError(
-                    f"{where}.{name} is {str(array.dtype)[6:]}{list(array.shape)}: give {annotation.dtype.__name__} "
-                    f"with the axes {' '.join(axes)} ({known})"
+                    f"{where}.{name} is {given}: give a tensor of {annotation.dtype.__name__.lower()} with the axes "
+                    f"{' '.join(axes)} ({known})"
                 )
 
 
-def _annotations(hint: Any) -> list[Any]:
-    """Those of arrays in an annotation."""
+def _arrays(hint: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """The annotation of each array in a value, and what is there."""
+    origin, inner = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
-        return [hint]
-    return [found for inner in get_args(hint) for found in _annotations(inner)]
-
-
-def _arrays(value: Any) -> Iterable[Tensor]:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-    return (each for each in inner if isinstance(each, Tensor))
+        yield hint, value
+    elif origin in (Union, types.UnionType) and value is not None:
+        for one in inner:
+            yield from _arrays(one, value)
+    elif origin is tuple and isinstance(value, tuple):
+        for one, each in zip(cycle(inner[:1]) if inner[-1] is Ellipsis else inner, value, strict=False):
+            yield from _arrays(one, each)
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        for each in value.values():
+            yield from _arrays(inner[1], each)
 
 
 def _check(right: bool, value: Any, kind: Any) -> None:

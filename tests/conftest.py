@@ -254,3 +254,11 @@ def grammar_tokenizer() -> Any:
     from lensteer.organism.train import build_tokenizer
 
     return build_tokenizer()
+
+
+@pytest.fixture
+def without_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the package's own code looks at arguments, as it is for users."""
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -45,7 +45,8 @@ def test_what_is_neither_read_nor_refused_is_kept_and_a_killed_run_goes_on(fuzz,
             raise ls.LensteerError("refused")
         assert len(data) < 12
 
-    monkeypatch.setattr(fuzz, "targets", lambda folder: {"own one": fuzz.Target(read, [b"x123456789", b"abcdefghijk"])})
+    own = fuzz.Target(read, [b"x123456789", b"abcdefghijk"], named=False)
+    monkeypatch.setattr(fuzz, "targets", lambda folder: {"own one": own})
     (first,) = fuzz.main(40, tmp_path)
     assert first.read + first.refused + first.findings == first.inputs == 40
     kept = sorted((tmp_path / "findings").glob("*.txt"))

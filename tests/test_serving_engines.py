@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -176,8 +175,8 @@ def test_an_engine_of_ones_own_is_checked_and_interrupted(organism, tasks, tmp_p
 
 
 @pytest.mark.parametrize("wrong", ["http://x/v1", Endpoint(url="http://x/v1")])
-def test_what_is_no_engine_is_refused(organism, tasks, wrong, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for users
+@pytest.mark.usefixtures("without_shape_checks")
+def test_what_is_no_engine_is_refused(organism, tasks, wrong):
     with pytest.raises(ls.LensteerError, match=r"give generation\.Served"):
         ls.generate_traces(organism, tasks, engine=wrong, **CHAINS)
 

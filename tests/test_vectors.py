@@ -17,7 +17,7 @@ from lensteer.behaviors import BEHAVIORS, STEERED
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors
 from lensteer.steering.plans import UNITS
-from lensteer.vectors import BehaviorVectors, fit_recipes, fit_vectors
+from lensteer.vectors import BehaviorVectors, Direction, fit_recipes, fit_vectors
 from lensteer.vectors.constructions import AGGREGATIONS, NEGATIVES, Recipe
 from reference import kept_activations, slow_difference, slow_mean_norm
 from test_activations import WINDOWS, make_trace
@@ -284,6 +284,7 @@ def rewrite(path, tensors=None, **header):
     save_file({**load_file(path), **(tensors or {})}, path, metadata)
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_wrong_contents_are_refused_by_name(path, vectors):
     intact = path.read_bytes()
     wrong: list[tuple[dict[str, Any], str]] = [
@@ -330,3 +331,21 @@ def test_a_failed_write_leaves_the_old_file(vectors, path, monkeypatch):
     with pytest.raises(LensteerError, match="give a file to write"):
         vectors.save(path / "below-a-file.safetensors")
     assert path.read_bytes() == old
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize(
+    ("raw", "given"),
+    [
+        (torch.ones(2, 8).numpy(), "a ndarray"),
+        ([[1.0] * 8] * 2, "a list"),
+        (torch.ones(2, 8).long(), r"int64\[2, 8\]"),
+        (torch.ones(2, 8).to(torch.complex64), r"complex64\[2, 8\]"),
+        (torch.ones(2, 8).to(torch.float8_e4m3fn), r"float8_e4m3fn\[2, 8\]"),
+        (torch.ones(3, 8), r"float32\[3, 8\]"),
+        (torch.ones(2), r"float32\[2\]"),
+    ],
+)
+def test_a_direction_made_by_hand_says_what_its_tensor_should_be(raw, given):
+    with pytest.raises(LensteerError, match=rf"Direction\.raw is {given}: give a tensor of float .* \(layer 2"):
+        Direction("own", raw, torch.ones(2), (0, 1))

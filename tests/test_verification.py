@@ -273,7 +273,10 @@ def test_wrong_arguments(plan, tmp_path):
     fails("does not steer along 'calm'", behavior="calm")
     fails("adds and takes away 'polite'", own=plan + replace(plan, coefficient=-1.0))
     fails(r"never labels \['rude'\]", own=other)
-    for url, said in [("localhost:80", "the URL 'localhost:80': give a server's"), ("http://a:b@host/v1", "holds a name, password")]:
+    for url, said in [
+        ("localhost:80", "the URL 'localhost:80': give"),
+        ("http://a:b@host/v1", "holds a name, password"),
+    ]:
         with pytest.raises(ls.LensteerError, match=said):
             Endpoint(url=url)
     with pytest.raises(ls.LensteerError, match="concurrency=0"):
