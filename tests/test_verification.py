@@ -274,7 +274,7 @@ def test_wrong_arguments(plan, tmp_path):
     fails("adds and takes away 'polite'", own=plan + replace(plan, coefficient=-1.0))
     fails(r"never labels \['rude'\]", own=other)
     for url, said in [
-        ("localhost:80", "the URL 'localhost:80': give"),
+        ("localhost:80", "the URL 'localhost:80'"),
         ("http://a:b@host/v1", "holds a name, password"),
     ]:
         with pytest.raises(ls.LensteerError, match=said):
