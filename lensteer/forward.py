@@ -115,7 +115,7 @@ class Forward:
         self.runner, rows = choose_runner(model, plans, len(text.ids), fast=fast) if chosen is None else chosen
         self.edits = Edits.of(rows, model)
         self.slots = _slots(model, rows, text)
-        self._seen = text
+        self._seen, self._padded = text, bool(text.pad.any())
 
     def steered(self) -> Bool[Tensor, " batch"]:
         """Which rows a plan of their own edits."""
@@ -128,6 +128,7 @@ class Forward:
         """Keep some of the rows, and the same rows of a filled cache."""
         text = self.text
         self.text = replace(text, ids=text.ids[rows], pad=text.pad[rows], prompt_length=text.prompt_length[rows])
+        self._padded = bool(self.text.pad.any())
         self.edits = self.edits.keep(rows)
         for layer in () if self.cache is None else self.cache.layers:
             keep_rows(layer, rows)
@@ -173,12 +174,14 @@ class Forward:
             known = max(end, int((self.text.pad + self.text.prompt_length).max()))
         self._seen = replace(self.text, ids=self.text.ids[:, :known], ahead=known - end)
         position = self._seen.position[:, :end]
+        # A plain model makes the same mask from none where there is no padding; the bridge would look for some.
+        mask = (position >= 0).long() if self._padded or self.runner is self.model else None
         return call(
             self.model,
             self.runner,
             self._seen,
             self.text.ids[:, begin:end],
-            attention_mask=(position >= 0).long(),
+            attention_mask=mask,
             position_ids=position[:, begin:].clamp(min=0),
             past_key_values=self.cache,
             use_cache=self.cache is not None,
