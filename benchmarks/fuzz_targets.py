@@ -275,14 +275,21 @@ def _vector_targets(scratch: Path) -> dict[str, Target]:
             BehaviorVectors.load,
             [(scratch / "vectors.safetensors").read_bytes(), plain],
             partial(_use_vectors, scratch),
+            every=4,
         ),
-        "plan settings": Target(_plan(CONFIG, scratch / "plain"), plans, partial(_use_plan, scratch)),
+        "plan settings": Target(_plan(CONFIG, scratch / "plain"), plans, partial(_use_plan, scratch), every=4),
         "plan tensors": Target(
-            _plan(VECTORS, scratch / "gated"), [(scratch / "gated" / VECTORS).read_bytes()], partial(_use_plan, scratch)
+            _plan(VECTORS, scratch / "gated"),
+            [(scratch / "gated" / VECTORS).read_bytes()],
+            partial(_use_plan, scratch),
+            every=4,
         ),
         "gguf": Target(read_control_vector, [gguf], partial(_use_control_vector, scratch)),
         "cache vector": Target(
-            CacheVector.load, [(scratch / "cache.safetensors").read_bytes(), plain_cached], _use_cache_vector
+            CacheVector.load,
+            [(scratch / "cache.safetensors").read_bytes(), plain_cached],
+            _use_cache_vector,
+            every=4,
         ),
         "evidence": Target(_read_result, [without_digest((scratch / "evidence.json").read_bytes())]),
     }
@@ -328,5 +335,5 @@ def _run_targets(scratch: Path) -> dict[str, Target]:
     found = {"results": Target(_read_result, results, _use_result, every=5)}
     for name, data in written.items():
         folder = Path(shutil.copytree(whole, scratch / f"run-{name}"))
-        found[f"run {name}"] = Target(_placed(name, folder, Run.open), [data], _use_run, every=40)
+        found[f"run {name}"] = Target(_placed(name, folder, Run.open), [data], _use_run, every=80)
     return found
