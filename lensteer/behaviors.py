@@ -6,6 +6,7 @@ Any label works everywhere. The six published behaviors of reasoning chains are 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.files import check_text
 
@@ -29,6 +30,7 @@ class LabelScheme:
     steered: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("labels", "descriptions", "steered"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.labels:
@@ -147,6 +149,7 @@ class Span:
     char_end: int
 
     def __post_init__(self) -> None:
+        typed(self)
         if not 1 <= self.start < self.end:
             raise LensteerError(
                 f"span of {self.label!r} covers tokens [{self.start}, {self.end}): "

@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lensteer import models
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.generation.parallel import SetAside, pooled
 
@@ -63,6 +64,7 @@ class ActorOptions:
     cpus: int = 1
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.n is not None and self.n < 1:
             raise LensteerError(f"{self.n} actors: give at least 1")
         if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line, read_jsonl
 from lensteer.models import CLOSE_THINKING, OPEN_THINKING
@@ -71,6 +72,7 @@ class Endpoint:
     concurrency: int = 4
 
     def __post_init__(self) -> None:
+        typed(self)
         url = check_url(self.url, KEY)
         if not self.timeout > 0 or self.retries < 0 or self.concurrency < 1:
             raise LensteerError(
@@ -105,6 +107,7 @@ class Asking:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.n_samples < 1 or self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise LensteerError(
                 f"n_samples={self.n_samples}, max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, "

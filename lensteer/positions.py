@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 
 #: Characters that end a sentence and may do something else, too (`3.14`, `5!`): what follows decides.
@@ -276,6 +277,7 @@ onsets = PositionScope(
 """The positions whose logits begin a sentence: tokens that end one, and the prompt's last token."""
 
 
+@checked()
 def first(n: int) -> PositionScope:
     """The first `n` generated tokens.
 
@@ -292,6 +294,7 @@ def first(n: int) -> PositionScope:
     return PositionScope(f"first({n})", choose)
 
 
+@checked()
 def at(positions: Iterable[int]) -> PositionScope:
     """Explicit absolute positions, the same in every row; 0 is the prompt's first token.
 

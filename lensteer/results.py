@@ -44,7 +44,7 @@ class Result:
         return import_module("lensteer.plots").figure(self, **options)
 
     def __repr__(self) -> str:
-        parts = (f"{field.name}={_short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]  # a dataclass
+        parts = (f"{field.name}={short(getattr(self, field.name))}" for field in fields(self))  # type: ignore[arg-type]  # a dataclass
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -166,7 +166,7 @@ def revived(kind: Any, value: Any) -> Any:
         if kind is float and abs(value) > 2**53:
             return float(value)  # raises: a whole number may be too large
         if kind is int and abs(value) > _MOST:
-            raise OverflowError(f"{_short(value)} is beyond any count")
+            raise OverflowError(f"{short(value)} is beyond any count")
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -239,7 +239,7 @@ def _arrays(hint: Any, value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _check(right: bool, value: Any, kind: Any) -> None:
     if not right:
-        raise TypeError(f"{_short(value)} is no {getattr(kind, '__name__', kind)}")
+        raise TypeError(f"{short(value)} is no {getattr(kind, '__name__', kind)}")
 
 
 @cache
@@ -253,15 +253,16 @@ def _numbers(value: Any) -> Any:
     return math.nan if value is None else float(value) if isinstance(value, str) else value
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value in messages and in the `repr` of results: some entries of a long one, the shape of a tensor."""
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"
     if isinstance(value, (tuple, list)) and len(value) > _SHOWN:
-        return f"[{_short(value[0])}, ..., {_short(value[-1])}: {len(value)}]"
+        return f"[{short(value[0])}, ..., {short(value[-1])}: {len(value)}]"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_short, value))}]"
+        return f"[{', '.join(map(short, value))}]"
     if isinstance(value, Mapping):
-        shown = [f"{key!r}: {_short(entry)}" for key, entry in list(value.items())[:_SHOWN]]
+        shown = [f"{key!r}: {short(entry)}" for key, entry in list(value.items())[:_SHOWN]]
         return f"{{{', '.join(shown)}{', ...' if len(value) > _SHOWN else ''}}}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lensteer import models
+from lensteer.arguments import checked, typed
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, read_jsonl, unseal, write_jsonl
@@ -57,6 +58,7 @@ class Trace:
     opened: bool | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("prompt", "response", "prefill"):
             check_text(getattr(self, name), f"the {name} of {self.id}")
         for label in {span.label for span in self.spans}:
@@ -157,11 +159,13 @@ class Trace:
             return cast(Trace, revived(Trace, {**values, "task": Task.from_dict(values["task"])}))
 
 
+@checked()
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
     """Write traces as JSONL, atomically."""
     write_jsonl(Path(path), map(asdict, traces))
 
 
+@checked()
 def load_traces(path: str | Path) -> list[Trace]:
     """Read traces.
 

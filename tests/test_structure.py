@@ -22,7 +22,7 @@ PACKAGE = ROOT / "lensteer"
 
 #: The layout, top to bottom. A module (or folder, as one) imports from rooms above its own, or from its own.
 ROOMS: list[tuple[str, list[str]]] = [
-    ("files", ["errors", "_version", "files", "progress", "results"]),
+    ("files", ["errors", "_version", "files", "progress", "results", "arguments"]),
     ("values", ["behaviors", "organism", "tasks", "positions", "expressions", "metrics", "statistics"]),
     (
         "model",

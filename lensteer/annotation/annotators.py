@@ -14,6 +14,7 @@ from typing import TypeVar
 from lensteer import organism
 from lensteer.annotation.alignment import AlignmentReport, align
 from lensteer.annotation.splitting import split_sentences
+from lensteer.arguments import checked
 from lensteer.behaviors import BEHAVIORS, UNPARSED, Sentence, Span
 from lensteer.errors import LensteerError
 from lensteer.files import check_text
@@ -124,6 +125,7 @@ def unlabeled(traces: Sequence[Trace]) -> list[list[Sentence]]:
     return [[Sentence(UNPARSED, text[start:end]) for start, end in split_sentences(text)] for text in texts]
 
 
+@checked()
 def annotate(traces: Sequence[Trace], annotator: Annotator) -> list[Trace]:
     """Traces with the spans that an annotator finds. `annotate_report` also returns what could not be placed.
 

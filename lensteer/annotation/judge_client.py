@@ -15,6 +15,7 @@ from threading import Event, Lock, local
 from typing import Any, NoReturn
 
 from lensteer.annotation.judge_questions import PROMPT_VERSION, Answer, Messages, clean
+from lensteer.arguments import typed
 from lensteer.endpoints import check_url
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, write_atomically
@@ -63,6 +64,7 @@ class Connection:
     temperature: float | None = 0.0
 
     def __post_init__(self) -> None:
+        typed(self)
         url = self.base_url or os.environ.get(URL) or os.environ.get("OPENAI_BASE_URL") or OPENAI
         object.__setattr__(self, "base_url", check_url(url, KEY))
         object.__setattr__(self, "model", self.model or os.environ.get(MODEL, ""))

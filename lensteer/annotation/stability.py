@@ -21,6 +21,7 @@ from torch import Tensor
 from lensteer import models
 from lensteer.activations import trace_key
 from lensteer.annotation.annotators import Annotator, annotate
+from lensteer.arguments import checked
 from lensteer.behaviors import Span, in_order
 from lensteer.errors import LensteerError
 from lensteer.generation.jobs import Job, Sampling, resume_jobs
@@ -90,6 +91,7 @@ class Stability(Saved):
         return pd.DataFrame(rows)
 
 
+@checked()
 def stable_spans(
     model: TransformerBridge,
     traces: Sequence[Trace],

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.attention.sentences import per_token, read_layers, stream_attention
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
@@ -172,6 +173,7 @@ class PairSums:
         )
 
 
+@checked()
 def behavior_attention(
     model: TransformerBridge,
     traces: Sequence[Trace],

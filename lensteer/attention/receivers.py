@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.attention.sentences import NEAREST, per_token, read_layers, received, stream_attention
 from lensteer.errors import LensteerError
 from lensteer.results import Result
@@ -117,6 +118,7 @@ class ReceiverHeads(Result):
         return pd.DataFrame(columns, index=index).reset_index()
 
 
+@checked()
 def receiver_heads(
     model: TransformerBridge,
     traces: Sequence[Trace],

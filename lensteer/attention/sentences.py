@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.forward import Forward, right_padded
 from lensteer.results import Result
@@ -267,6 +268,7 @@ def received(values: Float[Tensor, "*batch span span"], nearest: int = NEAREST) 
     return (values[..., : n - nearest] * later).sum(-2) / later.sum(0)
 
 
+@checked()
 def sentence_attention(
     model: TransformerBridge, trace: Trace, *, layers: Sequence[int] | None = None, plan: Plan | None = None
 ) -> SentenceAttention:

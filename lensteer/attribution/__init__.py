@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.attribution.controls import ControlTests, control_tests
 from lensteer.attribution.fidelity import Fidelity, fidelity
 from lensteer.attribution.measure import measure, scores_of, with_exact_cells
@@ -67,6 +68,7 @@ def attribute(
     keep_cells: bool = ..., seed: int = ..., memory: int = ..., progress: bool = ...,
 ) -> tuple[LayerScores, ...]: ...
 # fmt: on
+@checked()
 def attribute(
     model: TransformerBridge,
     traces: Sequence[Trace],

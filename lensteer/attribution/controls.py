@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.attribution.scores import LayerScores
 from lensteer.errors import LensteerError
 
@@ -72,6 +73,7 @@ class ControlTests:
         )
 
 
+@checked()
 def control_tests(scores: LayerScores) -> ControlTests:
     """Compare scores with those of the control vectors that were scored along with them.
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.attribution.scores import LayerScores
 from lensteer.errors import LensteerError
 
@@ -79,6 +80,7 @@ class Fidelity:
         )
 
 
+@checked()
 def fidelity(scores: LayerScores, exact: LayerScores | Sequence[LayerScores]) -> Fidelity:
     """Compare scores with exact ones of the same vectors.
 

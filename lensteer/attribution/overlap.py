@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.results import Result, Saved
@@ -129,6 +130,7 @@ def leading_above(values: Sequence[float], factor: float) -> int:
     return next((i for i, value in enumerate(values) if not value > limit), len(values))
 
 
+@checked()
 def embedding_overlap(model: TransformerBridge, vectors: BehaviorVectors, k: int = 5) -> EmbeddingOverlap:
     """Largest cosines of each vector with embedding and unembedding rows, and the k nearest tokens.
 

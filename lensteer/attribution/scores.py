@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.attribution.cells import Cells
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
@@ -187,6 +188,7 @@ class LayerScores(Saved):
         )
 
 
+@checked()
 def efficiency(signed: LayerScores, kl: LayerScores) -> LayerScores:
     """Effect toward the behavior per square root of the KL: signed / √KL, in logits per √nat.
 

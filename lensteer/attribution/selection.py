@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lensteer.arguments import checked
 from lensteer.attribution import LayerScores, control_tests
 from lensteer.attribution.overlap import EmbeddingOverlap
 from lensteer.behaviors import STEERED, check_behavior
@@ -56,6 +57,7 @@ class SelectedLayers(Saved, Mapping[str, int]):
         return len(self.layers)
 
 
+@checked()
 def select_layers(
     scores: LayerScores,
     overlap: EmbeddingOverlap | None = None,

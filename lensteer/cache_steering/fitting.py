@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.cache_steering.pairs import Pair
 from lensteer.caches import new_cache
 from lensteer.errors import LensteerError
@@ -29,6 +30,7 @@ N_SPREAD = 20
 CANCELED = 1e-4
 
 
+@checked()
 def fit_cache_vector(
     model: TransformerBridge,
     pairs: Sequence[Pair],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lensteer import models
+from lensteer.arguments import checked, typed
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, read_jsonl
 from lensteer.tasks.benchmarks import read_gsm8k, solved_tasks
@@ -42,6 +43,7 @@ class Record:
     answer: str
 
     def __post_init__(self) -> None:
+        typed(self)
         for text in (self.question, self.answer, *self.steps, *self.steps.values()):
             check_text(text, "a record")
 
@@ -58,10 +60,12 @@ class Pair:
     negative: str
 
     def __post_init__(self) -> None:
+        typed(self)
         check_text(self.positive, "a pair's positive side")
         check_text(self.negative, "a pair's negative side")
 
 
+@checked()
 def contrastive_pairs(
     model: TransformerBridge,
     records: Sequence[Record],

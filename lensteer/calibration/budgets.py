@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.attribution import LayerScores
 from lensteer.calibration.rollouts import RolloutKL, rollout_kl
 from lensteer.errors import LensteerError
@@ -173,6 +174,7 @@ START_DEGREES = 5.0
 KL_METHODS = ("exact", "fisher", "fisher_jvp")
 
 
+@checked()
 def calibrate(
     model: TransformerBridge,
     prompts: Sequence[Task] | Sequence[Sequence[int]],
@@ -255,6 +257,7 @@ def calibrate(
     return found
 
 
+@checked()
 def calibrate_many(
     model: TransformerBridge,
     prompts: Sequence[Task] | Sequence[Sequence[int]],

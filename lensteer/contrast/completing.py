@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lensteer import models
 from lensteer.annotation.alignment import align
 from lensteer.annotation.splitting import split_sentences
+from lensteer.arguments import checked
 from lensteer.behaviors import Sentence
 from lensteer.contrast.fitting import encode_text
 from lensteer.contrast.pairs import Pair, Text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SPANS = ("completion", "sentence")
 
 
+@checked()
 def complete_pairs(
     model: TransformerBridge,
     pairs: Sequence[Pair],
@@ -97,6 +99,7 @@ def complete_pairs(
     return done
 
 
+@checked()
 def pair_traces(
     model: TransformerBridge,
     pairs: Sequence[Pair],

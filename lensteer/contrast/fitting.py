@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.activations import TraceFeatures, stream_means
+from lensteer.arguments import checked
 from lensteer.contrast.pairs import Pair, Text, load_pairs
 from lensteer.errors import LensteerError
 from lensteer.files import digest
@@ -180,6 +181,7 @@ class _Read:
     n_prompt: int
 
 
+@checked()
 def fit_directions(
     model: TransformerBridge,
     pairs: Sequence[Any],

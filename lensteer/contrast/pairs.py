@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lensteer.arguments import checked, typed
 from lensteer.errors import LensteerError
 from lensteer.files import check_text, parse_json, read_jsonl, read_text
 
@@ -49,6 +50,7 @@ class Text:
     completion_ids: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("prompt", "completion", "system"):
             check_text(getattr(self, name), name)
         if not self.prompt.strip():
@@ -88,6 +90,7 @@ class Pair:
     position: str | int | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         check_text(self.label, "the label of a pair")
         if not self.label.strip():
             raise LensteerError(f"label {self.label!r}: give the concept a name, such as 'politeness'")
@@ -107,6 +110,7 @@ def with_system(pairs: Sequence[Pair], system: str) -> list[Pair]:
     return [replace(pair, positive=filled(pair.positive), negative=filled(pair.negative)) for pair in pairs]
 
 
+@checked()
 def pair_up(
     positive: Sequence[Text | str],
     negative: Sequence[Text | str],
@@ -150,6 +154,7 @@ _SIDE = ("prompt", "completion", "system", "raw")
 _CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
 
+@checked()
 def load_pairs(
     source: str | Path | Sequence[Any],
     format: str | None = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lensteer.annotation import Annotator, check_labels
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
 from lensteer.evaluation.dose_response import DoseResponse, dose_response
@@ -108,6 +109,7 @@ class ChosenCoefficients(Saved):
         return pd.DataFrame(rows)
 
 
+@checked()
 def choose_coefficients(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lensteer import models
 from lensteer.annotation import Annotator, annotate, labels_of, unlabeled
+from lensteer.arguments import typed
 from lensteer.behaviors import in_order
 from lensteer.errors import LensteerError
 from lensteer.evaluation.quality import text_quality
@@ -71,6 +72,7 @@ class Condition:
     pool: str = ""
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("name", "suffix", "prefill"):
             check_text(getattr(self, name), f"the {name} of condition {self.name!r}")
         if self.kind not in CONDITION_KINDS:

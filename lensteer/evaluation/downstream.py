@@ -14,6 +14,7 @@ import pandas as pd
 
 from lensteer import models
 from lensteer.annotation import unlabeled
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition
 from lensteer.evaluation.modes import Modes, ModeSummary, measure_modes
@@ -110,6 +111,7 @@ class Benchmark(Saved):
         return said + (f", BROKEN TEXT: {found.broken}" if found.broken else "")
 
 
+@checked()
 def benchmark(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lensteer.annotation import Annotator, check_labels
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.evaluation.clean_chains import CleanChains, on_clean_chains
 from lensteer.evaluation.conditions import Condition, Measure, Record, by_condition, named, run_conditions
@@ -61,6 +62,7 @@ Strength = float | tuple[float | None, float | None]
 """The coefficient of a behavior: the same down and up, or one for each; None: not run."""
 
 
+@checked()
 def evaluate(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
 
@@ -52,6 +53,7 @@ class Margins:
     coherence: float | None = 50.0
 
     def __post_init__(self) -> None:
+        typed(self)
         for f in fields(self):
             value, least = getattr(self, f.name), 1.0 if f.name == "sentence_length" else 0.0
             if value is not None and not least <= value < math.inf:

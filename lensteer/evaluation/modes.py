@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lensteer.annotation import Annotator
+from lensteer.arguments import checked
 from lensteer.cache_steering.reasoning import reasons
 from lensteer.errors import LensteerError
 from lensteer.evaluation.conditions import Condition, Record, by_condition, run_conditions
@@ -116,6 +117,7 @@ class Modes(Saved):
         return pd.DataFrame(rows, columns=columns)
 
 
+@checked()
 def measure_modes(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lensteer.annotation import Annotator
+from lensteer.arguments import checked
 from lensteer.attribution import LayerScores
 from lensteer.cache_steering import CacheVector
 from lensteer.errors import LensteerError
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 
+@checked()
 def explore(
     model: TransformerBridge,
     vectors: BehaviorVectors,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer._version import __version__
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.export.cards import edits_table, evaluation_section, front_matter, limits_section, model_facts, plan_name
 from lensteer.export.edits import check_residual
@@ -249,6 +250,7 @@ def _card(plan: Plan, model: ModelId, base_model: str, license_name: str) -> str
     )
 
 
+@checked()
 def load_plan(source: str | Path, model: TransformerBridge | None = None, *, revision: str | None = None) -> Plan:
     """Read a plan from a folder that `ls.export.folder` wrote, or from the hub.
 

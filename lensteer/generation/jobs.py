@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lensteer import models
+from lensteer.arguments import checked, typed
 from lensteer.errors import LensteerError
 from lensteer.files import append_jsonl, digest, drop_cut_line
 from lensteer.generation import Generated, generate, run_batches
@@ -57,6 +58,7 @@ class Sampling:
     system: str = ""
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("n_samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise LensteerError(f"{name}={getattr(self, name)}: give a positive number")
@@ -255,6 +257,7 @@ def chain_seed(seed: int, task_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{task_id}/{sample}".encode()).digest()[:8], "big")
 
 
+@checked(but=("engine",))
 def generate_traces(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import typed
 from lensteer.caches import latent, recurrent_layers, single_token
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
@@ -72,6 +73,7 @@ class CacheVector(Result):
     spread: tuple[Float[Tensor, "draw layer head d_head"], Float[Tensor, "draw layer head d_head"]] | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         check_arrays(self)
         check_position(self.position)
         for name, tensor in (("keys", self.keys), ("values", self.values)):
@@ -243,6 +245,7 @@ class CachePlan(Joinable):
     unit: str = "difference"
 
     def __post_init__(self) -> None:
+        typed(self)
         for name, value in (("c_values", self.c_values), ("c_keys", self.c_keys)):
             if not math.isfinite(value):
                 raise LensteerError(f"{name}={value} is not finite: give a number such as 6.0")

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.results import check_arrays
 
@@ -46,6 +47,7 @@ class Gate:
     measure: str = "cosine"
 
     def __post_init__(self) -> None:
+        typed(self)
         if not math.isfinite(self.threshold):
             raise LensteerError(f"a gate with the threshold {self.threshold}: give a finite number, such as 0.2")
         if self.measure not in MEASURES:

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lensteer import models, twins
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.positions import Context, PositionScope, everywhere
 from lensteer.steering.evidence import Evidence
@@ -150,6 +151,7 @@ class SteeringPlan(Joinable):
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         if not math.isfinite(self.coefficient):
             raise LensteerError(f"coefficient {self.coefficient} is not finite: give a number such as 1.0 or -0.5")
         if self.operator not in OPERATORS:

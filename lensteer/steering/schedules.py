@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 
 SHAPES = ("half_life", "linear")
@@ -42,6 +43,7 @@ class Schedule:
     end: float = 0.0
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.shape not in SHAPES:
             raise LensteerError(f"no schedule of shape {self.shape!r}: choose one of {list(SHAPES)}")
         if not 0 < self.tokens < math.inf:

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.organism.grammar import FAMILIES, make_world
 from lensteer.tasks.benchmarks import FORMATS, PARTS, Format, read_rows, recognize, solved_rows
@@ -35,6 +36,7 @@ _REQUIRED = {"id", "category", "split", "prompt"}
 _WRITTEN = Path(__file__).parent.parent / "data" / "tasks"
 
 
+@checked()
 def load_tasks(
     source: str | Path = "organism",
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lensteer.arguments import typed
 from lensteer.errors import LensteerError
 from lensteer.files import check_text
 from lensteer.tasks.grading import GRADERS, final_answer
@@ -28,6 +29,7 @@ class Task:
     grader: str | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), str):
                 check_text(value, f"the {field.name} of task {self.id!r}")

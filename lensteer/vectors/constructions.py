@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lensteer.activations import TraceFeatures, Window
+from lensteer.arguments import typed
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.statistics import WeightedSums, trace_generator
@@ -59,6 +60,7 @@ class Recipe:
     construction: str = "difference"
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.negatives == PAIRS:
             if self.construction not in PAIR_CONSTRUCTIONS:
                 known = ", ".join(map(repr, PAIR_CONSTRUCTIONS))

@@ -12,6 +12,7 @@ import torch
 from lensteer import models
 from lensteer._version import __version__
 from lensteer.activations import Window, stream_features, trace_key
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.files import digest
 from lensteer.generation.parallel import NO_THREADS, pool_on, run_batches, shards
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "transformers", "transformer-lens")
 
 
+@checked()
 def fit_vectors(
     model: TransformerBridge,
     traces: Sequence[Trace],

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.results import Result
 from lensteer.vectors import BehaviorVectors
@@ -65,6 +66,7 @@ class CosineMatrix(Result):
         return pd.DataFrame(self.values.numpy(), index=list(self.labels), columns=list(self.labels))
 
 
+@checked()
 def cosine_matrix(
     vectors: BehaviorVectors,
     layers: int | Mapping[str, int],

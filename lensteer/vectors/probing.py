@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.activations import Window, stream_features
+from lensteer.arguments import checked
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.statistics import Ratio, bootstrap_interval
@@ -71,6 +72,7 @@ class ProbeAccuracy:
         )
 
 
+@checked()
 def probe_accuracy(
     model: TransformerBridge,
     traces: Sequence[Trace],

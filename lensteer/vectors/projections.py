@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import checked
 from lensteer.forward import Forward, right_padded
 from lensteer.results import Result
 from lensteer.traces import Trace
@@ -45,6 +46,7 @@ class TokenProjections(Result):
         return pd.DataFrame({"token": self.tokens, "projection": self.values.tolist()})
 
 
+@checked()
 def token_projections(model: TransformerBridge, trace: Trace, direction: Direction, layer: int) -> TokenProjections:
     """<h_l, û_l> / ‖mean h_l‖ at every token of a chain, from one forward.
 

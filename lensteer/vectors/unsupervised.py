@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lensteer import models
 from lensteer.activations import Window, stream_features, trace_key
+from lensteer.arguments import checked
 from lensteer.errors import LensteerError
 from lensteer.files import digest
 from lensteer.results import Saved
@@ -36,6 +37,7 @@ METHODS = ("pca", "dictionary")
 POOLS = ("isotropic", "covariance_matched", "shuffled")
 
 
+@checked()
 def unsupervised_directions(
     model: TransformerBridge,
     traces: Sequence[Trace],
@@ -231,6 +233,7 @@ class DirectionMatches(Saved):
         )
 
 
+@checked()
 def match_directions(
     directions: BehaviorVectors, vectors: BehaviorVectors, layers: Sequence[int] | None = None
 ) -> DirectionMatches:

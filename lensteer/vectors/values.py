@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lensteer import models
+from lensteer.arguments import typed
 from lensteer.behaviors import check_behavior
 from lensteer.errors import LensteerError
 from lensteer.files import read_tensors, write_tensors
@@ -48,6 +49,7 @@ class Direction(Result):
     layers: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        typed(self)
         check_arrays(self)
 
     def _row(self, layer: int) -> int:
@@ -141,6 +143,7 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
     replicates: Float[Tensor, "replicate behavior layer d_model"] | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         check_arrays(self)
         for name, axis in (("labels", self.labels), ("layers", self.layers)):
             if len(set(axis)) < len(axis) or (name == "layers" and min(self.layers, default=0) < 0):
