@@ -12,7 +12,7 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, wraps
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -115,7 +115,9 @@ def _as(hint: Any, value: Any) -> Any:
             _as(inner[0], key)
             _as(inner[1], item)
         return value
-    if origin in (Sequence, Collection, list):
+    if origin is Iterable and not isinstance(value, (str, bytes, Sequence)):
+        return value  # it may be read once only
+    if origin in (Iterable, Sequence, Collection, list):
         items = _items(value)
         listed = [_as(inner[0], item) for item in items]
         return value if items is value and all(a is b for a, b in zip(listed, value, strict=True)) else listed

@@ -129,9 +129,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, values: Mapping[str, Any], *, allow_nan: bool = True) -> None:
+def json_text(values: Mapping[str, Any], *, allow_nan: bool = True) -> str:
+    """A JSON object with its digest, as a text."""
+    return json.dumps(seal(values), allow_nan=allow_nan, indent=1)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object with its digest, atomically."""
-    write_atomically(path, json.dumps(seal(values), allow_nan=allow_nan, indent=1))
+    write_atomically(path, json_text(values))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,28 +154,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return unseal(values, path)
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """JSON objects with their digests, one a line, as a text."""
     return "".join(json.dumps(seal(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON objects with their digests, one a line, atomically."""
-    write_atomically(path, _lines(rows))
+    write_atomically(path, jsonl_text(rows))
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append lines as `write_jsonl` writes them, and flush them to disk before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", errors=_ESCAPED) as file:
-        file.write(_lines(rows))
+        file.write(jsonl_text(rows))
         file.flush()
         os.fsync(file.fileno())
 
 
 def drop_cut_line(path: Path) -> bool:
-    """Drop an incomplete last line that a kill left; return whether the file has any complete line."""
+    """Drop an incomplete last line that a kill left; return whether the file has any complete line.
+
+    Raises:
+        LensteerError: a folder.
+    """
     if not path.exists():
         return False
+    if path.is_dir():
+        raise LensteerError(f"{str(path)!r} is a folder: give a file")
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
@@ -305,7 +317,8 @@ def write_tensors(
     Raises:
         LensteerError: the file cannot be written.
     """
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, because the format has no tensors that share memory.
+    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     values = seal({"format": FORMAT, "tensors": _tensors_digest(kept), **header})
     write_given(path, save(kept, {key: json.dumps(values)}), f"{what} to ")
 

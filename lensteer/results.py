@@ -19,7 +19,7 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 
 from lensteer.errors import LensteerError
-from lensteer.files import read_json, unseal, write_json
+from lensteer.files import json_text, read_json, unseal, write_given
 
 _MOST = 2**64  # of a whole number: seeds have 64 bits
 _SHOWN = 6  # entries of a sequence or mapping
@@ -78,8 +78,12 @@ class Saved(Result):
         return found_again
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, atomically."""
-        write_json(Path(path), self.to_dict(), allow_nan=False)
+        """Write as JSON, atomically.
+
+        Raises:
+            LensteerError: the file cannot be written.
+        """
+        write_given(path, json_text(self.to_dict(), allow_nan=False))
 
     @classmethod
     def load(cls: type[Kind], path: str | Path) -> Kind:
@@ -200,7 +204,9 @@ def check_arrays(result: Any) -> None:
 
 def _check_arrays(result: Any, where: str, sizes: dict[str, int]) -> None:
     found = {field.name: getattr(result, field.name) for field in fields(result)}
-    sizes |= {_AXES[name]: len(v) for name, v in found.items() if name in _AXES and isinstance(v, (list, tuple))}
+    for name, axis in _AXES.items():
+        if isinstance(value := found.get(name), (list, tuple)) and sizes.setdefault(axis, len(value)) != len(value):
+            raise LensteerError(f"{where}.{name} has {len(value)} entries, where the axis {axis} has {sizes[axis]}")
     kind: Any = type(result)
     hints = _hints(kind)
     for name, value in found.items():

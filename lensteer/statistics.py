@@ -207,7 +207,7 @@ def averaged(
 
 def drawn_counts(n_units: int, n: int, seed: int) -> Float[np.ndarray[Any, Any], "draw unit"]:
     """How often each unit is in each of `n` resamples with replacement; it depends on the seed, not on the data."""
-    drawn = np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n)
+    drawn = np.random.default_rng(seed % 2**63).multinomial(n_units, np.full(n_units, 1 / n_units), size=n)
     return drawn.astype(np.float64)
 
 
@@ -273,7 +273,7 @@ def sign_flip_test(
         return np.asarray(parts[0] - parts[1])
 
     seen = abs(float(difference(np.zeros((1, n_units)))[0]))
-    coins = np.random.default_rng(seed).integers(0, 2, size=(n, n_units)).astype(np.float64)
+    coins = np.random.default_rng(seed % 2**63).integers(0, 2, size=(n, n_units)).astype(np.float64)
     return float((1 + (np.abs(difference(coins)) >= seen * (1 - 1e-9)).sum()) / (n + 1))
 
 

@@ -12,7 +12,7 @@ from lensteer import models
 from lensteer.arguments import checked, typed
 from lensteer.behaviors import Span, axis_of
 from lensteer.errors import LensteerError
-from lensteer.files import check_text, read_jsonl, unseal, write_jsonl
+from lensteer.files import check_text, jsonl_text, read_jsonl, unseal, write_given
 from lensteer.results import reading, revived
 from lensteer.tasks import Task, grade, read_answer
 
@@ -161,8 +161,12 @@ class Trace:
 
 @checked()
 def save_traces(traces: Iterable[Trace], path: str | Path) -> None:
-    """Write traces as JSONL, atomically."""
-    write_jsonl(Path(path), map(asdict, traces))
+    """Write traces as JSONL, atomically.
+
+    Raises:
+        LensteerError: the file cannot be written.
+    """
+    write_given(path, jsonl_text(map(asdict, traces)), "traces to ")
 
 
 @checked()

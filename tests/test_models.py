@@ -198,6 +198,14 @@ def test_chains_are_resumed_on_another_day(tiny_model, monkeypatch, clock, tmp_p
     assert len(ls.generate_traces(model, tasks, **options)) == 3
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for", "{{ messages[5].foo.bar }}"])
+def test_a_chat_template_that_fails_is_named(tiny_model, monkeypatch, template):
+    model = tiny_model()
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    with pytest.raises(ls.LensteerError, match=r"the chat template of 'tiny.*' fails .*give another one"):
+        models.chat_text(model, "Hi")
+
+
 def test_a_missing_chat_template_is_named(tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint(), tmp_path / "speechless")
     (folder / "chat_template.jinja").unlink(missing_ok=True)

@@ -524,6 +524,33 @@ def test_impossible_settings_are_refused_before_anything_is_written(change, word
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_layer_that_the_model_lacks_leaves_no_folder(tmp_path):
+    run = Run.open(tmp_path / "run", replace(SMALL, layers=(99,)))
+    with pytest.raises(LensteerError, match="no layer 99: this model has layers 0 to 7"):
+        run_stage(run, "traces")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "stage", "words"),
+    [
+        ("annotated.jsonl", lambda row: row | {"spans": []}, "vectors", r"annotated\.jsonl.* no trace has a span"),
+        ("plan.json", lambda row: row | {"tokens_per_second": 0}, "select", r"plan\.json .*0 tokens per second"),
+        ("layers.json", lambda row: row | {"layers": {}, "why": {}}, "report", r"layers\.json has no layer"),
+    ],
+)
+def test_an_edited_artifact_stops_the_next_stage_by_name(folder, name, edit, stage, words):
+    path = folder / name
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if name.endswith("l") else [read_json(path)]
+    rows = [edit({key: value for key, value in row.items() if key != SEAL}) for row in rows]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    run = Run.open(folder)
+    for later in list(STAGES)[list(STAGES).index(stage) :]:
+        del run.stages[later]
+    with pytest.raises(LensteerError, match=words):
+        run_stage(run, stage)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "is empty"), ("{}\nnot JSON\n", "line 1"), ('{"id": "a", "category": "c", "split": "train", "prompt": "?"}\n',

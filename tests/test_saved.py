@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lensteer.attribution import LayerScores
 from lensteer.errors import LensteerError
 from lensteer.results import Saved
 from lensteer.statistics import Estimate
@@ -86,3 +88,19 @@ def test_what_is_not_such_a_result_is_refused(change, words, tmp_path):
         Kept.load(path)
     missing = {name: value for name, value in kept().to_dict().items() if name not in ("maybe", "notes", "count")}
     assert Kept.from_dict(missing).count == 0
+
+
+def test_axes_of_one_name_are_equally_long():
+    scores: dict[str, Any] = dict(
+        labels=("a", "b"), layers=(0, 1), n_layers=2, n_traces=1, method="exact", coefficient=1.0
+    )
+    arrays = {name: torch.ones(2, 2) for name in ("mean", "low", "high")}
+    whole = LayerScores(**scores, **arrays, n_spans=(1, 1), coefficient_unit="unit", spans="own").to_dict()
+    assert LayerScores.from_dict(whole).labels == ("a", "b")
+    for changes, message in (
+        (dict(n_spans=[1]), r"LayerScores\.n_spans has 1 entries, where the axis behavior has 2"),
+        (dict(layers=[0]), r"LayerScores\.mean is float32\[2, 2\]: give a tensor of float .*layer 1"),
+        (dict(low={"dtype": "int64", "values": [[1, 1], [1, 1]]}), r"LayerScores\.low is int64"),
+    ):
+        with pytest.raises(LensteerError, match=message):
+            LayerScores.from_dict(whole | changes)

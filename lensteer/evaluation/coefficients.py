@@ -164,6 +164,7 @@ def choose_coefficients(
         )
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} dev task(s): an interval needs at least two")
+    vectors.warn_if_of_another(model)
     margins, sampling = margins or Margins(), sampling or Sampling()
     ladder = sorted(set(coefficients))
     scales = {b: _scale(vectors, layers, b, unit) if same_length else 1.0 for b in layers}

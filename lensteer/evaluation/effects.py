@@ -133,6 +133,7 @@ def evaluate(
     """
     if len(tasks) < 2:
         raise LensteerError(f"{len(tasks)} task(s): an interval needs at least two")
+    vectors.warn_if_of_another(model)
     sampling = sampling or Sampling(n_samples=2)
     margins = margins or Margins()
     if annotator is None and measure is None:

@@ -414,5 +414,7 @@ def _resume(model: TransformerBridge, path: Path, jobs: Sequence[Job], runs: Map
                 f"{path} holds chains of another run (such as {trace.id}): give another path, or the model, "
                 "numbers, plans and engine that wrote them"
             )
+        if i in done:
+            raise LensteerError(f"{path} holds {trace.id} twice: remove one of the lines, or give another path")
         done[i] = trace
     return done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -67,7 +67,10 @@ def chat_text(
         )
     except TemplateError as error:
         if not system:
-            raise
+            raise LensteerError(
+                f"the chat template of {fingerprint(model).name!r} fails ({type(error).__name__}: {error}): give "
+                "another one by load_model(template=...)"
+            ) from error
         text, reason = "", f"it says: {error}"
     if system and system.strip() not in text:
         raise LensteerError(
@@ -111,7 +114,9 @@ def end_ids(model: TransformerBridge) -> set[int]:
     """Ids that end an answer: the tokenizer's and the generation config's."""
     config = getattr(model.original_model, "generation_config", None)
     listed = getattr(config, "eos_token_id", None)
-    many: Iterable[int] = listed if isinstance(listed, (list, tuple)) else [] if listed is None else [listed]
+    many: Iterable[Any] = listed if isinstance(listed, (list, tuple)) else [] if listed is None else [listed]
+    if odd := [i for i in many if not isinstance(i, int)]:
+        raise LensteerError(f"generation_config.json of {fingerprint(model).name!r} has {odd[0]!r} as eos_token_id")
     own = model.tokenizer.eos_token_id
     return {int(i) for i in many} | (set() if own is None else {int(own)})
 

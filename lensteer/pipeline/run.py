@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from lensteer import models
 from lensteer._version import __version__
-from lensteer.annotation import Judge, check_labels
+from lensteer.annotation import Judge, SentenceClassifier, check_labels
+from lensteer.arguments import typed
 from lensteer.behaviors import BEHAVIORS, STEERED, check_behavior
 from lensteer.contrast import load_pairs
 from lensteer.distributed import ActorOptions, Actors
@@ -51,6 +52,14 @@ SCOPES: dict[str, PositionScope] = {
 }
 MANIFEST = "run.json"
 ANNOTATORS = ("grammar", "rules", "classifier", "judge")
+
+
+#: Counts of a run: the least of each, and the most of all.
+_LEAST = dict(
+    n_train=0, n_dev=2, n_test=2, n_samples=1, dev_samples=1, control_samples=1, train_tokens=1, max_new_tokens=1,
+    batch_size=1, max_spans=1, score_chains=1, quality=0, n_controls=0, n_score_controls=0,
+)  # fmt: skip
+MOST = 10**6
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,9 @@ class RunConfig:
         coherence: have a judge score the coherence of `quality` chains per condition, from 0 to 100.
         n_score_controls: control vectors of each of two kinds for the scores by layer; 0 for none.
         seed: of all randomness.
+
+    Raises:
+        LensteerError: a setting of another type, an unknown name, or a number that no run could have.
     """
 
     model: str | None = None
@@ -163,6 +175,38 @@ class RunConfig:
     coherence: bool = False
     n_score_controls: int = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        typed(self)
+        if self.scope not in SCOPES:
+            raise LensteerError(f"no scope {self.scope!r}: choose one of {sorted(SCOPES)}")
+        if self.dtype not in models.DTYPES:
+            raise LensteerError(f"no dtype {self.dtype!r}: choose one of {list(models.DTYPES)}")
+        if self.margins not in ("text", "grammar"):
+            raise LensteerError(f"no margins {self.margins!r}: choose 'text', or 'grammar' for the organism's chains")
+        for name in ("annotators", "behaviors"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise LensteerError(f"{name} {list(getattr(self, name))}: give each once")
+        if not self.behaviors or len(self.layers) not in (0, 1, len(self.behaviors)):
+            raise LensteerError(
+                f"layers {list(self.layers)} for behaviors {list(self.behaviors)}: give at least one behavior, and one "
+                "layer for all or one for each"
+            )
+        if not self.coefficients or any(not 0 < trial < math.inf for trial in self.coefficients):
+            raise LensteerError(
+                f"coefficients {list(self.coefficients)}: give positive, finite coefficients; both signs are tried"
+            )
+        for name, least in _LEAST.items():
+            if not least <= getattr(self, name) <= MOST:
+                raise LensteerError(f"{name}={getattr(self, name)}: give a number from {least} to {MOST:,}")
+        if not 0 <= self.seed < 2**63:
+            raise LensteerError(f"seed={self.seed}: give a number from 0 to {2**63 - 1}")
+        if not (math.isfinite(self.score_coefficient) and self.score_coefficient):
+            raise LensteerError(f"score_coefficient={self.score_coefficient}: give a finite number that is not 0")
+        models.named_marks(self.thought)
+        check_unit(self.unit)
+        Recipe(self.window, self.negatives)
+        Sampling(self.n_samples, self.temperature, top_p=self.top_p)
 
 
 #: The organism has sentences of five or six tokens. Steering every token breaks them, so only the tokens that begin one
@@ -294,8 +338,10 @@ class Run:
             stages = revived(dict[str, dict[str, Any]], values["stages"])
             model_id, notes = revived(dict[str, Any], values["model"]), revived(tuple[str, ...], values["notes"])
             run = Run(folder, stored, stages, model_id, list(notes))
-            if model_id:
+            if model_id or stages:
                 revived(models.ModelId, model_id)
+            if odd := [name for name in stored.annotators if name not in ANNOTATORS and not is_own(name)]:
+                raise ValueError(f"no annotator {odd[0]!r}")
             run.files, run.progress = revived(dict[str, str], values.get("files", {})), progress
         if config is not None and config != stored:
             other = {k: v for k, v in asdict(stored).items() if asdict(config)[k] != v}
@@ -303,7 +349,7 @@ class Run:
                 f"{str(folder)!r} holds another run, with {other}: give another folder, or the same options"
             )
         for path, known in run.files.items():
-            if Path(path).exists() and digest_of(path) != known:
+            if Path(path).is_file() and digest_of(path) != known:
                 raise LensteerError(
                     f"{path!r} has changed since {str(folder)!r} was begun: give another folder, or the file as it was"
                 )
@@ -363,20 +409,16 @@ class Run:
         """Check everything up front that a stage would reject only after hours.
 
         Raises:
-            LensteerError: an unknown scope, window or kind of negatives, an invalid number, tasks that lack a split, or
-                pairs or user functions that cannot be used.
+            LensteerError: an unknown annotator, a missing file, tasks that lack a split, or pairs or user functions
+                that cannot be used.
         """
         c = self.config
         self._check_pairs()
-        if c.scope not in SCOPES:
-            raise LensteerError(f"no scope {c.scope!r}: choose one of {sorted(SCOPES)}")
         for name in self.annotators:
             if name not in ANNOTATORS and not is_own(name):
                 raise LensteerError(
                     f"no annotator {name!r}: choose from {list(ANNOTATORS)}, or write FILE.py:NAME for your own"
                 )
-        if len(set(self.annotators)) < len(self.annotators):
-            raise LensteerError(f"annotators {list(self.annotators)}: give each once")
         if "classifier" in self.annotators and not c.classifier and not c.chains:
             raise LensteerError(
                 "annotator 'classifier' without chains to fit it on: give --chains with labels, or --classifier with "
@@ -389,40 +431,14 @@ class Run:
             )
         if "judge" in self.annotators or c.coherence:
             Judge()  # raises where its settings lack something
-        for path in filter(None, (*c.chains, c.classifier)):
-            if not Path(path).exists():
+        for path in filter(None, (*c.chains, c.classifier, c.template)):
+            if not Path(path).is_file():
                 raise LensteerError(f"no file {path!r}: give one that exists")
-        if c.dtype not in models.DTYPES:
-            raise LensteerError(f"no dtype {c.dtype!r}: choose one of {list(models.DTYPES)}")
+        if c.classifier is not None:
+            SentenceClassifier.load(c.classifier)
         if {"grammar", "rules"}.intersection(self.annotators) and not (c.measure and (c.pairs or c.chains)):
             for label in c.behaviors:
                 check_behavior(label, BEHAVIORS)
-        if not c.behaviors or len(c.layers) not in (0, 1, len(c.behaviors)):
-            raise LensteerError(
-                f"layers {list(c.layers)} for behaviors {list(c.behaviors)}: give at least one behavior, and one layer "
-                "for all or one for each"
-            )
-        models.named_marks(c.thought)
-        if c.margins not in ("text", "grammar"):
-            raise LensteerError(f"no margins {c.margins!r}: choose 'text', or 'grammar' for the organism's chains")
-        if not c.coefficients or any(not 0 < trial < math.inf for trial in c.coefficients):
-            raise LensteerError(
-                f"coefficients {list(c.coefficients)}: give positive, finite coefficients; both signs are tried"
-            )
-        least = {
-            "n_dev": 2,
-            "n_test": 2,
-            "dev_samples": 1,
-            "control_samples": 1,
-            "n_controls": 0,
-            "n_score_controls": 0,
-        }
-        for option, smallest in least.items():
-            if getattr(c, option) < smallest:
-                raise LensteerError(f"{option}={getattr(c, option)}: give a number from {smallest}")
-        check_unit(c.unit)
-        Recipe(c.window, c.negatives)
-        self.sampling(c.n_samples)
         for split in SPLITS[1:] if c.pairs else SPLITS:
             self.tasks(split)
         self._check_own()
@@ -498,6 +514,8 @@ class Run:
         model = models.load_model(self.config.model, **options)
         if self.config.system:  # before anything is written
             models.chat_text(model, self.tasks("test")[0].prompt, system=self.config.system)
+        for layer in self.config.layers:
+            models.check_layer(model, layer)
         found = models.fingerprint(model)
         if not self.model_id:
             self.model_id = found.to_dict()

@@ -61,6 +61,7 @@ from lensteer.tasks import describe_tasks
 from lensteer.traces import Trace, load_traces, save_traces
 from lensteer.vectors import BehaviorVectors, fit_vectors
 from lensteer.vectors.geometry import cosine_matrix
+from lensteer.vectors.values import NO_SPANS
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,6 +78,8 @@ def load_results(run: Run) -> RunResults:
     """
     vectors = BehaviorVectors.load(run.path("vectors.safetensors"))
     layers = SelectedLayers.load(run.path("layers.json"))
+    if not layers:
+        raise LensteerError(f"{run.path('layers.json')} has no layer: make it again")
     examples = tuple(read_examples(run))
     annotator, plan = read_json(run.path("annotator.json")), read_json(run.path("plan.json"))
     with reading(run.path("annotator.json")):
@@ -109,7 +112,7 @@ def load_results(run: Run) -> RunResults:
         scores=LayerScores.load(run.path("scores.json")),
         controls=LayerScores.load(controls) if (controls := run.path("controls.json")).exists() else None,
         layers=layers,
-        cosine=cosine_matrix(vectors, layers, default=layers[next(iter(layers))]),
+        cosine=cosine_matrix(vectors, layers, default=next(iter(layers.values()))),
         coefficients=ChosenCoefficients.load(run.path("coefficients.json")),
         evaluation=Evaluation.load(run.path("evaluation.json")),
         seconds=seconds,
@@ -184,8 +187,6 @@ def complete(run: Run, announce: Callable[[str], object] | None = None) -> Path:
 
 def _traces(run: Run) -> dict[str, Any]:
     c = run.config
-    for layer in c.layers:
-        models.check_layer(run.model, layer)
     if (said := describe_tasks(c.tasks)) is not None:
         run.announce(f"tasks: {said}")
         run.note(f"Tasks: {said}")
@@ -306,6 +307,8 @@ def _negatives(run: Run, traces: Sequence[Trace]) -> str:
     labels = {span.label for trace in traces for span in trace.spans}
     if len(labels) > 1 or run.config.negatives == "all":
         return run.config.negatives
+    if not labels:
+        raise LensteerError(f"{run.path('annotated.jsonl')}: {NO_SPANS}")
     (label,) = labels
     run.note(
         f"All sentences are {label}, so they are contrasted with all tokens: {run.config.negatives!r} has no others."
@@ -442,6 +445,8 @@ def _plan(run: Run, annotators: Mapping[str, Annotator], labels: Sequence[str]) 
     if run.path("plan.json").exists():  # the chains were read from disk, so there is no timing
         with reading(run.path("plan.json")):
             rate = revived(float, read_json(run.path("plan.json"))["tokens_per_second"])
+            if not 0 < rate < math.inf:
+                raise ValueError(f"{rate} tokens per second")
     per_chain = sum(r.length for r in base) / len(base)
     n_layers = len(set(SelectedLayers.load(run.path("layers.json")).values()))
     chains = planned_chains(c, labels, n_dev=len(run.tasks("dev")), n_layers=n_layers)

@@ -6,6 +6,7 @@ the length of the mean activation, for the unit of that name.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -267,6 +268,20 @@ class BehaviorVectors(Result, Mapping[str, Direction]):
                 f"vectors of model {mine.get('name')!r} do not fit {theirs.name!r} ({details}): "
                 "fit vectors on this model"
             )
+        width, n_layers = models.d_model(model), models.n_layers(model)
+        if self.raw.shape[-1] != width or max(self.layers, default=0) >= n_layers:
+            raise LensteerError(
+                f"vectors of width {self.raw.shape[-1]} at layers {list(self.layers)} do not fit {theirs.name!r}, "
+                f"which is {width} wide and has layers 0 to {n_layers - 1}"
+            )
+
+    def warn_if_of_another(self, model: TransformerBridge) -> None:
+        """Warn if the vectors say that they are of another model, as they may be on purpose."""
+        try:
+            if "model" in self.provenance:
+                self.check_model(model)
+        except LensteerError as error:
+            warnings.warn(str(error), stacklevel=3)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file. Atomic: at any moment it is the old file or the complete new one.
