@@ -430,8 +430,8 @@ def _resume(
     rows = [values for _, values in read_jsonl(path)]
     if rows[0].get("experiment") != digest:
         raise LensteerError(
-            f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path; in a "
-            "run's folder an earlier file has changed since: put that back, or remove this one to measure again"
+            f"{path} holds another experiment ({rows[0].get('experiment')}, this one is {digest}): give another path; "
+            "in a run's folder an earlier file has changed since: put that back, or remove this one to measure again"
         )
     numbers = {(name, job.task.id, job.sample): i for i, (name, job) in enumerate(zip(names, jobs, strict=True))}
     done = {}
