@@ -90,12 +90,12 @@ def test_what_is_not_such_a_result_is_refused(change, words, tmp_path):
     assert Kept.from_dict(missing).count == 0
 
 
+@pytest.mark.usefixtures("without_shape_checks")
 def test_axes_of_one_name_are_equally_long():
-    scores: dict[str, Any] = dict(
-        labels=("a", "b"), layers=(0, 1), n_layers=2, n_traces=1, method="exact", coefficient=1.0
-    )
-    arrays = {name: torch.ones(2, 2) for name in ("mean", "low", "high")}
-    whole = LayerScores(**scores, **arrays, n_spans=(1, 1), coefficient_unit="unit", spans="own").to_dict()
+    scores: dict[str, Any] = dict(labels=("a", "b"), layers=(0, 1), n_layers=2, n_spans=(1, 1), n_traces=1)
+    scores |= dict(method="exact", coefficient=1.0, coefficient_unit="unit", spans="own")
+    scores |= {name: torch.ones(2, 2) for name in ("mean", "low", "high")}
+    whole = LayerScores(**scores).to_dict()
     assert LayerScores.from_dict(whole).labels == ("a", "b")
     for changes, message in (
         (dict(n_spans=[1]), r"LayerScores\.n_spans has 1 entries, where the axis behavior has 2"),
