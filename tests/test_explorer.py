@@ -703,8 +703,8 @@ def test_bad_arguments_are_refused(organism, vectors, traces, tiny_model):
     pytest.importorskip("anywidget")
     for options, words in (
         (dict(traces=[]), "no traces"),
-        (dict(traces=[replace(traces[0], response_ids=(), offsets=())]), "no response"),
-        (dict(traces=[replace(traces[0], prompt_ids=(10**6,))]), "token 1000000"),
+        (dict(traces=[replace(traces[0], response_ids=(), offsets=(), spans=())]), "no response"),
+        (dict(traces=[replace(traces[0], prompt_ids=(10**6,), spans=())]), "token id 1000000"),
         (dict(model=tiny_model("qwen2")), "do not fit"),
     ):
         with pytest.raises(ls.LensteerError, match=words):

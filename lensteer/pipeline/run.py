@@ -338,7 +338,7 @@ class Run:
             stages = revived(dict[str, dict[str, Any]], values["stages"])
             model_id, notes = revived(dict[str, Any], values["model"]), revived(tuple[str, ...], values["notes"])
             run = Run(folder, stored, stages, model_id, list(notes))
-            if model_id or stages:
+            if model_id:
                 revived(models.ModelId, model_id)
             if odd := [name for name in stored.annotators if name not in ANNOTATORS and not is_own(name)]:
                 raise ValueError(f"no annotator {odd[0]!r}")
@@ -431,7 +431,7 @@ class Run:
             )
         if "judge" in self.annotators or c.coherence:
             Judge()  # raises where its settings lack something
-        for path in filter(None, (*c.chains, c.classifier, c.template)):
+        for path in filter(None, (*c.chains, c.classifier)):
             if not Path(path).is_file():
                 raise LensteerError(f"no file {path!r}: give one that exists")
         if c.classifier is not None:

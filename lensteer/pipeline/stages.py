@@ -90,6 +90,7 @@ def load_results(run: Run) -> RunResults:
         for row in revived(tuple[dict[str, Any], ...], plan["power"]):
             revived(str, row["behavior"])
     with reading(run.path(MANIFEST)):
+        revived(models.ModelId, run.model_id)
         alignment = revived(dict[str, int], {name: run.stages["annotate"][name] for name in ALIGNED})
         seconds = revived(dict[str, float], {name: facts["seconds"] for name, facts in run.stages.items()})
     reference = json.loads(FULL_RUN.read_text(encoding="utf-8")) if FULL_RUN.exists() else None
